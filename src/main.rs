@@ -1,0 +1,2 @@
+//! Tallyhouse.
+fn main() {}
