@@ -1,1 +1,3 @@
 //! Tallyhouse.
+
+pub mod core;

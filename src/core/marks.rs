@@ -1,0 +1,166 @@
+//! The marks: what the rows in ClickHouse say of which batches are applied, and what is missing of one.
+//!
+//! Every row carries where it came from, in the same part as the data: `source_offset` in raw and rejected rows,
+//! `end_offset` in counters. ClickHouse applies an insert atomically per ClickHouse partition, so each (table, partition)
+//! of a batch is applied whole or not at all; anything between is a conflict and must never be "repaired" by guessing.
+
+use super::source::{OffsetRange, Table};
+use std::collections::BTreeMap;
+
+/// A ClickHouse partition: `yyyymmdd` for `email_events`, `yyyymm` for `daily`, 0 for `rejected_events`.
+pub type PartitionId = u32;
+
+/// What one batch must leave in the tables once it is applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Expected {
+    /// Rows of `email_events` by day.
+    pub raw: BTreeMap<PartitionId, u64>,
+    /// Months of `daily` that have counters.
+    pub daily: Vec<PartitionId>,
+    /// Rows of `rejected_events`.
+    pub rejected: u64,
+}
+
+impl Expected {
+    /// Rows of `email_events` over all days.
+    pub fn rows(&self) -> u64 {
+        self.raw.values().sum()
+    }
+
+    /// Every insert the batch needs, in order: a table and its ClickHouse partitions.
+    pub fn inserts(&self) -> Vec<Insert> {
+        let parts = [
+            (Table::Raw, self.raw.keys().copied().collect()),
+            (Table::Daily, self.daily.clone()),
+            (Table::Rejected, if self.rejected > 0 { vec![0] } else { vec![] }),
+        ];
+        parts
+            .into_iter()
+            .filter(|(_, p): &(_, Vec<_>)| !p.is_empty())
+            .map(|(table, partitions)| Insert { table, partitions })
+            .collect()
+    }
+}
+
+/// One insert: the rows of one batch for these ClickHouse partitions of this table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Insert {
+    /// Where to.
+    pub table: Table,
+    /// Which ClickHouse partitions of the table; never empty.
+    pub partitions: Vec<PartitionId>,
+}
+
+/// What the tables hold of one batch's offsets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Marks {
+    /// Rows of `email_events` with an offset in the range, by day.
+    pub raw: BTreeMap<PartitionId, u64>,
+    /// Greatest `end_offset` in `daily`, by month.
+    pub daily: BTreeMap<PartitionId, u64>,
+    /// Rows of `rejected_events` with an offset in the range.
+    pub rejected: u64,
+}
+
+/// The tables hold something that no order of our inserts leaves behind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Conflict {
+    /// In which table.
+    pub table: Table,
+    /// In which ClickHouse partition.
+    pub partition: PartitionId,
+    /// Rows the batch has there.
+    pub expected: u64,
+    /// Rows found there.
+    pub found: u64,
+}
+
+/// What of a batch is still to be inserted.
+///
+/// # Errors
+/// A [`Conflict`] where a ClickHouse partition holds neither none nor all of the batch's rows.
+pub fn missing(expected: &Expected, range: OffsetRange, marks: &Marks) -> Result<Vec<Insert>, Conflict> {
+    let mut raw = Vec::new();
+    for (&day, &rows) in &expected.raw {
+        if !applied(Table::Raw, day, rows, marks.raw.get(&day).copied().unwrap_or(0))? {
+            raw.push(day);
+        }
+    }
+    if let Some((&day, &found)) = marks.raw.iter().find(|(day, _)| !expected.raw.contains_key(day)) {
+        return Err(Conflict { table: Table::Raw, partition: day, expected: 0, found });
+    }
+    let unmarked = |month: &&PartitionId| marks.daily.get(month).is_none_or(|&end| end < range.end);
+    let daily = expected.daily.iter().filter(unmarked).copied().collect();
+    let rejected = if applied(Table::Rejected, 0, expected.rejected, marks.rejected)? { vec![] } else { vec![0] };
+    let parts = [(Table::Raw, raw), (Table::Daily, daily), (Table::Rejected, rejected)];
+    Ok(parts
+        .into_iter()
+        .filter(|(_, p): &(_, Vec<_>)| !p.is_empty())
+        .map(|(table, partitions)| Insert { table, partitions })
+        .collect())
+}
+
+fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> Result<bool, Conflict> {
+    match found {
+        _ if found == expected => Ok(true),
+        0 => Ok(false),
+        _ => Err(Conflict { table, partition, expected, found }),
+    }
+}
+
+/// How far a source has come in the tables, asked when the committed offset alone does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Progress {
+    /// Greatest `end_offset` of the source in `daily`: every batch that ends there or earlier has counters.
+    pub counted_end: Option<u64>,
+    /// One past the greatest `source_offset` of the source in `email_events` or `rejected_events`, looked for at and
+    /// after both the committed offset and `counted_end`: more than those means a batch that was half applied.
+    pub stored_end: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RANGE: OffsetRange = OffsetRange { start: 100, end: 200 };
+
+    fn expected() -> Expected {
+        Expected { raw: [(20261031, 3), (20261101, 4)].into(), daily: vec![202610, 202611], rejected: 2 }
+    }
+
+    #[test]
+    fn nothing_applied_means_all_inserts_in_order() {
+        assert_eq!(missing(&expected(), RANGE, &Marks::default()), Ok(expected().inserts()));
+        let tables: Vec<_> = expected().inserts().iter().map(|i| i.table).collect();
+        assert_eq!(tables, Table::ALL);
+    }
+
+    #[test]
+    fn a_partition_with_some_of_the_rows_or_with_rows_of_another_day_is_a_conflict() {
+        let some = Marks { raw: [(20261031, 2)].into(), ..Marks::default() };
+        assert_eq!(missing(&expected(), RANGE, &some).unwrap_err().found, 2);
+        let twice = Marks { rejected: 4, ..Marks::default() };
+        assert_eq!(missing(&expected(), RANGE, &twice).unwrap_err().table, Table::Rejected);
+        let stray = Marks { raw: [(20261105, 1)].into(), ..Marks::default() };
+        assert_eq!(missing(&expected(), RANGE, &stray).unwrap_err().partition, 20261105);
+    }
+
+    proptest! {
+        /// Whatever subset of (table, partition) is applied, exactly the rest is missing.
+        #[test]
+        fn exactly_what_is_not_applied_is_missing(applied in proptest::collection::vec(any::<bool>(), 5), later in 0u64..3) {
+            let mut marks = Marks::default();
+            if applied[0] { marks.raw.insert(20261031, 3); }
+            if applied[1] { marks.raw.insert(20261101, 4); }
+            marks.daily.insert(202610, if applied[2] { RANGE.end + later } else { RANGE.start });
+            if applied[3] { marks.daily.insert(202611, RANGE.end + later); }
+            if applied[4] { marks.rejected = 2; }
+            let left: Vec<_> = missing(&expected(), RANGE, &marks).unwrap().into_iter()
+                .flat_map(|i| i.partitions.into_iter().map(move |p| (i.table, p))).collect();
+            let all = [(Table::Raw, 20261031), (Table::Raw, 20261101), (Table::Daily, 202610), (Table::Daily, 202611), (Table::Rejected, 0)];
+            let wanted: Vec<_> = all.into_iter().zip(&applied).filter(|(_, done)| !**done).map(|(part, _)| part).collect();
+            prop_assert_eq!(left, wanted);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The pure core: what an event means, how events become batches, and which step of the exactly-once
+//! protocol comes next.
+//!
+//! Nothing in here does I/O, reads a clock, draws a random number or logs: the same input always gives the same
+//! output, so a test, a model or a replay after a crash can drive it step by step. The shell ([`crate::service`],
+//! [`crate::kafka`], [`crate::clickhouse`]) performs what the core asks for.
+//!
+//! Read in the order data flows: [`decode`] → [`window`] → [`batch`] → [`protocol`] (with [`intent`] and
+//! [`marks`]).
+
+pub mod batch;
+pub mod columns;
+pub mod decode;
+pub mod event;
+pub mod event_time;
+pub mod intent;
+pub mod marks;
+pub mod protocol;
+pub mod reject;
+pub mod source;
+pub mod stop;
+pub mod window;

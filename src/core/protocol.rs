@@ -1,0 +1,403 @@
+//! The exactly-once protocol of one partition: intent, token, mark, as a state machine without I/O.
+//!
+//! ```text
+//!             ReadCommitted ──(intent)──────────────► Fill(start..end) ─► ReadMarks ─┐
+//!                  │                                                                 │ missing
+//!                  └──(plain offset)─► ReadProgress ─► Fill(from..) ─► Commit(intent)│
+//!                                                          ▲              │          ▼
+//!                                            AwaitBatch ───┘              └──────► Insert raw, daily, rejected
+//!                                                 ▲                                  │        │ outcome unknown
+//!                                                 └───────── Commit(end) ◄───────────┘        └─► ReadMarks
+//! ```
+//!
+//! The happy path of a batch: `Fill`/`AwaitBatch` freezes it, `Commit` of its start with the intent, `Insert` into each
+//! table, `Commit` of its end (which carries the next batch's intent when that batch is ready).
+//! Failure paths: a commit that failed is tried again after a comparison; a commit found changed by somebody else
+//! starts over from what is committed; an insert of unknown outcome asks the marks; an expired lease is renewed by
+//! committing the intent again and then asks the marks; what only an operator can decide is [`Action::Stop`].
+//!
+//! Exactly one action is outstanding at a time. The machine must never ask for an insert that is not covered by an intent
+//! it knows to be committed, nor commit an end before all inserts of the batch are known to be applied.
+
+use super::intent::{Counts, Intent, Metadata};
+use super::marks::{Expected, Insert, Marks, Progress, missing};
+use super::source::OffsetRange;
+use super::stop::StopReason;
+
+/// A committed offset as Kafka keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Committed {
+    /// The next offset to consume.
+    pub offset: u64,
+    /// The commit's metadata, byte for byte.
+    pub metadata: Vec<u8>,
+}
+
+/// What Kafka says of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LogView {
+    /// The group's committed offset, if there is one.
+    pub committed: Option<Committed>,
+    /// The topic's id; empty where the broker tells none.
+    pub topic_id: String,
+    /// First offset in the log.
+    pub low: u64,
+    /// One past the last offset in the log.
+    pub high: u64,
+}
+
+/// A frozen batch, as far as the protocol needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Frozen {
+    /// The offsets the batch covers.
+    pub range: OffsetRange,
+    /// What it leaves in the tables.
+    pub expected: Expected,
+}
+
+impl Frozen {
+    fn counts(&self) -> Counts {
+        Counts { rows: self.expected.rows(), rejects: self.expected.rejected }
+    }
+}
+
+/// What the shell is to do next.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Read the committed offset with its metadata, the topic id and the log's bounds. Answer: [`Seen::Log`].
+    ReadCommitted,
+    /// Ask the tables how far the source has come, looking for rows at `from` and later. Answer: [`Seen::Progress`].
+    ReadProgress {
+        /// The committed offset, 0 without one.
+        from: u64,
+    },
+    /// Drop what is buffered and consume from `from`; freeze a batch that ends exactly at `until` if it is given, else when
+    /// one is due. Answer: [`Seen::Batch`], [`Seen::Drained`], [`Seen::LogEndsBefore`] or [`Seen::LogStartsAfter`].
+    Fill {
+        /// First offset to consume.
+        from: u64,
+        /// Where the batch must end.
+        until: Option<u64>,
+    },
+    /// Go on consuming and freeze the next batch when it is due. Answers as for [`Action::Fill`].
+    AwaitBatch,
+    /// Freeze the next batch if it is due already. Answer: [`Seen::Batch`] or [`Seen::NoBatch`].
+    TakeBatch,
+    /// Read the committed offset; if it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
+    /// Answer: [`Seen::CommitDone`], [`Seen::CommitFailed`] or [`Seen::CommitOvertaken`].
+    Commit {
+        /// What Kafka must still hold.
+        expected: Option<Committed>,
+        /// What it is to hold.
+        wanted: Committed,
+    },
+    /// Insert part of the batch at hand, if the lease holds. Answer: [`Seen::Inserted`], [`Seen::InsertUnknown`] or
+    /// [`Seen::LeaseExpired`].
+    Insert(Insert),
+    /// Wait until no insert of this batch runs any more, then ask the tables. Answer: [`Seen::Marks`].
+    ReadMarks {
+        /// The batch.
+        range: OffsetRange,
+    },
+    /// Give the partition up: everything frozen is committed. Final.
+    Release,
+    /// Stop the partition, loudly. Final until the next assignment.
+    Stop(StopReason),
+}
+
+/// What the shell saw when it carried an [`Action`] out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Seen {
+    /// What Kafka says of the partition.
+    Log(LogView),
+    /// How far the source has come in the tables.
+    Progress(Progress),
+    /// A batch is frozen.
+    Batch(Frozen),
+    /// No batch is due.
+    NoBatch,
+    /// The partition is being revoked or the service shuts down, and nothing is left to flush.
+    Drained,
+    /// The log ends before the offset the batch must end at.
+    LogEndsBefore {
+        /// The log's end.
+        high: u64,
+    },
+    /// The next offset to consume is no longer in the log.
+    LogStartsAfter {
+        /// The offset that was to be consumed next.
+        next: u64,
+        /// First offset in the log.
+        low: u64,
+    },
+    /// The commit is acknowledged.
+    CommitDone,
+    /// The commit failed or its outcome is unknown.
+    CommitFailed,
+    /// Kafka holds neither what was expected nor what was wanted.
+    CommitOvertaken,
+    /// The insert is acknowledged.
+    Inserted,
+    /// The insert failed or its outcome is unknown.
+    InsertUnknown,
+    /// Nothing was inserted: the last commit is too old to be sure of still owning the partition.
+    LeaseExpired,
+    /// What the tables hold of the batch.
+    Marks(Marks),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    /// Waiting for [`Seen::Log`].
+    Reading,
+    /// Waiting for [`Seen::Progress`] to find where to start from.
+    Locating { log: LogView },
+    /// The announced batch's records are gone: waiting for marks that show it applied.
+    CheckingGone { intent: Intent, low: u64 },
+    /// Re-reading an announced batch.
+    Replaying { intent: Intent },
+    /// Waiting for the next batch.
+    Filling,
+    /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already.
+    Announcing { batch: Frozen, applied_unknown: bool },
+    /// Asking the marks of a batch. `differs`: what its intent says, where the batch was rebuilt with other counts.
+    Asking { batch: Frozen, differs: Option<Counts> },
+    /// Inserting a batch; the first of `left` is under way.
+    Inserting { batch: Frozen, left: Vec<Insert> },
+    /// All is applied; looking for a batch whose intent the commit of the end can carry.
+    Applied { batch: Frozen },
+    /// Committing a batch's end, with the next batch's intent if there is one.
+    Finishing { next: Option<Frozen> },
+    /// Committing the end of a gone batch that was found applied.
+    FinishingGone,
+    /// Released or stopped.
+    Ended,
+}
+
+/// The protocol of one assignment of one partition. Make it with [`Protocol::start`], then feed it what was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Protocol {
+    state: State,
+    /// What Kafka holds, as far as this member knows.
+    known: Option<Committed>,
+    /// What the commit under way is to leave in Kafka.
+    wanted: Option<Committed>,
+    topic_id: String,
+}
+
+impl Protocol {
+    /// A newly assigned partition and the first thing to do for it.
+    pub fn start() -> (Protocol, Action) {
+        let protocol = Protocol { state: State::Reading, known: None, wanted: None, topic_id: String::new() };
+        (protocol, Action::ReadCommitted)
+    }
+
+    /// Whether a batch that was announced earlier is being completed.
+    pub fn is_replaying(&self) -> bool {
+        matches!(self.state, State::Replaying { .. })
+    }
+
+    /// Takes what was seen and tells what to do next. An answer that does not belong to the last action starts the
+    /// partition over from what is committed, which is always safe.
+    pub fn observe(&mut self, seen: Seen) -> Action {
+        let state = std::mem::replace(&mut self.state, State::Ended);
+        match (state, seen) {
+            (State::Reading, Seen::Log(log)) => self.on_log(log),
+            (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
+            (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
+            (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
+            (State::Replaying { intent }, Seen::LogEndsBefore { high }) => Action::Stop(StopReason::AheadOfLog {
+                what: "the announced batch's end",
+                offset: intent.range.end,
+                high,
+            }),
+            (State::Replaying { intent }, Seen::LogStartsAfter { low, .. }) => {
+                Action::Stop(StopReason::IntentGone { range: intent.range, low })
+            }
+            (State::Filling, Seen::Batch(batch)) => self.announce(batch, false),
+            (State::Filling, Seen::LogStartsAfter { next, low }) => {
+                Action::Stop(StopReason::RetentionGap { next, low })
+            }
+            (State::Replaying { .. } | State::Filling, Seen::Drained) => Action::Release,
+            (State::Announcing { batch, applied_unknown }, Seen::CommitDone) => {
+                self.known = self.wanted.take();
+                if applied_unknown { self.ask(batch, None) } else { self.insert_all(batch) }
+            }
+            (State::Asking { batch, differs }, Seen::Marks(marks)) => self.on_marks(batch, differs, &marks),
+            (State::Inserting { batch, mut left }, Seen::Inserted) => {
+                left.remove(0);
+                self.insert(batch, left)
+            }
+            (State::Inserting { batch, .. }, Seen::InsertUnknown) => self.ask(batch, None),
+            (State::Inserting { batch, .. }, Seen::LeaseExpired) => self.announce(batch, true),
+            (State::Applied { batch }, Seen::Batch(next)) => self.finish(batch.range.end, Some(next)),
+            (State::Applied { batch }, Seen::NoBatch | Seen::Drained) => self.finish(batch.range.end, None),
+            (State::Finishing { next }, Seen::CommitDone) => {
+                self.known = self.wanted.take();
+                match next {
+                    Some(batch) => self.insert_all(batch),
+                    None => self.enter(State::Filling, Action::AwaitBatch),
+                }
+            }
+            (
+                state @ (State::Announcing { .. } | State::Finishing { .. } | State::FinishingGone),
+                Seen::CommitFailed,
+            ) => {
+                self.state = state;
+                match self.wanted.clone() {
+                    Some(wanted) => Action::Commit { expected: self.known.clone(), wanted },
+                    None => self.start_over(),
+                }
+            }
+            (State::Ended, _) => Action::Release,
+            _ => self.start_over(),
+        }
+    }
+
+    fn enter(&mut self, state: State, action: Action) -> Action {
+        self.state = state;
+        action
+    }
+
+    fn start_over(&mut self) -> Action {
+        self.enter(State::Reading, Action::ReadCommitted)
+    }
+
+    fn on_log(&mut self, log: LogView) -> Action {
+        self.topic_id.clone_from(&log.topic_id);
+        self.known.clone_from(&log.committed);
+        let Some(committed) = &log.committed else { return self.locate(log, 0) };
+        let offset = committed.offset;
+        let metadata = match Metadata::decode(&committed.metadata) {
+            Ok(metadata) => metadata,
+            Err(error) => return Action::Stop(StopReason::BadMetadata { offset, error }),
+        };
+        let ours = metadata.as_ref().is_none_or(|m| m.topic_id == log.topic_id);
+        match metadata.and_then(|m| m.next) {
+            Some((end, counts)) => {
+                let range = OffsetRange { start: offset, end };
+                if !ours {
+                    return Action::Stop(StopReason::TopicRecreated { range });
+                }
+                self.replay(Intent { range, counts: Some(counts) }, log.low, log.high)
+            }
+            // The offset belongs to a deleted topic of the same name: the new one is consumed from its beginning.
+            None if !ours => self.locate(log, 0),
+            None => self.locate(log, offset),
+        }
+    }
+
+    fn locate(&mut self, log: LogView, from: u64) -> Action {
+        self.enter(State::Locating { log }, Action::ReadProgress { from })
+    }
+
+    fn replay(&mut self, intent: Intent, low: u64, high: u64) -> Action {
+        let range = intent.range;
+        if range.end > high {
+            return Action::Stop(StopReason::AheadOfLog { what: "the announced batch's end", offset: range.end, high });
+        }
+        if low > range.start {
+            return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range });
+        }
+        self.enter(State::Replaying { intent }, Action::Fill { from: range.start, until: Some(range.end) })
+    }
+
+    /// Where to start without an open intent: at the committed offset or at the marks, whichever is further. Rows
+    /// beyond that belong to a batch whose intent was lost; it is rebuilt up to its last row.
+    fn on_progress(&mut self, log: &LogView, progress: Progress) -> Action {
+        let same_topic =
+            |c: &&Committed| Metadata::decode(&c.metadata).is_ok_and(|m| m.is_none_or(|m| m.topic_id == log.topic_id));
+        let committed = log.committed.as_ref().filter(same_topic).map(|c| c.offset);
+        for (what, offset) in [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)] {
+            if let Some(offset) = offset.filter(|&offset| offset > log.high) {
+                return Action::Stop(StopReason::AheadOfLog { what, offset, high: log.high });
+            }
+        }
+        let from = committed.max(progress.counted_end);
+        if let Some(next) = from.filter(|&next| next < log.low) {
+            return Action::Stop(StopReason::RetentionGap { next, low: log.low });
+        }
+        let from = from.unwrap_or(log.low);
+        match progress.stored_end.filter(|&end| end > from) {
+            Some(end) => {
+                let range = OffsetRange { start: from, end };
+                self.replay(Intent { range, counts: None }, log.low, log.high)
+            }
+            None => self.enter(State::Filling, Action::Fill { from, until: None }),
+        }
+    }
+
+    fn on_gone_marks(&mut self, intent: Intent, low: u64, marks: &Marks) -> Action {
+        let Intent { range, counts } = intent;
+        let counted = |day: &u32| marks.daily.get(&(day / 100)).is_some_and(|&end| end >= range.end);
+        let found = Counts { rows: marks.raw.values().sum(), rejects: marks.rejected };
+        if counts == Some(found) && marks.raw.keys().all(counted) {
+            let wanted = self.position(range.end, None);
+            return self.commit(State::FinishingGone, wanted);
+        }
+        Action::Stop(StopReason::IntentGone { range, low })
+    }
+
+    fn on_rebuilt(&mut self, intent: Intent, batch: Frozen) -> Action {
+        match intent.counts.filter(|&counts| counts != batch.counts()) {
+            Some(intent) => self.ask(batch, Some(intent)),
+            // Committing the intent again shows that this member owns the partition before it inserts anything.
+            None => self.announce(batch, true),
+        }
+    }
+
+    fn on_marks(&mut self, batch: Frozen, differs: Option<Counts>, marks: &Marks) -> Action {
+        let range = batch.range;
+        let left = match missing(&batch.expected, range, marks) {
+            Ok(left) => left,
+            Err(conflict) => return Action::Stop(StopReason::Conflict { range, conflict }),
+        };
+        match differs {
+            None => self.insert(batch, left),
+            // Rebuilt differently is harmless while nothing of it is applied: the intent is made anew.
+            Some(_) if left == batch.expected.inserts() => self.announce(batch, true),
+            Some(intent) => {
+                let rebuilt = batch.counts();
+                Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent })
+            }
+        }
+    }
+
+    fn position(&self, offset: u64, next: Option<&Frozen>) -> Committed {
+        let next = next.map(|batch| (batch.range.end, batch.counts()));
+        let metadata = Metadata { topic_id: self.topic_id.clone(), next }.encode().into_bytes();
+        Committed { offset, metadata }
+    }
+
+    fn commit(&mut self, state: State, wanted: Committed) -> Action {
+        self.wanted = Some(wanted.clone());
+        self.enter(state, Action::Commit { expected: self.known.clone(), wanted })
+    }
+
+    fn announce(&mut self, batch: Frozen, applied_unknown: bool) -> Action {
+        let wanted = self.position(batch.range.start, Some(&batch));
+        self.commit(State::Announcing { batch, applied_unknown }, wanted)
+    }
+
+    fn ask(&mut self, batch: Frozen, differs: Option<Counts>) -> Action {
+        let range = batch.range;
+        self.enter(State::Asking { batch, differs }, Action::ReadMarks { range })
+    }
+
+    fn insert_all(&mut self, batch: Frozen) -> Action {
+        let left = batch.expected.inserts();
+        self.insert(batch, left)
+    }
+
+    fn insert(&mut self, batch: Frozen, left: Vec<Insert>) -> Action {
+        match left.first().cloned() {
+            Some(insert) => self.enter(State::Inserting { batch, left }, Action::Insert(insert)),
+            None => self.enter(State::Applied { batch }, Action::TakeBatch),
+        }
+    }
+
+    fn finish(&mut self, end: u64, next: Option<Frozen>) -> Action {
+        let wanted = self.position(end, next.as_ref());
+        self.commit(State::Finishing { next }, wanted)
+    }
+}
