@@ -1,3 +1,8 @@
-//! Tallyhouse.
+//! Tallyhouse turns a Kafka stream of email-campaign events into exact, queryable counts in ClickHouse.
+//!
+//! Must stay in two halves: [`core`] decides and does no I/O, everything else carries out.
 
+pub mod cli;
+pub mod clickhouse;
+pub mod config;
 pub mod core;

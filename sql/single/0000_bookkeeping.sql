@@ -1,0 +1,14 @@
+-- Where migrations are recorded. Run by every `tallyhouse migrate`, before it looks what is missing.
+
+CREATE DATABASE IF NOT EXISTS {database};
+
+CREATE TABLE IF NOT EXISTS {database}.schema_migrations
+(
+    version UInt32 COMMENT 'Number of the file in sql/',
+    name String COMMENT 'Form and name of the file in sql/',
+    checksum String COMMENT 'FNV-1a 64 of the file, before its placeholders are filled in',
+    applied_at DateTime('UTC') DEFAULT now() COMMENT 'When it was completed'
+)
+ENGINE = MergeTree
+ORDER BY version
+COMMENT 'Migrations completed by `tallyhouse migrate`. Two migrators at once may record one twice, which is harmless.';

@@ -1,0 +1,132 @@
+//! The command line: what `tallyhouse` can be told to do, and the words that teach it.
+//!
+//! Must never print a secret, and never do work itself: each command calls the module that does it.
+
+use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::config::{self, Config, ConfigError, FlagValue, Sources};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Exit status for a command line or configuration that cannot be used (`EX_USAGE` of sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+
+/// Turns a Kafka stream of email-campaign events into exact, queryable counts in ClickHouse.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = "Start with `tallyhouse config explain`.")]
+pub struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    /// TOML file with the configuration; without it TALLYHOUSE_CONFIG, else ./tallyhouse.toml if there is one.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One setting, over the file and the environment, such as `clickhouse.database=campaigns`; may be repeated. Give
+    /// secrets in files: what stands here shows in the process list.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create or complete the tables in ClickHouse; safe to run again, and by several at once.
+    Migrate {
+        /// Print the SQL instead; connects to nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Make the cluster form of the schema (replicated local tables, distributed reads) on this cluster.
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+    },
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print each setting, its value and where it comes from, with secrets masked.
+    Explain,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// A `--set` that is not `KEY=VALUE`.
+    #[error("--set {0:?}: expected KEY=VALUE")]
+    Set(String),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// ClickHouse cannot be used.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
+    /// The schema cannot be made.
+    #[error(transparent)]
+    Schema(#[from] SchemaProblem),
+}
+
+impl CliError {
+    /// The exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            CliError::Set(_) | CliError::Config(_) | CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
+            CliError::ClickHouse(_) | CliError::Schema(_) => 1,
+        }
+    }
+}
+
+impl Cli {
+    /// Carries the command out and gives what is to be printed.
+    ///
+    /// # Errors
+    /// Any of [`CliError`].
+    pub async fn run(self) -> Result<String, CliError> {
+        let flags: Result<Vec<FlagValue>, CliError> = self
+            .settings
+            .set
+            .iter()
+            // Only the key is repeated: the value may be a secret.
+            .map(|set| set.parse().map_err(|_| CliError::Set(set.split('=').next().unwrap_or_default().to_owned())))
+            .collect();
+        let env =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        let resolved = config::load(&Sources { file: self.settings.config, env, flags: flags? })?;
+        match self.command {
+            Command::Config(ConfigCommand::Explain) => Ok(resolved.explain()),
+            Command::Migrate { dry_run, cluster } => migrate(&resolved.config, dry_run, cluster.as_deref()).await,
+        }
+    }
+}
+
+async fn migrate(config: &Config, dry_run: bool, cluster: Option<&str>) -> Result<String, CliError> {
+    let schema = cluster.map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
+    if dry_run {
+        return Ok(schema.plan(&config.clickhouse.database)?);
+    }
+    let client = Client::new(&clickhouse_options(config))?;
+    Ok(schema.migrate(&client).await?.to_string())
+}
+
+fn clickhouse_options(config: &Config) -> ClickHouseOptions {
+    let from = &config.clickhouse;
+    ClickHouseOptions {
+        url: from.url.clone(),
+        user: from.user.clone(),
+        password: from.password.expose().to_owned(),
+        database: from.database.clone(),
+        ca_file: from.ca_file.as_ref().map(PathBuf::from),
+        compression: match from.compression {
+            config::Compression::Lz4 => Compression::Lz4,
+            config::Compression::None => Compression::None,
+        },
+        query_timeout_ms: from.query_timeout_ms,
+        insert_timeout_ms: from.insert_timeout_ms,
+    }
+}

@@ -1,0 +1,367 @@
+//! One ClickHouse server over HTTP(S), with a bound on how long each statement may take.
+//!
+//! Must never send a password anywhere but to the configured server, skip the check of a certificate, or let an
+//! identifier out of the configuration into SQL without [`identifier`] having seen it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clickhouse::query::Query;
+use clickhouse::sql::Bind;
+use clickhouse::{Compression as Codec, RowOwned, RowRead};
+use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
+use hyper_util::rt::TokioExecutor;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use url::Url;
+
+use super::error::{ClickHouseError, Peer};
+
+/// Comment on every statement of this binary, in `system.query_log.log_comment`.
+const LOG_COMMENT: &str = concat!("tallyhouse/", env!("CARGO_PKG_VERSION"));
+
+/// Longest wait for a TCP connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long an idle connection is kept; shorter than ClickHouse's `keep_alive_timeout` (3 s in old servers, now 30 s),
+/// so that a request is not sent into a connection which the server is closing.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Compression of what is sent to and received from the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// LZ4: less network, a little CPU.
+    Lz4,
+    /// None: for a server on the same machine.
+    None,
+}
+
+/// How to reach ClickHouse.
+#[derive(Clone)]
+pub struct ClickHouseOptions {
+    /// `http://host:port` or `https://host:port`, without user, password or settings.
+    pub url: String,
+    /// ClickHouse user.
+    pub user: String,
+    /// Its password; never printed.
+    pub password: String,
+    /// Database of all tables: letters, digits and `_`, not starting with a digit.
+    pub database: String,
+    /// PEM file with authorities to trust besides the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Compression of the traffic.
+    pub compression: Compression,
+    /// Longest time for a query, in milliseconds; also sent as `max_execution_time`.
+    pub query_timeout_ms: u64,
+    /// Longest time for an INSERT, in milliseconds.
+    pub insert_timeout_ms: u64,
+}
+
+impl fmt::Debug for ClickHouseOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClickHouseOptions")
+            .field("url", &self.url)
+            .field("user", &self.user)
+            .field("password", &"<hidden>")
+            .field("database", &self.database)
+            .field("ca_file", &self.ca_file)
+            .field("compression", &self.compression)
+            .field("query_timeout_ms", &self.query_timeout_ms)
+            .field("insert_timeout_ms", &self.insert_timeout_ms)
+            .finish()
+    }
+}
+
+/// A pool of connections to one server. Clones share the pool.
+#[derive(Clone)]
+pub struct Client {
+    http: clickhouse::Client,
+    peer: Arc<Peer>,
+    query_timeout: Duration,
+    insert_timeout: Duration,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Client").field(&self.peer).finish()
+    }
+}
+
+impl Client {
+    /// Prepares the pool; connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::Config`] if an option cannot be used, [`ClickHouseError::Tls`] if there is no authority to trust.
+    pub fn new(options: &ClickHouseOptions) -> Result<Self, ClickHouseError> {
+        let url = server_url(&options.url)?;
+        let database = identifier("clickhouse.database", &options.database)?;
+        let pool = HttpClient::builder(TokioExecutor::new())
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .build(connector(&url, options.ca_file.as_deref())?);
+        let http = clickhouse::Client::with_http_client(pool)
+            .with_url(url.as_str())
+            .with_user(&options.user)
+            .with_password(&options.password)
+            .with_compression(match options.compression {
+                Compression::Lz4 => Codec::Lz4,
+                Compression::None => Codec::None,
+            })
+            .with_setting("log_comment", LOG_COMMENT);
+        Ok(Self {
+            http,
+            peer: Arc::new(Peer { url: url.to_string(), user: options.user.clone(), database: database.to_owned() }),
+            query_timeout: Duration::from_millis(options.query_timeout_ms),
+            insert_timeout: Duration::from_millis(options.insert_timeout_ms),
+        })
+    }
+
+    /// The configured database: a valid identifier.
+    pub fn database(&self) -> &str {
+        &self.peer.database
+    }
+
+    /// Longest time for an INSERT.
+    pub fn insert_timeout(&self) -> Duration {
+        self.insert_timeout
+    }
+
+    /// A statement in the configured database; `?` takes the next [`Statement::bind`], `??` is a question mark.
+    pub fn query(&self, sql: &str) -> Statement<'_> {
+        let http = self.http.clone().with_database(self.database());
+        self.statement(http.query(sql))
+    }
+
+    /// A statement outside of any database, which may not exist yet; otherwise as [`Self::query`].
+    pub fn server_query(&self, sql: &str) -> Statement<'_> {
+        self.statement(self.http.query(sql))
+    }
+
+    /// Runs DDL as it stands, outside of any database, which may not exist yet. With ON CLUSTER, the servers get one
+    /// second less than `query_timeout_ms` (`distributed_ddl_task_timeout`), so that the error names those that are late.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn execute(&self, sql: &str) -> Result<(), ClickHouseError> {
+        let cluster_limit_s = self.query_timeout.as_secs().saturating_sub(1).max(1);
+        self.statement(self.http.query_raw(sql))
+            .setting("distributed_ddl_task_timeout", &cluster_limit_s.to_string())
+            .execute()
+            .await
+    }
+
+    /// The `clickhouse` crate's own client, for an INSERT: with database, user, compression and `log_comment` set, and
+    /// without any timeout or query id.
+    pub fn for_insert(&self) -> clickhouse::Client {
+        self.http.clone().with_database(self.database())
+    }
+
+    /// Sorts an error that came out of [`Self::for_insert`].
+    pub fn classify(&self, error: &clickhouse::error::Error) -> ClickHouseError {
+        self.peer.classify(error)
+    }
+
+    fn statement(&self, query: Query) -> Statement<'_> {
+        let limit = format!("{:.3}", self.query_timeout.as_secs_f64());
+        let query = query.with_setting("query_id", new_query_id()).with_setting("max_execution_time", limit);
+        Statement { client: self, query }
+    }
+
+    async fn limited<T>(
+        &self,
+        answer: impl Future<Output = Result<T, clickhouse::error::Error>>,
+    ) -> Result<T, ClickHouseError> {
+        match tokio::time::timeout(self.query_timeout, answer).await {
+            Ok(result) => result.map_err(|error| self.classify(&error)),
+            Err(_) => {
+                let reason = format!("no answer within {} ms", self.query_timeout.as_millis());
+                Err(self.peer.unreachable(reason))
+            }
+        }
+    }
+}
+
+/// An id no other statement has: `tallyhouse-` and 32 hexadecimal digits.
+pub fn new_query_id() -> String {
+    format!("tallyhouse-{:032x}", rand::random::<u128>())
+}
+
+/// One statement about to run. It ends after `query_timeout_ms` at the latest, here and on the server.
+#[must_use = "a statement runs when it is awaited"]
+pub struct Statement<'c> {
+    client: &'c Client,
+    query: Query,
+}
+
+impl Statement<'_> {
+    /// Puts `value`, escaped, in the place of the next `?`.
+    pub fn bind(mut self, value: impl Bind) -> Self {
+        self.query = self.query.bind(value);
+        self
+    }
+
+    /// Adds a ClickHouse setting to this statement.
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.query = self.query.with_setting(name, value);
+        self
+    }
+
+    /// Runs a statement without rows, to its end.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn execute(self) -> Result<(), ClickHouseError> {
+        self.client.limited(self.query.execute()).await
+    }
+
+    /// All rows. They are held in memory: ask for few.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`]; `Decode` if `T` does not fit the columns.
+    pub async fn rows<T: RowOwned + RowRead>(self) -> Result<Vec<T>, ClickHouseError> {
+        self.client.limited(self.query.fetch_all()).await
+    }
+
+    /// The single value of type `UInt64` that the statement gives.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`]; `Decode` if there is no row, or it is not one `UInt64`.
+    pub async fn scalar_u64(self) -> Result<u64, ClickHouseError> {
+        self.client.limited(self.query.fetch_one()).await
+    }
+}
+
+/// Lets through a name that can stand in SQL without quotes: letters, digits and `_`, not starting with a digit,
+/// at most 128 bytes. `key` names it in the error.
+///
+/// # Errors
+/// [`ClickHouseError::Config`] for any other.
+pub fn identifier<'a>(key: &str, value: &'a str) -> Result<&'a str, ClickHouseError> {
+    let valid = (1..=128).contains(&value.len())
+        && !value.starts_with(|c: char| c.is_ascii_digit())
+        && value.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if valid {
+        return Ok(value);
+    }
+    Err(ClickHouseError::Config(format!(
+        "{key} is {value:?}; use letters, digits and _, not starting with a digit, at most 128 characters"
+    )))
+}
+
+fn server_url(text: &str) -> Result<Url, ClickHouseError> {
+    let refuse = |why: &str| Err(ClickHouseError::Config(format!("clickhouse.url {why}")));
+    let Ok(url) = Url::parse(text) else {
+        return refuse("is not a URL; write it as http://host:8123 or https://host:8443");
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        return refuse("starts with neither http:// nor https://");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return refuse("holds a user or password; set clickhouse.user and clickhouse.password instead");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return refuse("holds settings after ? or #; they would not be sent");
+    }
+    Ok(url)
+}
+
+fn connector(
+    url: &Url,
+    ca_file: Option<&Path>,
+) -> Result<hyper_rustls::HttpsConnector<HttpConnector>, ClickHouseError> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+
+    let roots = match url.scheme() {
+        "https" => trusted_roots(url, ca_file)?,
+        _ => RootCertStore::empty(),
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| tls_error(url, error.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(hyper_rustls::HttpsConnectorBuilder::new()
+        .with_tls_config(tls)
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp))
+}
+
+/// The system's authorities and those in `ca_file`. System certificates that cannot be read are left out.
+fn trusted_roots(url: &Url, ca_file: Option<&Path>) -> Result<RootCertStore, ClickHouseError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        let unusable = |error: &dyn fmt::Display| {
+            let path = path.display();
+            ClickHouseError::Config(format!("clickhouse.ca_file {path} cannot be used: {error}"))
+        };
+        let pems = CertificateDer::pem_file_iter(path).map_err(|error| unusable(&error))?;
+        let before = roots.len();
+        for pem in pems {
+            let certificate = pem.map_err(|error| unusable(&error))?;
+            roots.add(certificate).map_err(|error| unusable(&error))?;
+        }
+        if roots.len() == before {
+            return Err(unusable(&"it holds no certificate"));
+        }
+    }
+    if roots.is_empty() {
+        return Err(tls_error(url, "this system has no trusted authorities".to_owned()));
+    }
+    Ok(roots)
+}
+
+fn tls_error(url: &Url, reason: String) -> ClickHouseError {
+    let url = url.to_string();
+    ClickHouseError::Tls { url, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> ClickHouseOptions {
+        ClickHouseOptions {
+            url: "http://localhost:8123".to_owned(),
+            user: "default".to_owned(),
+            password: "s3cret".to_owned(),
+            database: "campaigns".to_owned(),
+            ca_file: None,
+            compression: Compression::Lz4,
+            query_timeout_ms: 1_000,
+            insert_timeout_ms: 1_000,
+        }
+    }
+
+    #[test]
+    fn the_password_is_never_printed() {
+        let options = options();
+        let client = Client::new(&options).unwrap();
+        assert!(!format!("{options:?} {client:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn a_url_with_more_than_an_address_is_refused_without_being_repeated() {
+        for url in ["localhost:8123", "ftp://h", "http://u:s3cret@h:1", "http://h:1/?password=s3cret"] {
+            let url = url.to_owned();
+            let error = Client::new(&ClickHouseOptions { url, ..options() }).unwrap_err();
+            assert!(matches!(error, ClickHouseError::Config(_)), "{error}");
+            assert!(!error.to_string().contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_ca_file_that_holds_no_certificate_is_refused() {
+        let url = "https://localhost:8443".to_owned();
+        let ca_file = Some(PathBuf::from("Cargo.toml"));
+        let error = Client::new(&ClickHouseOptions { url, ca_file, ..options() }).unwrap_err();
+        assert!(error.to_string().contains("Cargo.toml"), "{error}");
+    }
+}

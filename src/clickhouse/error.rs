@@ -1,0 +1,246 @@
+//! What can go wrong with ClickHouse, sorted by what the reader has to do about it.
+//!
+//! Must never print a password, nor more of a server's answer than [`MAX_MESSAGE_BYTES`].
+
+use std::error::Error as StdError;
+use std::io;
+
+use thiserror::Error;
+
+/// Longest part of a server's answer that is kept, in bytes.
+pub const MAX_MESSAGE_BYTES: usize = 2048;
+
+/// A failed conversation with ClickHouse. The text says what failed, and what to do next.
+///
+/// `message` and `reason` are what the server, or the layer that failed, said; cut to [`MAX_MESSAGE_BYTES`].
+/// `code` and `name` are ClickHouse's own, as in its table `system.errors`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the fields are described above, once for all variants")]
+pub enum ClickHouseError {
+    /// The options cannot be used; nothing was sent.
+    #[error("invalid ClickHouse configuration: {0}")]
+    Config(String),
+
+    /// No complete answer: connection refused, name not found, connection cut, or no answer in time.
+    /// A statement that changes data may have taken effect all the same.
+    #[error("ClickHouse at {url} does not answer: {reason}. Check that it runs and that clickhouse.url is right")]
+    Unreachable { url: String, reason: String },
+
+    /// The server's certificate is not trusted, or the other side does not speak TLS.
+    #[error(
+        "no trusted TLS connection to ClickHouse at {url}: {reason}. Check that the port is the HTTPS one, \
+         and set clickhouse.ca_file to the PEM of the authority that signed the server's certificate"
+    )]
+    Tls { url: String, reason: String },
+
+    /// The answer is not ClickHouse's, for instance a load balancer's 502.
+    #[error(
+        "something other than ClickHouse answers at {url}: {message}. Check clickhouse.url and any proxy in between"
+    )]
+    NotClickHouse { url: String, message: String },
+
+    /// The server does not accept this user and password.
+    #[error(
+        "ClickHouse refuses to log in the user \"{user}\": {message}. Set clickhouse.user and clickhouse.password \
+         to a user that exists there"
+    )]
+    Unauthorized { user: String, message: String },
+
+    /// The user is logged in, but may not do this.
+    #[error(
+        "the ClickHouse user \"{user}\" may not do this: {message}. GRANT what the message names, and give the user \
+         a settings profile that is not readonly"
+    )]
+    Forbidden { user: String, message: String },
+
+    /// The configured database does not exist.
+    #[error(
+        "the ClickHouse database \"{database}\" does not exist: {message}. Check clickhouse.database, or run: tallyhouse migrate"
+    )]
+    UnknownDatabase { database: String, message: String },
+
+    /// A table of the schema does not exist.
+    #[error("a table is missing in ClickHouse: {message}. Run: tallyhouse migrate")]
+    UnknownTable { message: String },
+
+    /// The server cannot do it now, and may be able to later.
+    #[error("ClickHouse is busy or degraded ({code} {name}): {message}. It is worth trying again later")]
+    ServerBusy { code: u32, name: String, message: String },
+
+    /// Any other exception of the server.
+    #[error(
+        "ClickHouse reports an error ({code} {name}): {message}. Look {name} up in the server's log before trying again"
+    )]
+    Server { code: u32, name: String, message: String },
+
+    /// The answer does not have the form this binary expects.
+    #[error("cannot read ClickHouse's answer: {0}. This binary and the server's schema or version do not fit together")]
+    Decode(String),
+}
+
+impl ClickHouseError {
+    /// Whether the same request may succeed later without anybody changing anything.
+    ///
+    /// It does not say that the request had no effect.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::NotClickHouse { .. } | Self::ServerBusy { .. })
+    }
+}
+
+/// Whom an error is about: what its text may name.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) url: String,
+    pub(crate) user: String,
+    pub(crate) database: String,
+}
+
+impl Peer {
+    /// Sorts an error of the `clickhouse` crate.
+    pub(crate) fn classify(&self, error: &clickhouse::error::Error) -> ClickHouseError {
+        use clickhouse::error::Error;
+        match error {
+            Error::BadResponse(text) => self.classify_answer(text),
+            Error::TimedOut => self.unreachable("no answer in time".to_owned()),
+            Error::Network(source) => {
+                let reason = chain(source.as_ref());
+                if causes(source.as_ref()).any(|cause| cause.is::<rustls::Error>()) {
+                    let url = self.url.clone();
+                    return ClickHouseError::Tls { url, reason };
+                }
+                self.unreachable(reason)
+            }
+            Error::InvalidParams(source) => ClickHouseError::Config(chain(source.as_ref())),
+            other => ClickHouseError::Decode(chain(other)),
+        }
+    }
+
+    pub(crate) fn unreachable(&self, reason: String) -> ClickHouseError {
+        let url = self.url.clone();
+        ClickHouseError::Unreachable { url, reason }
+    }
+
+    fn classify_answer(&self, text: &str) -> ClickHouseError {
+        let message = bounded(text);
+        let user = self.user.clone();
+        let Some((code, name)) = parse_exception(text) else {
+            let url = self.url.clone();
+            return ClickHouseError::NotClickHouse { url, message };
+        };
+        match code {
+            192..=194 | 516 => ClickHouseError::Unauthorized { user, message },
+            164 | 497 => ClickHouseError::Forbidden { user, message },
+            81 => ClickHouseError::UnknownDatabase { database: self.database.clone(), message },
+            60 => ClickHouseError::UnknownTable { message },
+            _ if is_busy(code) => ClickHouseError::ServerBusy { code, name, message },
+            _ => ClickHouseError::Server { code, name, message },
+        }
+    }
+}
+
+/// Codes of conditions that pass: load, limits, lost replicas, a shutdown, a full disk.
+fn is_busy(code: u32) -> bool {
+    matches!(
+        code,
+        159 | 160 // TIMEOUT_EXCEEDED, TOO_SLOW
+        | 173 | 241 // CANNOT_ALLOCATE_MEMORY, MEMORY_LIMIT_EXCEEDED
+        | 201 | 202 // QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES
+        | 203 | 209 | 210 | 279 // NO_FREE_CONNECTION, SOCKET_TIMEOUT, NETWORK_ERROR, ALL_CONNECTION_TRIES_FAILED
+        | 225 | 999 // NO_ZOOKEEPER, KEEPER_EXCEPTION
+        | 236 | 394 // ABORTED, QUERY_WAS_CANCELLED
+        | 242 | 733 // TABLE_IS_READ_ONLY, TABLE_IS_BEING_RESTARTED
+        | 243 | 252 // NOT_ENOUGH_SPACE, TOO_MANY_PARTS
+        | 285 | 286 | 319 // TOO_FEW_LIVE_REPLICAS, UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE, UNKNOWN_STATUS_OF_INSERT
+        | 425 | 439 | 745 // SYSTEM_ERROR, CANNOT_SCHEDULE_TASK, SERVER_OVERLOADED
+    )
+}
+
+/// Code and name out of `Code: 60. DB::Exception: … (UNKNOWN_TABLE) (version …)`, or `Code: 60` alone.
+fn parse_exception(text: &str) -> Option<(u32, String)> {
+    let rest = text.trim_start().strip_prefix("Code: ")?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let code = rest[..digits].parse().ok()?;
+    let before_version = rest.rsplit_once(" (version").map_or(rest, |(head, _)| head);
+    let name =
+        before_version.strip_suffix(')').and_then(|head| head.rsplit_once('(')).map_or("unnamed", |(_, name)| name);
+    Some((code, bounded(name)))
+}
+
+/// An error and the errors below it. `io::Error::source` skips the error it wraps, hence the look inside.
+fn causes<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|inner| inner as &(dyn StdError + 'static)).or_else(|| error.source())
+    })
+}
+
+/// An error and its causes, each said once.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = String::new();
+    for cause in causes(error).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            let separator = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{separator}{cause}");
+        }
+    }
+    bounded(&text)
+}
+
+fn bounded(text: &str) -> String {
+    let text = text.trim();
+    let end = text.floor_char_boundary(MAX_MESSAGE_BYTES);
+    let ellipsis = if end < text.len() { "…" } else { "" };
+    format!("{}{ellipsis}", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn classify(text: &str) -> ClickHouseError {
+        let peer =
+            Peer { url: "http://ch:8123/".to_owned(), user: "writer".to_owned(), database: "campaigns".to_owned() };
+        peer.classify(&clickhouse::error::Error::BadResponse(text.to_owned()))
+    }
+
+    #[test]
+    fn an_exception_gives_its_code_and_name() {
+        let text =
+            "Code: 62. DB::Exception: Syntax error (at end of query): (select. (SYNTAX_ERROR) (version 26.7.2.1)";
+        assert_eq!(parse_exception(text), Some((62, "SYNTAX_ERROR".to_owned())));
+        assert_eq!(parse_exception("Code: 60"), Some((60, "unnamed".to_owned())));
+        assert_eq!(parse_exception("502 Bad Gateway"), None);
+    }
+
+    #[test]
+    fn each_class_has_its_codes() {
+        use ClickHouseError as E;
+        assert!(matches!(classify("Code: 516. x"), E::Unauthorized { user, .. } if user == "writer"));
+        assert!(matches!(classify("Code: 497. x"), E::Forbidden { .. }));
+        assert!(matches!(classify("Code: 81. x"), E::UnknownDatabase { database, .. } if database == "campaigns"));
+        assert!(matches!(classify("Code: 60. x"), E::UnknownTable { .. }));
+        assert!(matches!(classify("Code: 252. x"), E::ServerBusy { code: 252, .. }));
+        assert!(matches!(classify("Code: 62. x"), E::Server { code: 62, .. }));
+        assert!(matches!(classify("<html>502</html>"), E::NotClickHouse { .. }));
+    }
+
+    #[test]
+    fn only_passing_conditions_are_retryable() {
+        for retryable in ["Code: 241. x", "Code: 242. x", "502 Bad Gateway"] {
+            assert!(classify(retryable).is_retryable(), "{retryable}");
+        }
+        for permanent in ["Code: 516. x", "Code: 81. x", "Code: 60. x", "Code: 27. x"] {
+            assert!(!classify(permanent).is_retryable(), "{permanent}");
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let long = format!("Code: 27. {}", "é".repeat(4000));
+        let ClickHouseError::Server { message, .. } = classify(&long) else {
+            panic!("wrong class");
+        };
+        assert!(message.len() <= MAX_MESSAGE_BYTES + "…".len());
+        assert!(message.ends_with("é…"));
+    }
+}

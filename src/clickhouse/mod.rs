@@ -1,0 +1,8 @@
+//! Everything that talks to ClickHouse: the HTTP client, its errors and the schema.
+//!
+//! Must never decide what to write: batches, tokens and recovery decisions come from the pure core.
+
+pub mod client;
+pub mod error;
+pub mod schema;
+pub mod sink;

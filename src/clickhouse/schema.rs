@@ -1,0 +1,327 @@
+//! The tables, as SQL in `sql/` embedded in this binary: what they are, how to apply them, how to check them.
+//!
+//! Must never change or drop a table that it did not write itself, and never run a statement that is not idempotent: a
+//! migration that was interrupted is completed by running it again.
+
+mod check;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use clickhouse::Row;
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::client::{Client, identifier};
+use super::error::ClickHouseError;
+
+/// A file of `sql/`.
+#[derive(Debug, Clone, Copy)]
+struct Migration {
+    version: u32,
+    name: &'static str,
+    sql: &'static str,
+}
+
+/// Path below `sql/`, and the text of that file.
+macro_rules! migration {
+    ($version:literal, $name:literal) => {
+        Migration { version: $version, name: $name, sql: include_str!(concat!("../../sql/", $name, ".sql")) }
+    };
+}
+
+/// Creates the database and `schema_migrations`; not recorded there.
+const SINGLE_BOOKKEEPING: Migration = migration!(0, "single/0000_bookkeeping");
+const SINGLE: &[Migration] = &[migration!(1, "single/0001_tables")];
+const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping");
+const CLUSTER: &[Migration] = &[migration!(1, "cluster/0001_tables")];
+
+/// The schema in one of its two forms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schema {
+    cluster: Option<String>,
+}
+
+/// What [`Schema::migrate`] found and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Files applied now, in order.
+    pub applied: Vec<&'static str>,
+    /// Files that had been applied before.
+    pub already_applied: Vec<&'static str>,
+}
+
+/// Why the schema in the database cannot be used. The text ends with what to run.
+///
+/// `found` is the newest version recorded in `schema_migrations`; a version is the number of a file in `sql/`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the fields are described above, once for all variants")]
+pub enum SchemaProblem {
+    /// The question could not be asked.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
+    /// The database does not exist.
+    #[error("the database {database} does not exist. Run: tallyhouse migrate")]
+    NoDatabase { database: String },
+    /// Tables do not exist.
+    #[error("the database {database} lacks {}. Run: tallyhouse migrate", .tables.join(", "))]
+    NoTables { database: String, tables: Vec<String> },
+    /// The newest applied migration is older than this binary's.
+    #[error("the schema is at version {found}, this binary needs {needed}. Run: tallyhouse migrate")]
+    Older { found: u32, needed: u32 },
+    /// A newer binary has migrated the database.
+    #[error(
+        "the schema is at version {found}, this binary knows only {known}. Upgrade this binary, then run: tallyhouse check"
+    )]
+    Newer { found: u32, known: u32 },
+    /// A file differs from what was applied under its number.
+    #[error(
+        "migration {version} was applied as {applied}, but this binary has {embedded}; released files never change, so \
+         this binary, or its choice of single server or cluster, does not belong to this database. Compare with: \
+         tallyhouse migrate --dry-run"
+    )]
+    Changed { version: u32, applied: String, embedded: String },
+    /// A table is not what this binary writes to.
+    #[error("the table {table} does not fit: {}. Make it so, or rename it and run: tallyhouse migrate", .differences.join("; "))]
+    Mismatch { table: String, differences: Vec<String> },
+}
+
+/// A row of `schema_migrations`.
+#[derive(Row, Deserialize)]
+struct Applied {
+    version: u32,
+    name: String,
+    checksum: String,
+}
+
+impl Schema {
+    /// MergeTree tables on one server.
+    pub fn single() -> Self {
+        Self { cluster: None }
+    }
+
+    /// Replicated tables written on one shard, and Distributed tables to read them, on the servers of the cluster `name`
+    /// as in `system.clusters`.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::Config`] if `name` is not an [`identifier`].
+    pub fn cluster(name: &str) -> Result<Self, ClickHouseError> {
+        let name = identifier("clickhouse.cluster", name)?.to_owned();
+        Ok(Self { cluster: Some(name) })
+    }
+
+    /// The table INSERTs go to: on a cluster, rows are written to the local table of a shard.
+    pub fn insert_target(&self, table: &str) -> String {
+        match self.cluster {
+            Some(_) => format!("{table}_local"),
+            None => table.to_owned(),
+        }
+    }
+
+    /// All SQL that [`Self::migrate`] would run in an empty server, for people to read and review.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::Config`] if `database` is not an [`identifier`].
+    pub fn plan(&self, database: &str) -> Result<String, ClickHouseError> {
+        let database = identifier("clickhouse.database", database)?;
+        let files = [self.bookkeeping()].into_iter().chain(self.migrations());
+        let plan: Vec<_> =
+            files.map(|file| format!("-- sql/{}.sql\n{}", file.name, self.fill(file, database))).collect();
+        Ok(plan.join("\n"))
+    }
+
+    /// Creates the database and brings its tables to this binary's version. Running it again, or twice at once, is
+    /// harmless. If a table is missing, all files are run again.
+    ///
+    /// The user needs the grants CREATE DATABASE, CREATE TABLE, SELECT and INSERT on the database, and CLUSTER on a cluster.
+    ///
+    /// # Errors
+    /// [`SchemaProblem::Newer`] and [`SchemaProblem::Changed`], before any table is touched;
+    /// [`SchemaProblem::ClickHouse`] if a statement fails: then run it again.
+    pub async fn migrate(&self, client: &Client) -> Result<Report, SchemaProblem> {
+        self.run(client, self.bookkeeping()).await?;
+        let applied = self.applied(client).await?;
+        let repair = !check::missing_tables(client, self).await?.is_empty();
+        let mut report = Report { applied: Vec::new(), already_applied: Vec::new() };
+        for migration in self.migrations() {
+            let recorded = applied.contains_key(&migration.version);
+            if recorded && !repair {
+                report.already_applied.push(migration.name);
+                continue;
+            }
+            self.run(client, migration).await?;
+            if !recorded {
+                self.record(client, migration).await?;
+            }
+            report.applied.push(migration.name);
+        }
+        Ok(report)
+    }
+
+    /// Whether this binary can work with what is in the database.
+    ///
+    /// # Errors
+    /// The first [`SchemaProblem`] found.
+    pub async fn check(&self, client: &Client) -> Result<(), SchemaProblem> {
+        let database = client.database();
+        if !check::database_exists(client).await? {
+            let database = database.to_owned();
+            return Err(SchemaProblem::NoDatabase { database });
+        }
+        let tables = check::missing_tables(client, self).await?;
+        if !tables.is_empty() {
+            let database = database.to_owned();
+            return Err(SchemaProblem::NoTables { database, tables });
+        }
+        let found = self.applied(client).await?.into_keys().max().unwrap_or(0);
+        let needed = self.version();
+        if found < needed {
+            return Err(SchemaProblem::Older { found, needed });
+        }
+        check::tables_fit(client, self).await
+    }
+
+    /// What is recorded, by version.
+    async fn applied(&self, client: &Client) -> Result<BTreeMap<u32, Applied>, SchemaProblem> {
+        let rows: Vec<Applied> =
+            client.query("SELECT DISTINCT version, name, checksum FROM schema_migrations").rows().await?;
+        let known = self.version();
+        for row in &rows {
+            let Some(embedded) = self.migrations().find(|file| file.version == row.version) else {
+                let found = row.version;
+                return Err(SchemaProblem::Newer { found, known });
+            };
+            if (row.name.as_str(), &row.checksum) != (embedded.name, &embedded.checksum()) {
+                return Err(SchemaProblem::Changed {
+                    version: row.version,
+                    applied: format!("{} ({})", row.name, row.checksum),
+                    embedded: format!("{} ({})", embedded.name, embedded.checksum()),
+                });
+            }
+        }
+        Ok(rows.into_iter().map(|row| (row.version, row)).collect())
+    }
+
+    async fn run(&self, client: &Client, file: &Migration) -> Result<(), ClickHouseError> {
+        for statement in statements(&self.fill(file, client.database())) {
+            client.execute(&statement).await?;
+        }
+        Ok(())
+    }
+
+    async fn record(&self, client: &Client, file: &Migration) -> Result<(), ClickHouseError> {
+        let table = self.insert_target("schema_migrations");
+        let sql = format!("INSERT INTO {table} (version, name, checksum) VALUES (?, ?, ?)");
+        client
+            .query(&sql)
+            .bind(file.version)
+            .bind(file.name)
+            .bind(file.checksum())
+            .setting("async_insert", "0")
+            .execute()
+            .await
+    }
+
+    /// The text of a file with its placeholders filled in; both values are identifiers.
+    fn fill(&self, file: &Migration, database: &str) -> String {
+        let cluster = self.cluster.as_deref().unwrap_or_default();
+        file.sql.replace("{database}", database).replace("{cluster}", cluster)
+    }
+
+    fn bookkeeping(&self) -> &'static Migration {
+        match self.cluster {
+            Some(_) => &CLUSTER_BOOKKEEPING,
+            None => &SINGLE_BOOKKEEPING,
+        }
+    }
+
+    fn migrations(&self) -> std::slice::Iter<'static, Migration> {
+        match self.cluster {
+            Some(_) => CLUSTER.iter(),
+            None => SINGLE.iter(),
+        }
+    }
+
+    fn version(&self) -> u32 {
+        self.migrations().map(|file| file.version).max().unwrap_or(0)
+    }
+}
+
+impl Migration {
+    /// FNV-1a, 64 bits, over the file as embedded: it tells an edited file, it is no protection against malice.
+    fn checksum(&self) -> String {
+        let hash = self
+            .sql
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        format!("{hash:016x}")
+    }
+}
+
+/// The statements of a file, which each end with `;` at the end of a line; lines that start with `--` are left out.
+fn statements(sql: &str) -> Vec<String> {
+    let code: Vec<_> = sql.lines().filter(|line| !line.starts_with("--")).collect();
+    code.join("\n")
+        .split(";\n")
+        .map(|statement| statement.trim().trim_end_matches(';').to_owned())
+        .filter(|statement| !statement.is_empty())
+        .collect()
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for name in &self.already_applied {
+            writeln!(f, "already there  {name}")?;
+        }
+        for name in &self.applied {
+            writeln!(f, "applied        {name}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_is_the_sql_of_each_form() {
+        insta::assert_snapshot!("single", Schema::single().plan("campaigns").unwrap());
+        let cluster = Schema::cluster("main").unwrap();
+        insta::assert_snapshot!("cluster", cluster.plan("campaigns").unwrap());
+    }
+
+    #[test]
+    fn names_that_are_not_identifiers_never_reach_sql() {
+        for name in ["", "a-b", "a`b", "a b", "1a", "a;DROP TABLE b", "ä"] {
+            assert!(Schema::single().plan(name).is_err(), "{name}");
+            assert!(Schema::cluster(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_statement_is_idempotent_and_complete() {
+        for schema in [Schema::single(), Schema::cluster("main").unwrap()] {
+            for statement in statements(&schema.plan("campaigns").unwrap()) {
+                assert!(statement.contains(" IF NOT EXISTS campaigns"), "{statement}");
+                assert!(!statement.contains('{'), "{statement}");
+                let on_cluster = statement.contains(" ON CLUSTER `main`");
+                assert_eq!(on_cluster, schema.cluster.is_some(), "{statement}");
+            }
+        }
+    }
+
+    #[test]
+    fn statements_end_at_a_semicolon_that_ends_a_line() {
+        let sql = "-- a; comment\nSELECT 'a;b';\n\n-- more\nSELECT\n  2;\n";
+        assert_eq!(statements(sql), ["SELECT 'a;b'", "SELECT\n  2"]);
+    }
+
+    #[test]
+    fn versions_count_up_without_gaps() {
+        for migrations in [SINGLE, CLUSTER] {
+            let versions: Vec<_> = migrations.iter().map(|file| file.version).collect();
+            assert_eq!(versions, (1..=migrations.len() as u32).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Compares the tables in the database with what this binary writes and reads.
+//!
+//! Must never change anything. Columns that are more than expected are the operator's own and no mismatch.
+
+use clickhouse::Row;
+use serde::Deserialize;
+
+use super::{Schema, SchemaProblem};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+
+/// Number of recent inserts a table must remember, see `non_replicated_deduplication_window`.
+const DEDUPLICATION_WINDOW: u64 = 10_000;
+
+const EVENT_TYPE: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5)";
+
+/// What is expected of a table, in the words of `system.tables` and `system.columns`.
+struct Table {
+    name: &'static str,
+    engine: &'static str,
+    partition_key: &'static str,
+    sorting_key: &'static str,
+    columns: &'static [(&'static str, &'static str)],
+}
+
+const TABLES: [Table; 3] = [
+    Table {
+        name: "email_events",
+        engine: "MergeTree",
+        partition_key: "toYYYYMMDD(event_time)",
+        sorting_key: "campaign_id, event_time",
+        columns: &[
+            ("campaign_id", "UUID"),
+            ("workspace_id", "UUID"),
+            ("email", "String"),
+            ("event_type", EVENT_TYPE),
+            ("event_time", "DateTime('UTC')"),
+            ("metadata", "String"),
+            ("source", "LowCardinality(String)"),
+            ("source_offset", "UInt64"),
+        ],
+    },
+    Table {
+        name: "daily",
+        engine: "SummingMergeTree",
+        partition_key: "toYYYYMM(day)",
+        sorting_key: "day, event_type, campaign_id, workspace_id, source",
+        columns: &[
+            ("day", "Date"),
+            ("event_type", EVENT_TYPE),
+            ("campaign_id", "UUID"),
+            ("workspace_id", "UUID"),
+            ("source", "LowCardinality(String)"),
+            ("total", "UInt64"),
+            ("end_offset", "SimpleAggregateFunction(max, UInt64)"),
+            ("level", "String"),
+        ],
+    },
+    Table {
+        name: "rejected_events",
+        engine: "MergeTree",
+        partition_key: "",
+        sorting_key: "source, source_offset",
+        columns: &[
+            ("source", "LowCardinality(String)"),
+            ("source_offset", "UInt64"),
+            ("kafka_timestamp", "DateTime64(3, 'UTC')"),
+            ("reason", "LowCardinality(String)"),
+            ("error", "String"),
+            ("key", "String"),
+            ("payload", "String"),
+            ("rejected_at", "DateTime('UTC')"),
+        ],
+    },
+];
+
+/// A row of `system.tables`.
+#[derive(Row, Deserialize)]
+struct FoundTable {
+    name: String,
+    engine: String,
+    engine_full: String,
+    partition_key: String,
+    sorting_key: String,
+}
+
+/// A row of `system.columns`.
+#[derive(Row, Deserialize)]
+struct FoundColumn {
+    table: String,
+    name: String,
+    r#type: String,
+}
+
+pub(super) async fn database_exists(client: &Client) -> Result<bool, ClickHouseError> {
+    let count = client
+        .server_query("SELECT count() FROM system.databases WHERE name = ?")
+        .bind(client.database())
+        .scalar_u64()
+        .await?;
+    Ok(count > 0)
+}
+
+/// Names of the tables that are to be there and are not.
+pub(super) async fn missing_tables(client: &Client, schema: &Schema) -> Result<Vec<String>, ClickHouseError> {
+    let found = tables(client).await?;
+    let mut wanted = vec!["schema_migrations".to_owned()];
+    for table in &TABLES {
+        wanted.push(table.name.to_owned());
+        wanted.push(schema.insert_target(table.name));
+    }
+    wanted.dedup();
+    wanted.retain(|name| !found.iter().any(|table| &table.name == name));
+    Ok(wanted)
+}
+
+/// Compares the tables that INSERTs go to.
+pub(super) async fn tables_fit(client: &Client, schema: &Schema) -> Result<(), SchemaProblem> {
+    let tables = tables(client).await?;
+    let columns: Vec<FoundColumn> = client
+        .query("SELECT table, name, type FROM system.columns WHERE database = ?")
+        .bind(client.database())
+        .rows()
+        .await?;
+    for expected in &TABLES {
+        let name = schema.insert_target(expected.name);
+        let mut differences = Vec::new();
+        if let Some(found) = tables.iter().find(|table| table.name == name) {
+            differences.extend(expected.engine_differences(found, schema.cluster.is_some()));
+        }
+        differences.extend(expected.column_differences(&name, &columns));
+        if !differences.is_empty() {
+            let table = format!("{}.{name}", client.database());
+            return Err(SchemaProblem::Mismatch { table, differences });
+        }
+    }
+    Ok(())
+}
+
+async fn tables(client: &Client) -> Result<Vec<FoundTable>, ClickHouseError> {
+    client
+        .server_query(
+            "SELECT name, engine, engine_full, partition_key, sorting_key FROM system.tables WHERE database = ?",
+        )
+        .bind(client.database())
+        .rows()
+        .await
+}
+
+impl Table {
+    fn engine_differences(&self, found: &FoundTable, replicated: bool) -> Vec<String> {
+        let prefix = if replicated { "Replicated" } else { "" };
+        let mut differences = Vec::new();
+        let mut compare = |what: &str, found: &str, expected: &str| {
+            if found != expected {
+                differences.push(format!("{what} is {found:?} instead of {expected:?}"));
+            }
+        };
+        compare("ENGINE", &found.engine, &format!("{prefix}{}", self.engine));
+        compare("PARTITION BY", &found.partition_key, self.partition_key);
+        compare("ORDER BY", &found.sorting_key, self.sorting_key);
+        if has_column_list(&found.engine_full) {
+            differences.push("ENGINE has a list of columns, which keeps max from merging end_offset".to_owned());
+        }
+        differences.extend(window_difference(&found.engine_full, replicated));
+        differences
+    }
+
+    fn column_differences(&self, table: &str, found: &[FoundColumn]) -> Vec<String> {
+        let of_table = |name: &str| found.iter().find(|column| column.table == table && column.name == name);
+        let difference = |&(name, expected): &(&str, &str)| match of_table(name) {
+            None => Some(format!("column {name} is missing")),
+            Some(column) if column.r#type != expected => {
+                let found = &column.r#type;
+                Some(format!("column {name} is {found} instead of {expected}"))
+            }
+            Some(_) => None,
+        };
+        self.columns.iter().filter_map(difference).collect()
+    }
+}
+
+/// Whether a SummingMergeTree names the columns to sum: `SummingMergeTree(total)`, or a third argument of the replicated
+/// engine, whose first two are quoted.
+fn has_column_list(engine_full: &str) -> bool {
+    let head = engine_full.split(" PARTITION BY").next().unwrap_or_default();
+    head.contains("SummingMergeTree(") && !head.ends_with("')")
+}
+
+/// The window is off by default where tables are not replicated; replicated ones have a default of their own.
+fn window_difference(engine_full: &str, replicated: bool) -> Option<String> {
+    let name = if replicated { "replicated_deduplication_window" } else { "non_replicated_deduplication_window" };
+    let value = engine_full
+        .split_once(&format!(" {name} = "))
+        .and_then(|(_, rest)| rest.split(',').next()?.trim().parse::<u64>().ok());
+    let enough = value.map_or(replicated, |value| value >= DEDUPLICATION_WINDOW);
+    (!enough).then(|| {
+        let found = value.map_or("not set".to_owned(), |value| value.to_string());
+        format!("{name} is {found}; set it with ALTER TABLE … MODIFY SETTING {name} = {DEDUPLICATION_WINDOW}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_columns_is_told_from_the_arguments_of_a_replica() {
+        for list in [
+            "SummingMergeTree(total) PARTITION BY toYYYYMM(day)",
+            "ReplicatedSummingMergeTree('/t/total', '{replica}', (total)) PARTITION BY toYYYYMM(day)",
+        ] {
+            assert!(has_column_list(list), "{list}");
+        }
+        for none in [
+            "SummingMergeTree PARTITION BY toYYYYMM(day)",
+            "ReplicatedSummingMergeTree('/t/total', '{replica}') PARTITION BY toYYYYMM(day)",
+        ] {
+            assert!(!has_column_list(none), "{none}");
+        }
+    }
+
+    #[test]
+    fn a_window_that_is_off_or_small_is_a_difference() {
+        let single = |value: &str| {
+            window_difference(&format!("MergeTree ORDER BY x SETTINGS {value}index_granularity = 8192"), false)
+        };
+        assert_eq!(single("non_replicated_deduplication_window = 10000, "), None);
+        assert!(single("non_replicated_deduplication_window = 100, ").is_some());
+        assert!(single("").is_some());
+        assert_eq!(window_difference("ReplicatedMergeTree ORDER BY x", true), None);
+    }
+}

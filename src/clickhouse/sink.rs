@@ -1,0 +1,133 @@
+//! The sink: inserts one batch's blocks with their token, and reads the marks.
+//!
+//! Must never retry an insert by itself, cancel one to learn its fate, or say "inserted" without the server's word: what
+//! follows an unknown outcome is the protocol's decision ([`crate::core::protocol`]).
+
+use super::client::Client;
+use super::error::ClickHouseError;
+use super::schema::Schema;
+use crate::core::batch::{Batch, column_list};
+use crate::core::marks::{Insert, Marks, Progress};
+use crate::core::source::{OffsetRange, Source, Table};
+use std::time::Duration;
+
+/// How often `system.processes` is asked whether an insert has ended.
+const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Writes batches of one consumer group into one database.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    client: Client,
+    schema: Schema,
+}
+
+impl Sink {
+    /// A sink for a database that has this form of the schema.
+    pub fn new(client: Client, schema: Schema) -> Sink {
+        Sink { client, schema }
+    }
+
+    /// Sends one insert of a batch as one block and waits for the server's answer; gives the number of rows.
+    ///
+    /// The token is the same for every attempt at the same batch, so ClickHouse drops what it has already
+    /// (`insert_deduplication_token`, checked per ClickHouse partition). It is the query id as well: a second attempt cannot
+    /// run beside the first, and whoever takes over can wait for its end ([`Sink::await_ended`]).
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`]. Unless it is clear that nothing was sent, the outcome is unknown: ask [`Sink::marks`].
+    pub async fn insert(&self, batch: &Batch, insert: &Insert, source: &Source) -> Result<u64, ClickHouseError> {
+        let (rows, chunks) = batch.block(insert, &source.name());
+        let token = source.token(batch.range(), insert.table);
+        let table = self.schema.insert_target(insert.table.name());
+        let sql = format!("INSERT INTO {table} ({}) FORMAT Native", column_list(insert.table));
+        let mut request = self
+            .client
+            .for_insert()
+            .insert_formatted_with(sql)
+            .with_setting("query_id", &token)
+            .with_setting("insert_deduplication_token", &token)
+            .with_setting("insert_deduplicate", "1")
+            // On by default in current ClickHouse, where it would acknowledge before the token is checked.
+            .with_setting("async_insert", "0")
+            .with_timeouts(Some(self.client.insert_timeout()), Some(self.client.insert_timeout()));
+        let sent = async {
+            for chunk in chunks {
+                request.send(chunk).await?;
+            }
+            request.end().await
+        };
+        sent.await.map_err(|error| self.client.classify(&error))?;
+        Ok(rows)
+    }
+
+    /// Waits until no insert of the batch runs on the server any more, whichever member sent it.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn await_ended(&self, range: OffsetRange, source: &Source) -> Result<(), ClickHouseError> {
+        let tokens: Vec<String> = Table::ALL.iter().map(|&table| source.token(range, table)).collect();
+        let sql = "SELECT count() FROM system.processes WHERE query_id IN ?";
+        while self.client.query(sql).bind(&tokens).scalar_u64().await? > 0 {
+            tokio::time::sleep(ENDED_POLL_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// What the tables hold of a batch's offsets.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn marks(&self, range: OffsetRange, source: &Source) -> Result<Marks, ClickHouseError> {
+        let name = source.name();
+        let raw = self
+            .client
+            .query(
+                "SELECT toYYYYMMDD(event_time) AS day, count() FROM email_events \
+                 WHERE source = ? AND source_offset >= ? AND source_offset < ? GROUP BY day",
+            )
+            .bind(&name)
+            .bind(range.start)
+            .bind(range.end);
+        let daily = self
+            .client
+            .query("SELECT toYYYYMM(day) AS month, max(end_offset) FROM daily WHERE source = ? GROUP BY month")
+            .bind(&name);
+        let rejected = self
+            .client
+            .query("SELECT count() FROM rejected_events WHERE source = ? AND source_offset >= ? AND source_offset < ?")
+            .bind(&name)
+            .bind(range.start)
+            .bind(range.end);
+        Ok(Marks {
+            raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),
+            daily: daily.rows::<(u32, u64)>().await?.into_iter().collect(),
+            rejected: rejected.scalar_u64().await?,
+        })
+    }
+
+    /// How far the source has come in the tables, with rows looked for at `from` and later.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn progress(&self, from: u64, source: &Source) -> Result<Progress, ClickHouseError> {
+        let name = source.name();
+        let counted = self.client.query("SELECT max(end_offset) FROM daily WHERE source = ?").bind(&name);
+        // An end is at least 1, so 0 means that there is no row.
+        let counted_end = Some(counted.scalar_u64().await?).filter(|&end| end > 0);
+        let from = from.max(counted_end.unwrap_or(0));
+        let stored = self
+            .client
+            .query(
+                "SELECT max(end) FROM (\
+                 SELECT max(source_offset + 1) AS end FROM email_events WHERE source = ? AND source_offset >= ? \
+                 UNION ALL \
+                 SELECT max(source_offset + 1) AS end FROM rejected_events WHERE source = ? AND source_offset >= ?)",
+            )
+            .bind(&name)
+            .bind(from)
+            .bind(&name)
+            .bind(from);
+        let stored_end = Some(stored.scalar_u64().await?).filter(|&end| end > 0);
+        Ok(Progress { counted_end, stored_end })
+    }
+}

@@ -1,0 +1,43 @@
+//! What is wrong with a configuration, said to the person who wrote it.
+//!
+//! A problem must never carry the text of a secret: values are masked before they come here.
+
+use std::fmt;
+
+/// Everything wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError {
+    /// The problems, in the order they were found.
+    pub problems: Vec<Problem>,
+}
+
+/// One thing wrong.
+#[derive(Debug)]
+pub struct Problem {
+    /// The key, as it was given.
+    pub key: String,
+    /// The value if it may be shown and says something.
+    pub value: Option<String>,
+    /// Where the value came from.
+    pub origin: String,
+    /// Why it is refused, and what is allowed.
+    pub reason: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.problems.len();
+        write!(f, "the configuration has {count} problem{}:", if count == 1 { "" } else { "s" })?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.key)?;
+        if let Some(value) = &self.value {
+            write!(f, " = {value}")?;
+        }
+        write!(f, " ({}): {}", self.origin, self.reason)
+    }
+}

@@ -1,0 +1,141 @@
+//! The librdkafka properties that a configuration comes down to.
+//!
+//! A user may pass any property through, except those that exactly-once rests on and those that have a key of their
+//! own. Those must never come from `kafka.properties`: they are refused by name, and written last all the same.
+
+use std::collections::BTreeMap;
+
+use super::schema::{Assignment, Config, Mechanism};
+
+/// Properties that the protocol rests on: name, value, and why it cannot be another.
+pub const PROTOCOL: &[(&str, &str, &str)] = &[
+    ("enable.auto.commit", "false", "offsets are committed only after ClickHouse has the batch"),
+    ("enable.auto.offset.store", "false", "offsets are committed only after ClickHouse has the batch"),
+    ("auto.offset.reset", "error", "a lost position must stop the partition, not skip or repeat events"),
+    ("isolation.level", "read_committed", "events of aborted transactions never happened"),
+    ("enable.partition.eof", "true", "a replay ends at its end offset or at the end of the partition"),
+    ("group.protocol", "classic", "the lease counts on the session timeout of the classic protocol"),
+    ("check.crcs", "true", "a damaged message must not be counted"),
+];
+
+/// Properties that are set by a key of their own.
+pub const KEYED: &[(&str, &str)] = &[
+    ("bootstrap.servers", "kafka.brokers"),
+    ("metadata.broker.list", "kafka.brokers"),
+    ("group.id", "kafka.group_id"),
+    ("group.instance.id", "kafka.group_instance_id"),
+    ("client.id", "kafka.client_id"),
+    ("session.timeout.ms", "kafka.session_timeout_ms"),
+    ("partition.assignment.strategy", "kafka.assignment"),
+    ("security.protocol", "kafka.tls.enabled and kafka.sasl.mechanism"),
+    ("ssl.ca.location", "kafka.tls.ca_file"),
+    ("ssl.certificate.location", "kafka.tls.cert_file"),
+    ("ssl.key.location", "kafka.tls.key_file"),
+    ("ssl.key.password", "kafka.tls.key_password"),
+    ("enable.ssl.certificate.verification", "kafka.tls.verify"),
+    ("ssl.endpoint.identification.algorithm", "kafka.tls.verify"),
+    ("sasl.mechanism", "kafka.sasl.mechanism"),
+    ("sasl.mechanisms", "kafka.sasl.mechanism"),
+    ("sasl.username", "kafka.sasl.username"),
+    ("sasl.password", "kafka.sasl.password"),
+    // Second names, under which a value would contend with the first.
+    ("auto.commit.enable", "nothing: offsets are committed by the protocol"),
+    ("offset.store.method", "nothing: offsets are committed by the protocol"),
+    ("max.partition.fetch.bytes", "kafka.properties.fetch.message.max.bytes"),
+];
+
+/// Why `property` cannot be passed through, if so.
+pub(super) fn refusal(property: &str) -> Option<String> {
+    let protocol = PROTOCOL.iter().find(|(name, ..)| *name == property);
+    let keyed = KEYED.iter().find(|(name, _)| *name == property);
+    protocol
+        .map(|(_, value, why)| format!("is always {value}: {why}"))
+        .or_else(|| keyed.map(|(_, key)| format!("set {key} instead")))
+}
+
+/// Whether the value of `property` may be a credential.
+pub(super) fn is_secret(property: &str) -> bool {
+    let property = property.to_ascii_lowercase();
+    ["password", "passphrase", "secret", "key.pem", "oauthbearer.config"].iter().any(|word| property.contains(word))
+}
+
+impl Config {
+    /// All properties of the consumer, by name. Credentials are in clear: never log them.
+    pub fn kafka_properties(&self) -> Vec<(String, String)> {
+        let mut all: BTreeMap<String, String> = BTreeMap::new();
+        all.extend(self.tuning().map(|(name, value)| (name.to_owned(), value.to_string())));
+        all.extend(self.kafka.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
+        all.extend(self.keyed().into_iter().map(|(name, value)| (name.to_owned(), value)));
+        all.extend(PROTOCOL.iter().map(|(name, value, _)| (name.to_string(), value.to_string())));
+        all.into_iter().collect()
+    }
+
+    /// Defaults that `kafka.properties` may override.
+    fn tuning(&self) -> [(&'static str, u64); 8] {
+        let limit_bytes = self.memory.limit_bytes as u64;
+        let session_timeout_ms = self.kafka.session_timeout_ms;
+        [
+            ("heartbeat.interval.ms", (session_timeout_ms / 3).min(3_000)),
+            // Only polling counts here, and that never stops; being slow is what the lease is for.
+            ("max.poll.interval.ms", session_timeout_ms.max(600_000)),
+            // The defaults of librdkafka throttle: with these two, a backlog is read about ten times faster.
+            ("queued.min.messages", 1_000_000),
+            ("fetch.queue.backoff.ms", 5),
+            // librdkafka's queue is inside the one memory limit: it has a quarter ...
+            ("queued.max.messages.kbytes", (limit_bytes / 4 / 1024).min(2_097_151)),
+            // ... and what is on its way when the queue is full is bounded too.
+            ("fetch.max.bytes", (limit_bytes / 16).min(52_428_800)),
+            ("fetch.message.max.bytes", 1_048_576),
+            ("statistics.interval.ms", 5_000),
+        ]
+    }
+
+    /// Properties that have a key.
+    fn keyed(&self) -> Vec<(&'static str, String)> {
+        let kafka = &self.kafka;
+        let security_protocol = match (kafka.tls.enabled, kafka.sasl.mechanism.is_some()) {
+            (false, false) => "plaintext",
+            (true, false) => "ssl",
+            (false, true) => "sasl_plaintext",
+            (true, true) => "sasl_ssl",
+        };
+        let assignment = match kafka.assignment {
+            Assignment::CooperativeSticky => "cooperative-sticky",
+            Assignment::Eager => "range",
+        };
+        let mut properties = vec![
+            ("bootstrap.servers", kafka.brokers.clone()),
+            ("group.id", kafka.group_id.clone()),
+            ("client.id", kafka.client_id.clone()),
+            ("session.timeout.ms", kafka.session_timeout_ms.to_string()),
+            ("partition.assignment.strategy", assignment.to_owned()),
+            ("security.protocol", security_protocol.to_owned()),
+        ];
+        let mut set = |name, value: Option<&str>| properties.extend(value.map(|value| (name, value.to_owned())));
+        set("group.instance.id", kafka.group_instance_id.as_deref());
+        if kafka.tls.enabled {
+            let key_password = &kafka.tls.key_password;
+            set("ssl.ca.location", kafka.tls.ca_file.as_deref());
+            set("ssl.certificate.location", kafka.tls.cert_file.as_deref());
+            set("ssl.key.location", kafka.tls.key_file.as_deref());
+            set("ssl.key.password", (!key_password.is_empty()).then(|| key_password.expose()));
+            set("enable.ssl.certificate.verification", Some(if kafka.tls.verify { "true" } else { "false" }));
+        }
+        if let Some(mechanism) = kafka.sasl.mechanism {
+            set("sasl.mechanism", Some(mechanism.name()));
+            set("sasl.username", kafka.sasl.username.as_deref());
+            set("sasl.password", Some(kafka.sasl.password.expose()));
+        }
+        properties
+    }
+}
+
+impl Mechanism {
+    fn name(self) -> &'static str {
+        match self {
+            Mechanism::Plain => "PLAIN",
+            Mechanism::ScramSha256 => "SCRAM-SHA-256",
+            Mechanism::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}

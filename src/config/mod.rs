@@ -1,0 +1,82 @@
+//! Configuration: from four layers of text to one typed, valid [`Config`], with the origin of every value.
+//!
+//! ```text
+//! defaults  ->  TOML file  ->  environment TALLYHOUSE__SECTION__KEY  ->  flags      (later wins)
+//! ```
+//!
+//! [`load`] reads the configuration file and the secret files it is pointed to; all else is a pure function of
+//! [`Sources`]. It must never read the process's environment or arguments itself, never show a secret in an error, a
+//! `Debug` or [`Resolved::explain`], and never let through a value that the rest of the program would have to check.
+
+mod error;
+mod explain;
+mod kafka_properties;
+mod keys;
+mod layers;
+mod schema;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+pub use error::{ConfigError, Problem};
+pub use keys::{Key, Kind};
+pub use schema::{
+    Admin, Assignment, ClickHouse, Compression, Config, Decode, Flush, Kafka, Log, LogFormat, Mechanism, Memory,
+    Rebalance, Retry, Sasl, Security, Shutdown, Tls, Topics, keys,
+};
+pub use secret::Secret;
+
+/// Where configuration comes from.
+#[derive(Default)]
+pub struct Sources {
+    /// The file named by `--config`. Without it: `TALLYHOUSE_CONFIG`, else `tallyhouse.toml` here if there is one.
+    pub file: Option<PathBuf>,
+    /// The environment. Only `TALLYHOUSE_CONFIG` and names that begin with `TALLYHOUSE__` are looked at.
+    pub env: BTreeMap<String, String>,
+    /// Values given on the command line, in order; the last one wins.
+    pub flags: Vec<FlagValue>,
+}
+
+/// A value given on the command line. Parses from the `KEY=VALUE` of `--set`.
+#[derive(Clone)]
+pub struct FlagValue {
+    /// Dotted key, such as `kafka.brokers`.
+    pub key: String,
+    /// Value, as text.
+    pub value: String,
+    /// The flag that gave it, such as `--set`; named as the origin.
+    pub flag: String,
+}
+
+impl FromStr for FlagValue {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+        Ok(FlagValue { key: key.trim().into(), value: value.into(), flag: "--set".into() })
+    }
+}
+
+/// A valid configuration, and where each of its values came from.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The values.
+    pub config: Config,
+    rows: Vec<explain::Row>,
+}
+
+/// Layers, checks and types the configuration. All problems are reported at once.
+pub fn load(sources: &Sources) -> Result<Resolved, ConfigError> {
+    let mut problems = Vec::new();
+    let mut settings = layers::merge(sources, &mut problems);
+    let config = validate::config(&mut settings, &mut problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(Resolved { config, rows: explain::rows(&settings) }),
+        _ => Err(ConfigError { problems }),
+    }
+}

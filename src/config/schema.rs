@@ -1,0 +1,315 @@
+//! Every key, declared once: its field and type, documentation, default and allowed values.
+//!
+//! `section!` makes of one declaration both the typed struct and its [`Key`]s, so that the structs, `--help`, the
+//! README and the example file cannot disagree. A default or a range must never be written anywhere else.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+
+use super::Secret;
+use super::keys::Key;
+use super::keys::Kind::{
+    self, Address, Bool, Bytes, Float, HttpUrl, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic,
+};
+
+macro_rules! section {
+    (
+        $(#[doc = $about:literal])+
+        $section:ident $prefix:literal {
+            $( $(#[doc = $help:literal])+ $field:ident: $type:ty = $default:literal, $kind:expr; )+
+        }
+        $( sections { $( $(#[doc = $sub_about:literal])+ $sub:ident: $sub_type:ty; )+ } )?
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Debug, Clone, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $section {
+            $(
+                $(#[doc = $help])+
+                #[doc = ""]
+                #[doc = concat!("Default `", $default, "`; allowed: `", stringify!($kind), "`.")]
+                pub $field: $type,
+            )+
+            $( $( $(#[doc = $sub_about])+ pub $sub: $sub_type, )+ )?
+        }
+
+        impl $section {
+            const KEYS: &[Key] = &[$( Key {
+                name: concat!($prefix, ".", stringify!($field)),
+                default: $default,
+                help: concat!($($help),+).trim_ascii(),
+                kind: $kind,
+            } ),+];
+        }
+    };
+}
+
+/// The whole configuration, valid by construction: only [`super::load`] makes one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The source.
+    pub kafka: Kafka,
+    /// The sink.
+    pub clickhouse: ClickHouse,
+    /// When a batch is written.
+    pub flush: Flush,
+    /// How much memory may be used.
+    pub memory: Memory,
+    /// Which events are accepted.
+    pub decode: Decode,
+    /// The HTTP endpoint for operators.
+    pub admin: Admin,
+    /// The log.
+    pub log: Log,
+    /// How the process ends.
+    pub shutdown: Shutdown,
+    /// How partitions are handed over.
+    pub rebalance: Rebalance,
+    /// How failed work is repeated.
+    pub retry: Retry,
+    /// What weakens security, and needs saying twice.
+    pub security: Security,
+}
+
+/// Every key with its default, help and allowed values, grouped by section.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    [
+        Kafka::KEYS,
+        Topics::KEYS,
+        Tls::KEYS,
+        Sasl::KEYS,
+        ClickHouse::KEYS,
+        Flush::KEYS,
+        Memory::KEYS,
+        Decode::KEYS,
+        Admin::KEYS,
+        Log::KEYS,
+        Shutdown::KEYS,
+        Rebalance::KEYS,
+        Retry::KEYS,
+        Security::KEYS,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+section! {
+    /// The Kafka consumer.
+    Kafka "kafka" {
+        /// Brokers to start from: host:port, separated by commas.
+        brokers: String = "localhost:9092", Text;
+        /// Consumer group. All instances of one pipeline share it.
+        group_id: String = "clickhouse-writer", Text;
+        /// Name of this client in the brokers' logs and quotas.
+        client_id: String = "tallyhouse", Text;
+        /// Milliseconds without a heartbeat after which the broker gives the partitions to another instance.
+        session_timeout_ms: u64 = "45000", Integer(1_000..=1_800_000);
+        /// How partitions are shared out: cooperative-sticky moves only those that must move; eager (range) revokes all.
+        assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
+        /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
+        group_instance_id: Option<String> = "", Text;
+        /// Other librdkafka properties, passed through. Those with a key of their own are refused here.
+        properties: BTreeMap<String, Secret> = "", Properties;
+    }
+    sections {
+        /// Topic names.
+        topics: Topics;
+        /// Encryption.
+        tls: Tls;
+        /// Authentication.
+        sasl: Sasl;
+    }
+}
+
+/// How a group shares out its partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Assignment {
+    /// Partitions that stay are never revoked.
+    CooperativeSticky,
+    /// All partitions are revoked and shared out by range.
+    Eager,
+}
+
+section! {
+    /// Topic names.
+    Topics "kafka.topics" {
+        /// Topic of the event stream.
+        events: String = "campaign.event_tracking", Topic;
+    }
+}
+
+section! {
+    /// TLS to the Kafka brokers.
+    Tls "kafka.tls" {
+        /// Whether to encrypt.
+        enabled: bool = "false", Bool;
+        /// PEM file of the authorities to trust. Not set: those of the system.
+        ca_file: Option<String> = "", Text;
+        /// PEM file of the client certificate (mutual TLS). Needs key_file.
+        cert_file: Option<String> = "", Text;
+        /// PEM file of the client certificate's private key. Needs cert_file.
+        key_file: Option<String> = "", Text;
+        /// Password of key_file. Empty: the key is not encrypted.
+        key_password: Secret = "", Kind::Secret;
+        /// Whether to verify the brokers' certificates. false needs security.allow_insecure_tls.
+        verify: bool = "true", Bool;
+    }
+}
+
+section! {
+    /// SASL authentication to the Kafka brokers.
+    Sasl "kafka.sasl" {
+        /// Mechanism. Not set: no SASL.
+        mechanism: Option<Mechanism> = "", OneOf(&["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]);
+        /// User name. Needs a mechanism.
+        username: Option<String> = "", Text;
+        /// Password. Needs a mechanism.
+        password: Secret = "", Kind::Secret;
+    }
+}
+
+/// A SASL mechanism.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Mechanism {
+    /// User and password as they are: use it over TLS only.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// Challenge and response with SHA-256.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// Challenge and response with SHA-512.
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+section! {
+    /// The ClickHouse server, spoken to over HTTP.
+    ClickHouse "clickhouse" {
+        /// Address of the HTTP interface. https is always verified.
+        url: String = "http://localhost:8123", HttpUrl;
+        /// User.
+        user: String = "default", Text;
+        /// Password.
+        password: Secret = "", Kind::Secret;
+        /// Database of the tables.
+        database: String = "campaigns", Identifier;
+        /// PEM file of the authorities to trust for https. Not set: those of the system.
+        ca_file: Option<String> = "", Text;
+        /// Milliseconds an INSERT may take before its outcome counts as unknown.
+        insert_timeout_ms: u64 = "120000", Integer(1_000..=3_600_000);
+        /// Milliseconds any other query may take.
+        query_timeout_ms: u64 = "30000", Integer(100..=3_600_000);
+        /// Compression of what is sent.
+        compression: Compression = "lz4", OneOf(&["lz4", "none"]);
+    }
+}
+
+/// Compression of inserts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// LZ4.
+    Lz4,
+    /// None.
+    None,
+}
+
+section! {
+    /// When a partition's window becomes a batch. The first limit that is reached decides.
+    Flush "flush" {
+        /// Milliseconds from a window's first event to its flush.
+        age_ms: u64 = "5000", Integer(50..=600_000);
+        /// Rows in one batch. Stays below ClickHouse's max_insert_block_size of 1048449.
+        rows_max: usize = "500000", Integer(1..=1_000_000);
+        /// Bytes in one batch.
+        bytes_max: usize = "128MiB", Bytes(1 << 10..=1 << 30);
+        /// Distinct days in one batch. ClickHouse's max_partitions_per_insert_block is 100.
+        days_max: usize = "100", Integer(1..=100);
+        /// Batches written per second by this instance, so that ClickHouse has time to merge parts.
+        batches_per_second_max: f64 = "4.0", Float(0.01..=1_000.0);
+    }
+}
+
+section! {
+    /// The one memory limit.
+    Memory "memory" {
+        /// Bytes for events in librdkafka's queue (a quarter), in windows and in batches. Consumption pauses at the limit.
+        limit_bytes: usize = "512MiB", Bytes(64 << 20..=1 << 40);
+    }
+}
+
+section! {
+    /// Which event times are believed. The measure is the Kafka record's timestamp, never the clock.
+    Decode "decode" {
+        /// Days that an event may lie before its record; older ones are rejected.
+        past_days_max: u32 = "3650", Integer(0..=36_500);
+        /// Days that an event may lie after its record; later ones are rejected.
+        future_days_max: u32 = "2", Integer(0..=36_500);
+    }
+}
+
+section! {
+    /// The HTTP endpoint with health, metrics and live counters.
+    Admin "admin" {
+        /// IP address and port to listen on. It has no authentication.
+        listen: SocketAddr = "127.0.0.1:9464", Address;
+    }
+}
+
+section! {
+    /// The log, on standard error.
+    Log "log" {
+        /// One line of text or one JSON object per event.
+        format: LogFormat = "text", OneOf(&["text", "json"]);
+        /// Level, or a list of target=level.
+        level: String = "info", LogFilter;
+    }
+}
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+section! {
+    /// The end of the process.
+    Shutdown "shutdown" {
+        /// Milliseconds to finish batches in flight after SIGTERM.
+        grace_ms: u64 = "30000", Integer(0..=3_600_000);
+    }
+}
+
+section! {
+    /// Handing partitions over.
+    Rebalance "rebalance" {
+        /// Milliseconds that a revocation waits for the batch in flight.
+        grace_ms: u64 = "5000", Integer(0..=600_000);
+    }
+}
+
+section! {
+    /// Repeating what failed: the pause doubles from the minimum to the maximum.
+    Retry "retry" {
+        /// Milliseconds of the first pause.
+        backoff_min_ms: u64 = "100", Integer(1..=600_000);
+        /// Milliseconds of the longest pause. Not less than backoff_min_ms.
+        backoff_max_ms: u64 = "10000", Integer(1..=3_600_000);
+    }
+}
+
+section! {
+    /// What weakens security, and needs saying twice.
+    Security "security" {
+        /// Allows kafka.tls.verify = false: anyone on the network can then pose as the brokers.
+        allow_insecure_tls: bool = "false", Bool;
+    }
+}

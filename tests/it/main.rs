@@ -1,0 +1,65 @@
+//! The integration tests, on one real ClickHouse per run.
+//!
+//! Each test is an async function with a database of its own. With `TALLYHOUSE_TEST_CLICKHOUSE=http://…` that server is used
+//! instead of one started here.
+
+mod cli;
+mod protocol;
+mod schema;
+
+use devstack::clickhouse::{ADDRESS_VARIABLE, ClickHouse};
+use libtest_mimic::{Arguments, Trial};
+use std::process::ExitCode;
+
+/// Makes a test of an `async fn(url, database)`; the database does not exist yet.
+macro_rules! trials {
+    ($url:expr; $($module:ident::$test:ident),* $(,)?) => {
+        vec![$({
+            let url: String = $url.clone();
+            Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
+                let database = format!("{}_{:x}", stringify!($test), std::process::id());
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+                runtime.block_on($module::$test(&url, &database));
+                Ok(())
+            })
+        }),*]
+    };
+}
+
+fn main() -> ExitCode {
+    devstack::init();
+    let arguments = Arguments::from_args();
+    let (server, url) = match std::env::var(ADDRESS_VARIABLE) {
+        Ok(url) => (None, url),
+        Err(_) => match ClickHouse::start() {
+            Ok(server) => {
+                let url = server.url();
+                (Some(server), url)
+            }
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
+        },
+    };
+    let trials = trials![url;
+        cli::migrate_makes_the_tables_once,
+        cli::mistakes_get_one_clear_message,
+        cli::explain_hides_secrets,
+        schema::migrate_is_idempotent,
+        schema::migrate_completes_what_was_interrupted,
+        schema::migrators_at_once_are_harmless,
+        schema::foreign_migrations_are_refused,
+        schema::check_names_what_is_missing,
+        schema::check_names_what_differs,
+        schema::merges_of_daily_sum_totals_and_keep_the_last_offset,
+        schema::a_repeated_token_is_dropped,
+        schema::failures_are_told_apart,
+        protocol::a_batch_is_stored_as_it_was_consumed,
+        protocol::a_crash_after_any_step_loses_and_doubles_nothing,
+        protocol::a_replay_is_exact_when_no_token_is_remembered,
+    ];
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(server);
+    conclusion.exit_code()
+}

@@ -1,0 +1,268 @@
+//! The protocol on a real ClickHouse, over a log in memory that stands in for a Kafka partition: every step of it is cut
+//! short once, and another member goes on from what is committed.
+
+use std::collections::VecDeque;
+use tallyhouse::clickhouse::client::{ClickHouseOptions, Client, Compression};
+use tallyhouse::clickhouse::schema::Schema;
+use tallyhouse::clickhouse::sink::Sink;
+use tallyhouse::core::batch::Batch;
+use tallyhouse::core::decode::{TimeBounds, decode};
+use tallyhouse::core::protocol::{Action, Committed, LogView, Protocol, Seen};
+use tallyhouse::core::source::Source;
+use tallyhouse::core::window::{Record, Window};
+
+const RECORDS_PER_BATCH: usize = 40;
+const RECORDS: u64 = 100;
+const BOUNDS: TimeBounds = TimeBounds { past_seconds_max: i64::MAX / 2, future_seconds_max: i64::MAX / 2 };
+
+/// One partition's log and its committed offset.
+struct Log {
+    records: Vec<(u64, String)>,
+    committed: Option<Committed>,
+}
+
+impl Log {
+    /// Events of two days around a month's end, some of them broken, with gaps between the offsets as transactions leave them.
+    fn new() -> Log {
+        let records = (0..RECORDS).map(|n| {
+            let payload = match n % 10 {
+                9 => format!("broken {n}"),
+                _ => format!(
+                    r#"{{"campaign_id":"{:032x}","workspace_id":"{:032x}","email":"p{n}@example.com","event_type":"{}","event_time":"2026-{}","metadata":{{"n": {n}}}}}"#,
+                    n % 3,
+                    7,
+                    ["delivered", "open", "click"][n as usize % 3],
+                    if n % 2 == 0 { "10-31T23:59:59.999999" } else { "11-01T00:00:00" },
+                ),
+            };
+            (n * 3, payload)
+        });
+        Log { records: records.collect(), committed: None }
+    }
+
+    fn high(&self) -> u64 {
+        self.records.last().map_or(0, |(offset, _)| offset + 1)
+    }
+}
+
+/// What is done to one step of a member.
+#[derive(Clone, Copy, PartialEq)]
+enum Fault {
+    /// The member dies before it carries the step out.
+    CrashBefore,
+    /// The member dies after it carried the step out.
+    CrashAfter,
+    /// The step is carried out, and its answer is lost.
+    AnswerLost,
+    /// The lease is found expired.
+    LeaseExpired,
+}
+
+struct Member<'a> {
+    log: &'a mut Log,
+    sink: &'a Sink,
+    source: &'a Source,
+    position: u64,
+    frozen: VecDeque<Batch>,
+}
+
+impl Member<'_> {
+    /// Runs an assignment to the log's end, with a fault at one step; gives the number of steps taken.
+    async fn run(mut self, fault: Option<(usize, Fault)>) -> usize {
+        let (mut protocol, mut action) = Protocol::start();
+        for step in 0.. {
+            assert!(step < 1_000, "no end at {action:?}");
+            let fault = fault.filter(|(at, _)| *at == step).map(|(_, fault)| fault);
+            match &action {
+                Action::Release => return step,
+                Action::Stop(reason) => panic!("stopped: {reason}"),
+                _ if fault == Some(Fault::CrashBefore) => return step,
+                _ => {}
+            }
+            let insert = matches!(action, Action::Insert(_));
+            let commit = matches!(action, Action::Commit { .. });
+            if insert && fault == Some(Fault::LeaseExpired) {
+                action = protocol.observe(Seen::LeaseExpired);
+                continue;
+            }
+            let seen = self.perform(action).await;
+            action = match fault {
+                Some(Fault::CrashAfter) => return step,
+                Some(Fault::AnswerLost) if insert => protocol.observe(Seen::InsertUnknown),
+                Some(Fault::AnswerLost) if commit => protocol.observe(Seen::CommitFailed),
+                _ => protocol.observe(seen),
+            };
+        }
+        unreachable!()
+    }
+
+    async fn perform(&mut self, action: Action) -> Seen {
+        match action {
+            Action::ReadCommitted => Seen::Log(LogView {
+                committed: self.log.committed.clone(),
+                topic_id: self.source.topic_id.clone(),
+                low: 0,
+                high: self.log.high(),
+            }),
+            Action::ReadProgress { from } => Seen::Progress(self.sink.progress(from, self.source).await.unwrap()),
+            Action::Fill { from, until } => {
+                self.position = from;
+                self.frozen.clear();
+                self.freeze(until, usize::MAX).map_or(Seen::Drained, Seen::Batch)
+            }
+            Action::AwaitBatch => self.freeze(None, RECORDS_PER_BATCH).map_or(Seen::Drained, Seen::Batch),
+            Action::TakeBatch => self.freeze(None, RECORDS_PER_BATCH).map_or(Seen::NoBatch, Seen::Batch),
+            Action::Commit { expected, wanted } => {
+                if self.log.committed != expected && self.log.committed.as_ref() != Some(&wanted) {
+                    return Seen::CommitOvertaken;
+                }
+                self.frozen.retain(|batch| batch.range().end > wanted.offset);
+                self.log.committed = Some(wanted);
+                Seen::CommitDone
+            }
+            Action::Insert(insert) => {
+                self.sink.insert(&self.frozen[0], &insert, self.source).await.unwrap();
+                Seen::Inserted
+            }
+            Action::ReadMarks { range } => {
+                self.sink.await_ended(range, self.source).await.unwrap();
+                Seen::Marks(self.sink.marks(range, self.source).await.unwrap())
+            }
+            Action::Release | Action::Stop(_) => unreachable!("these end the run"),
+        }
+    }
+
+    fn freeze(&mut self, until: Option<u64>, records_max: usize) -> Option<tallyhouse::core::protocol::Frozen> {
+        let records_max = if until.is_some() { records_max } else { RECORDS_PER_BATCH };
+        let mut window = Window::new(self.position);
+        let records = self.log.records.iter().filter(|(offset, _)| *offset >= self.position);
+        for (offset, payload) in
+            records.take_while(|(offset, _)| until.is_none_or(|end| *offset < end)).take(records_max)
+        {
+            let payload = Some(payload.as_bytes());
+            let record = Record { offset: *offset, timestamp_ms: Some(0), key: Some(b"k"), payload };
+            window.push(&record, &decode(payload, None, &BOUNDS));
+        }
+        if window.is_empty() && until.is_none() {
+            return None;
+        }
+        let batch = Batch::freeze(window, until.unwrap_or(0));
+        self.position = batch.range().end;
+        let frozen = batch.frozen();
+        self.frozen.push_back(batch);
+        Some(frozen)
+    }
+}
+
+fn source(partition: i32) -> Source {
+    Source { cluster: "c".into(), topic: "events".into(), topic_id: "kq3vX0aaaaaaaaaaaaaaaa".into(), partition }
+}
+
+async fn migrated(url: &str, database: &str) -> (Client, Sink) {
+    let options = ClickHouseOptions {
+        url: url.to_owned(),
+        user: "default".to_owned(),
+        password: String::new(),
+        database: database.to_owned(),
+        ca_file: None,
+        compression: Compression::Lz4,
+        query_timeout_ms: 30_000,
+        insert_timeout_ms: 30_000,
+    };
+    let client = Client::new(&options).unwrap();
+    Schema::single().migrate(&client).await.unwrap();
+    (client.clone(), Sink::new(client, Schema::single()))
+}
+
+async fn run(log: &mut Log, sink: &Sink, source: &Source, fault: Option<(usize, Fault)>) -> usize {
+    Member { log, sink, source, position: 0, frozen: VecDeque::new() }.run(fault).await
+}
+
+/// Every record is a row or a reject exactly once, and the counters are the GROUP BY of the rows.
+async fn assert_exact(client: &Client, source: &Source, what: &str) {
+    let one = async |sql: &str| client.query(sql).bind(source.name()).scalar_u64().await.unwrap();
+    let rejects = one("SELECT count() FROM rejected_events WHERE source = ?").await;
+    let rows = one("SELECT count() FROM email_events WHERE source = ?").await;
+    let distinct = one("SELECT uniqExact(source_offset) FROM email_events WHERE source = ?").await;
+    assert_eq!((rows, distinct, rejects), (RECORDS * 9 / 10, RECORDS * 9 / 10, RECORDS / 10), "{what}");
+    let key = "toDate(event_time) AS day, event_type, campaign_id, workspace_id";
+    let differences = client
+        .query(&format!(
+            "SELECT count() FROM (SELECT {key}, count() AS n FROM email_events WHERE source = ? GROUP BY ALL) AS r \
+             FULL JOIN (SELECT day, event_type, campaign_id, workspace_id, sum(total) AS n FROM daily WHERE source = ? GROUP BY ALL) AS d \
+             USING (day, event_type, campaign_id, workspace_id) WHERE r.n != d.n"
+        ))
+        .bind(source.name())
+        .bind(source.name());
+    assert_eq!(differences.scalar_u64().await.unwrap(), 0, "{what}: daily is not the GROUP BY of the rows");
+}
+
+/// The columns hold what the producer sent, and the design's two queries run verbatim.
+pub async fn a_batch_is_stored_as_it_was_consumed(url: &str, database: &str) {
+    let (client, sink) = migrated(url, database).await;
+    let mut log = Log::new();
+    run(&mut log, &sink, &source(0), None).await;
+    assert_exact(&client, &source(0), "without a fault").await;
+    let stored: Vec<(String, String, String, String, String, u64)> = client
+        .query(
+            "SELECT email, metadata, toString(event_type), toString(event_time), toString(campaign_id), source_offset \
+             FROM email_events ORDER BY source_offset LIMIT 2",
+        )
+        .rows()
+        .await
+        .unwrap();
+    let (email, metadata, event_type) = ("p1@example.com".into(), r#"{"n": 1}"#.into(), "open".into());
+    let (time, campaign) = ("2026-11-01 00:00:00".into(), "00000000-0000-0000-0000-000000000001".into());
+    assert_eq!(stored[1], (email, metadata, event_type, time, campaign, 3));
+    assert_eq!(stored[0].3, "2026-10-31 23:59:59");
+    let rejected: Vec<(String, String, String)> = client
+        .query("SELECT reason, payload, key FROM rejected_events ORDER BY source_offset LIMIT 1")
+        .rows()
+        .await
+        .unwrap();
+    assert_eq!(rejected, [("not_json".into(), "broken 9".into(), "k".into())]);
+    let levels: Vec<(String, u64)> =
+        client.query("SELECT level, sum(total) AS total_count FROM daily GROUP BY level").rows().await.unwrap();
+    assert_eq!(levels.iter().map(|(_, total)| total).sum::<u64>(), RECORDS * 9 / 10);
+    let opens: Vec<(String, u32)> = client
+        .query(
+            "SELECT email, event_time FROM email_events WHERE campaign_id = '00000000-0000-0000-0000-000000000001' \
+             AND event_type = 'open' ORDER BY event_time DESC",
+        )
+        .rows()
+        .await
+        .unwrap();
+    assert!(!opens.is_empty() && opens.is_sorted_by(|a, b| a.1 >= b.1));
+}
+
+async fn every_fault_at_every_step(client: &Client, sink: &Sink) {
+    let steps = run(&mut Log::new(), sink, &source(0), None).await;
+    let mut partition = 1;
+    for fault in [Fault::CrashBefore, Fault::CrashAfter, Fault::AnswerLost, Fault::LeaseExpired] {
+        for step in 0..steps {
+            let mut log = Log::new();
+            let source = source(partition);
+            run(&mut log, sink, &source, Some((step, fault))).await;
+            // The next owner; where the first one went on to the end, it finds nothing to do.
+            run(&mut log, sink, &source, None).await;
+            assert_exact(client, &source, &format!("fault {} at step {step}", fault as u8)).await;
+            partition += 1;
+        }
+    }
+}
+
+/// Nothing is lost or counted twice wherever a member dies or an answer is lost.
+pub async fn a_crash_after_any_step_loses_and_doubles_nothing(url: &str, database: &str) {
+    let (client, sink) = migrated(url, database).await;
+    every_fault_at_every_step(&client, &sink).await;
+}
+
+/// The same with deduplication off, as after the window has passed: the marks alone keep it exact.
+pub async fn a_replay_is_exact_when_no_token_is_remembered(url: &str, database: &str) {
+    let (client, sink) = migrated(url, database).await;
+    for table in ["email_events", "daily", "rejected_events"] {
+        let sql = format!("ALTER TABLE {database}.{table} MODIFY SETTING non_replicated_deduplication_window = 0");
+        client.execute(&sql).await.unwrap();
+    }
+    every_fault_at_every_step(&client, &sink).await;
+}
