@@ -20,7 +20,7 @@ const HOST_VARIABLE: &str = "TALLYHOUSE_DEVSTACK_CLICKHOUSE_ARGS";
 pub const ADDRESS_VARIABLE: &str = "TALLYHOUSE_TEST_CLICKHOUSE";
 const HEALTH_DEADLINE: Duration = Duration::from_secs(60);
 const HEALTH_POLL_INTERVAL: Duration = Duration::from_millis(50);
-const LOG_LINES_SHOWN: usize = 20;
+const LOG_LINES_SHOWN: usize = 60;
 
 /// A ClickHouse server of our own, with its data in a temporary folder.
 #[derive(Debug)]
@@ -83,11 +83,16 @@ impl ClickHouse {
                     continue;
                 }
             };
-            let log = std::fs::read_to_string(log_file(self.data.path())).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            let log = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n");
-            return Err(DevstackError::Unhealthy { server: "ClickHouse", reason, log });
+            return Err(DevstackError::Unhealthy { server: "ClickHouse", reason, log: self.log_tail() });
         }
+    }
+
+    /// The last lines that the server printed, for a report of a failure.
+    pub fn log_tail(&self) -> String {
+        let log = std::fs::read(log_file(self.data.path())).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
     }
 }
 

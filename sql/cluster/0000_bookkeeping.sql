@@ -9,11 +9,11 @@ CREATE TABLE IF NOT EXISTS {database}.schema_migrations_local ON CLUSTER `{clust
     checksum String COMMENT 'FNV-1a 64 of the file, before its placeholders are filled in',
     applied_at DateTime('UTC') DEFAULT now() COMMENT 'When it was completed'
 )
-ENGINE = ReplicatedMergeTree
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
 ORDER BY version
-COMMENT 'Migrations completed by `tallyhouse migrate`. Two migrators at once may record one twice, which is harmless.';
+COMMENT 'Migrations completed by `tallyhouse migrate`. Two migrators at once may record one twice; that is harmless.';
 
 CREATE TABLE IF NOT EXISTS {database}.schema_migrations ON CLUSTER `{cluster}`
 AS {database}.schema_migrations_local
 ENGINE = Distributed(`{cluster}`, {database}, schema_migrations_local)
-COMMENT 'Migrations completed by `tallyhouse migrate`. Two migrators at once may record one twice, which is harmless.';
+COMMENT 'Migrations completed by `tallyhouse migrate`. Two migrators at once may record one twice; that is harmless.';

@@ -1,6 +1,6 @@
 -- The three tables on a cluster: rows are written to <table>_local of one shard and read through the Distributed <table>.
 -- The Distributed tables have no sharding key on purpose: they are for reading.
--- Keeper paths come from the server settings default_replica_path and default_replica_name.
+-- {shard}, {replica} and {table} are ClickHouse's own macros: each server names the first two in its <macros>.
 --
 -- Rules for every file here: each statement is idempotent, ends with ";" at the end of a line, and names its database.
 -- A file that has been released is never changed; the next change is the next number.
@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS {database}.email_events_local ON CLUSTER `{cluster}`
     source_offset UInt64 COMMENT 'Kafka offset within source; (source, source_offset) is unique',
     INDEX source_offset_range source_offset TYPE minmax GRANULARITY 1
 )
-ENGINE = ReplicatedMergeTree
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
 PARTITION BY toYYYYMMDD(event_time)
 ORDER BY (campaign_id, event_time)
 SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800
@@ -39,7 +39,7 @@ CREATE TABLE IF NOT EXISTS {database}.daily_local ON CLUSTER `{cluster}`
     end_offset SimpleAggregateFunction(max, UInt64) COMMENT 'Kafka offset up to which source is counted here, exclusive',
     level String ALIAS toString(event_type) COMMENT 'event_type as text'
 )
-ENGINE = ReplicatedSummingMergeTree
+ENGINE = ReplicatedSummingMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
 PARTITION BY toYYYYMM(day)
 ORDER BY (day, event_type, campaign_id, workspace_id, source)
 SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800
@@ -61,7 +61,7 @@ CREATE TABLE IF NOT EXISTS {database}.rejected_events_local ON CLUSTER `{cluster
     payload String COMMENT 'Value of the Kafka record, as bytes',
     rejected_at DateTime('UTC') DEFAULT now() COMMENT 'When this row was written'
 )
-ENGINE = ReplicatedMergeTree
+ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
 ORDER BY (source, source_offset)
 TTL rejected_at + INTERVAL 30 DAY
 SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800

@@ -11,4 +11,4 @@ CREATE TABLE IF NOT EXISTS {database}.schema_migrations
 )
 ENGINE = MergeTree
 ORDER BY version
-COMMENT 'Migrations completed by `tallyhouse migrate`. Two migrators at once may record one twice, which is harmless.';
+COMMENT 'Migrations completed by `tallyhouse migrate`. Two migrators at once may record one twice; that is harmless.';

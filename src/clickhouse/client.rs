@@ -94,7 +94,7 @@ impl Client {
     /// Prepares the pool; connects to nothing yet.
     ///
     /// # Errors
-    /// [`ClickHouseError::Config`] if an option cannot be used, [`ClickHouseError::Tls`] if there is no authority to trust.
+    /// [`ClickHouseError::Config`] if an option cannot be used, [`ClickHouseError::Tls`] if no authority is trusted.
     pub fn new(options: &ClickHouseOptions) -> Result<Self, ClickHouseError> {
         let url = server_url(&options.url)?;
         let database = identifier("clickhouse.database", &options.database)?;
@@ -140,7 +140,7 @@ impl Client {
     }
 
     /// Runs DDL as it stands, outside of any database, which may not exist yet. With ON CLUSTER, the servers get one
-    /// second less than `query_timeout_ms` (`distributed_ddl_task_timeout`), so that the error names those that are late.
+    /// second less than `query_timeout_ms` (`distributed_ddl_task_timeout`), so that the error names the late ones.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].

@@ -55,7 +55,8 @@ pub enum ClickHouseError {
 
     /// The configured database does not exist.
     #[error(
-        "the ClickHouse database \"{database}\" does not exist: {message}. Check clickhouse.database, or run: tallyhouse migrate"
+        "the ClickHouse database \"{database}\" does not exist: {message}. Check clickhouse.database, or run: \
+         tallyhouse migrate"
     )]
     UnknownDatabase { database: String, message: String },
 

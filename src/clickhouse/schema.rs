@@ -5,7 +5,7 @@
 
 mod check;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use clickhouse::Row;
@@ -71,7 +71,8 @@ pub enum SchemaProblem {
     Older { found: u32, needed: u32 },
     /// A newer binary has migrated the database.
     #[error(
-        "the schema is at version {found}, this binary knows only {known}. Upgrade this binary, then run: tallyhouse check"
+        "the schema is at version {found}, this binary knows only {known}. Upgrade this binary, then run: \
+         tallyhouse migrate"
     )]
     Newer { found: u32, known: u32 },
     /// A file differs from what was applied under its number.
@@ -82,7 +83,10 @@ pub enum SchemaProblem {
     )]
     Changed { version: u32, applied: String, embedded: String },
     /// A table is not what this binary writes to.
-    #[error("the table {table} does not fit: {}. Make it so, or rename it and run: tallyhouse migrate", .differences.join("; "))]
+    #[error(
+        "the table {table} does not fit: {}. Make it so, or rename it and run: tallyhouse migrate",
+        .differences.join("; ")
+    )]
     Mismatch { table: String, differences: Vec<String> },
 }
 
@@ -100,8 +104,8 @@ impl Schema {
         Self { cluster: None }
     }
 
-    /// Replicated tables written on one shard, and Distributed tables to read them, on the servers of the cluster `name`
-    /// as in `system.clusters`.
+    /// Replicated tables written on one shard, and Distributed tables to read them, on the servers of the cluster
+    /// `name`, as in `system.clusters`.
     ///
     /// # Errors
     /// [`ClickHouseError::Config`] if `name` is not an [`identifier`].
@@ -133,7 +137,7 @@ impl Schema {
     /// Creates the database and brings its tables to this binary's version. Running it again, or twice at once, is
     /// harmless. If a table is missing, all files are run again.
     ///
-    /// The user needs the grants CREATE DATABASE, CREATE TABLE, SELECT and INSERT on the database, and CLUSTER on a cluster.
+    /// The user needs the grants CREATE DATABASE, CREATE TABLE, SELECT and INSERT on the database; CLUSTER on a cluster.
     ///
     /// # Errors
     /// [`SchemaProblem::Newer`] and [`SchemaProblem::Changed`], before any table is touched;
@@ -144,7 +148,7 @@ impl Schema {
         let repair = !check::missing_tables(client, self).await?.is_empty();
         let mut report = Report { applied: Vec::new(), already_applied: Vec::new() };
         for migration in self.migrations() {
-            let recorded = applied.contains_key(&migration.version);
+            let recorded = applied.contains(&migration.version);
             if recorded && !repair {
                 report.already_applied.push(migration.name);
                 continue;
@@ -173,7 +177,7 @@ impl Schema {
             let database = database.to_owned();
             return Err(SchemaProblem::NoTables { database, tables });
         }
-        let found = self.applied(client).await?.into_keys().max().unwrap_or(0);
+        let found = self.applied(client).await?.last().copied().unwrap_or(0);
         let needed = self.version();
         if found < needed {
             return Err(SchemaProblem::Older { found, needed });
@@ -181,8 +185,8 @@ impl Schema {
         check::tables_fit(client, self).await
     }
 
-    /// What is recorded, by version.
-    async fn applied(&self, client: &Client) -> Result<BTreeMap<u32, Applied>, SchemaProblem> {
+    /// The versions that are recorded; all are this binary's, unchanged.
+    async fn applied(&self, client: &Client) -> Result<BTreeSet<u32>, SchemaProblem> {
         let rows: Vec<Applied> =
             client.query("SELECT DISTINCT version, name, checksum FROM schema_migrations").rows().await?;
         let known = self.version();
@@ -199,7 +203,7 @@ impl Schema {
                 });
             }
         }
-        Ok(rows.into_iter().map(|row| (row.version, row)).collect())
+        Ok(rows.into_iter().map(|row| row.version).collect())
     }
 
     async fn run(&self, client: &Client, file: &Migration) -> Result<(), ClickHouseError> {
@@ -304,7 +308,8 @@ mod tests {
         for schema in [Schema::single(), Schema::cluster("main").unwrap()] {
             for statement in statements(&schema.plan("campaigns").unwrap()) {
                 assert!(statement.contains(" IF NOT EXISTS campaigns"), "{statement}");
-                assert!(!statement.contains('{'), "{statement}");
+                assert!(!statement.contains("{database}"), "{statement}");
+                assert!(!statement.contains("{cluster}"), "{statement}");
                 let on_cluster = statement.contains(" ON CLUSTER `main`");
                 assert_eq!(on_cluster, schema.cluster.is_some(), "{statement}");
             }

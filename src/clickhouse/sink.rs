@@ -30,8 +30,8 @@ impl Sink {
     /// Sends one insert of a batch as one block and waits for the server's answer; gives the number of rows.
     ///
     /// The token is the same for every attempt at the same batch, so ClickHouse drops what it has already
-    /// (`insert_deduplication_token`, checked per ClickHouse partition). It is the query id as well: a second attempt cannot
-    /// run beside the first, and whoever takes over can wait for its end ([`Sink::await_ended`]).
+    /// (`insert_deduplication_token`, checked per ClickHouse partition). The query id is made of it: a second attempt cannot run
+    /// beside the first, and whoever takes over can wait for its end ([`Sink::await_ended`]).
     ///
     /// # Errors
     /// Any of [`ClickHouseError`]. Unless it is clear that nothing was sent, the outcome is unknown: ask [`Sink::marks`].
@@ -44,9 +44,9 @@ impl Sink {
             .client
             .for_insert()
             .insert_formatted_with(sql)
-            .with_setting("query_id", &token)
+            .with_setting("query_id", self.query_id(&token))
             .with_setting("insert_deduplication_token", &token)
-            .with_setting("insert_deduplicate", "1")
+            .with_setting("deduplicate_insert", "enable")
             // On by default in current ClickHouse, where it would acknowledge before the token is checked.
             .with_setting("async_insert", "0")
             .with_timeouts(Some(self.client.insert_timeout()), Some(self.client.insert_timeout()));
@@ -65,12 +65,18 @@ impl Sink {
     /// # Errors
     /// Any of [`ClickHouseError`].
     pub async fn await_ended(&self, range: OffsetRange, source: &Source) -> Result<(), ClickHouseError> {
-        let tokens: Vec<String> = Table::ALL.iter().map(|&table| source.token(range, table)).collect();
+        let ids: Vec<String> = Table::ALL.iter().map(|&table| self.query_id(&source.token(range, table))).collect();
         let sql = "SELECT count() FROM system.processes WHERE query_id IN ?";
-        while self.client.query(sql).bind(&tokens).scalar_u64().await? > 0 {
+        while self.client.query(sql).bind(&ids).scalar_u64().await? > 0 {
             tokio::time::sleep(ENDED_POLL_INTERVAL).await;
         }
         Ok(())
+    }
+
+    /// Tokens are kept per table, query ids per server: without the database, two deployments that write the same topic into
+    /// two databases of one server would refuse each other's inserts (seen: code 216).
+    fn query_id(&self, token: &str) -> String {
+        format!("{token}:{}", self.client.database())
     }
 
     /// What the tables hold of a batch's offsets.

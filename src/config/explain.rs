@@ -6,25 +6,28 @@ use toml::Value;
 
 use super::Resolved;
 use super::kafka_properties::is_secret;
-use super::keys::show;
+use super::keys::{Kind, show};
 use super::layers::{PROPERTY_PREFIX, Settings};
-use super::schema::keys;
+use super::schema::{find, keys};
 use super::secret::mask;
 
 /// A line of the table: key, value and origin.
 pub(super) type Row = [String; 3];
 
-/// One row for each key, then one for each librdkafka property passed through.
+/// One row for each key; for the table of properties, one for each entry if it has any.
 pub(super) fn rows(settings: &Settings) -> Vec<Row> {
-    let passed = settings.keys().filter(|name| name.starts_with(PROPERTY_PREFIX)).map(String::as_str);
-    let names = keys().map(|key| key.name).chain(passed);
+    let passed = || settings.keys().filter(|name| name.starts_with(PROPERTY_PREFIX)).map(String::as_str);
+    let names = keys().flat_map(|key| match key.kind {
+        Kind::Properties if passed().next().is_some() => passed().collect(),
+        _ => vec![key.name],
+    });
     let row = |name: &str| settings.get(name).map(|s| [name.to_owned(), shown(name, &s.value), s.origin.clone()]);
     names.filter_map(row).collect()
 }
 
 /// The value of any key as people may see it.
 pub(super) fn shown(name: &str, value: &Value) -> String {
-    match keys().find(|key| key.name == name) {
+    match find(name) {
         Some(key) => key.show(value),
         None => show_property(name, &show(value)),
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::schema::{Assignment, Config, Mechanism};
 
 /// Properties that the protocol rests on: name, value, and why it cannot be another.
-pub const PROTOCOL: &[(&str, &str, &str)] = &[
+const PROTOCOL: &[(&str, &str, &str)] = &[
     ("enable.auto.commit", "false", "offsets are committed only after ClickHouse has the batch"),
     ("enable.auto.offset.store", "false", "offsets are committed only after ClickHouse has the batch"),
     ("auto.offset.reset", "error", "a lost position must stop the partition, not skip or repeat events"),
@@ -19,7 +19,7 @@ pub const PROTOCOL: &[(&str, &str, &str)] = &[
 ];
 
 /// Properties that are set by a key of their own.
-pub const KEYED: &[(&str, &str)] = &[
+const KEYED: &[(&str, &str)] = &[
     ("bootstrap.servers", "kafka.brokers"),
     ("metadata.broker.list", "kafka.brokers"),
     ("group.id", "kafka.group_id"),
@@ -38,19 +38,21 @@ pub const KEYED: &[(&str, &str)] = &[
     ("sasl.mechanisms", "kafka.sasl.mechanism"),
     ("sasl.username", "kafka.sasl.username"),
     ("sasl.password", "kafka.sasl.password"),
-    // Second names, under which a value would contend with the first.
-    ("auto.commit.enable", "nothing: offsets are committed by the protocol"),
-    ("offset.store.method", "nothing: offsets are committed by the protocol"),
-    ("max.partition.fetch.bytes", "kafka.properties.fetch.message.max.bytes"),
+];
+
+/// Properties that would contend with one of the others, and why.
+const CONTENDING: &[(&str, &str)] = &[
+    ("auto.commit.enable", "is another name of enable.auto.commit"),
+    ("offset.store.method", "offsets are committed to Kafka, by the protocol"),
+    ("max.partition.fetch.bytes", "is another name of fetch.message.max.bytes: set that instead"),
 ];
 
 /// Why `property` cannot be passed through, if so.
 pub(super) fn refusal(property: &str) -> Option<String> {
-    let protocol = PROTOCOL.iter().find(|(name, ..)| *name == property);
-    let keyed = KEYED.iter().find(|(name, _)| *name == property);
-    protocol
-        .map(|(_, value, why)| format!("is always {value}: {why}"))
-        .or_else(|| keyed.map(|(_, key)| format!("set {key} instead")))
+    let protocol = PROTOCOL.iter().map(|(name, value, why)| (name, format!("is always {value}: {why}")));
+    let keyed = KEYED.iter().map(|(name, key)| (name, format!("set {key} instead")));
+    let contending = CONTENDING.iter().map(|(name, why)| (name, why.to_string()));
+    protocol.chain(keyed).chain(contending).find_map(|(name, reason)| (*name == property).then_some(reason))
 }
 
 /// Whether the value of `property` may be a credential.

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
-use toml::Value;
+use toml::{Table, Value};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -57,9 +57,19 @@ pub enum Kind {
 }
 
 impl Key {
-    /// Whether `value` says "not set": empty text, for a key whose default is not to be set.
+    /// What is allowed, to follow the words "must be".
+    pub fn allowed(&self) -> String {
+        let unset = if self.is_optional() { ", or \"\" for not set" } else { "" };
+        self.kind.allowed() + unset
+    }
+
+    /// Whether `value` says "not set".
     pub(super) fn is_unset(&self, value: &Value) -> bool {
-        self.default.is_empty() && !matches!(self.kind, Kind::Secret) && value.as_str() == Some("")
+        self.is_optional() && value.as_str() == Some("")
+    }
+
+    fn is_optional(&self) -> bool {
+        self.default.is_empty() && !matches!(self.kind, Kind::Secret | Kind::Properties)
     }
 
     /// The value as people may see it. Text that could hold a credential is masked.
@@ -67,6 +77,7 @@ impl Key {
         match (&self.kind, value) {
             _ if self.is_unset(value) => "(not set)".to_owned(),
             (Kind::Secret, Value::String(text)) => mask(text).to_owned(),
+            (Kind::Properties, Value::Table(_)) => "(none)".to_owned(),
             (Kind::Secret | Kind::Properties, _) => "***".to_owned(),
             (Kind::HttpUrl, Value::String(text)) if text.contains(['@', '?']) => "***".to_owned(),
             (Kind::Bytes(_), Value::Integer(bytes)) => format_bytes(*bytes),
@@ -84,8 +95,7 @@ pub(super) fn show(value: &Value) -> String {
 }
 
 impl Kind {
-    /// What is allowed, to follow the words "must be".
-    pub fn allowed(&self) -> String {
+    fn allowed(&self) -> String {
         match self {
             Kind::Text => "text, not empty, without control characters".into(),
             Kind::Secret => "text without NUL".into(),
@@ -130,7 +140,8 @@ impl Kind {
                 };
                 range.contains(&number).then_some(Value::Float(number))
             }
-            Kind::Properties => None, // given entry by entry: see `property`
+            // Its entries are keys of their own: see `property`.
+            Kind::Properties => (given.as_str() == Some("")).then(|| Value::Table(Table::new())),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::error::Problem;
-use super::keys::Kind;
+use super::keys::{Kind, show};
 use super::schema::keys;
 use super::{FlagValue, Sources};
 
@@ -120,21 +120,24 @@ fn read_secret_files(layer: &mut Settings, problems: &mut Vec<Problem>) {
         let Some(Setting { value, origin }) = layer.remove(&file_key) else {
             continue;
         };
-        let read = if let Some(direct) = layer.get(key.name) {
-            Err(format!("give either {} ({}) or {file_key}, not both", key.name, direct.origin))
-        } else {
-            value.as_str().ok_or("must be the path of a file".to_owned()).and_then(|path| {
-                let text = fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
-                Ok((text.trim_end_matches(['\r', '\n']).into(), format!("{origin}, from {path}")))
-            })
+        if value.as_str() == Some("") {
+            continue; // not set, as for any optional key
+        }
+        let read = match (layer.get(key.name), value.as_str()) {
+            (Some(direct), _) => {
+                let direct = format!("{} ({})", key.name, direct.origin);
+                Err(format!("give either {direct} or {file_key}, not both"))
+            }
+            (None, None) => Err("must be the path of a file".into()),
+            (None, Some(path)) => fs::read_to_string(path)
+                .map(|text| (text.trim_end_matches(['\r', '\n']).into(), format!("{origin}, from {path}")))
+                .map_err(|error| format!("cannot be read: {error}")),
         };
         match read {
             Ok((value, origin)) => {
                 layer.insert(key.name.to_owned(), Setting { value, origin });
             }
-            Err(reason) => {
-                problems.push(Problem { key: file_key, value: Some(super::keys::show(&value)), origin, reason })
-            }
+            Err(reason) => problems.push(Problem { key: file_key, value: Some(show(&value)), origin, reason }),
         }
     }
 }

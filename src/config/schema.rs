@@ -46,7 +46,7 @@ macro_rules! section {
     };
 }
 
-/// The whole configuration, valid by construction: only [`super::load`] makes one.
+/// The whole configuration, checked and typed: made by [`super::load`].
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -96,6 +96,11 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
     .flatten()
 }
 
+/// The key of that name.
+pub(super) fn find(name: &str) -> Option<&'static Key> {
+    keys().find(|key| key.name == name)
+}
+
 section! {
     /// The Kafka consumer.
     Kafka "kafka" {
@@ -111,7 +116,8 @@ section! {
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
         /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
         group_instance_id: Option<String> = "", Text;
-        /// Other librdkafka properties, passed through. Those with a key of their own are refused here.
+        /// Other librdkafka properties, passed through, unless they have a key of their own or the protocol owns them.
+        /// In the environment, fetch.min.bytes is TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MIN_BYTES.
         properties: BTreeMap<String, Secret> = "", Properties;
     }
     sections {

@@ -9,47 +9,57 @@ use url::{Host, Url};
 use super::error::Problem;
 use super::explain::shown;
 use super::kafka_properties::refusal;
-use super::keys::{format_bytes, property};
-use super::layers::{PROPERTY_PREFIX, Settings};
-use super::schema::{ClickHouse, Config, keys};
+use super::keys::property;
+use super::layers::{PROPERTY_PREFIX, Setting, Settings};
+use super::schema::{ClickHouse, Config, find, keys};
 
 /// Brings every setting to its type, in place, and builds the configuration.
 pub(super) fn config(settings: &mut Settings, problems: &mut Vec<Problem>) -> Option<Config> {
-    let mut refused = Vec::new();
-    settings.retain(|name, setting| match judge(name, &setting.value) {
-        Ok(value) => {
-            setting.value = value;
-            true
-        }
-        Err(reason) => {
-            let key = keys().find(|key| key.name == name);
-            let known = key.is_some() || name.starts_with(PROPERTY_PREFIX);
-            let value = known.then(|| shown(name, &setting.value)); // an unknown key may be a misspelt password
-            problems.push(Problem { key: name.clone(), value, origin: setting.origin.clone(), reason });
-            refused.push(name.clone());
-            key.and_then(|key| key.kind.parse(&key.default.into())).map(|value| setting.value = value).is_some()
-        }
-    });
-    let config = match nest(settings).try_into::<Config>() {
-        Ok(config) => config,
-        Err(error) => {
-            // Cannot happen while each kind parses to the type of its field, which the tests see to.
-            let (key, origin, reason) = ("configuration".into(), "all layers".into(), error.message().into());
-            problems.push(Problem { key, value: None, origin, reason });
-            return None;
-        }
+    let all_read = problems.is_empty();
+    let refused = judge_each(settings, problems);
+    // Each kind parses to the type of its field, which the tests see to: this does not fail.
+    let unfit = |error: toml::de::Error| Problem {
+        key: "configuration".into(),
+        value: None,
+        origin: "all layers".into(),
+        reason: error.message().into(),
     };
-    for ([key, other], reason) in conflicts(&config) {
-        if refused.iter().any(|name| name == key || name == other) {
-            continue;
+    let typed = nest(settings).try_into::<Config>();
+    let config = typed.map_err(|error| problems.push(unfit(error))).ok()?;
+    let told = |name: &str| refused.iter().any(|refused| refused == name);
+    // Without a file that could not be read, what seems to conflict may not.
+    let conflicts = if all_read { conflicts(&config) } else { Vec::new() };
+    for ([key, other], reason) in conflicts {
+        if let (Some(setting), Some(against)) = (settings.get(key), settings.get(other))
+            && !told(key)
+            && !told(other)
+        {
+            let now = format!("{other} = {} ({})", shown(other, &against.value), against.origin);
+            problems.push(problem(key, setting, format!("{reason}; now {now}")));
         }
-        let Some(setting) = settings.get(key) else {
-            continue;
-        };
-        let (value, origin) = (Some(shown(key, &setting.value)), setting.origin.clone());
-        problems.push(Problem { key: key.into(), value, origin, reason });
     }
     Some(config)
+}
+
+/// Judges every setting by itself, and returns the names of those refused. Their defaults, if any, stand in.
+fn judge_each(settings: &mut Settings, problems: &mut Vec<Problem>) -> Vec<String> {
+    let mut refused = Vec::new();
+    settings.retain(|name, setting| {
+        let value = judge(name, &setting.value).or_else(|reason| {
+            problems.push(problem(name, setting, reason));
+            refused.push(name.clone());
+            find(name).and_then(|key| key.kind.parse(&key.default.into())).ok_or(())
+        });
+        value.map(|value| setting.value = value).is_ok()
+    });
+    refused
+}
+
+fn problem(name: &str, setting: &Setting, reason: String) -> Problem {
+    // The value of an unknown key is not shown: it may be a misspelt password.
+    let known = find(name).is_some() || name.starts_with(PROPERTY_PREFIX);
+    let value = known.then(|| shown(name, &setting.value));
+    Problem { key: name.into(), value, origin: setting.origin.clone(), reason }
 }
 
 fn judge(name: &str, value: &Value) -> Result<Value, String> {
@@ -59,11 +69,11 @@ fn judge(name: &str, value: &Value) -> Result<Value, String> {
             None => property(value).ok_or_else(|| "must be text, a number, true or false".into()),
         };
     }
-    let key = keys().find(|key| key.name == name).ok_or_else(|| unknown(name))?;
+    let key = find(name).ok_or_else(|| unknown(name))?;
     if key.is_unset(value) {
         return Ok(value.clone());
     }
-    key.kind.parse(value).ok_or_else(|| format!("must be {}", key.kind.allowed()))
+    key.kind.parse(value).ok_or_else(|| format!("must be {}", key.allowed()))
 }
 
 fn unknown(name: &str) -> String {
@@ -109,69 +119,54 @@ type Conflict = ([&'static str; 2], String);
 
 fn conflicts(config: &Config) -> Vec<Conflict> {
     let mut found = security_conflicts(config);
-    let mut refuse = |wrong: bool, keys, reason: String| {
-        if wrong {
-            found.push((keys, reason));
-        }
-    };
-    let limit_bytes = config.memory.limit_bytes;
-    refuse(
-        limit_bytes / 2 < config.flush.bytes_max,
-        ["memory.limit_bytes", "flush.bytes_max"],
-        format!("must be at least twice flush.bytes_max, which is {}", format_bytes(config.flush.bytes_max as i64)),
-    );
-    refuse(
-        config.retry.backoff_min_ms > config.retry.backoff_max_ms,
-        ["retry.backoff_min_ms", "retry.backoff_max_ms"],
-        format!("must be at most retry.backoff_max_ms, which is {}", config.retry.backoff_max_ms),
-    );
+    let (memory, retry) = (&config.memory, &config.retry);
+    if memory.limit_bytes / 2 < config.flush.bytes_max {
+        let reason = "must be at least twice flush.bytes_max".into();
+        found.push((["memory.limit_bytes", "flush.bytes_max"], reason));
+    }
+    if retry.backoff_min_ms > retry.backoff_max_ms {
+        let reason = "must be at most retry.backoff_max_ms".into();
+        found.push((["retry.backoff_min_ms", "retry.backoff_max_ms"], reason));
+    }
     let queue_kbytes = config.kafka.properties.get("queued.max.messages.kbytes");
-    let queue_kbytes_max = limit_bytes / 2 / 1024;
-    refuse(
-        queue_kbytes
-            .and_then(|kbytes| kbytes.expose().parse().ok())
-            .is_some_and(|kbytes: usize| kbytes > queue_kbytes_max),
-        ["kafka.properties.queued.max.messages.kbytes", "memory.limit_bytes"],
-        format!("must be at most {queue_kbytes_max}, half of memory.limit_bytes: the queue is inside that limit"),
-    );
+    let queue_kbytes_max = memory.limit_bytes / 2 / 1024;
+    let queue_kbytes = queue_kbytes.and_then(|text| text.expose().parse::<usize>().ok());
+    if queue_kbytes.is_some_and(|kbytes| kbytes > queue_kbytes_max) {
+        let reason = format!("must be at most {queue_kbytes_max}, half of memory.limit_bytes, which it is part of");
+        found.push((["kafka.properties.queued.max.messages.kbytes", "memory.limit_bytes"], reason));
+    }
     found
 }
 
 fn security_conflicts(config: &Config) -> Vec<Conflict> {
+    const TLS: [&str; 2] = ["kafka.tls.enabled", "kafka.tls.enabled = true"];
+    const HTTPS: [&str; 2] = ["clickhouse.url", "clickhouse.url to begin with https://"];
+    const MEANT: [&str; 2] = [
+        "security.allow_insecure_tls",
+        "security.allow_insecure_tls = true, since anyone on the network can then pose as the brokers",
+    ];
     let (tls, sasl) = (&config.kafka.tls, &config.kafka.sasl);
-    let ca_file = tls.ca_file.is_some();
     let cert_file = tls.cert_file.is_some();
     let key_file = tls.key_file.is_some();
-    let key_password = !tls.key_password.is_empty();
     let mechanism = sasl.mechanism.is_some();
     let username = sasl.username.is_some();
     let password = !sasl.password.is_empty();
+    // A key, whether it is used, what it needs (a key, and in words), and whether that is there.
     let needs = [
-        ("kafka.tls.ca_file", ca_file, "kafka.tls.enabled", tls.enabled),
-        ("kafka.tls.cert_file", cert_file, "kafka.tls.enabled", tls.enabled),
-        ("kafka.tls.cert_file", cert_file, "kafka.tls.key_file", key_file),
-        ("kafka.tls.key_file", key_file, "kafka.tls.cert_file", cert_file),
-        ("kafka.tls.key_password", key_password, "kafka.tls.key_file", key_file),
-        ("kafka.tls.verify", !tls.verify, "security.allow_insecure_tls", config.security.allow_insecure_tls),
-        ("kafka.sasl.mechanism", mechanism, "kafka.sasl.username", username),
-        ("kafka.sasl.mechanism", mechanism, "kafka.sasl.password", password),
-        ("kafka.sasl.username", username, "kafka.sasl.mechanism", mechanism),
-        ("kafka.sasl.password", password, "kafka.sasl.mechanism", mechanism),
-        ("clickhouse.ca_file", config.clickhouse.ca_file.is_some(), "clickhouse.url", config.clickhouse.is_https()),
+        ("kafka.tls.ca_file", tls.ca_file.is_some(), TLS, tls.enabled),
+        ("kafka.tls.cert_file", cert_file, TLS, tls.enabled),
+        ("kafka.tls.cert_file", cert_file, ["kafka.tls.key_file"; 2], key_file),
+        ("kafka.tls.key_file", key_file, ["kafka.tls.cert_file"; 2], cert_file),
+        ("kafka.tls.key_password", !tls.key_password.is_empty(), ["kafka.tls.key_file"; 2], key_file),
+        ("kafka.tls.verify", !tls.verify, MEANT, config.security.allow_insecure_tls),
+        ("kafka.sasl.mechanism", mechanism, ["kafka.sasl.username"; 2], username),
+        ("kafka.sasl.mechanism", mechanism, ["kafka.sasl.password"; 2], password),
+        ("kafka.sasl.username", username, ["kafka.sasl.mechanism"; 2], mechanism),
+        ("kafka.sasl.password", password, ["kafka.sasl.mechanism"; 2], mechanism),
+        ("clickhouse.ca_file", config.clickhouse.ca_file.is_some(), HTTPS, config.clickhouse.is_https()),
     ];
-    let missing = needs.into_iter().filter(|(_, given, _, there)| *given && !there);
-    missing.map(|(key, _, other, _)| ([key, other], needs_reason(other))).collect()
-}
-
-fn needs_reason(other: &str) -> String {
-    match other {
-        "security.allow_insecure_tls" => "lets anyone on the network pose as the brokers; must be true, unless \
-             security.allow_insecure_tls = true says that this is wanted"
-            .into(),
-        "kafka.tls.enabled" => "has no effect without TLS; set kafka.tls.enabled = true".into(),
-        "clickhouse.url" => "has no effect without TLS; clickhouse.url must begin with https://".into(),
-        _ => format!("needs {other} as well"),
-    }
+    let missing = needs.into_iter().filter(|(_, used, _, there)| *used && !there);
+    missing.map(|(key, _, [other, need], _)| ([key, other], format!("needs {need}"))).collect()
 }
 
 impl ClickHouse {
@@ -208,7 +203,8 @@ impl Config {
             (password_in_clear, "clickhouse.password travels in clear: clickhouse.url is http to another host"),
         ]
         .into_iter()
-        .filter_map(|(applies, warning)| applies.then(|| warning.to_owned()))
+        .filter(|(applies, _)| *applies)
+        .map(|(_, warning)| warning.to_owned())
         .collect()
     }
 }

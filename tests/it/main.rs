@@ -3,6 +3,11 @@
 //! Each test is an async function with a database of its own. With `TALLYHOUSE_TEST_CLICKHOUSE=http://…` that server is used
 //! instead of one started here.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's panic is its report, and clippy does not see tests without the harness"
+)]
+
 mod cli;
 mod protocol;
 mod schema;
@@ -60,6 +65,8 @@ fn main() -> ExitCode {
         protocol::a_replay_is_exact_when_no_token_is_remembered,
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
-    drop(server);
+    if let Some(server) = server.filter(|_| conclusion.has_failed()) {
+        eprintln!("the end of ClickHouse's log:\n{}", server.log_tail());
+    }
     conclusion.exit_code()
 }

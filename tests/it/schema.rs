@@ -1,5 +1,7 @@
 //! The schema on a real ClickHouse. Each function needs a database of its own that does not exist yet.
 
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use clickhouse::Row;
 use serde::Deserialize;
 use tallyhouse::clickhouse::client::{ClickHouseOptions, Client, Compression};
@@ -136,8 +138,8 @@ pub async fn merges_of_daily_sum_totals_and_keep_the_last_offset(url: &str, data
     let client = migrated(url, database).await;
     for (total, end_offset) in [(5, 10), (7, 30), (1, 20)] {
         let sql = format!(
-            "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
-             VALUES ('2026-11-24', 'open', toUUID('{0}'), toUUID('{0}'), 't/0@id', {total}, {end_offset})",
+            "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) \
+             SETTINGS async_insert = 0 VALUES ('2026-11-24', 'open', toUUID('{0}'), toUUID('{0}'), 't/0@id', {total}, {end_offset})",
             "00000000-0000-0000-0000-000000000001"
         );
         run(&client, &sql).await;

@@ -180,8 +180,8 @@ impl Table {
     }
 }
 
-/// Whether a SummingMergeTree names the columns to sum: `SummingMergeTree(total)`, or a third argument of the replicated
-/// engine, whose first two are quoted.
+/// Whether a SummingMergeTree names the columns to sum: `SummingMergeTree(total)`, or a third argument of the
+/// replicated engine, whose first two are quoted.
 fn has_column_list(engine_full: &str) -> bool {
     let head = engine_full.split(" PARTITION BY").next().unwrap_or_default();
     head.contains("SummingMergeTree(") && !head.ends_with("')")
