@@ -1,0 +1,224 @@
+//! A ClickHouse server, or several as the shards of a cluster.
+//!
+//! It is the library server of [`crate::init`], so it differs from a packaged one: SQL cannot create users (give
+//! [`User`]s instead), there is no interserver port (Replicated tables stay read-only) and ON CLUSTER is disabled.
+//!
+//! Must never listen on anything but 127.0.0.1.
+
+use crate::{
+    cache::Cache,
+    data::DataFolder,
+    error::{Context, Error, Result},
+    fetch, host,
+    ports::PortBlock,
+    process::{self, Output, Server},
+};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The environment variable that names a server to use instead, as a URL.
+pub const EXTERNAL_VARIABLE: &str = "TALLYHOUSE_TEST_CLICKHOUSE";
+/// The name of the cluster that [`ClickHouse::start_cluster`] defines.
+pub const CLUSTER: &str = "tallyhouse";
+
+/// Starting takes well under a second; a machine that also compiles takes longer.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The server serves until this query ends, which it does after decades.
+const SERVE: &str = "SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP; \
+                     SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS max_block_size=1 FORMAT Null";
+
+/// How to start a server. The default is temporary data and the user `default` with an empty password.
+#[derive(Debug, Clone, Default)]
+pub struct ClickHouseOptions {
+    /// Where data, configuration and log lie; kept. A temporary folder if None.
+    pub directory: Option<PathBuf>,
+    /// Users besides `default`.
+    pub users: Vec<User>,
+    /// XML that goes into the server's `<clickhouse>` element, such as `<zookeeper>…</zookeeper>`.
+    pub config: String,
+}
+
+/// A user with a password.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// The name; it becomes an XML element, so letters, digits and `_` only.
+    pub name: String,
+    /// The password in plain text.
+    pub password: String,
+    /// `GRANT` queries without `TO`, such as `GRANT SELECT ON campaigns.*`. All rights of `default` if empty.
+    pub grants: Vec<String>,
+}
+
+/// A running server, or one that somebody else runs. Dropping it kills the server.
+#[derive(Debug)]
+pub struct ClickHouse {
+    url: String,
+    owned: Option<Owned>,
+}
+
+/// Fields drop in this order: first the process, then its files, then its ports.
+#[derive(Debug)]
+struct Owned {
+    server: Server,
+    data: DataFolder,
+    ports: PortBlock,
+}
+
+impl ClickHouse {
+    /// Starts a server and waits until it answers. Fetches ClickHouse first if it is not in the cache.
+    ///
+    /// Fails when [`crate::init`] was not called, ClickHouse cannot be fetched, or the server does not become healthy
+    /// within a minute.
+    pub fn start(options: ClickHouseOptions) -> Result<ClickHouse> {
+        ClickHouse::launch(options, PortBlock::reserve()?)
+    }
+
+    /// Starts `shards` servers that know each other as the shards of the cluster [`CLUSTER`], with the macros `shard`
+    /// (from 1) and `replica`. `options.directory` gets a sub-folder for each.
+    ///
+    /// Fails as [`ClickHouse::start`] does.
+    pub fn start_cluster(shards: usize, options: &ClickHouseOptions) -> Result<Vec<ClickHouse>> {
+        let ports = (0..shards).map(|_| PortBlock::reserve()).collect::<Result<Vec<_>>>()?;
+        let peers = remote_servers(ports.iter().map(tcp_port));
+        let start_shard = |(index, ports): (usize, PortBlock)| {
+            let macros = format!("<macros><shard>{}</shard><replica>1</replica></macros>", index + 1);
+            let directory = options.directory.as_ref().map(|folder| folder.join(format!("shard-{index}")));
+            let config = format!("{}{peers}{macros}", options.config);
+            ClickHouse::launch(ClickHouseOptions { directory, config, ..options.clone() }, ports)
+        };
+        ports.into_iter().enumerate().map(start_shard).collect()
+    }
+
+    /// A server that somebody else runs at `url`, whose user and password may be query parameters.
+    pub fn external(url: impl Into<String>) -> ClickHouse {
+        ClickHouse { url: url.into(), owned: None }
+    }
+
+    /// The address of the HTTP interface: `http://host:port`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// `host:port` of the HTTP interface. Fails for an external server.
+    pub fn http_addr(&self) -> Result<String> {
+        Ok(format!("127.0.0.1:{}", http_port(&self.owned()?.ports)))
+    }
+
+    /// `host:port` of the native interface. Fails for an external server.
+    pub fn tcp_addr(&self) -> Result<String> {
+        Ok(format!("127.0.0.1:{}", tcp_port(&self.owned()?.ports)))
+    }
+
+    /// The process. Fails for an external server.
+    pub fn server(&self) -> Result<&Server> {
+        Ok(&self.owned()?.server)
+    }
+
+    /// Where data and log lie: `server.log`. None for an external server.
+    pub fn directory(&self) -> Option<&Path> {
+        self.owned.as_ref().map(|owned| owned.data.path())
+    }
+
+    /// Runs one query as the user of [`ClickHouse::url`] and returns its answer, without the last line feed.
+    ///
+    /// Fails when ClickHouse refuses it or does not answer within a minute.
+    pub fn query(&self, sql: &str) -> Result<String> {
+        query(&self.url, sql, QUERY_TIMEOUT).map_err(|message| Error::Query { sql: sql.to_owned(), message })
+    }
+
+    /// Ends everything now, for an end of the process that drops nothing.
+    pub(crate) fn dispose(&self) {
+        if let Some(owned) = &self.owned {
+            let _ = owned.server.kill9();
+            owned.data.remove_if_temporary();
+        }
+    }
+
+    fn owned(&self) -> Result<&Owned> {
+        self.owned.as_ref().ok_or(Error::NotOurs { name: "ClickHouse", variable: EXTERNAL_VARIABLE })
+    }
+
+    fn launch(options: ClickHouseOptions, ports: PortBlock) -> Result<ClickHouse> {
+        let library = fetch::clickhouse(&Cache::open()?)?;
+        let data = DataFolder::make(options.directory.as_deref())?;
+        let folder = data.path();
+        let (config, users) = (folder.join("devstack-config.xml"), folder.join("devstack-users.xml"));
+        fs::write(&users, users_xml(&options.users)).context("write", &users)?;
+        fs::write(&config, config_xml(&users, &options.config)).context("write", &config)?;
+        let mut command = host::command(&library)?;
+        command.current_dir(folder).arg("--multiquery").arg("--listen_host=127.0.0.1").arg("--log-level=warning");
+        command.arg(format!("--path={}", folder.display())).arg(format!("--config-file={}", config.display()));
+        command.arg(format!("--http_port={}", http_port(&ports))).arg(format!("--tcp_port={}", tcp_port(&ports)));
+        command.args(["--query", SERVE]);
+        let url = format!("http://127.0.0.1:{}", http_port(&ports));
+        let server = process::spawn("ClickHouse", command, Output::Log(folder.join("server.log")))?;
+        let server = server.with_health(health_check(url.clone()));
+        server.wait_healthy(START_DEADLINE)?;
+        Ok(ClickHouse { url, owned: Some(Owned { server, data, ports }) })
+    }
+}
+
+fn http_port(ports: &PortBlock) -> u16 {
+    ports.port(0)
+}
+
+fn tcp_port(ports: &PortBlock) -> u16 {
+    ports.port(1)
+}
+
+fn health_check(url: String) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
+    move || match query(&url, "SELECT 1", CHECK_TIMEOUT)?.as_str() {
+        "1" => Ok(()),
+        other => Err(format!("SELECT 1 gave {other:?}")),
+    }
+}
+
+/// A new connection for each query: a pooled one could belong to a server killed since.
+fn query(url: &str, sql: &str, timeout: Duration) -> Result<String, String> {
+    let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).build();
+    let mut answer = config.new_agent().post(url).send(sql).map_err(|error| error.to_string())?;
+    // An exception can follow a status of 200 that has been sent already.
+    let failed = !answer.status().is_success() || answer.headers().contains_key("X-ClickHouse-Exception-Code");
+    let text = answer.body_mut().read_to_string().map_err(|error| error.to_string())?;
+    let text = text.trim_end_matches('\n').to_owned();
+    if failed { Err(text) } else { Ok(text) }
+}
+
+fn config_xml(users: &Path, further: &str) -> String {
+    let users = escape(&users.display().to_string());
+    format!(
+        "<clickhouse><logger><console>1</console></logger><users_config>{users}</users_config>{further}</clickhouse>"
+    )
+}
+
+fn users_xml(users: &[User]) -> String {
+    let mut xml = "<clickhouse><profiles><default/></profiles><quotas><default/></quotas><users>".to_owned();
+    let default = User { name: "default".into(), password: String::new(), grants: Vec::new() };
+    for User { name, password, grants } in [&default].into_iter().chain(users) {
+        let password = escape(password);
+        let _ = write!(xml, "<{name}><password>{password}</password><networks><ip>127.0.0.1</ip></networks>");
+        xml.push_str("<profile>default</profile><quota>default</quota>");
+        let queries: String = grants.iter().map(|grant| format!("<query>{}</query>", escape(grant))).collect();
+        if !queries.is_empty() {
+            let _ = write!(xml, "<grants>{queries}</grants>");
+        }
+        let _ = write!(xml, "</{name}>");
+    }
+    xml + "</users></clickhouse>"
+}
+
+fn remote_servers(tcp_ports: impl Iterator<Item = u16>) -> String {
+    let replica = |port| format!("<shard><replica><host>127.0.0.1</host><port>{port}</port></replica></shard>");
+    let shards: String = tcp_ports.map(replica).collect();
+    format!("<remote_servers><{CLUSTER}>{shards}</{CLUSTER}></remote_servers>")
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
