@@ -13,7 +13,7 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 fn main() {
     devstack::init();
-    let tests: &[(&str, fn() -> Tested)] = &[
+    let tests: &[(&str, Test)] = &[
         ("both_servers_answer", both_servers_answer),
         ("clickhouse_keeps_an_acknowledged_row_over_kill_9", clickhouse_keeps_an_acknowledged_row_over_kill_9),
         ("a_stopped_clickhouse_answers_only_once_continued", a_stopped_clickhouse_answers_only_once_continued),
@@ -30,6 +30,7 @@ fn main() {
 }
 
 type Tested = Result<(), Box<dyn std::error::Error>>;
+type Test = fn() -> Tested;
 
 /// Waits until `probe` gives a value.
 fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
@@ -55,7 +56,7 @@ fn both_servers_answer() -> Tested {
     assert!(matches!(stack.kafka()?.node(1), Err(Error::NoSuchNode { index: 1, nodes: 1 })));
     let database = stack.fresh_database_name("both");
     stack.clickhouse()?.query(&format!("CREATE DATABASE {database}"))?;
-    let refused = stack.clickhouse()?.query("SELECT 1 FROM no_such_table").unwrap_err().to_string();
+    let refused = stack.clickhouse()?.query("SELECT 1 FROM no_such_table").expect_err("must fail").to_string();
     assert!(refused.contains("UNKNOWN_TABLE"), "{refused}");
     Ok(())
 }
@@ -85,7 +86,7 @@ fn a_stopped_clickhouse_answers_only_once_continued() -> Tested {
     let server = clickhouse.server()?;
     server.stop()?;
     assert!(server.is_alive());
-    let error = server.wait_healthy(Duration::from_millis(100)).unwrap_err();
+    let error = server.wait_healthy(Duration::from_millis(100)).expect_err("must fail");
     assert!(matches!(error, Error::NotHealthy { .. }), "{error}");
     server.cont()?;
     server.wait_healthy(WITHIN)?;
@@ -100,9 +101,9 @@ fn clickhouse_users_have_passwords_and_grants() -> Tested {
         |password: &str| ClickHouse::external(format!("{}/?user=writer&password={password}", clickhouse.url()));
     assert_eq!(as_user("s%3Ccr%26t").query("SELECT currentUser()")?, "writer");
     as_user("s%3Ccr%26t").query("CREATE DATABASE granted")?;
-    let refused = as_user("s%3Ccr%26t").query("DROP DATABASE granted").unwrap_err().to_string();
+    let refused = as_user("s%3Ccr%26t").query("DROP DATABASE granted").expect_err("must fail").to_string();
     assert!(refused.contains("ACCESS_DENIED"), "{refused}");
-    let refused = as_user("wrong").query("SELECT 1").unwrap_err().to_string();
+    let refused = as_user("wrong").query("SELECT 1").expect_err("must fail").to_string();
     assert!(refused.contains("AUTHENTICATION_FAILED"), "{refused}");
     Ok(())
 }
@@ -135,7 +136,8 @@ fn kafka_is_healthy_again_after_kill_9() -> Tested {
 
 fn a_kafka_that_cannot_start_says_why() -> Tested {
     let properties = [("log.segment.bytes".to_owned(), "one".to_owned())].into();
-    let error = Kafka::start(KafkaOptions { properties, ..KafkaOptions::default() }).unwrap_err().to_string();
+    let error =
+        Kafka::start(KafkaOptions { properties, ..KafkaOptions::default() }).expect_err("must fail").to_string();
     assert!(error.contains("log.segment.bytes"), "{error}");
     Ok(())
 }

@@ -68,6 +68,7 @@ impl Kafka {
     /// Starts a cluster and waits until every node knows every other. Fetches Kafka first if it is not in the cache.
     ///
     /// Fails when Java is missing, Kafka cannot be fetched, or a node does not become healthy within two minutes.
+    /// Panics when `options.nodes` is neither 1 nor 3.
     pub fn start(options: KafkaOptions) -> Result<Kafka> {
         assert!(matches!(options.nodes, 1 | 3), "a cluster has 1 or 3 nodes, not {}", options.nodes);
         need_java()?;
