@@ -48,19 +48,19 @@ pub fn kafka(cache: &Cache) -> Result<PathBuf> {
 ///
 /// Fails when npm or tar is missing, there is no package for this machine, or the registry does not answer.
 pub fn clickhouse(cache: &Cache) -> Result<PathBuf> {
-    let package = chdb_package(env::consts::OS, env::consts::ARCH)?;
-    let folder = cache.ensure(&format!("chdb-{CHDB_VERSION}"), |folder| {
+    let machine = chdb_machine(env::consts::OS, env::consts::ARCH)?;
+    let folder = cache.ensure(&format!("chdb-{CHDB_VERSION}-{machine}"), |folder| {
         need("npm", "to fetch ClickHouse", "npm")?;
         need("tar", "to unpack ClickHouse", "tar")?;
         let message = format!("fetching ClickHouse {CLICKHOUSE_VERSION} with npm");
-        progress::during(&message, || pack_and_unpack(package, folder))
+        progress::during(&message, || pack_and_unpack(machine, folder))
     })?;
     Ok(folder.join(LIBRARY))
 }
 
-fn pack_and_unpack(package: &str, folder: &Path) -> Result<()> {
+fn pack_and_unpack(machine: &str, folder: &Path) -> Result<()> {
     let mut pack = Command::new("npm");
-    pack.args(["pack", "--silent", &format!("{package}@{CHDB_VERSION}")]).current_dir(folder);
+    pack.args(["pack", "--silent", &format!("@chdb/lib-linux-{machine}-gnu@{CHDB_VERSION}")]).current_dir(folder);
     let printed = run(pack)?;
     let archive = folder.join(printed.lines().last().unwrap_or_default());
     let mut unpack = Command::new("tar");
@@ -69,10 +69,11 @@ fn pack_and_unpack(package: &str, folder: &Path) -> Result<()> {
     fs::remove_file(&archive).context("remove", &archive)
 }
 
-fn chdb_package(os: &'static str, arch: &'static str) -> Result<&'static str> {
+/// How the package names call this machine.
+fn chdb_machine(os: &'static str, arch: &'static str) -> Result<&'static str> {
     match (os, arch) {
-        ("linux", "x86_64") => Ok("@chdb/lib-linux-x64-gnu"),
-        ("linux", "aarch64") => Ok("@chdb/lib-linux-arm64-gnu"),
+        ("linux", "x86_64") => Ok("x64"),
+        ("linux", "aarch64") => Ok("arm64"),
         _ => Err(Error::UnsupportedPlatform { os, arch }),
     }
 }
@@ -83,9 +84,9 @@ mod tests {
 
     #[test]
     fn knows_the_package_for_each_machine() {
-        assert_eq!(chdb_package("linux", "x86_64").unwrap(), "@chdb/lib-linux-x64-gnu");
-        assert_eq!(chdb_package("linux", "aarch64").unwrap(), "@chdb/lib-linux-arm64-gnu");
-        let error = chdb_package("macos", "aarch64").unwrap_err().to_string();
+        assert_eq!(chdb_machine("linux", "x86_64").unwrap(), "x64");
+        assert_eq!(chdb_machine("linux", "aarch64").unwrap(), "arm64");
+        let error = chdb_machine("macos", "aarch64").unwrap_err().to_string();
         assert!(error.contains("macos on aarch64") && error.contains("docker-compose.yml"), "{error}");
     }
 }

@@ -26,7 +26,7 @@ mod host;
 pub mod kafka;
 mod ports;
 pub mod process;
-mod progress;
+pub mod progress;
 mod stack;
 mod tools;
 

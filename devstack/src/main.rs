@@ -5,6 +5,7 @@
 use clap::{Parser, Subcommand, builder::RangedU64ValueParser};
 use devstack::{
     ClickHouse, ClickHouseOptions, Kafka, KafkaOptions, Result, Server, cache::Cache, clickhouse, fetch, kafka,
+    progress,
 };
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
@@ -75,9 +76,13 @@ fn fetch_all() -> Result<()> {
 }
 
 fn up(nodes: usize, shards: usize) -> Result<(), Box<dyn Error>> {
-    let kafka = Kafka::start(KafkaOptions { nodes, ..KafkaOptions::default() })?;
-    let clickhouses = ClickHouse::start_cluster(shards, &ClickHouseOptions::default())?;
+    fetch_all()?;
+    let (kafka, clickhouses) = progress::during("starting the servers", || {
+        let kafka = Kafka::start(KafkaOptions { nodes, ..KafkaOptions::default() })?;
+        Ok::<_, devstack::Error>((kafka, ClickHouse::start_cluster(shards, &ClickHouseOptions::default())?))
+    })?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    println!();
     for (index, (node, address)) in kafka.nodes()?.iter().zip(kafka.bootstrap().split(',')).enumerate() {
         print_server(&format!("Kafka node {index}"), node, address);
     }

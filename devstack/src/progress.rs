@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-/// Runs `work` under a message such as `fetching Kafka 4.1.1`.
-pub(crate) fn during<T>(message: &str, work: impl FnOnce() -> T) -> T {
+/// Runs `work` under a message such as `fetching Kafka 4.1.1`, on standard error.
+pub fn during<T>(message: &str, work: impl FnOnce() -> T) -> T {
     if !stderr().is_terminal() {
         eprintln!("devstack: {message}");
         return work();

@@ -13,7 +13,6 @@ use crate::{
     fetch,
     ports::PortBlock,
     process::{self, Output, Server},
-    tools::need_java,
 };
 use std::{
     collections::BTreeMap,
@@ -21,6 +20,7 @@ use std::{
     hash::{BuildHasher, Hasher, RandomState},
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -71,7 +71,6 @@ impl Kafka {
     /// Panics when `options.nodes` is neither 1 nor 3.
     pub fn start(options: KafkaOptions) -> Result<Kafka> {
         assert!(matches!(options.nodes, 1 | 3), "a cluster has 1 or 3 nodes, not {}", options.nodes);
-        need_java()?;
         let jars = fetch::kafka(&Cache::open()?)?;
         let ports = PortBlock::reserve()?;
         let data = DataFolder::make(options.directory.as_deref())?;
@@ -224,15 +223,14 @@ const COMMON_PROPERTIES: &[(&str, &str)] = &[
 
 /// Healthy is a broker that serves clients and counts itself among the living; a cluster's first start waits for all.
 fn health_check(port: u16, cluster_size: usize) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
-    let complete_once = std::sync::atomic::AtomicBool::new(false);
+    let complete_once = AtomicBool::new(false);
     move || {
-        use std::sync::atomic::Ordering::Relaxed;
         let known = probe::broker_ports(port).map_err(|error| format!("no answer on port {port}: {error}"))?;
-        let wanted = if complete_once.load(Relaxed) { 1 } else { cluster_size };
+        let wanted = if complete_once.load(Ordering::Relaxed) { 1 } else { cluster_size };
         if known.len() < wanted || !known.contains(&i32::from(port)) {
             return Err(format!("it knows {} of {cluster_size} brokers so far", known.len()));
         }
-        complete_once.store(true, Relaxed);
+        complete_once.store(true, Ordering::Relaxed);
         Ok(())
     }
 }

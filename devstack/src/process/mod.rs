@@ -31,8 +31,6 @@ use std::{
 
 /// The pause between two health checks; the end of the process cuts it short.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(20);
-/// How long a process may take to be gone after SIGKILL.
-const KILL_DEADLINE: Duration = Duration::from_secs(30);
 
 type HealthCheck = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
@@ -73,10 +71,9 @@ pub(crate) fn run(command: Command) -> Result<String> {
 
 /// Waits until process `pid`, which need not be a child of this one, has ended. False when it has not `within`.
 pub fn wait_gone(pid: u32, within: Duration) -> Result<bool> {
-    let action = || Error::Io { action: format!("watch process {pid}"), cause: Errno::INVAL.into() };
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(action)?;
     let failed = |errno: Errno| Error::Io { action: format!("watch process {pid}"), cause: errno.into() };
-    let watched = match pidfd_open(pid, PidfdFlags::empty()) {
+    let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| failed(Errno::INVAL))?;
+    let watched = match pidfd_open(id, PidfdFlags::empty()) {
         Err(Errno::SRCH) => return Ok(true),
         opened => opened.map_err(failed)?,
     };
@@ -116,11 +113,7 @@ impl Server {
 
     /// Kills the process with SIGKILL and reaps it. Does nothing if it has ended already.
     pub fn kill9(&self) -> Result<()> {
-        match self.signal(Signal::KILL) {
-            Err(Error::NotRunning { .. }) => return Ok(()),
-            sent => sent?,
-        }
-        self.wait(KILL_DEADLINE).map(drop)
+        self.kill_and_reap(&mut self.child())
     }
 
     /// Freezes the process (SIGSTOP).
@@ -163,13 +156,14 @@ impl Server {
     ///
     /// Does not wait for health. Fails when the program cannot be started.
     pub fn restart(&self) -> Result<()> {
-        self.kill9()?;
-        let child = spawner::spawn(&self.command);
-        *self.child() = child.context("start again", Path::new(&self.name))?;
+        let mut child = self.child();
+        self.kill_and_reap(&mut child)?;
+        *child = spawner::spawn(&self.command).context("start again", Path::new(&self.name))?;
         Ok(())
     }
 
-    /// Waits until the health check passes, or at once if there is none. Fails when the process ends or time is up.
+    /// Waits until the health check passes; not at all if there is none. Fails when the process ends or time is up,
+    /// which the servers' own checks may notice up to 2 s late.
     pub fn wait_healthy(&self, within: Duration) -> Result<()> {
         let Some(check) = &self.health else { return Ok(()) };
         let started = Instant::now();
@@ -228,8 +222,12 @@ impl Server {
         if !within.is_zero() {
             wait_gone(self.pid(), within)?;
         }
-        let action = || Error::Io { action: format!("wait for {}", self.name), cause: Errno::CHILD.into() };
-        self.child().try_wait().map_err(|_| action())
+        self.child().try_wait().context("wait for", Path::new(&self.name))
+    }
+
+    fn kill_and_reap(&self, child: &mut Child) -> Result<()> {
+        // `Child` sends no signal to a process that it has reaped.
+        child.kill().and_then(|()| child.wait()).map(drop).context("kill", Path::new(&self.name))
     }
 
     fn not_running(&self) -> Error {
