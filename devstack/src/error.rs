@@ -45,7 +45,7 @@ pub enum Error {
         arch: &'static str,
     },
     /// A command of ours ended badly.
-    #[error("`{command}` failed ({status}): try it by hand, then `cargo devstack fetch`. It said:\n{output}")]
+    #[error("`{command}` failed ({status}): run it by hand to see more. It said:\n{output}")]
     CommandFailed {
         /// The command line.
         command: String,
