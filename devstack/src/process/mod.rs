@@ -148,7 +148,7 @@ impl Server {
         self.ended(within)?.ok_or_else(|| Error::StillRunning {
             name: self.name.clone(),
             within,
-            log_tail: self.streams.tail(),
+            log_tail: self.log_tail(),
         })
     }
 
@@ -172,11 +172,11 @@ impl Server {
             // Only a living process counts: something else could have answered.
             let pause = if checked.is_ok() { Duration::ZERO } else { HEALTH_INTERVAL };
             if let Some(status) = self.ended(pause)? {
-                return Err(Error::Died { name: self.name.clone(), status, log_tail: self.streams.tail() });
+                return Err(Error::Died { name: self.name.clone(), status, log_tail: self.log_tail() });
             }
             let Err(last) = checked else { return Ok(()) };
             if started.elapsed() > within {
-                return Err(Error::NotHealthy { name: self.name.clone(), within, last, log_tail: self.streams.tail() });
+                return Err(Error::NotHealthy { name: self.name.clone(), within, last, log_tail: self.log_tail() });
             }
         }
     }
@@ -206,6 +206,11 @@ impl Server {
     /// What the process has printed to standard error so far; the same as [`Server::stdout`] if one file takes both.
     pub fn stderr(&self) -> String {
         self.streams.stderr()
+    }
+
+    /// The last lines that the process has printed, for a failure's report.
+    pub fn log_tail(&self) -> String {
+        self.streams.tail()
     }
 
     fn read_proc(&self, file: &str) -> Result<String> {
