@@ -1,65 +1,151 @@
-//! The cache of fetched servers, outside the source tree and shared by all checkouts.
+//! The folder that keeps fetched servers, one sub-folder for each version, shared by every process of this user.
 //!
-//! Must never show a half-made entry: an entry is made in a folder of its own and renamed into place, under a file lock.
+//! ```text
+//! absent ──lock──> absent ──fill──> NAME.partial-XXXX ──rename──> NAME
+//!   │ (another process filled it meanwhile: use it)      │
+//!   └────────────────────────────────────────────> NAME  └ fill failed or killed: swept by the next to hold the lock
+//! ```
+//!
+//! Must never let a half-filled folder be used, and must never lie inside the source tree.
 
-use crate::{DevstackError, io};
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use crate::error::{Context, Result};
+use std::{
+    env, fs,
+    fs::File,
+    path::{Path, PathBuf},
+};
 
-/// The cache's folder: `$TALLYHOUSE_CACHE`, else `tallyhouse-devstack` in `$XDG_CACHE_HOME` or `~/.cache`.
-pub fn folder() -> PathBuf {
-    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    from("TALLYHOUSE_CACHE").unwrap_or_else(|| {
-        let base = from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")));
-        base.unwrap_or_else(std::env::temp_dir).join("tallyhouse-devstack")
-    })
+const FOLDER: &str = "tallyhouse-devstack";
+
+/// The cache folder.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
 }
 
-/// The entry `name` of the cache at `folder`, made by `make` in the folder it is given if it is not there yet. Several
-/// processes may ask at once: one makes it, the others wait.
-///
-/// # Errors
-/// Those of `make`, and failures of the file system.
-pub fn entry(
-    folder: &Path,
-    name: &str,
-    make: impl FnOnce(&Path) -> Result<(), DevstackError>,
-) -> Result<PathBuf, DevstackError> {
-    let path = folder.join(name);
-    fs::create_dir_all(folder).map_err(io(format!("creating {}", folder.display())))?;
-    let lock = File::create(folder.join(format!("{name}.lock"))).map_err(io("creating the cache's lock"))?;
-    lock.lock().map_err(io("locking the cache"))?;
-    if !path.exists() {
-        let temporary = tempfile::tempdir_in(folder).map_err(io("creating a temporary folder in the cache"))?;
-        make(temporary.path())?;
-        fs::rename(temporary.keep(), &path).map_err(io(format!("renaming into {}", path.display())))?;
+impl Cache {
+    /// The cache at `$TALLYHOUSE_CACHE`, else `$XDG_CACHE_HOME/tallyhouse-devstack`, else
+    /// `~/.cache/tallyhouse-devstack`. Fails when the folder cannot be made.
+    pub fn open() -> Result<Cache> {
+        let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let root = set("TALLYHOUSE_CACHE")
+            .or_else(|| Some(set("XDG_CACHE_HOME")?.join(FOLDER)))
+            .or_else(|| Some(env::home_dir()?.join(".cache").join(FOLDER)))
+            .unwrap_or_else(|| env::temp_dir().join(FOLDER));
+        Cache::at(root)
     }
-    Ok(path)
+
+    /// The cache at `root`. Fails when the folder cannot be made.
+    pub fn at(root: impl Into<PathBuf>) -> Result<Cache> {
+        let root = root.into();
+        fs::create_dir_all(&root).context("make the cache folder", &root)?;
+        Ok(Cache { root })
+    }
+
+    /// Where the cache lies.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder `name` (which must carry a version), filled by `fill` if it is not there yet.
+    ///
+    /// `fill` gets an empty folder to write to; it runs in one process at a time, the others wait for its result. Fails
+    /// as `fill` fails, and then keeps nothing.
+    pub fn ensure(&self, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let ready = self.root.join(name);
+        if ready.is_dir() {
+            return Ok(ready);
+        }
+        let lock_path = self.root.join(format!("{name}.lock"));
+        let lock = File::create(&lock_path).context("create", &lock_path)?;
+        lock.lock().context("lock", &lock_path)?;
+        if ready.is_dir() {
+            return Ok(ready);
+        }
+        let partial_prefix = format!("{name}.partial-");
+        self.sweep(&partial_prefix)?;
+        let partial = tempfile::Builder::new()
+            .prefix(&partial_prefix)
+            .tempdir_in(&self.root)
+            .context("make a folder in", &self.root)?;
+        fill(partial.path())?;
+        fs::rename(partial.path(), &ready).context("rename the fetched folder to", &ready)?;
+        Ok(ready)
+    }
+
+    /// Removes what a killed process left behind. Only for the holder of the lock.
+    fn sweep(&self, partial_prefix: &str) -> Result<()> {
+        for entry in fs::read_dir(&self.root).context("list", &self.root)? {
+            let path = entry.context("list", &self.root)?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(partial_prefix)) {
+                fs::remove_dir_all(&path).context("remove", &path)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use crate::Error;
+    use std::{
+        sync::{
+            Barrier,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread,
+    };
+
+    fn cache() -> (tempfile::TempDir, Cache) {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::at(root.path().join("cache")).unwrap();
+        (root, cache)
+    }
 
     #[test]
-    fn eight_at_once_make_an_entry_once_and_a_failed_one_leaves_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let fail = |_: &Path| Err(DevstackError::Failed { program: "x", output: String::new() });
-        assert!(entry(folder.path(), "e", fail).is_err());
-        assert!(!folder.path().join("e").exists());
-        let made = AtomicU32::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
+    fn concurrent_callers_share_one_filling() {
+        let (_root, cache) = cache();
+        let (fills, start) = (AtomicUsize::new(0), Barrier::new(4));
+        thread::scope(|scope| {
+            for _ in 0..4 {
                 scope.spawn(|| {
-                    let path = entry(folder.path(), "e", |path| {
-                        made.fetch_add(1, Ordering::Relaxed);
-                        fs::write(path.join("file"), "whole").map_err(io("writing"))
-                    });
-                    assert_eq!(fs::read_to_string(path.unwrap().join("file")).unwrap(), "whole");
+                    start.wait();
+                    let ready = cache
+                        .ensure("thing-1.0", |folder| {
+                            fills.fetch_add(1, Ordering::SeqCst);
+                            fs::write(folder.join("a"), "a").unwrap();
+                            thread::yield_now();
+                            fs::write(folder.join("b"), "b").unwrap();
+                            Ok(())
+                        })
+                        .unwrap();
+                    assert_eq!(fs::read_to_string(ready.join("b")).unwrap(), "b");
                 });
             }
         });
-        assert_eq!(made.into_inner(), 1);
+        assert_eq!(fills.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_failed_filling_leaves_nothing_and_can_be_repeated() {
+        let (_root, cache) = cache();
+        let failed = cache.ensure("thing-1.0", |folder| {
+            fs::write(folder.join("half"), "half").unwrap();
+            Err(Error::InitNotCalled)
+        });
+        assert!(matches!(failed, Err(Error::InitNotCalled)));
+        let ready = cache.ensure("thing-1.0", |_| Ok(())).unwrap();
+        assert!(!ready.join("half").exists());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_swept_and_never_used() {
+        let (_root, cache) = cache();
+        let left = cache.root().join("thing-1.0.partial-dead");
+        fs::create_dir(&left).unwrap();
+        let ready = cache.ensure("thing-1.0", |_| Ok(())).unwrap();
+        assert!(!left.exists());
+        assert!(ready.is_dir());
     }
 }

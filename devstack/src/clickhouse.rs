@@ -1,199 +1,224 @@
-//! A real ClickHouse server: the `libchdb` library of an npm package, run in a process of its own.
+//! A ClickHouse server, or several as the shards of a cluster.
 //!
-//! The server process is this executable started again ([`crate::init`]), since the library takes over the process it runs
-//! in. It must never be loaded into the process that tests.
+//! It is the library server of [`crate::init`], so it differs from a packaged one: SQL cannot create users (give
+//! [`User`]s instead), there is no interserver port (Replicated tables stay read-only) and ON CLUSTER is disabled.
+//!
+//! Must never listen on anything but 127.0.0.1.
 
-use crate::process::Process;
-use crate::{DevstackError, cache, io};
-use std::ffi::{CString, c_char, c_int, c_void};
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
+use crate::{
+    cache::Cache,
+    data::DataFolder,
+    error::{Context, Error, Result},
+    fetch, host,
+    ports::PortBlock,
+    process::{self, Output, Server},
+};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-const VERSION: &str = "26.7.3-stable.1";
-const HOST_VARIABLE: &str = "TALLYHOUSE_DEVSTACK_CLICKHOUSE_ARGS";
-/// Names a server to use instead of starting one.
-pub const ADDRESS_VARIABLE: &str = "TALLYHOUSE_TEST_CLICKHOUSE";
-const HEALTH_DEADLINE: Duration = Duration::from_secs(60);
-const HEALTH_POLL_INTERVAL: Duration = Duration::from_millis(50);
-const LOG_LINES_SHOWN: usize = 60;
+/// The environment variable that names a server to use instead, as a URL.
+pub const EXTERNAL_VARIABLE: &str = "TALLYHOUSE_TEST_CLICKHOUSE";
+/// The name of the cluster that [`ClickHouse::start_cluster`] defines.
+pub const CLUSTER: &str = "tallyhouse";
 
-/// A ClickHouse server of our own, with its data in a temporary folder.
+/// Starting takes well under a second; a machine that also compiles takes longer.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// The server serves until this query ends, which it does after decades.
+const SERVE: &str = "SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP; \
+                     SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS max_block_size=1 FORMAT Null";
+
+/// How to start a server. The default is temporary data and the user `default` with an empty password.
+#[derive(Debug, Clone, Default)]
+pub struct ClickHouseOptions {
+    /// Where data, configuration and log lie; kept. A temporary folder if None.
+    pub directory: Option<PathBuf>,
+    /// Users besides `default`.
+    pub users: Vec<User>,
+    /// XML that goes into the server's `<clickhouse>` element, such as `<zookeeper>…</zookeeper>`.
+    pub config: String,
+}
+
+/// A user with a password.
+#[derive(Debug, Clone)]
+pub struct User {
+    /// The name; it becomes an XML element, so letters, digits and `_` only.
+    pub name: String,
+    /// The password in plain text.
+    pub password: String,
+    /// `GRANT` queries without `TO`, such as `GRANT SELECT ON campaigns.*`. All rights of `default` if empty.
+    pub grants: Vec<String>,
+}
+
+/// A running server, or one that somebody else runs. Dropping it kills the server.
 #[derive(Debug)]
 pub struct ClickHouse {
-    library: PathBuf,
-    data: TempDir,
-    http_port: u16,
-    tcp_port: u16,
-    process: Process,
+    url: String,
+    owned: Option<Owned>,
+}
+
+/// Fields drop in this order: first the process, then its files, then its ports.
+#[derive(Debug)]
+struct Owned {
+    server: Server,
+    data: DataFolder,
+    ports: PortBlock,
 }
 
 impl ClickHouse {
-    /// Fetches the server if the cache does not have it, starts it and waits until it answers.
+    /// Starts a server and waits until it answers. Fetches ClickHouse first if it is not in the cache.
     ///
-    /// # Errors
-    /// Any of [`DevstackError`].
-    pub fn start() -> Result<ClickHouse, DevstackError> {
-        let library = fetch()?;
-        let data = tempfile::tempdir().map_err(io("creating a folder for ClickHouse's data"))?;
-        let (http_port, tcp_port) = (free_port()?, free_port()?);
-        let process = launch(&library, data.path(), http_port, tcp_port)?;
-        let mut server = ClickHouse { library, data, http_port, tcp_port, process };
-        server.await_healthy()?;
-        Ok(server)
+    /// Fails when [`crate::init`] was not called, ClickHouse cannot be fetched, or the server does not become healthy
+    /// within a minute.
+    pub fn start(options: ClickHouseOptions) -> Result<ClickHouse> {
+        ClickHouse::launch(options, PortBlock::reserve()?)
     }
 
-    /// The URL of its HTTP interface; user `default`, empty password.
-    pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.http_port)
-    }
-
-    /// Kills the server as `kill -9` does.
+    /// Starts `shards` servers that know each other as the shards of the cluster [`CLUSTER`], with the macros `shard`
+    /// (from 1) and `replica`. `options.directory` gets a sub-folder for each.
     ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn kill9(&mut self) -> Result<(), DevstackError> {
-        self.process.kill9()
+    /// Fails as [`ClickHouse::start`] does.
+    pub fn start_cluster(shards: usize, options: &ClickHouseOptions) -> Result<Vec<ClickHouse>> {
+        let ports = (0..shards).map(|_| PortBlock::reserve()).collect::<Result<Vec<_>>>()?;
+        let peers = remote_servers(ports.iter().map(tcp_port));
+        let start_shard = |(index, ports): (usize, PortBlock)| {
+            let macros = format!("<macros><shard>{}</shard><replica>1</replica></macros>", index + 1);
+            let directory = options.directory.as_ref().map(|folder| folder.join(format!("shard-{index}")));
+            let config = format!("{}{peers}{macros}", options.config);
+            ClickHouse::launch(ClickHouseOptions { directory, config, ..options.clone() }, ports)
+        };
+        ports.into_iter().enumerate().map(start_shard).collect()
     }
 
-    /// Starts it again on its data and ports, and waits until it answers.
+    /// A server that somebody else runs at `url`, whose user and password may be query parameters.
+    pub fn external(url: impl Into<String>) -> ClickHouse {
+        ClickHouse { url: url.into(), owned: None }
+    }
+
+    /// The address of the HTTP interface: `http://host:port`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// `host:port` of the HTTP interface. Fails for an external server.
+    pub fn http_addr(&self) -> Result<String> {
+        Ok(format!("127.0.0.1:{}", http_port(&self.owned()?.ports)))
+    }
+
+    /// `host:port` of the native interface. Fails for an external server.
+    pub fn tcp_addr(&self) -> Result<String> {
+        Ok(format!("127.0.0.1:{}", tcp_port(&self.owned()?.ports)))
+    }
+
+    /// The process. Fails for an external server.
+    pub fn server(&self) -> Result<&Server> {
+        Ok(&self.owned()?.server)
+    }
+
+    /// Where data and log lie: `server.log`. None for an external server.
+    pub fn directory(&self) -> Option<&Path> {
+        self.owned.as_ref().map(|owned| owned.data.path())
+    }
+
+    /// Runs one query as the user of [`ClickHouse::url`] and returns its answer, without the last line feed.
     ///
-    /// # Errors
-    /// Any of [`DevstackError`].
-    pub fn restart(&mut self) -> Result<(), DevstackError> {
-        self.process = launch(&self.library, self.data.path(), self.http_port, self.tcp_port)?;
-        self.await_healthy()
+    /// Fails when ClickHouse refuses it or does not answer within a minute.
+    pub fn query(&self, sql: &str) -> Result<String> {
+        query(&self.url, sql, QUERY_TIMEOUT).map_err(|message| Error::Query { sql: sql.to_owned(), message })
     }
 
-    fn await_healthy(&mut self) -> Result<(), DevstackError> {
-        let deadline = Instant::now() + HEALTH_DEADLINE;
-        loop {
-            if answers_ping(self.http_port) {
-                return Ok(());
-            }
-            let reason = match self.process.is_alive() {
-                false => "it ended".to_owned(),
-                true if Instant::now() > deadline => format!("no answer within {HEALTH_DEADLINE:?}"),
-                true => {
-                    std::thread::sleep(HEALTH_POLL_INTERVAL);
-                    continue;
-                }
-            };
-            return Err(DevstackError::Unhealthy { server: "ClickHouse", reason, log: self.log_tail() });
+    /// Ends everything now, for an end of the process that drops nothing.
+    pub(crate) fn dispose(&self) {
+        if let Some(owned) = &self.owned {
+            let _ = owned.server.kill9();
+            owned.data.remove_if_temporary();
         }
     }
 
-    /// The last lines that the server printed, for a report of a failure.
-    pub fn log_tail(&self) -> String {
-        let log = std::fs::read(log_file(self.data.path())).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n")
+    fn owned(&self) -> Result<&Owned> {
+        self.owned.as_ref().ok_or(Error::NotOurs { name: "ClickHouse", variable: EXTERNAL_VARIABLE })
+    }
+
+    fn launch(options: ClickHouseOptions, ports: PortBlock) -> Result<ClickHouse> {
+        let library = fetch::clickhouse(&Cache::open()?)?;
+        let data = DataFolder::make(options.directory.as_deref())?;
+        let folder = data.path();
+        let (config, users) = (folder.join("devstack-config.xml"), folder.join("devstack-users.xml"));
+        fs::write(&users, users_xml(&options.users)).context("write", &users)?;
+        fs::write(&config, config_xml(&users, &options.config)).context("write", &config)?;
+        let mut command = host::command(&library)?;
+        command.current_dir(folder).arg("--multiquery").arg("--listen_host=127.0.0.1").arg("--log-level=warning");
+        command.arg(format!("--path={}", folder.display())).arg(format!("--config-file={}", config.display()));
+        command.arg(format!("--http_port={}", http_port(&ports))).arg(format!("--tcp_port={}", tcp_port(&ports)));
+        command.args(["--query", SERVE]);
+        let url = format!("http://127.0.0.1:{}", http_port(&ports));
+        let server = process::spawn("ClickHouse", command, Output::Log(folder.join("server.log")))?;
+        let server = server.with_health(health_check(url.clone()));
+        server.wait_healthy(START_DEADLINE)?;
+        Ok(ClickHouse { url, owned: Some(Owned { server, data, ports }) })
     }
 }
 
-fn log_file(data: &Path) -> PathBuf {
-    data.join("server.log")
+fn http_port(ports: &PortBlock) -> u16 {
+    ports.port(0)
 }
 
-fn answers_ping(port: u16) -> bool {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let ping = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(b"GET /ping HTTP/1.0\r\n\r\n")?;
-        // The status line: "HTTP/1.x 200".
-        let mut answer = [0; 12];
-        stream.read_exact(&mut answer)?;
-        Ok(answer.ends_with(b" 200"))
-    };
-    ping().unwrap_or(false)
+fn tcp_port(ports: &PortBlock) -> u16 {
+    ports.port(1)
 }
 
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16, DevstackError> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(io("looking for a free port"))?;
-    listener.local_addr().map(|address| address.port()).map_err(io("looking for a free port"))
-}
-
-fn launch(library: &Path, data: &Path, http_port: u16, tcp_port: u16) -> Result<Process, DevstackError> {
-    let log = File::options().create(true).append(true).open(log_file(data)).map_err(io("opening ClickHouse's log"))?;
-    let errors = log.try_clone().map_err(io("opening ClickHouse's log"))?;
-    let arguments = [
-        library.display().to_string(),
-        "--multiquery".to_owned(),
-        format!("--path={}", data.join("data").display()),
-        "--listen_host=127.0.0.1".to_owned(),
-        format!("--http_port={http_port}"),
-        format!("--tcp_port={tcp_port}"),
-        "--query".to_owned(),
-        "SYSTEM START LISTEN HTTP; \
-         SELECT sleepEachRow(1) FROM numbers(1000000) SETTINGS max_block_size = 1 FORMAT Null"
-            .to_owned(),
-    ];
-    let own = std::env::current_exe().map_err(io("finding this executable"))?;
-    let mut command = Command::new(own);
-    command.env(HOST_VARIABLE, arguments.join("\n")).stdin(std::process::Stdio::null()).stdout(log).stderr(errors);
-    Process::spawn(command)
-}
-
-/// Becomes the server if this process was started to be one.
-pub(crate) fn host_if_asked() {
-    if let Ok(arguments) = std::env::var(HOST_VARIABLE) {
-        let code = host(&arguments).unwrap_or_else(|error| {
-            eprintln!("{error}");
-            1
-        });
-        std::process::exit(code);
+fn health_check(url: String) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
+    move || match query(&url, "SELECT 1", CHECK_TIMEOUT)?.as_str() {
+        "1" => Ok(()),
+        other => Err(format!("SELECT 1 gave {other:?}")),
     }
 }
 
-fn host(arguments: &str) -> Result<i32, Box<dyn std::error::Error>> {
-    type Entry = unsafe extern "C" fn(c_int, *mut *mut c_char) -> *mut c_void;
-    let mut words = arguments.lines();
-    let library = words.next().ok_or("no library is named")?;
-    let words: Vec<CString> = std::iter::once("clickhouse").chain(words).map(CString::new).collect::<Result<_, _>>()?;
-    let mut pointers: Vec<*mut c_char> = words.iter().map(|word| word.as_ptr().cast_mut()).collect();
-    // SAFETY: the library is ClickHouse's own; its initialisers may run in this process, which exists for nothing else.
-    let library = unsafe { libloading::Library::new(library)? };
-    // SAFETY: the package declares `void* chdb_query_cmdline(int argc, char** argv)`.
-    let entry = unsafe { library.get::<Entry>(b"chdb_query_cmdline\0")? };
-    // SAFETY: argv points to argc strings that end with NUL and outlive the call.
-    let answer = unsafe { entry(pointers.len() as c_int, pointers.as_mut_ptr()) };
-    Ok(i32::from(answer.is_null()))
+/// A new connection for each query: a pooled one could belong to a server killed since.
+fn query(url: &str, sql: &str, timeout: Duration) -> Result<String, String> {
+    let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).build();
+    let mut answer = config.new_agent().post(url).send(sql).map_err(|error| error.to_string())?;
+    // An exception can follow a status of 200 that has been sent already.
+    let failed = !answer.status().is_success() || answer.headers().contains_key("X-ClickHouse-Exception-Code");
+    let text = answer.body_mut().read_to_string().map_err(|error| error.to_string())?;
+    let text = text.trim_end_matches('\n').to_owned();
+    if failed { Err(text) } else { Ok(text) }
 }
 
-/// The path of `libchdb.so`, fetched into the cache if it is not there.
-fn fetch() -> Result<PathBuf, DevstackError> {
-    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" };
-    let name = format!("chdb-{VERSION}-{architecture}");
-    let folder = cache::entry(&cache::folder(), &name, |folder| {
-        eprintln!("devstack: fetching ClickHouse ({name}, about 180 MB)");
-        let package = format!("@chdb/lib-linux-{architecture}-gnu@{VERSION}");
-        run("npm", Command::new("npm").args(["pack", "--silent", &package]).current_dir(folder))?;
-        let archive = format!("chdb-lib-linux-{architecture}-gnu-{VERSION}.tgz");
-        let unpack = ["-xzf", &archive, "--strip-components=1", "package/libchdb.so"];
-        run("tar", Command::new("tar").args(unpack).current_dir(folder))?;
-        std::fs::remove_file(folder.join(archive)).map_err(io("removing the fetched archive"))
-    })?;
-    Ok(folder.join("libchdb.so"))
+fn config_xml(users: &Path, further: &str) -> String {
+    let users = escape(&users.display().to_string());
+    format!(
+        "<clickhouse><logger><console>1</console></logger><users_config>{users}</users_config>{further}</clickhouse>"
+    )
 }
 
-fn run(program: &'static str, command: &mut Command) -> Result<(), DevstackError> {
-    let output = command.output().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => DevstackError::MissingProgram {
-            program,
-            hint: "Debian: apt-get install npm tar",
-            variable: ADDRESS_VARIABLE,
-        },
-        _ => io(format!("running {program}"))(error),
-    })?;
-    if output.status.success() {
-        return Ok(());
+fn users_xml(users: &[User]) -> String {
+    let mut xml = "<clickhouse><profiles><default/></profiles><quotas><default/></quotas><users>".to_owned();
+    let default = User { name: "default".into(), password: String::new(), grants: Vec::new() };
+    for User { name, password, grants } in [&default].into_iter().chain(users) {
+        let password = escape(password);
+        let _ = write!(xml, "<{name}><password>{password}</password><networks><ip>127.0.0.1</ip></networks>");
+        xml.push_str("<profile>default</profile><quota>default</quota>");
+        let queries: String = grants.iter().map(|grant| format!("<query>{}</query>", escape(grant))).collect();
+        if !queries.is_empty() {
+            let _ = write!(xml, "<grants>{queries}</grants>");
+        }
+        let _ = write!(xml, "</{name}>");
     }
-    Err(DevstackError::Failed { program, output: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+    xml + "</users></clickhouse>"
+}
+
+fn remote_servers(tcp_ports: impl Iterator<Item = u16>) -> String {
+    let replica = |port| format!("<shard><replica><host>127.0.0.1</host><port>{port}</port></replica></shard>");
+    let shards: String = tcp_ports.map(replica).collect();
+    format!("<remote_servers><{CLUSTER}>{shards}</{CLUSTER}></remote_servers>")
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }

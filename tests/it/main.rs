@@ -12,7 +12,7 @@ mod cli;
 mod protocol;
 mod schema;
 
-use devstack::clickhouse::{ADDRESS_VARIABLE, ClickHouse};
+use devstack::Stack;
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 
@@ -34,19 +34,14 @@ macro_rules! trials {
 fn main() -> ExitCode {
     devstack::init();
     let arguments = Arguments::from_args();
-    let (server, url) = match std::env::var(ADDRESS_VARIABLE) {
-        Ok(url) => (None, url),
-        Err(_) => match ClickHouse::start() {
-            Ok(server) => {
-                let url = server.url();
-                (Some(server), url)
-            }
-            Err(error) => {
-                eprintln!("{error}");
-                return ExitCode::FAILURE;
-            }
-        },
+    let clickhouse = match Stack::shared().clickhouse() {
+        Ok(clickhouse) => clickhouse,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
     };
+    let url = clickhouse.url().to_owned();
     let trials = trials![url;
         cli::migrate_makes_the_tables_once,
         cli::mistakes_get_one_clear_message,
@@ -65,7 +60,9 @@ fn main() -> ExitCode {
         protocol::a_replay_is_exact_when_no_token_is_remembered,
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Some(server) = server.filter(|_| conclusion.has_failed()) {
+    if conclusion.has_failed()
+        && let Ok(server) = clickhouse.server()
+    {
         eprintln!("the end of ClickHouse's log:\n{}", server.log_tail());
     }
     conclusion.exit_code()

@@ -1,0 +1,148 @@
+//! What can go wrong while servers are fetched, started and handled, said so that the reader knows what to do next.
+//!
+//! Must never lose the cause: a process that failed brings the end of its own output along.
+
+use std::{io, path::Path, process::ExitStatus, time::Duration};
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+const DOCKER: &str = "or use other servers instead, such as the repository's docker-compose.yml, and name them in \
+                      TALLYHOUSE_TEST_KAFKA (host:port) and TALLYHOUSE_TEST_CLICKHOUSE (URL)";
+
+/// What went wrong. The text of each says what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A program that fetching or running a server needs is not on the `PATH`.
+    #[error("`{tool}` is needed {purpose} and was not found: `apt-get install {package}`, {DOCKER}")]
+    ToolMissing {
+        /// The program.
+        tool: &'static str,
+        /// What it is needed for.
+        purpose: &'static str,
+        /// The Debian package that holds it.
+        package: &'static str,
+    },
+    /// The `java` on the `PATH` is too old for Kafka.
+    #[error(
+        "Kafka needs Java {needed} or newer and `java -version` says {found:?}: `apt-get install {package}`, {DOCKER}"
+    )]
+    JavaTooOld {
+        /// The first line of `java -version`.
+        found: String,
+        /// The oldest major version that will do.
+        needed: u32,
+        /// The Debian package that holds one.
+        package: &'static str,
+    },
+    /// The servers are not published for this machine.
+    #[error("no ClickHouse library is published for {os} on {arch}: use Linux on x86_64 or aarch64, {DOCKER}")]
+    UnsupportedPlatform {
+        /// The operating system.
+        os: &'static str,
+        /// The processor architecture.
+        arch: &'static str,
+    },
+    /// A command of ours ended badly.
+    #[error("`{command}` failed ({status}): run it by hand to see more. It said:\n{output}")]
+    CommandFailed {
+        /// The command line.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it printed.
+        output: String,
+    },
+    /// A file, folder or process could not be handled.
+    #[error("cannot {action}: {cause}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// Why it failed.
+        cause: io::Error,
+    },
+    /// A process ended although it was still needed.
+    #[error("{name} ended by itself ({status}). The end of its log:\n{log_tail}")]
+    Died {
+        /// The process.
+        name: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// The end of what it printed.
+        log_tail: String,
+    },
+    /// A server did not become healthy in time.
+    #[error("{name} is not healthy after {within:?}: {last}. The end of its log:\n{log_tail}")]
+    NotHealthy {
+        /// The server.
+        name: String,
+        /// How long it was given.
+        within: Duration,
+        /// What the last health check said.
+        last: String,
+        /// The end of what it printed.
+        log_tail: String,
+    },
+    /// A process did not end in time.
+    #[error("{name} is still running {within:?} after it should have ended. The end of its log:\n{log_tail}")]
+    StillRunning {
+        /// The process.
+        name: String,
+        /// How long it was given.
+        within: Duration,
+        /// The end of what it printed.
+        log_tail: String,
+    },
+    /// A signal or a measurement was asked of a process that has ended.
+    #[error("{name} is not running: restart it first")]
+    NotRunning {
+        /// The process.
+        name: String,
+    },
+    /// The server is somebody else's, so it must not be killed, stopped or restarted.
+    #[error("{name} was not started by this process: unset {variable} to test against a server that may be killed")]
+    NotOurs {
+        /// The server.
+        name: &'static str,
+        /// The environment variable that named it.
+        variable: &'static str,
+    },
+    /// There is no such node in the cluster.
+    #[error("there is no Kafka node {index}: the cluster has {nodes}, counted from 0")]
+    NoSuchNode {
+        /// The node asked for.
+        index: usize,
+        /// How many there are.
+        nodes: usize,
+    },
+    /// [`crate::init`] was not called, so this executable cannot host ClickHouse.
+    #[error("call devstack::init() first in main: ClickHouse runs in this executable, started again")]
+    InitNotCalled,
+    /// No block of free ports was found.
+    #[error("no {count} free ports in a row on 127.0.0.1: end servers that are no longer needed")]
+    NoFreePorts {
+        /// How many were wanted.
+        count: u16,
+    },
+    /// ClickHouse refused a query.
+    #[error("ClickHouse refused `{sql}`: {message}")]
+    Query {
+        /// The query.
+        sql: String,
+        /// ClickHouse's own text, or why there was none.
+        message: String,
+    },
+}
+
+/// Names what was tried when an I/O call fails.
+pub(crate) trait Context<T> {
+    /// Turns an I/O error into [`Error::Io`] for `action` on `path`.
+    fn context(self, action: &str, path: &Path) -> Result<T>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, action: &str, path: &Path) -> Result<T> {
+        self.map_err(|cause| Error::Io { action: format!("{action} {}", path.display()), cause })
+    }
+}

