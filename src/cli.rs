@@ -6,8 +6,12 @@ use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::config::{self, Config, ConfigError, FlagValue, Sources};
+use crate::service::{self, RunError};
+use crate::telemetry;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 /// Exit status for a command line or configuration that cannot be used (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -35,6 +39,8 @@ struct Settings {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Consume, count and write until SIGTERM or SIGINT; a second signal ends it at once.
+    Run,
     /// Create or complete the tables in ClickHouse; safe to run again, and by several at once.
     Migrate {
         /// Print the SQL instead; connects to nothing.
@@ -70,6 +76,12 @@ pub enum CliError {
     /// The schema cannot be made.
     #[error(transparent)]
     Schema(#[from] SchemaProblem),
+    /// The service cannot run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Signals cannot be listened to.
+    #[error("signals: {0}")]
+    Signals(#[from] std::io::Error),
 }
 
 impl CliError {
@@ -77,7 +89,8 @@ impl CliError {
     pub fn exit_status(&self) -> u8 {
         match self {
             CliError::Set(_) | CliError::Config(_) | CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
-            CliError::ClickHouse(_) | CliError::Schema(_) => 1,
+            CliError::Run(RunError::ClickHouse(ClickHouseError::Config(_)) | RunError::Consumer(_)) => EXIT_USAGE,
+            CliError::ClickHouse(_) | CliError::Schema(_) | CliError::Run(_) | CliError::Signals(_) => 1,
         }
     }
 }
@@ -99,10 +112,38 @@ impl Cli {
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
         let resolved = config::load(&Sources { file: self.settings.config, env, flags: flags? })?;
         match self.command {
+            Command::Run => run(&resolved.config).await,
             Command::Config(ConfigCommand::Explain) => Ok(resolved.explain()),
             Command::Migrate { dry_run, cluster } => migrate(&resolved.config, dry_run, cluster.as_deref()).await,
         }
     }
+}
+
+async fn run(config: &Config) -> Result<String, CliError> {
+    telemetry::start(&config.log);
+    config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    let stop = CancellationToken::new();
+    end_on_signals(stop.clone())?;
+    let summary = service::run(config, &clickhouse_options(config), stop).await?;
+    Ok(format!("{summary}\n"))
+}
+
+/// The first SIGTERM or SIGINT asks for a graceful end, the second one ends the process.
+fn end_on_signals(stop: CancellationToken) -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.is_cancelled() {
+                std::process::exit(130);
+            }
+            stop.cancel();
+        }
+    });
+    Ok(())
 }
 
 async fn migrate(config: &Config, dry_run: bool, cluster: Option<&str>) -> Result<String, CliError> {

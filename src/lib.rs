@@ -2,7 +2,15 @@
 //!
 //! Must stay in two halves: [`core`] decides and does no I/O, everything else carries out.
 
+pub mod admin;
 pub mod cli;
 pub mod clickhouse;
 pub mod config;
 pub mod core;
+pub mod failpoint;
+pub mod health;
+pub mod kafka;
+pub mod metrics;
+pub mod retry;
+pub mod service;
+pub mod telemetry;

@@ -116,10 +116,12 @@ pub enum Seen {
     Batch(Frozen),
     /// No batch is due.
     NoBatch,
-    /// The partition is being revoked or the service shuts down, and nothing is left to flush.
+    /// The partition is being revoked or the service shuts down: no batch, and no answer to a question on the way to one.
     Drained,
-    /// The log ends before the offset the batch must end at.
+    /// The log ends before an offset that was consumed earlier.
     LogEndsBefore {
+        /// The offset that is to be reached, or was.
+        next: u64,
         /// The log's end.
         high: u64,
     },
@@ -206,11 +208,9 @@ impl Protocol {
             (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
             (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
             (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
-            (State::Replaying { intent }, Seen::LogEndsBefore { high }) => Action::Stop(StopReason::AheadOfLog {
-                what: "the announced batch's end",
-                offset: intent.range.end,
-                high,
-            }),
+            (State::Replaying { .. } | State::Filling, Seen::LogEndsBefore { next, high }) => {
+                Action::Stop(StopReason::AheadOfLog { what: "the position to read from or to", offset: next, high })
+            }
             (State::Replaying { intent }, Seen::LogStartsAfter { low, .. }) => {
                 Action::Stop(StopReason::IntentGone { range: intent.range, low })
             }
@@ -218,7 +218,14 @@ impl Protocol {
             (State::Filling, Seen::LogStartsAfter { next, low }) => {
                 Action::Stop(StopReason::RetentionGap { next, low })
             }
-            (State::Replaying { .. } | State::Filling, Seen::Drained) => Action::Release,
+            (
+                State::Reading
+                | State::Locating { .. }
+                | State::CheckingGone { .. }
+                | State::Replaying { .. }
+                | State::Filling,
+                Seen::Drained,
+            ) => Action::Release,
             (State::Announcing { batch, applied_unknown }, Seen::CommitDone) => {
                 self.known = self.wanted.take();
                 if applied_unknown { self.ask(batch, None) } else { self.insert_all(batch) }

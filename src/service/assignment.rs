@@ -1,0 +1,126 @@
+//! The partitions that are ours: one task each, started when a partition is assigned and ended before it is given up.
+//!
+//! Must never let a revocation return while a task of the revoked partitions still runs.
+
+use super::partition::Partition;
+use super::{Drain, Shared};
+use crate::kafka::consumer::Rebalances;
+use crate::metrics::{ASSIGNED, COMMITTED_LAG, POSITION_LAG, REBALANCES};
+use metrics::{counter, gauge};
+use rdkafka::statistics::Statistics;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+struct Running {
+    drain: watch::Sender<Drain>,
+    task: JoinHandle<()>,
+}
+
+/// The tasks of the partitions that are ours.
+pub struct Assignment {
+    runtime: Handle,
+    grace: Duration,
+    shared: OnceLock<Arc<Shared>>,
+    running: Mutex<HashMap<i32, Running>>,
+}
+
+impl Assignment {
+    /// Nothing is assigned; `grace` bounds how long a revocation waits for the batches in flight. Tasks run on the current
+    /// runtime.
+    pub fn new(grace: Duration) -> Assignment {
+        Assignment { runtime: Handle::current(), grace, shared: OnceLock::new(), running: Mutex::default() }
+    }
+
+    /// Gives the tasks what they work with; before the consumer subscribes.
+    pub fn start_with(&self, shared: Arc<Shared>) {
+        let _ = self.shared.set(shared);
+    }
+
+    fn running_locked(&self) -> MutexGuard<'_, HashMap<i32, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, partitions: &[i32]) -> Vec<Running> {
+        let mut running = self.running_locked();
+        let removed = partitions.iter().filter_map(|partition| running.remove(partition)).collect();
+        self.report(running.len());
+        removed
+    }
+
+    fn report(&self, assigned: usize) {
+        gauge!(ASSIGNED).set(assigned as f64);
+        if let Some(shared) = self.shared.get() {
+            shared.set_assigned(assigned);
+        }
+    }
+
+    /// Flushes every partition; `true` when all ended within the grace.
+    pub async fn flush_all(&self, grace: Duration) -> bool {
+        let all: Vec<i32> = self.running_locked().keys().copied().collect();
+        drain(self.remove(&all), Drain::Flush, grace).await
+    }
+}
+
+/// Asks tasks to end and waits; what has not ended in time is cut off, and the next owner completes it.
+async fn drain(running: Vec<Running>, how: Drain, grace: Duration) -> bool {
+    let deadline = tokio::time::Instant::now() + grace;
+    for one in &running {
+        let _ = one.drain.send(how);
+    }
+    let mut all_ended = true;
+    for Running { mut task, .. } in running {
+        if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+            all_ended = false;
+            task.abort();
+            let _ = task.await;
+        }
+    }
+    all_ended
+}
+
+impl Rebalances for Assignment {
+    fn assigned(&self, partitions: &[i32]) {
+        counter!(REBALANCES, "kind" => "assigned").increment(1);
+        tracing::info!(?partitions, "assigned");
+        let Some(shared) = self.shared.get() else { return };
+        let mut running = self.running_locked();
+        for &partition in partitions {
+            let (drain, drained) = watch::channel(Drain::No);
+            let task = self.runtime.spawn(Partition::new(Arc::clone(shared), partition, drained).run());
+            running.insert(partition, Running { drain, task });
+        }
+        self.report(running.len());
+        shared.health.clear("assignment");
+    }
+
+    fn revoked(&self, partitions: &[i32], lost: bool) {
+        counter!(REBALANCES, "kind" => if lost { "lost" } else { "revoked" }).increment(1);
+        tracing::info!(?partitions, lost, "revoked");
+        let removed = self.remove(partitions);
+        if let Some(shared) = self.shared.get() {
+            partitions.iter().for_each(|&partition| shared.forget(partition));
+        }
+        if !removed.is_empty() {
+            let grace = if lost { Duration::ZERO } else { self.grace };
+            self.runtime.block_on(drain(removed, Drain::Abandon, grace));
+        }
+    }
+
+    fn statistics(&self, statistics: &Statistics) {
+        let Some(shared) = self.shared.get() else { return };
+        let Some(topic) = statistics.topics.get(&shared.topic) else { return };
+        for partition in topic.partitions.values() {
+            let Some(next) = shared.windows.next(partition.partition) else { continue };
+            let label = partition.partition.to_string();
+            let end = partition.ls_offset.max(0).unsigned_abs();
+            gauge!(POSITION_LAG, "partition" => label.clone()).set(end.saturating_sub(next) as f64);
+            if let Ok(committed) = u64::try_from(partition.committed_offset) {
+                gauge!(COMMITTED_LAG, "partition" => label).set(end.saturating_sub(committed) as f64);
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! The one memory limit: how much windows and batches hold, and when consumption must pause.
+//!
+//! A quarter of `memory.limit_bytes` is librdkafka's queue (`queued.max.messages.kbytes`), a quarter is left for what is being
+//! sent and for the process itself; windows and batches may hold the half that remains.
+
+use metrics::gauge;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::metrics::{MEMORY_LIMIT, MEMORY_USED};
+
+/// What windows and batches hold.
+#[derive(Debug)]
+pub struct Memory {
+    limit_bytes: usize,
+    used_bytes: AtomicUsize,
+}
+
+impl Memory {
+    /// The share of windows and batches in the configured limit.
+    pub fn new(configured_bytes: usize) -> Memory {
+        let limit_bytes = configured_bytes / 2;
+        gauge!(MEMORY_LIMIT).set(limit_bytes as f64);
+        Memory { limit_bytes, used_bytes: AtomicUsize::new(0) }
+    }
+
+    /// Bytes held now.
+    pub fn used_bytes(&self) -> usize {
+        self.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes were taken.
+    pub fn add(&self, bytes: usize) {
+        self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes were given back.
+    pub fn sub(&self, bytes: usize) {
+        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// At the limit: consumption pauses, and every window is due.
+    pub fn is_full(&self) -> bool {
+        self.used_bytes() >= self.limit_bytes
+    }
+
+    /// Low enough again for consumption to go on after a pause.
+    pub fn has_room(&self) -> bool {
+        self.used_bytes() < self.limit_bytes / 2
+    }
+
+    /// Sets the gauge.
+    pub fn report(&self) {
+        gauge!(MEMORY_USED).set(self.used_bytes() as f64);
+    }
+}

@@ -1,0 +1,400 @@
+//! The service: `tallyhouse run`, from start to a graceful end.
+//!
+//! ```text
+//!  reader thread                       one task per partition                        ClickHouse
+//!  poll ─► decode ─► live window ────► take ─► freeze ─► intent ─► insert ─► commit
+//!  (reader.rs)       (windows.rs)      (partition.rs, as the core's protocol says)
+//! ```
+//!
+//! Must never exit because a server is away for a while: it waits and says so. It ends on a signal, and at the start for what
+//! waiting does not mend.
+
+mod assignment;
+mod lease;
+mod memory;
+mod partition;
+mod reader;
+mod windows;
+
+use crate::admin;
+use crate::clickhouse::client::{ClickHouseOptions, Client};
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::clickhouse::sink::Sink;
+use crate::config::{Config, Retry};
+use crate::core::decode::TimeBounds;
+use crate::core::event::SECONDS_PER_DAY;
+use crate::core::stop::StopReason;
+use crate::core::window::Limits;
+use crate::health::Health;
+use crate::kafka::consumer::{self, Consumer};
+use crate::kafka::is_permanent;
+use crate::metrics::{self, FLUSH_AGE, STOPPED};
+use crate::retry::Backoff;
+use ::metrics::gauge;
+use assignment::Assignment;
+use memory::Memory;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use reader::{Command, Reader, Tally};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+pub use windows::{Glance, Windows};
+
+/// Longest wait for an answer from Kafka at the start.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Whether a partition's task is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drain {
+    /// Go on.
+    No,
+    /// Finish the batch in flight, drop the rest: the next owner reads it again.
+    Abandon,
+    /// Flush everything that was consumed.
+    Flush,
+}
+
+/// Why the service did not start, or did not end cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// ClickHouse refuses us.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
+    /// The schema is not there or does not fit.
+    #[error(transparent)]
+    Schema(#[from] SchemaProblem),
+    /// Kafka refuses us.
+    #[error("kafka at {brokers}: {error}. Check kafka.sasl.* and kafka.tls.*, and the rights of this user")]
+    Kafka {
+        /// `kafka.brokers`.
+        brokers: String,
+        /// What was answered.
+        error: KafkaError,
+    },
+    /// librdkafka refuses a property.
+    #[error("the consumer cannot be made, check kafka.* and kafka.properties: {0}")]
+    Consumer(String),
+    /// The HTTP endpoint cannot listen.
+    #[error("admin.listen {address}: {error}")]
+    Admin {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// Metrics are installed already: one service per process.
+    #[error("metrics: {0}")]
+    Metrics(String),
+    /// Not everything was flushed in time. Nothing is lost.
+    #[error("shutdown.grace_ms passed before all batches were committed; the next owner reads the rest again. {0}")]
+    Grace(Summary),
+    /// The reader ended by itself.
+    #[error("the reader thread ended unexpectedly")]
+    Reader,
+}
+
+/// What a run did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Records consumed.
+    pub consumed: u64,
+    /// Records that were no events.
+    pub rejected: u64,
+    /// Raw rows that ClickHouse acknowledged.
+    pub rows: u64,
+    /// Batches committed.
+    pub batches: u64,
+    /// How long it ran.
+    pub uptime: Duration,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary { consumed, rejected, rows, batches, uptime } = self;
+        let seconds = uptime.as_secs_f64();
+        write!(f, "consumed {consumed}, rejected {rejected}, rows {rows}, batches {batches}, up {seconds:.1} s")
+    }
+}
+
+/// What all tasks work with.
+struct Shared {
+    /// Weak: the reader owns the consumer, and closes it when it ends.
+    consumer: OnceLock<Weak<Consumer>>,
+    sink: Sink,
+    windows: Arc<Windows>,
+    memory: Arc<Memory>,
+    health: Arc<Health>,
+    commands: Sender<Command>,
+    topic: String,
+    cluster_id: String,
+    session_timeout_ms: u64,
+    retry: Retry,
+    flush_age: Duration,
+    batches_per_second_max: f64,
+    assigned: AtomicUsize,
+    stopped: Mutex<BTreeMap<i32, &'static str>>,
+    flushed_rows: AtomicU64,
+    flushed_batches: AtomicU64,
+}
+
+impl Shared {
+    /// Makes a blocking call to Kafka on a thread for such calls.
+    async fn kafka<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Consumer) -> KafkaResult<T> + Send + 'static,
+    ) -> KafkaResult<T> {
+        let consumer = self.consumer.get().and_then(Weak::upgrade).ok_or(KafkaError::Canceled)?;
+        tokio::task::spawn_blocking(move || call(&consumer)).await.unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    fn tell_reader(&self, command: Command) {
+        // A reader that has ended needs no telling.
+        let _ = self.commands.send(command);
+    }
+
+    /// The age at which a window is flushed: the configured one, or more with so many partitions that ClickHouse would get
+    /// more than `flush.batches_per_second_max`.
+    fn flush_age(&self) -> Duration {
+        let paced = self.assigned.load(Ordering::Relaxed) as f64 / self.batches_per_second_max;
+        self.flush_age.max(Duration::from_secs_f64(paced))
+    }
+
+    fn set_assigned(&self, partitions: usize) {
+        self.assigned.store(partitions, Ordering::Relaxed);
+        gauge!(FLUSH_AGE).set(self.flush_age().as_secs_f64());
+    }
+
+    fn stop(&self, partition: i32, reason: &StopReason) {
+        tracing::error!(partition, reason = reason.code(), "partition stopped: {reason}");
+        self.windows.close(partition);
+        self.tell_reader(Command::Pause(partition));
+        self.health.set(&format!("partition {partition}"), reason.to_string());
+        self.update_stopped(|stopped| stopped.insert(partition, reason.code()));
+    }
+
+    fn forget(&self, partition: i32) {
+        self.windows.close(partition);
+        self.health.clear(&format!("partition {partition}"));
+        self.update_stopped(|stopped| stopped.remove(&partition));
+    }
+
+    fn update_stopped<T>(&self, change: impl FnOnce(&mut BTreeMap<i32, &'static str>) -> Option<T>) {
+        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reasons: BTreeMap<&str, u32> = stopped.values().map(|&reason| (reason, 0)).collect();
+        change(&mut stopped);
+        stopped.values().for_each(|&reason| *reasons.entry(reason).or_default() += 1);
+        reasons.into_iter().for_each(|(reason, count)| gauge!(STOPPED, "reason" => reason.to_owned()).set(count));
+    }
+}
+
+/// Runs the service until `stop` is cancelled, then flushes, commits and leaves the group.
+///
+/// # Errors
+/// Any of [`RunError`].
+pub async fn run(
+    config: &Config,
+    clickhouse: &ClickHouseOptions,
+    stop: CancellationToken,
+) -> Result<Summary, RunError> {
+    let started = Instant::now();
+    let metrics = metrics::install().map_err(|error| RunError::Metrics(error.to_string()))?;
+    let health = Arc::new(Health::default());
+    health.set("assignment", "no partitions are assigned yet");
+    let memory = Arc::new(Memory::new(config.memory.limit_bytes));
+    let windows = Arc::new(Windows::new(limits(config), Arc::clone(&memory)));
+    let state = admin::State { metrics, health: Arc::clone(&health), windows: Arc::clone(&windows) };
+    admin::start(config.admin.listen, state)
+        .await
+        .map_err(|error| RunError::Admin { address: config.admin.listen, error })?;
+
+    let client = Client::new(clickhouse)?;
+    let nothing = || Summary { consumed: 0, rejected: 0, rows: 0, batches: 0, uptime: started.elapsed() };
+    if !await_schema(&client, config, &health, &stop).await? {
+        return Ok(nothing());
+    }
+    let assignment = Arc::new(Assignment::new(Duration::from_millis(config.rebalance.grace_ms)));
+    let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
+    let consumer = Arc::new(consumer);
+    let Some(cluster_id) = await_topic(&consumer, config, &health, &stop).await? else { return Ok(nothing()) };
+
+    let (commands, obeyed) = channel();
+    let shared = Arc::new(Shared {
+        consumer: OnceLock::from(Arc::downgrade(&consumer)),
+        sink: Sink::new(client, Schema::single()),
+        windows: Arc::clone(&windows),
+        memory: Arc::clone(&memory),
+        health: Arc::clone(&health),
+        commands,
+        topic: config.kafka.topics.events.clone(),
+        cluster_id,
+        session_timeout_ms: config.kafka.session_timeout_ms,
+        retry: config.retry.clone(),
+        flush_age: Duration::from_millis(config.flush.age_ms),
+        batches_per_second_max: config.flush.batches_per_second_max,
+        assigned: AtomicUsize::new(0),
+        stopped: Mutex::default(),
+        flushed_rows: AtomicU64::new(0),
+        flushed_batches: AtomicU64::new(0),
+    });
+    assignment.start_with(Arc::clone(&shared));
+    consumer.subscribe(&[&config.kafka.topics.events]).map_err(|error| RunError::Consumer(masked(&error)))?;
+    let tally = Arc::new(Tally::default());
+    let reader = Reader {
+        consumer,
+        topic: shared.topic.clone(),
+        windows,
+        memory,
+        health,
+        bounds: time_bounds(config),
+        commands: obeyed,
+        tally: Arc::clone(&tally),
+    };
+    let (ended, reader_ended) = oneshot::channel();
+    std::thread::spawn(move || {
+        reader.run();
+        let _ = ended.send(());
+    });
+    tracing::info!(topic = shared.topic, group = config.kafka.group_id, "consuming");
+    let clean = until_stopped(config, &shared, &assignment, reader_ended, &stop).await?;
+    let summary = Summary {
+        consumed: tally.consumed.load(Ordering::Relaxed),
+        rejected: tally.rejected.load(Ordering::Relaxed),
+        rows: shared.flushed_rows.load(Ordering::Relaxed),
+        batches: shared.flushed_batches.load(Ordering::Relaxed),
+        uptime: started.elapsed(),
+    };
+    if clean { Ok(summary) } else { Err(RunError::Grace(summary)) }
+}
+
+/// Waits for the signal, then ends in order: no more records, flush, commit, leave the group.
+async fn until_stopped(
+    config: &Config,
+    shared: &Shared,
+    assignment: &Assignment,
+    mut reader_ended: oneshot::Receiver<()>,
+    stop: &CancellationToken,
+) -> Result<bool, RunError> {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        _ = &mut reader_ended => return Err(RunError::Reader),
+    }
+    let grace = Duration::from_millis(config.shutdown.grace_ms);
+    tracing::info!(grace_ms = config.shutdown.grace_ms, "stopping: flushing what was consumed");
+    shared.health.set("shutdown", "the service is stopping");
+    let (quiet, is_quiet) = oneshot::channel();
+    shared.tell_reader(Command::Quiesce(quiet));
+    let flushed = async {
+        let _ = is_quiet.await;
+        assignment.flush_all(grace).await
+    };
+    let flushed = tokio::time::timeout(grace, flushed).await.unwrap_or(false);
+    shared.tell_reader(Command::End);
+    // Leaving the group takes one answer from the coordinator; without it the others wait for the session timeout.
+    let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;
+    Ok(flushed)
+}
+
+fn limits(config: &Config) -> Limits {
+    let flush = &config.flush;
+    Limits { rows_max: flush.rows_max as u64, bytes_max: flush.bytes_max, days_max: flush.days_max }
+}
+
+fn time_bounds(config: &Config) -> TimeBounds {
+    let seconds = |days: u32| i64::from(days) * i64::from(SECONDS_PER_DAY);
+    TimeBounds {
+        past_seconds_max: seconds(config.decode.past_days_max),
+        future_seconds_max: seconds(config.decode.future_days_max),
+    }
+}
+
+/// An error of the configuration without the value, which may be a secret.
+fn masked(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, description, key, _) => format!("{key}: {description}"),
+        other => other.to_string(),
+    }
+}
+
+/// Waits until ClickHouse answers, and checks the schema; `false` when told to stop meanwhile.
+async fn await_schema(
+    client: &Client,
+    config: &Config,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<bool, RunError> {
+    let mut backoff = Backoff::new(&config.retry);
+    loop {
+        let error = match Schema::single().check(client).await {
+            Ok(()) => {
+                health.clear("clickhouse");
+                return Ok(true);
+            }
+            Err(SchemaProblem::ClickHouse(error)) if error.is_retryable() => error,
+            Err(problem) => return Err(problem.into()),
+        };
+        tracing::warn!("{error}; trying again");
+        health.set("clickhouse", error.to_string());
+        tokio::select! {
+            () = backoff.wait() => {}
+            () = stop.cancelled() => return Ok(false),
+        }
+    }
+}
+
+/// Waits until Kafka answers and the topic exists; gives the cluster's id, or `None` when told to stop meanwhile.
+async fn await_topic(
+    consumer: &Arc<Consumer>,
+    config: &Config,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Option<String>, RunError> {
+    let mut backoff = Backoff::new(&config.retry);
+    let brokers = &config.kafka.brokers;
+    loop {
+        let (asked, topic) = (Arc::clone(consumer), config.kafka.topics.events.clone());
+        let answer = tokio::task::spawn_blocking(move || cluster_of_topic(&asked, &topic)).await;
+        let error = match answer.unwrap_or(Err(KafkaError::Canceled)) {
+            Ok(cluster_id) => {
+                health.clear("kafka");
+                return Ok(Some(cluster_id));
+            }
+            Err(error) => consumer.context().take_error().filter(is_permanent).unwrap_or(error),
+        };
+        if is_permanent(&error) {
+            return Err(RunError::Kafka { brokers: brokers.clone(), error });
+        }
+        let reason = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
+                format!(
+                    "the topic {} does not exist at {brokers}; create it, or set kafka.topics.events",
+                    config.kafka.topics.events
+                )
+            }
+            _ => format!(
+                "kafka at {brokers} does not answer: {error}. Check that it runs and that kafka.brokers is right"
+            ),
+        };
+        tracing::warn!("{reason}; trying again");
+        health.set("kafka", reason);
+        tokio::select! {
+            () = backoff.wait() => {}
+            () = stop.cancelled() => return Ok(None),
+        }
+    }
+}
+
+fn cluster_of_topic(consumer: &Consumer, topic: &str) -> KafkaResult<String> {
+    let metadata = consumer.fetch_metadata(Some(topic), START_TIMEOUT)?;
+    if let Some(error) = metadata.topics().iter().find_map(|topic| topic.error()) {
+        return Err(KafkaError::MetadataFetch(error.into()));
+    }
+    Ok(consumer.client().fetch_cluster_id(START_TIMEOUT).unwrap_or_default())
+}

@@ -1,0 +1,345 @@
+//! The task of one partition: carries out what its protocol asks for, one action at a time.
+//!
+//! Must never do anything the protocol did not ask for, and never answer what it did not see. What may fail for a while (Kafka,
+//! ClickHouse) is tried again with backoff for as long as the partition is ours.
+
+use super::lease::{BootTime, Lease};
+use super::reader::Command;
+use super::windows::{Due, Held};
+use super::{Drain, Shared};
+use crate::core::marks::Insert;
+use crate::core::protocol::{Action, Committed, LogView, Protocol, Seen};
+use crate::core::source::{OffsetRange, Source, Table};
+use crate::core::window::ARRIVAL_STEP_MS;
+use crate::failpoint;
+use crate::kafka::{offsets, topic};
+use crate::metrics::{
+    COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE_SECONDS, REPLAYS, RETRIES,
+};
+use crate::retry::Backoff;
+use metrics::{counter, histogram};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Notify, watch};
+
+/// Longest wait for one answer from Kafka.
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The task of one assigned partition.
+pub struct Partition {
+    shared: Arc<Shared>,
+    source: Source,
+    /// Frozen and not committed; inserts are of the first.
+    batches: VecDeque<(Held, Instant)>,
+    lease: Lease,
+    backoff: Backoff,
+    wake: Arc<Notify>,
+    drain: watch::Receiver<Drain>,
+}
+
+impl Partition {
+    /// The task of a partition that was just assigned.
+    pub fn new(shared: Arc<Shared>, number: i32, drain: watch::Receiver<Drain>) -> Partition {
+        let source = Source {
+            cluster: shared.cluster_id.clone(),
+            topic: shared.topic.clone(),
+            topic_id: String::new(),
+            partition: number,
+        };
+        let lease = Lease::new(shared.session_timeout_ms);
+        let backoff = Backoff::new(&shared.retry);
+        Partition { shared, source, batches: VecDeque::new(), lease, backoff, wake: Arc::default(), drain }
+    }
+
+    /// Runs the protocol until the partition is released or stops.
+    pub async fn run(mut self) {
+        let number = self.source.partition;
+        let (mut protocol, mut action) = Protocol::start();
+        loop {
+            let seen = match action {
+                Action::Release => break,
+                Action::Stop(reason) => {
+                    self.shared.stop(number, &reason);
+                    break;
+                }
+                action => self.perform(action).await,
+            };
+            tracing::trace!(partition = number, ?seen, "protocol");
+            action = protocol.observe(seen);
+        }
+    }
+
+    async fn perform(&mut self, action: Action) -> Seen {
+        match action {
+            Action::ReadCommitted => self.read_committed().await,
+            Action::ReadProgress { from } => self.read_progress(from).await,
+            Action::Fill { from, until } => self.fill(from, until).await,
+            Action::AwaitBatch => self.await_batch().await,
+            Action::TakeBatch => self.take_batch(),
+            Action::Commit { expected, wanted } => self.commit(expected, wanted).await,
+            Action::Insert(insert) => self.insert(insert).await,
+            Action::ReadMarks { range } => self.read_marks(range).await,
+            Action::Release | Action::Stop(_) => Seen::Drained,
+        }
+    }
+
+    async fn read_committed(&mut self) -> Seen {
+        self.batches.clear();
+        loop {
+            let (name, number) = (self.source.topic.clone(), self.source.partition);
+            let view = self.shared.kafka(move |consumer| {
+                let topic_id = topic::topic_id(consumer, &name, KAFKA_TIMEOUT)?;
+                let committed = offsets::committed(consumer, &name, number, KAFKA_TIMEOUT)?;
+                let (low, high) = offsets::bounds(consumer, &name, number, KAFKA_TIMEOUT)?;
+                Ok(LogView { committed, topic_id, low, high })
+            });
+            match view.await {
+                Ok(view) => {
+                    self.succeeded("kafka");
+                    self.source.topic_id.clone_from(&view.topic_id);
+                    failpoint::hit("committed_read");
+                    return Seen::Log(view);
+                }
+                Err(error) => self.failed("kafka", "read_committed", &error).await,
+            }
+            if self.is_draining() {
+                return Seen::Drained;
+            }
+        }
+    }
+
+    async fn read_progress(&mut self, from: u64) -> Seen {
+        loop {
+            match self.shared.sink.progress(from, &self.source).await {
+                Ok(progress) => {
+                    self.succeeded("clickhouse");
+                    return Seen::Progress(progress);
+                }
+                Err(error) => self.failed("clickhouse", "read_progress", &error).await,
+            }
+            if self.is_draining() {
+                return Seen::Drained;
+            }
+        }
+    }
+
+    async fn read_marks(&mut self, range: OffsetRange) -> Seen {
+        loop {
+            let marks = async {
+                self.shared.sink.await_ended(range, &self.source).await?;
+                self.shared.sink.marks(range, &self.source).await
+            };
+            match marks.await {
+                Ok(marks) => {
+                    self.succeeded("clickhouse");
+                    return Seen::Marks(marks);
+                }
+                Err(error) => self.failed("clickhouse", "read_marks", &error).await,
+            }
+        }
+    }
+
+    async fn fill(&mut self, from: u64, until: Option<u64>) -> Seen {
+        self.batches.clear();
+        let number = self.source.partition;
+        if let Some(until) = until {
+            counter!(REPLAYS).increment(1);
+            tracing::info!(
+                partition = number,
+                from,
+                until,
+                "completing an announced batch: its records are read again"
+            );
+        }
+        // A new one, so that a notice from an earlier fill cannot pass for this one's.
+        self.wake = Arc::default();
+        let wake = Arc::clone(&self.wake);
+        self.shared.tell_reader(Command::Fill { partition: number, from, until, wake });
+        self.await_batch().await
+    }
+
+    async fn await_batch(&mut self) -> Seen {
+        let number = self.source.partition;
+        let windows = Arc::clone(&self.shared.windows);
+        loop {
+            let age = self.shared.flush_age();
+            let drain = *self.drain.borrow_and_update();
+            let due = if drain == Drain::Flush || self.shared.memory.is_full() { Due::Now } else { Due::Aged(age) };
+            if drain != Drain::Abandon
+                && let Some(held) = windows.take(number, due)
+            {
+                return self.frozen(held);
+            }
+            if drain != Drain::No {
+                return Seen::Drained;
+            }
+            if let Some((next, until)) = windows.take_check(number)
+                && let Some(seen) = self.check_bounds(next, until).await
+            {
+                return seen;
+            }
+            let wake = Arc::clone(&self.wake);
+            let due_at = windows.due_at(number, age);
+            tokio::select! {
+                () = wake.notified() => {}
+                _ = self.drain.changed() => {}
+                () = tokio::time::sleep_until(due_at.unwrap_or_else(|| Instant::now() + age).into()) => {}
+            }
+        }
+    }
+
+    /// The reader came to an end: is it one of this replay, or of the log?
+    async fn check_bounds(&mut self, next: u64, until: Option<u64>) -> Option<Seen> {
+        let (name, number) = (self.source.topic.clone(), self.source.partition);
+        let bounds = self.shared.kafka(move |consumer| offsets::bounds(consumer, &name, number, KAFKA_TIMEOUT)).await;
+        let (low, high) = match bounds {
+            Ok(bounds) => bounds,
+            Err(error) => {
+                self.failed("kafka", "read_bounds", &error).await;
+                self.shared.windows.check(Some(number));
+                return None;
+            }
+        };
+        self.succeeded("kafka");
+        let wanted = until.unwrap_or(next);
+        if low > next {
+            Some(Seen::LogStartsAfter { next, low })
+        } else if high < wanted {
+            Some(Seen::LogEndsBefore { next: wanted, high })
+        } else {
+            // Committed records end before `high` while a transaction is open, but never before an end consumed earlier.
+            self.shared.windows.seal_replay(number);
+            None
+        }
+    }
+
+    fn take_batch(&mut self) -> Seen {
+        self.note_applied();
+        let due = match *self.drain.borrow() {
+            Drain::No => Due::Aged(self.shared.flush_age()),
+            Drain::Flush => Due::Now,
+            Drain::Abandon => return Seen::NoBatch,
+        };
+        match self.shared.windows.take(self.source.partition, due) {
+            Some(held) => self.frozen(held),
+            None => Seen::NoBatch,
+        }
+    }
+
+    fn frozen(&mut self, held: Held) -> Seen {
+        let frozen = held.batch.frozen();
+        self.batches.push_back((held, Instant::now()));
+        failpoint::hit("batch_frozen");
+        Seen::Batch(frozen)
+    }
+
+    /// Everything of the first batch is in ClickHouse.
+    fn note_applied(&self) {
+        let Some((held, _)) = self.batches.front() else { return };
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        for &(arrival_ms, records) in held.batch.arrivals() {
+            let delay_ms = (now_ms - arrival_ms - ARRIVAL_STEP_MS / 2).max(0);
+            let records = usize::try_from(records).unwrap_or(usize::MAX);
+            histogram!(QUERYABLE_SECONDS).record_many(delay_ms as f64 / 1_000.0, records);
+        }
+    }
+
+    async fn commit(&mut self, expected: Option<Committed>, wanted: Committed) -> Seen {
+        let started = Instant::now();
+        let (name, number) = (self.source.topic.clone(), self.source.partition);
+        let to_commit = wanted.clone();
+        let within = KAFKA_TIMEOUT.min(self.lease.length());
+        let attempt = self.shared.kafka(move |consumer| {
+            let found = offsets::committed(consumer, &name, number, within)?;
+            if found != expected && found.as_ref() != Some(&to_commit) {
+                return Ok(None);
+            }
+            let sent = BootTime::now();
+            offsets::commit(consumer, &name, number, &to_commit)?;
+            Ok(Some(sent))
+        });
+        // The call itself may wait for a coordinator for long; whether it went through is then found by comparing.
+        let outcome = tokio::time::timeout(within * 2, attempt).await;
+        histogram!(COMMIT_SECONDS).record(started.elapsed());
+        match outcome {
+            Ok(Ok(Some(sent))) => {
+                self.lease.renew(sent);
+                self.succeeded("kafka");
+                self.drop_committed(wanted.offset);
+                failpoint::hit(if self.batches.is_empty() { "end_committed" } else { "intent_committed" });
+                Seen::CommitDone
+            }
+            Ok(Ok(None)) => {
+                counter!(RETRIES, "step" => "overtaken").increment(1);
+                tracing::warn!(partition = number, "the committed offset was changed by another member: starting over");
+                Seen::CommitOvertaken
+            }
+            Ok(Err(error)) => {
+                self.failed("kafka", "commit", &error).await;
+                Seen::CommitFailed
+            }
+            Err(_) => {
+                self.failed("kafka", "commit", &"no answer in time").await;
+                Seen::CommitFailed
+            }
+        }
+    }
+
+    fn drop_committed(&mut self, offset: u64) {
+        while let Some((held, frozen_at)) = self.batches.front()
+            && held.batch.range().end <= offset
+        {
+            histogram!(FLUSH_SECONDS).record(frozen_at.elapsed());
+            counter!(FLUSHED_BATCHES).increment(1);
+            self.shared.flushed_batches.fetch_add(1, Ordering::Relaxed);
+            self.batches.pop_front();
+        }
+    }
+
+    async fn insert(&mut self, insert: Insert) -> Seen {
+        if !self.lease.holds() {
+            tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
+            return Seen::LeaseExpired;
+        }
+        let Some((held, _)) = self.batches.front() else { return Seen::InsertUnknown };
+        let table = insert.table;
+        let started = Instant::now();
+        let outcome = self.shared.sink.insert(&held.batch, &insert, &self.source).await;
+        histogram!(INSERT_SECONDS, "table" => table.name()).record(started.elapsed());
+        match outcome {
+            Ok(rows) => {
+                self.succeeded("clickhouse");
+                counter!(FLUSHED_ROWS, "table" => table.name()).increment(rows);
+                self.shared.flushed_rows.fetch_add(if table == Table::Raw { rows } else { 0 }, Ordering::Relaxed);
+                failpoint::hit(match table {
+                    Table::Raw => "raw_inserted",
+                    Table::Daily => "daily_inserted",
+                    Table::Rejected => "rejected_inserted",
+                });
+                Seen::Inserted
+            }
+            Err(error) => {
+                self.failed("clickhouse", "insert", &error).await;
+                Seen::InsertUnknown
+            }
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        *self.drain.borrow() != Drain::No
+    }
+
+    fn succeeded(&mut self, server: &str) {
+        self.backoff.reset();
+        self.shared.health.clear(server);
+    }
+
+    async fn failed(&mut self, server: &str, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
+        counter!(RETRIES, "step" => step).increment(1);
+        tracing::warn!(partition = self.source.partition, step, "{error}; trying again");
+        self.shared.health.set(server, error.to_string());
+        self.backoff.wait().await;
+    }
+}

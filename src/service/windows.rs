@@ -1,0 +1,202 @@
+//! The live windows of the partitions that are ours: the reader writes, the partitions' tasks take, the HTTP endpoint reads.
+//!
+//! A record for a partition without a live window is dropped, and that is safe: the window is made after the seek to where it
+//! starts. Must never hold a map entry while freezing or waiting.
+
+use super::memory::Memory;
+use crate::core::batch::Batch;
+use crate::core::event::{Event, EventType};
+use crate::core::reject::Rejection;
+use crate::core::window::{Limits, Record, Window};
+use dashmap::DashMap;
+use serde::Serialize;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+struct Live {
+    window: Window,
+    /// When the window took its first record.
+    opened: Option<Instant>,
+    /// Where the window must be closed, in a replay.
+    until: Option<u64>,
+    sealed: VecDeque<(Window, u64)>,
+    /// The reader came to the log's end, or lost its position: the task looks which.
+    check: bool,
+    wake: Arc<Notify>,
+}
+
+impl Live {
+    fn seal(&mut self, end: u64) {
+        let window = std::mem::replace(&mut self.window, Window::new(end));
+        self.sealed.push_back((window, end));
+        self.opened = None;
+        self.until = None;
+        self.wake.notify_one();
+    }
+
+    fn bytes(&self) -> usize {
+        self.window.bytes() + self.sealed.iter().map(|(window, _)| window.bytes()).sum::<usize>()
+    }
+}
+
+/// A batch with its share of the memory, given back when it is dropped.
+pub struct Held {
+    /// The batch.
+    pub batch: Batch,
+    memory: Arc<Memory>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.memory.sub(self.batch.bytes());
+    }
+}
+
+/// Which window is taken.
+#[derive(Clone, Copy, Debug)]
+pub enum Due {
+    /// One that is this old.
+    Aged(Duration),
+    /// Any that is not empty.
+    Now,
+}
+
+/// One window, for people.
+#[derive(Debug, Serialize)]
+pub struct Glance {
+    start: u64,
+    next: u64,
+    bytes: usize,
+    counters: usize,
+    rejects: u64,
+    sealed: usize,
+    events: BTreeMap<&'static str, u64>,
+}
+
+/// The windows.
+pub struct Windows {
+    live: DashMap<i32, Live>,
+    limits: Limits,
+    memory: Arc<Memory>,
+}
+
+impl Windows {
+    /// No windows yet.
+    pub fn new(limits: Limits, memory: Arc<Memory>) -> Windows {
+        Windows { live: DashMap::new(), limits, memory }
+    }
+
+    /// Starts a partition's window, in place of any it had. `wake` is notified when there is something to look at.
+    pub fn open(&self, partition: i32, from: u64, until: Option<u64>, wake: Arc<Notify>) {
+        let window = Window::new(from);
+        let live = Live { window, opened: None, until, sealed: VecDeque::new(), check: false, wake };
+        if let Some(old) = self.live.insert(partition, live) {
+            self.memory.sub(old.bytes());
+        }
+    }
+
+    /// Ends a partition's window and drops what it holds.
+    pub fn close(&self, partition: i32) {
+        if let Some((_, live)) = self.live.remove(&partition) {
+            self.memory.sub(live.bytes());
+        }
+    }
+
+    /// Takes a record; tells whether the partition has a window.
+    pub fn push(&self, partition: i32, record: &Record<'_>, decoded: &Result<Event<'_>, Rejection>) -> bool {
+        let Some(mut live) = self.live.get_mut(&partition) else { return false };
+        if let Some(end) = live.until.filter(|&end| record.offset >= end) {
+            live.seal(end);
+        }
+        let added = live.window.push(record, decoded);
+        if live.opened.is_none() && added > 0 {
+            live.opened = Some(Instant::now());
+        }
+        if live.until.is_none() && live.window.is_full(&self.limits) {
+            let end = live.window.next();
+            live.seal(end);
+        }
+        drop(live);
+        self.memory.add(added);
+        true
+    }
+
+    /// Takes a batch if one is due.
+    pub fn take(&self, partition: i32, due: Due) -> Option<Held> {
+        let (window, end) = {
+            let mut live = self.live.get_mut(&partition)?;
+            if live.sealed.is_empty() && live.until.is_none() && !live.window.is_empty() {
+                let aged = match due {
+                    Due::Now => true,
+                    Due::Aged(age) => live.opened.is_some_and(|opened| opened.elapsed() >= age),
+                };
+                if aged {
+                    let end = live.window.next();
+                    live.seal(end);
+                }
+            }
+            live.sealed.pop_front()?
+        };
+        Some(Held { batch: Batch::freeze(window, end), memory: Arc::clone(&self.memory) })
+    }
+
+    /// When the open window becomes due at this age; `None` while it is empty or replaying.
+    pub fn due_at(&self, partition: i32, age: Duration) -> Option<Instant> {
+        let live = self.live.get(&partition)?;
+        live.opened.filter(|_| live.until.is_none()).map(|opened| opened + age)
+    }
+
+    /// The reader is at the log's end of this partition, or without one lost a position: tasks look.
+    pub fn check(&self, partition: Option<i32>) {
+        for mut live in self.live.iter_mut().filter(|live| partition.is_none_or(|p| p == *live.key())) {
+            live.check = true;
+            live.wake.notify_one();
+        }
+    }
+
+    /// Every task looks whether its window is due.
+    pub fn wake_all(&self) {
+        self.live.iter().for_each(|live| live.wake.notify_one());
+    }
+
+    /// Whether a look is asked for, once: the next offset and where a replay must end.
+    pub fn take_check(&self, partition: i32) -> Option<(u64, Option<u64>)> {
+        let mut live = self.live.get_mut(&partition)?;
+        std::mem::take(&mut live.check).then(|| (live.window.next(), live.until))
+    }
+
+    /// Closes a replay's window at its end: the log has nothing more before it.
+    pub fn seal_replay(&self, partition: i32) {
+        if let Some(mut live) = self.live.get_mut(&partition)
+            && let Some(end) = live.until
+        {
+            live.seal(end);
+        }
+    }
+
+    /// The next offset of a partition.
+    pub fn next(&self, partition: i32) -> Option<u64> {
+        self.live.get(&partition).map(|live| live.window.next())
+    }
+
+    /// The partitions that have a window.
+    pub fn partitions(&self) -> Vec<i32> {
+        self.live.iter().map(|live| *live.key()).collect()
+    }
+
+    /// All windows, for people.
+    pub fn glance(&self) -> BTreeMap<i32, Glance> {
+        let glance = |live: &Live| Glance {
+            start: live.window.start(),
+            next: live.window.next(),
+            bytes: live.window.bytes(),
+            counters: live.window.counters(),
+            rejects: live.window.rejects(),
+            sealed: live.sealed.len(),
+            events: EventType::ALL.iter().map(|t| t.name()).zip(live.window.totals().iter().copied()).collect(),
+        };
+        self.live.iter().map(|live| (*live.key(), glance(&live))).collect()
+    }
+}
