@@ -26,6 +26,7 @@ mod host;
 pub mod kafka;
 mod ports;
 pub mod process;
+pub mod producer;
 pub mod progress;
 mod stack;
 mod tools;

@@ -121,19 +121,22 @@ impl Sink {
         // An end is at least 1, so 0 means that there is no row.
         let counted_end = Some(counted.scalar_u64().await?).filter(|&end| end > 0);
         let from = from.max(counted_end.unwrap_or(0));
+        // The 1 is added here: ClickHouse rewrites `max(x + 1)` to `max(x) + 1`, which is 1 where there is no row.
         let stored = self
             .client
             .query(
-                "SELECT max(end) FROM (\
-                 SELECT max(source_offset + 1) AS end FROM email_events WHERE source = ? AND source_offset >= ? \
+                "SELECT sum(rows), max(last) FROM (\
+                 SELECT count() AS rows, max(source_offset) AS last FROM email_events \
+                 WHERE source = ? AND source_offset >= ? \
                  UNION ALL \
-                 SELECT max(source_offset + 1) AS end FROM rejected_events WHERE source = ? AND source_offset >= ?)",
+                 SELECT count(), max(source_offset) FROM rejected_events WHERE source = ? AND source_offset >= ?)",
             )
             .bind(&name)
             .bind(from)
             .bind(&name)
             .bind(from);
-        let stored_end = Some(stored.scalar_u64().await?).filter(|&end| end > 0);
+        let stored = stored.rows::<(u64, u64)>().await?;
+        let stored_end = stored.first().filter(|(rows, _)| *rows > 0).map(|(_, last)| last + 1);
         Ok(Progress { counted_end, stored_end })
     }
 }

@@ -4,7 +4,7 @@
 //! sent and for the process itself; windows and batches may hold the half that remains.
 
 use metrics::gauge;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::metrics::{MEMORY_LIMIT, MEMORY_USED};
 
@@ -13,6 +13,7 @@ use crate::metrics::{MEMORY_LIMIT, MEMORY_USED};
 pub struct Memory {
     limit_bytes: usize,
     used_bytes: AtomicUsize,
+    pressed: AtomicBool,
 }
 
 impl Memory {
@@ -20,7 +21,7 @@ impl Memory {
     pub fn new(configured_bytes: usize) -> Memory {
         let limit_bytes = configured_bytes / 2;
         gauge!(MEMORY_LIMIT).set(limit_bytes as f64);
-        Memory { limit_bytes, used_bytes: AtomicUsize::new(0) }
+        Memory { limit_bytes, used_bytes: AtomicUsize::new(0), pressed: AtomicBool::new(false) }
     }
 
     /// Bytes held now.
@@ -38,7 +39,7 @@ impl Memory {
         self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// At the limit: consumption pauses, and every window is due.
+    /// At the limit: consumption pauses.
     pub fn is_full(&self) -> bool {
         self.used_bytes() >= self.limit_bytes
     }
@@ -46,6 +47,16 @@ impl Memory {
     /// Low enough again for consumption to go on after a pause.
     pub fn has_room(&self) -> bool {
         self.used_bytes() < self.limit_bytes / 2
+    }
+
+    /// Consumption is paused, or goes on: while it is paused every window is due, however young, as nothing else frees memory.
+    pub fn set_pressed(&self, pressed: bool) {
+        self.pressed.store(pressed, Ordering::Relaxed);
+    }
+
+    /// Whether consumption is paused.
+    pub fn is_pressed(&self) -> bool {
+        self.pressed.load(Ordering::Relaxed)
     }
 
     /// Sets the gauge.

@@ -166,7 +166,7 @@ impl Partition {
         loop {
             let age = self.shared.flush_age();
             let drain = *self.drain.borrow_and_update();
-            let due = if drain == Drain::Flush || self.shared.memory.is_full() { Due::Now } else { Due::Aged(age) };
+            let due = if drain == Drain::Flush || self.shared.memory.is_pressed() { Due::Now } else { Due::Aged(age) };
             if drain != Drain::Abandon
                 && let Some(held) = windows.take(number, due)
             {

@@ -97,6 +97,9 @@ impl Reader {
         let mut turn = Turn::default();
         while !turn.ended {
             for _ in 0..RECORDS_PER_TURN {
+                if self.memory.is_full() && !turn.paused {
+                    break;
+                }
                 match self.consumer.poll(POLL_WAIT) {
                     Some(Ok(message)) => self.take(&message, &mut turn),
                     Some(Err(error)) => self.on_error(&error),
@@ -232,6 +235,7 @@ impl Reader {
         } else {
             return;
         }
+        self.memory.set_pressed(turn.paused);
         gauge!(PAUSED).set(f64::from(u8::from(turn.paused)));
         self.set_paused(turn.paused, &self.windows.partitions());
         if turn.paused {

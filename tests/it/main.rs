@@ -11,6 +11,7 @@
 mod cli;
 mod protocol;
 mod schema;
+mod service;
 
 use devstack::Stack;
 use libtest_mimic::{Arguments, Trial};
@@ -55,6 +56,15 @@ fn main() -> ExitCode {
         schema::merges_of_daily_sum_totals_and_keep_the_last_offset,
         schema::a_repeated_token_is_dropped,
         schema::failures_are_told_apart,
+        service::what_is_produced_is_counted,
+        service::sigterm_flushes_what_was_consumed,
+        service::a_restart_in_the_middle_is_exact,
+        service::kill9_at_every_step_is_exact,
+        service::members_come_and_go,
+        service::clickhouse_away_for_a_while,
+        service::what_is_missing_at_the_start_is_named,
+        service::the_memory_limit_pauses_consumption,
+        protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,
         protocol::a_replay_is_exact_when_no_token_is_remembered,

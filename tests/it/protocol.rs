@@ -7,6 +7,7 @@ use tallyhouse::clickhouse::schema::Schema;
 use tallyhouse::clickhouse::sink::Sink;
 use tallyhouse::core::batch::Batch;
 use tallyhouse::core::decode::{TimeBounds, decode};
+use tallyhouse::core::marks::Progress;
 use tallyhouse::core::protocol::{Action, Committed, LogView, Protocol, Seen};
 use tallyhouse::core::source::Source;
 use tallyhouse::core::window::{Record, Window};
@@ -249,6 +250,17 @@ async fn every_fault_at_every_step(client: &Client, sink: &Sink) {
             partition += 1;
         }
     }
+}
+
+/// A source without rows has made no progress, and one that has is found whole.
+pub async fn progress_is_what_the_rows_say(url: &str, database: &str) {
+    let (_, sink) = migrated(url, database).await;
+    assert_eq!(sink.progress(0, &source(0)).await.unwrap(), Progress::default());
+    let mut log = Log::new();
+    run(&mut log, &sink, &source(0), None).await;
+    let end = Some(log.high());
+    assert_eq!(sink.progress(0, &source(0)).await.unwrap(), Progress { counted_end: end, stored_end: None });
+    assert_eq!(sink.progress(0, &source(1)).await.unwrap(), Progress::default());
 }
 
 /// Nothing is lost or counted twice wherever a member dies or an answer is lost.

@@ -1,0 +1,255 @@
+//! The Django app's events, made up: the same JSON, a known share of it broken, and what was produced counted.
+//!
+//! The n-th payload is a function of `n` and the seed alone, so a run can be repeated and its outcome is known beforehand.
+//! Must write exactly what `json.dumps` of the producer writes, separators and all.
+
+use chrono::{Days, NaiveDate, Utc};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+use std::time::Duration;
+
+/// The five event types; index 0 is by far the most frequent, as in a real campaign.
+pub const EVENT_TYPES: [&str; 5] = ["delivered", "open", "click", "bounce", "unsubscribe"];
+
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(120);
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(10);
+
+/// What is produced.
+#[derive(Debug, Clone)]
+pub struct Events {
+    /// Other seeds give other events.
+    pub seed: u64,
+    /// Number of distinct campaigns.
+    pub campaigns: u64,
+    /// The days end with this one.
+    pub last_day: NaiveDate,
+    /// Number of distinct days.
+    pub days: u64,
+    /// Of a hundred records, so many are broken on average.
+    pub broken_percent: u64,
+}
+
+impl Default for Events {
+    fn default() -> Events {
+        Events { seed: 1, campaigns: 1_000, last_day: Utc::now().date_naive(), days: 3, broken_percent: 3 }
+    }
+}
+
+/// One record's value, and what becomes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// The event type; `None` for a broken record.
+    pub event_type: Option<&'static str>,
+}
+
+impl Events {
+    /// The n-th payload.
+    pub fn payload(&self, n: u64) -> Payload {
+        let dice = mix(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n);
+        let event_type = match dice % 100 {
+            0..=59 => 0,
+            60..=84 => 1,
+            85..=93 => 2,
+            94..=97 => 3,
+            _ => 4,
+        };
+        let event_type = EVENT_TYPES[event_type];
+        let json = self.json(mix(dice), event_type);
+        if mix(dice ^ 1) % 100 < self.broken_percent {
+            return Payload { bytes: broken(&json, dice), event_type: None };
+        }
+        Payload { bytes: json.into_bytes(), event_type: Some(event_type) }
+    }
+
+    fn json(&self, dice: u64, event_type: &str) -> String {
+        let campaign = dice % self.campaigns;
+        let day = self.last_day - Days::new(mix(dice) % self.days);
+        let second = mix(dice ^ 2) % 86_400;
+        let time = day.and_time(chrono::NaiveTime::MIN) + Duration::from_secs(second);
+        // isoformat() leaves the microseconds out when they are zero.
+        let micros = if dice.is_multiple_of(64) { String::new() } else { format!(".{:06}", mix(dice ^ 3) % 1_000_000) };
+        let (campaign_id, workspace_id) = (uuid(campaign), uuid(1_000_000 + campaign % 50));
+        let person = mix(dice ^ 4) % 100_000;
+        format!(
+            "{{\"campaign_id\": \"{campaign_id}\", \"workspace_id\": \"{workspace_id}\", \
+             \"email\": \"person{person}@example.com\", \"event_type\": \"{event_type}\", \
+             \"event_time\": \"{}{micros}\", \"metadata\": {{\"ip\": \"203.0.113.{}\", \"user_agent\": \"Mozilla/5.0\"}}}}",
+            time.format("%Y-%m-%dT%H:%M:%S"),
+            dice % 256,
+        )
+    }
+}
+
+/// One of several ways to break an event.
+fn broken(json: &str, dice: u64) -> Vec<u8> {
+    match dice / 100 % 6 {
+        0 => json.as_bytes()[..json.len() / 2].to_vec(),
+        1 => json.replace("event_type\": \"", "event_type\": \"re").into_bytes(),
+        2 => json.replace("event_time", "time").into_bytes(),
+        3 => json.replace("campaign_id\": \"", "campaign_id\": \"x").into_bytes(),
+        4 => [json.as_bytes(), b"\xff"].concat(),
+        _ => json.replace("T", "X").into_bytes(),
+    }
+}
+
+/// A UUID's text, the same for the same number.
+pub fn uuid(number: u64) -> String {
+    let (high, low) = (mix(number), mix(number ^ 0x5555));
+    format!(
+        "{:08x}-{:04x}-4{:03x}-a{:03x}-{:012x}",
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xfff,
+        low >> 48 & 0xfff,
+        low & 0xffff_ffff_ffff
+    )
+}
+
+/// The finalizer of splitmix64.
+fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// What was produced.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Records, broken ones included.
+    pub produced: u64,
+    /// Broken records.
+    pub broken: u64,
+    /// Events by type, in the order of [`EVENT_TYPES`].
+    pub by_type: [u64; 5],
+}
+
+impl Ledger {
+    fn note(&mut self, payload: &Payload) {
+        self.produced += 1;
+        match payload.event_type.and_then(|name| EVENT_TYPES.iter().position(|t| *t == name)) {
+            Some(index) => self.by_type[index] += 1,
+            None => self.broken += 1,
+        }
+    }
+}
+
+/// Creates a topic and waits until it is there.
+///
+/// # Errors
+/// Kafka does not answer, or refuses.
+pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32) -> Result<(), KafkaError> {
+    let admin: AdminClient<DefaultClientContext> = ClientConfig::new().set("bootstrap.servers", bootstrap).create()?;
+    let wanted = [NewTopic::new(topic, partitions, TopicReplication::Fixed(1))];
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)));
+    let create = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|_| KafkaError::Canceled)?;
+        runtime.block_on(admin.create_topics(&wanted, &options))
+    };
+    // A thread of its own, as the caller may be in a runtime already.
+    let created = std::thread::scope(|scope| scope.spawn(create).join().unwrap_or(Err(KafkaError::Canceled)))?;
+    match created.into_iter().next() {
+        Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),
+        _ => Ok(()),
+    }
+}
+
+/// Produces payloads of any kind to partitions in turn, and waits for the acknowledgement of all.
+pub struct Producer {
+    topic: String,
+    partitions: i32,
+    producer: ThreadedProducer<DefaultProducerContext>,
+    sent: u64,
+    ledger: Ledger,
+}
+
+impl Producer {
+    /// A producer as fast as the machine allows, acknowledged by all replicas and idempotent.
+    ///
+    /// # Errors
+    /// librdkafka cannot start.
+    pub fn new(bootstrap: &str, topic: &str, partitions: i32) -> Result<Producer, KafkaError> {
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("enable.idempotence", "true")
+            .set("compression.type", "lz4")
+            .set("linger.ms", "20")
+            .set("batch.size", "1000000")
+            .set("queue.buffering.max.messages", "500000")
+            .create()?;
+        Ok(Producer { topic: topic.to_owned(), partitions, producer, sent: 0, ledger: Ledger::default() })
+    }
+
+    /// Sends one value; waits while the queue is full.
+    ///
+    /// # Errors
+    /// Kafka refuses the record.
+    pub fn send(&mut self, value: Option<&[u8]>) -> Result<(), KafkaError> {
+        let partition = i32::try_from(self.sent % self.partitions.unsigned_abs().max(1) as u64).unwrap_or(0);
+        self.sent += 1;
+        loop {
+            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.topic).partition(partition);
+            record.payload = value;
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                    self.producer.poll(QUEUE_FULL_WAIT);
+                    std::thread::sleep(QUEUE_FULL_WAIT);
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+
+    /// Sends the events with these numbers.
+    ///
+    /// # Errors
+    /// Kafka refuses a record.
+    pub fn send_events(&mut self, events: &Events, numbers: std::ops::Range<u64>) -> Result<(), KafkaError> {
+        for n in numbers {
+            let payload = events.payload(n);
+            self.send(Some(&payload.bytes))?;
+            self.ledger.note(&payload);
+        }
+        Ok(())
+    }
+
+    /// Waits until all is acknowledged; tells what the events were.
+    ///
+    /// # Errors
+    /// Not all was acknowledged in time.
+    pub fn finish(self) -> Result<Ledger, KafkaError> {
+        self.producer.flush(FLUSH_TIMEOUT)?;
+        Ok(self.ledger)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_number_gives_the_same_payload_and_some_are_broken() {
+        let events = Events::default();
+        let mut ledger = Ledger::default();
+        for n in 0..10_000 {
+            assert_eq!(events.payload(n), events.payload(n));
+            ledger.note(&events.payload(n));
+        }
+        assert!((200..400).contains(&ledger.broken), "{ledger:?}");
+        assert!(ledger.by_type.is_sorted_by(|a, b| a > b), "{ledger:?}");
+    }
+
+    #[test]
+    fn the_text_is_what_python_writes() {
+        let last_day = NaiveDate::from_ymd_opt(2026, 11, 24).unwrap();
+        let events = Events { last_day, broken_percent: 0, ..Events::default() };
+        let text = String::from_utf8(events.payload(7).bytes).unwrap();
+        assert!(text.starts_with("{\"campaign_id\": \"") && text.contains("\", \"event_time\": \"2026-11-2"), "{text}");
+    }
+}

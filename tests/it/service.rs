@@ -1,0 +1,320 @@
+//! The service end to end: the real binary, real Kafka, real ClickHouse, real signals.
+
+use devstack::producer::{Events, Ledger, Producer, create_topic};
+use devstack::{ClickHouse, ClickHouseOptions, Output, Server, Stack, process};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tallyhouse::clickhouse::client::{ClickHouseOptions as Options, Client, Compression};
+use tallyhouse::clickhouse::schema::Schema;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const PARTITIONS: i32 = 3;
+
+/// One topic, one migrated database, one consumer group.
+pub struct Bench {
+    url: String,
+    database: String,
+    topic: String,
+    client: Client,
+}
+
+impl Bench {
+    async fn new(url: &str, database: &str) -> Bench {
+        let topic = Stack::shared().fresh_topic_name("events");
+        create_topic(kafka(), &topic, PARTITIONS).unwrap();
+        let options = Options {
+            url: url.to_owned(),
+            user: "default".to_owned(),
+            password: String::new(),
+            database: database.to_owned(),
+            ca_file: None,
+            compression: Compression::Lz4,
+            query_timeout_ms: 30_000,
+            insert_timeout_ms: 30_000,
+        };
+        let client = Client::new(&options).unwrap();
+        Schema::single().migrate(&client).await.unwrap();
+        Bench { url: url.to_owned(), database: database.to_owned(), topic, client }
+    }
+
+    fn producer(&self) -> Producer {
+        Producer::new(kafka(), &self.topic, PARTITIONS).unwrap()
+    }
+
+    fn produce(&self, count: u64) -> Ledger {
+        let mut producer = self.producer();
+        producer.send_events(&Events::default(), 0..count).unwrap();
+        producer.finish().unwrap()
+    }
+
+    /// Starts a member with small batches and a short session, and more settings.
+    fn start(&self, settings: &[(&str, &str)]) -> Server {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
+        command.env_clear().current_dir(std::env::temp_dir()).arg("run");
+        for (key, value) in [
+            ("KAFKA__BROKERS", kafka()),
+            ("KAFKA__GROUP_ID", self.topic.as_str()),
+            ("KAFKA__TOPICS__EVENTS", self.topic.as_str()),
+            ("KAFKA__SESSION_TIMEOUT_MS", "6000"),
+            ("CLICKHOUSE__URL", self.url.as_str()),
+            ("CLICKHOUSE__DATABASE", self.database.as_str()),
+            ("FLUSH__AGE_MS", "300"),
+            ("FLUSH__ROWS_MAX", "700"),
+            ("ADMIN__LISTEN", "127.0.0.1:0"),
+            ("RETRY__BACKOFF_MAX_MS", "500"),
+        ] {
+            command.env(format!("TALLYHOUSE__{key}"), value);
+        }
+        command.envs(settings.iter().copied());
+        process::spawn("tallyhouse", command, Output::Captured).unwrap()
+    }
+
+    async fn count(&self, sql: &str) -> u64 {
+        self.client.query(sql).scalar_u64().await.unwrap()
+    }
+
+    async fn stored(&self) -> u64 {
+        self.count("SELECT assumeNotNull((SELECT count() FROM email_events) + (SELECT count() FROM rejected_events))")
+            .await
+    }
+
+    /// Waits until at least so many records are rows or rejects.
+    async fn await_stored(&self, records: u64, members: &[&Server]) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.stored().await < records {
+            if Instant::now() > deadline {
+                let logs: Vec<String> = members.iter().map(|member| member.stderr()).collect();
+                panic!("{} of {records} records after {DEADLINE:?}\n{}", self.stored().await, logs.join("\n---\n"));
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    /// Every record is a row or a reject exactly once, and the counters are the GROUP BY of the rows.
+    async fn assert_exact(&self, ledger: &Ledger, what: &str) {
+        let rows = self.count("SELECT count() FROM email_events").await;
+        let rejects = self.count("SELECT count() FROM rejected_events").await;
+        assert_eq!((rows + rejects, rejects), (ledger.produced, ledger.broken), "{what}");
+        let distinct = self.count("SELECT uniqExact(source, source_offset) FROM email_events").await;
+        let total = self.count("SELECT sum(total) FROM daily").await;
+        assert_eq!((distinct, total), (rows, rows), "{what}");
+        let key = "toDate(event_time) AS day, event_type, campaign_id, workspace_id, source";
+        let differences = self
+            .count(&format!(
+                "SELECT count() FROM (SELECT {key}, count() AS n FROM email_events GROUP BY ALL) AS r FULL JOIN \
+                 (SELECT day, event_type, campaign_id, workspace_id, source, sum(total) AS n FROM daily GROUP BY ALL) AS d \
+                 USING (day, event_type, campaign_id, workspace_id, source) WHERE r.n != d.n"
+            ))
+            .await;
+        assert_eq!(differences, 0, "{what}: daily is not the GROUP BY of the rows");
+        for (event_type, wanted) in devstack::producer::EVENT_TYPES.iter().zip(ledger.by_type) {
+            let found = self.count(&format!("SELECT sum(total) FROM daily WHERE level = '{event_type}'")).await;
+            assert_eq!(found, wanted, "{what}: {event_type}");
+        }
+    }
+}
+
+fn kafka() -> &'static str {
+    Stack::shared().kafka().unwrap().bootstrap()
+}
+
+fn end(member: &Server) -> String {
+    let status = member.terminate(Duration::from_secs(30)).unwrap();
+    assert!(status.success(), "{status}: {}", member.stderr());
+    member.stdout()
+}
+
+async fn http(member: &Server, path: &str) -> String {
+    let log = member.stderr();
+    let address = log.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    })
+    .await
+    .unwrap()
+}
+
+/// Waits until the member's answer at `path` contains `text`.
+async fn await_http(member: &Server, path: &str, text: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if member.stderr().contains("http://") {
+            let answer = http(member, path).await;
+            if answer.contains(text) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{path} never contained {text}: {answer}\n{}", member.stderr());
+        }
+        assert!(Instant::now() < deadline, "no endpoint: {}", member.stderr());
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Everything produced is counted, the endpoint tells of it, and SIGTERM ends it with a summary and status 0.
+pub async fn what_is_produced_is_counted(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let ledger = bench.produce(20_000);
+    let member = bench.start(&[]);
+    bench.await_stored(ledger.produced, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    await_http(&member, "/livez", "alive").await;
+    await_http(&member, "/metrics", &format!("tallyhouse_consumed_records_total {}", ledger.produced)).await;
+    await_http(&member, "/metrics", "tallyhouse_rejected_records_total{reason=\"unknown_event_type\"}").await;
+    await_http(&member, "/metrics", "tallyhouse_event_to_queryable_seconds_bucket").await;
+    await_http(&member, "/windows", "\"start\"").await;
+    let summary = end(&member);
+    assert!(summary.contains(&format!("consumed {}, rejected {}", ledger.produced, ledger.broken)), "{summary}");
+    bench.assert_exact(&ledger, "end to end").await;
+}
+
+/// SIGTERM flushes what was consumed and not yet due.
+pub async fn sigterm_flushes_what_was_consumed(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let ledger = bench.produce(600);
+    let member = bench.start(&[("TALLYHOUSE__FLUSH__AGE_MS", "600000")]);
+    await_http(&member, "/metrics", &format!("tallyhouse_consumed_records_total {}", ledger.produced)).await;
+    end(&member);
+    bench.assert_exact(&ledger, "after SIGTERM").await;
+}
+
+/// A restart in the middle goes on where it ended.
+pub async fn a_restart_in_the_middle_is_exact(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let ledger = bench.produce(30_000);
+    let first = bench.start(&[]);
+    bench.await_stored(2_000, &[&first]).await;
+    end(&first);
+    let second = bench.start(&[]);
+    bench.await_stored(ledger.produced, &[&second]).await;
+    end(&second);
+    bench.assert_exact(&ledger, "after a restart").await;
+}
+
+/// kill -9 after every step of a flush, early and late in the run, loses and doubles nothing.
+pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
+    let points = [
+        "committed_read",
+        "batch_frozen",
+        "intent_committed",
+        "raw_inserted",
+        "daily_inserted",
+        "rejected_inserted",
+        "end_committed",
+    ];
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    for (number, point) in
+        points.iter().flat_map(|point| [(1, point), (4, point)]).enumerate().map(|(n, p)| (n as u64, p))
+    {
+        let (passing, point) = point;
+        producer.send_events(&Events::default(), number * 5_000..(number + 1) * 5_000).unwrap();
+        let member = bench.start(&[("TALLYHOUSE_FAILPOINT", &format!("{point}:{passing}"))]);
+        // Fewer passings than asked for are possible at `committed_read`: then it is ended from here.
+        let within = if *point == "committed_read" { Duration::from_secs(15) } else { DEADLINE };
+        let ended = member.wait(within);
+        if ended.is_err() {
+            assert_eq!(*point, "committed_read", "{point}:{passing} was not reached\n{}", member.stderr());
+            member.kill9().unwrap();
+        }
+    }
+    let ledger = producer.finish().unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&ledger, "after kill -9 at every step").await;
+}
+
+/// A second member joins, the first leaves, a third joins: nothing is lost or doubled.
+pub async fn members_come_and_go(url: &str, database: &str) {
+    for (suffix, assignment) in ["cooperative-sticky", "eager"].into_iter().enumerate() {
+        let bench = Bench::new(url, &format!("{database}_{suffix}")).await;
+        let settings = [("TALLYHOUSE__KAFKA__ASSIGNMENT", assignment)];
+        let mut producer = bench.producer();
+        let events = Events::default();
+        producer.send_events(&events, 0..10_000).unwrap();
+        let first = bench.start(&settings);
+        bench.await_stored(1_000, &[&first]).await;
+        let second = bench.start(&settings);
+        producer.send_events(&events, 10_000..20_000).unwrap();
+        await_http(&second, "/readyz", "\"ready\":true").await;
+        producer.send_events(&events, 20_000..30_000).unwrap();
+        end(&first);
+        let third = bench.start(&settings);
+        producer.send_events(&events, 30_000..40_000).unwrap();
+        let ledger = producer.finish().unwrap();
+        bench.await_stored(ledger.produced, &[&second, &third]).await;
+        end(&second);
+        end(&third);
+        bench.assert_exact(&ledger, assignment).await;
+    }
+}
+
+/// With ClickHouse away the service waits, says so and bounds its memory; afterwards everything is there once.
+pub async fn clickhouse_away_for_a_while(_url: &str, database: &str) {
+    let clickhouse = ClickHouse::start(ClickHouseOptions::default()).unwrap();
+    let bench = Bench::new(clickhouse.url(), database).await;
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..5_000).unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(2_000, &[&member]).await;
+    clickhouse.server().unwrap().kill9().unwrap();
+    producer.send_events(&Events::default(), 5_000..20_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    await_http(&member, "/readyz", "does not answer").await;
+    clickhouse.server().unwrap().restart().unwrap();
+    clickhouse.server().unwrap().wait_healthy(DEADLINE).unwrap();
+    bench.await_stored(ledger.produced, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    bench.assert_exact(&ledger, "after an outage of ClickHouse").await;
+}
+
+/// Started before ClickHouse is there and with the schema missing or the broker wrong: it waits or ends, and says why.
+pub async fn what_is_missing_at_the_start_is_named(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let nobody = bench.start(&[("TALLYHOUSE__KAFKA__BROKERS", "127.0.0.1:1")]);
+    await_http(&nobody, "/readyz", "kafka at 127.0.0.1:1 does not answer").await;
+    end(&nobody);
+    let no_topic = bench.start(&[("TALLYHOUSE__KAFKA__TOPICS__EVENTS", "nowhere")]);
+    await_http(&no_topic, "/readyz", "the topic nowhere does not exist").await;
+    end(&no_topic);
+    let no_database = bench.start(&[("TALLYHOUSE__CLICKHOUSE__DATABASE", "nowhere")]);
+    assert_eq!(no_database.wait(DEADLINE).unwrap().code(), Some(1));
+    assert!(no_database.stderr().contains("tallyhouse migrate"), "{}", no_database.stderr());
+}
+
+/// Consumption pauses at the memory limit and goes on, and nothing is lost.
+pub async fn the_memory_limit_pauses_consumption(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    let email = "x".repeat(500_000);
+    let event = String::from_utf8(Events { broken_percent: 0, ..Events::default() }.payload(1).bytes).unwrap();
+    let event = event.replace("person", &email);
+    for _ in 0..300 {
+        producer.send(Some(event.as_bytes())).unwrap();
+    }
+    producer.finish().unwrap();
+    let settings = [
+        ("TALLYHOUSE__MEMORY__LIMIT_BYTES", "64MiB"),
+        ("TALLYHOUSE__FLUSH__BYTES_MAX", "30MiB"),
+        ("TALLYHOUSE__FLUSH__AGE_MS", "600000"),
+    ];
+    let member = bench.start(&settings);
+    bench.await_stored(200, &[&member]).await;
+    assert!(member.stderr().contains("consumption pauses"), "{}", member.stderr());
+    end(&member);
+    let distinct = bench.count("SELECT uniqExact(source, source_offset) FROM email_events").await;
+    assert_eq!((bench.stored().await, distinct), (distinct, distinct));
+    let next = bench.start(&[]);
+    bench.await_stored(300, &[&next]).await;
+    end(&next);
+    assert_eq!(bench.count("SELECT sum(total) FROM daily").await, 300);
+    assert_eq!(bench.stored().await, 300);
+}
