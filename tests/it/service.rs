@@ -318,3 +318,116 @@ pub async fn the_memory_limit_pauses_consumption(url: &str, database: &str) {
     assert_eq!(bench.count("SELECT sum(total) FROM daily").await, 300);
     assert_eq!(bench.stored().await, 300);
 }
+
+/// What `examples/producer.py` prints (kept beside this file, byte for byte) is read as Python meant it.
+pub async fn the_python_producers_bytes_are_read(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let payloads: Vec<&str> = include_str!("python_payloads.ndjson").lines().collect();
+    let mut producer = bench.producer();
+    payloads.iter().for_each(|payload| producer.send(Some(payload.as_bytes())).unwrap());
+    producer.finish().unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(payloads.len() as u64, &[&member]).await;
+    end(&member);
+    let mut stored: Vec<[String; 6]> = bench
+        .client
+        .query(
+            "SELECT [toString(campaign_id), toString(workspace_id), email, toString(event_type), \
+             replaceOne(toString(event_time), ' ', 'T'), metadata] FROM email_events",
+        )
+        .rows::<Vec<String>>()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|row| row.try_into().unwrap())
+        .collect();
+    let mut wanted: Vec<[String; 6]> = payloads
+        .iter()
+        .map(|payload| {
+            let value: serde_json::Value = serde_json::from_str(payload).unwrap();
+            let text = |key: &str| value[key].as_str().unwrap().to_owned();
+            let metadata = payload.split_once("\"metadata\": ").unwrap().1.strip_suffix('}').unwrap();
+            let seconds = text("event_time")[..19].to_owned();
+            [text("campaign_id"), text("workspace_id"), text("email"), text("event_type"), seconds, metadata.to_owned()]
+        })
+        .collect();
+    stored.sort();
+    wanted.sort();
+    assert_eq!(stored, wanted);
+}
+
+/// Every kind of bad input is kept byte for byte with its reason, and stops nothing; the edges of a day count for the right one.
+pub async fn bad_input_is_kept_with_its_reason(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let good = String::from_utf8(Events { broken_percent: 0, ..Events::default() }.payload(1).bytes).unwrap();
+    let time = good.split("\"event_time\": ").nth(1).unwrap().split(", \"metadata").next().unwrap().to_owned();
+    let day = &time[1..11];
+    let with = |from: &str, to: &str| good.replace(from, to).into_bytes();
+    let bad: Vec<(&str, Option<Vec<u8>>)> = vec![
+        ("tombstone", None),
+        ("empty", Some(Vec::new())),
+        ("not_utf8", Some(b"{\"email\": \"\xff\xfe\"}".to_vec())),
+        ("not_json", Some(b"\0\x01 not json".to_vec())),
+        ("not_json", Some(good.as_bytes()[..40].to_vec())),
+        ("not_json", Some(with("person", r"\ud800"))),
+        ("not_an_object", Some(format!("[{good}]").into_bytes())),
+        ("duplicate_field", Some(with("{\"campaign", "{\"email\": \"x\", \"campaign"))),
+        ("missing_field", Some(with("workspace_id", "workspace"))),
+        ("wrong_type", Some(with(&time, "true"))),
+        ("bad_uuid", Some(with("campaign_id\": \"", "campaign_id\": \"z"))),
+        ("unknown_event_type", Some(with("event_type\": \"", "event_type\": \"De"))),
+        ("bad_time", Some(with(&time, "\"yesterday\""))),
+        ("time_out_of_range", Some(with(&time, "\"1969-12-31T23:59:59\""))),
+        ("time_implausible", Some(with(&time, "\"1999-12-31T23:59:59\""))),
+    ];
+    let edges = [
+        format!("\"{day}T00:00:00\""),
+        format!("\"{day}T23:59:59.999999\""),
+        format!("\"{day}T01:30:00+02:00\""),
+        format!("\"{day} 22:30:00-02:00\""),
+        format!("\"{day}T12:00:00Z\""),
+    ];
+    let mut producer = bench.producer();
+    bad.iter().for_each(|(_, payload)| producer.send(payload.as_deref()).unwrap());
+    edges.iter().for_each(|edge| producer.send(Some(&with(&time, edge))).unwrap());
+    producer.finish().unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored((bad.len() + edges.len()) as u64, &[&member]).await;
+    end(&member);
+
+    let mut stored: Vec<(String, String)> =
+        bench.client.query("SELECT reason, hex(payload) FROM rejected_events").rows().await.unwrap();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
+    let mut wanted: Vec<(String, String)> =
+        bad.iter().map(|(reason, payload)| ((*reason).to_owned(), hex(payload.as_deref().unwrap_or(b"")))).collect();
+    stored.sort();
+    wanted.sort();
+    assert_eq!(stored, wanted);
+    let days = format!(
+        "SELECT assumeNotNull((SELECT sum(total) FROM daily WHERE day = '{day}') * 100 \
+         + (SELECT sum(total) FROM daily WHERE day = toDate('{day}') - 1) * 10 \
+         + (SELECT sum(total) FROM daily WHERE day = toDate('{day}') + 1))"
+    );
+    assert_eq!(bench.count(&days).await, 311, "three on the day, one before, one after");
+}
+
+/// A member that was stopped past its session, while another took over, wakes up and writes nothing twice.
+pub async fn a_zombie_that_wakes_up_doubles_nothing(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    let events = Events::default();
+    producer.send_events(&events, 0..20_000).unwrap();
+    let zombie = bench.start(&[]);
+    bench.await_stored(2_000, &[&zombie]).await;
+    zombie.stop().unwrap();
+    let heir = bench.start(&[]);
+    bench.await_stored(20_000, &[&zombie, &heir]).await;
+    zombie.cont().unwrap();
+    producer.send_events(&events, 20_000..40_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    await_http(&zombie, "/readyz", "ready").await;
+    bench.await_stored(ledger.produced, &[&zombie, &heir]).await;
+    end(&heir);
+    end(&zombie);
+    bench.assert_exact(&ledger, "after a zombie woke up").await;
+}
