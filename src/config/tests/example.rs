@@ -1,4 +1,4 @@
-//! The example file says what the keys say.
+//! The example file and the configuration table say what the keys say.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -46,4 +46,24 @@ fn the_example_file_is_true() {
     let uncommented = given(&uncommented.collect::<Vec<_>>().join("\n")).load();
     assert_eq!(format!("{:?}", uncommented.config), format!("{:?}", given(&example).load().config));
     assert_eq!(uncommented.explain().matches(" default\n").count(), 1, "only the table of properties");
+}
+
+/// The table in the documentation: every key with its default, what is allowed and what it does.
+fn table() -> String {
+    let mut text = String::from("# Configuration\n\n| key | default | must be | what it does |\n|---|---|---|---|\n");
+    for key in keys() {
+        let default = if key.default.is_empty() { String::new() } else { format!("`{}`", key.default) };
+        let cell = |text: &str| text.replace('|', "\\|");
+        writeln!(text, "| `{}` | {default} | {} | {} |", key.name, cell(&key.allowed()), cell(key.help)).unwrap();
+    }
+    text
+}
+
+#[test]
+fn the_table_is_true() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, table()).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), table(), "run again with UPDATE=1");
 }
