@@ -82,6 +82,14 @@ async fn drain(running: Vec<Running>, how: Drain, grace: Duration) -> bool {
     all_ended
 }
 
+fn set_lag(partition: i32, position: u64, committed: Option<u64>) {
+    let label = partition.to_string();
+    gauge!(POSITION_LAG, "partition" => label.clone()).set(position as f64);
+    if let Some(committed) = committed {
+        gauge!(COMMITTED_LAG, "partition" => label).set(committed as f64);
+    }
+}
+
 impl Rebalances for Assignment {
     fn assigned(&self, partitions: &[i32]) {
         counter!(REBALANCES, "kind" => "assigned").increment(1);
@@ -102,7 +110,11 @@ impl Rebalances for Assignment {
         tracing::info!(?partitions, lost, "revoked");
         let removed = self.remove(partitions);
         if let Some(shared) = self.shared.get() {
-            partitions.iter().for_each(|&partition| shared.forget(partition));
+            for &partition in partitions {
+                shared.forget(partition);
+                // The next owner tells its lag; ours would be added to that.
+                set_lag(partition, 0, Some(0));
+            }
         }
         if !removed.is_empty() {
             let grace = if lost { Duration::ZERO } else { self.grace };
@@ -115,12 +127,10 @@ impl Rebalances for Assignment {
         let Some(topic) = statistics.topics.get(&shared.topic) else { return };
         for partition in topic.partitions.values() {
             let Some(next) = shared.windows.next(partition.partition) else { continue };
-            let label = partition.partition.to_string();
             let end = partition.ls_offset.max(0).unsigned_abs();
-            gauge!(POSITION_LAG, "partition" => label.clone()).set(end.saturating_sub(next) as f64);
-            if let Ok(committed) = u64::try_from(partition.committed_offset) {
-                gauge!(COMMITTED_LAG, "partition" => label).set(end.saturating_sub(committed) as f64);
-            }
+            let committed = u64::try_from(partition.committed_offset).ok();
+            let lag_to = |offset: u64| end.saturating_sub(offset);
+            set_lag(partition.partition, lag_to(next), committed.map(lag_to));
         }
     }
 }

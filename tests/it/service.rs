@@ -157,6 +157,21 @@ async fn await_http(member: &Server, path: &str, text: &str) {
     }
 }
 
+/// Every metric that the dashboard asks for is one that a running member serves.
+fn assert_dashboard_is_served(metrics: &str) {
+    // These come to be only when something goes wrong.
+    let rare = ["tallyhouse_stopped_partitions", "tallyhouse_retries_total", "tallyhouse_replays_total"];
+    let dashboard = include_str!("../../grafana/dashboards/tallyhouse.json");
+    let names =
+        dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|n| n.starts_with("tallyhouse_"));
+    let mut asked = 0;
+    for name in names.filter(|name| !rare.contains(name)) {
+        asked += 1;
+        assert!(metrics.lines().any(|line| line.starts_with(name)), "{name} is in the dashboard, not in /metrics");
+    }
+    assert!(asked > 10);
+}
+
 /// Everything produced is counted, the endpoint tells of it, and SIGTERM ends it with a summary and status 0.
 pub async fn what_is_produced_is_counted(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
@@ -169,6 +184,8 @@ pub async fn what_is_produced_is_counted(url: &str, database: &str) {
     await_http(&member, "/metrics", "tallyhouse_rejected_records_total{reason=\"unknown_event_type\"}").await;
     await_http(&member, "/metrics", "tallyhouse_event_to_queryable_seconds_bucket").await;
     await_http(&member, "/windows", "\"start\"").await;
+    await_http(&member, "/metrics", "tallyhouse_committed_lag_records{partition=\"0\"} 0").await;
+    assert_dashboard_is_served(&http(&member, "/metrics").await);
     let summary = end(&member);
     assert!(summary.contains(&format!("consumed {}, rejected {}", ledger.produced, ledger.broken)), "{summary}");
     bench.assert_exact(&ledger, "end to end").await;
