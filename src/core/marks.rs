@@ -29,16 +29,8 @@ impl Expected {
 
     /// Every insert the batch needs, in order: a table and its ClickHouse partitions.
     pub fn inserts(&self) -> Vec<Insert> {
-        let parts = [
-            (Table::Raw, self.raw.keys().copied().collect()),
-            (Table::Daily, self.daily.clone()),
-            (Table::Rejected, if self.rejected > 0 { vec![0] } else { vec![] }),
-        ];
-        parts
-            .into_iter()
-            .filter(|(_, p): &(_, Vec<_>)| !p.is_empty())
-            .map(|(table, partitions)| Insert { table, partitions })
-            .collect()
+        let rejected = if self.rejected > 0 { vec![0] } else { vec![] };
+        in_order(self.raw.keys().copied().collect(), rejected, self.daily.clone())
     }
 }
 
@@ -92,12 +84,15 @@ pub fn missing(expected: &Expected, range: OffsetRange, marks: &Marks) -> Result
     let unmarked = |month: &&PartitionId| marks.daily.get(month).is_none_or(|&end| end < range.end);
     let daily = expected.daily.iter().filter(unmarked).copied().collect();
     let rejected = if applied(Table::Rejected, 0, expected.rejected, marks.rejected)? { vec![] } else { vec![0] };
-    let parts = [(Table::Raw, raw), (Table::Daily, daily), (Table::Rejected, rejected)];
-    Ok(parts
-        .into_iter()
-        .filter(|(_, p): &(_, Vec<_>)| !p.is_empty())
+    Ok(in_order(raw, rejected, daily))
+}
+
+/// The inserts that are not empty, in the order of [`Table::ALL`].
+fn in_order(raw: Vec<PartitionId>, rejected: Vec<PartitionId>, daily: Vec<PartitionId>) -> Vec<Insert> {
+    let all = Table::ALL.into_iter().zip([raw, rejected, daily]);
+    all.filter(|(_, partitions)| !partitions.is_empty())
         .map(|(table, partitions)| Insert { table, partitions })
-        .collect())
+        .collect()
 }
 
 fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> Result<bool, Conflict> {
@@ -111,7 +106,8 @@ fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> R
 /// How far a source has come in the tables, asked when the committed offset alone does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Progress {
-    /// Greatest `end_offset` of the source in `daily`: every batch that ends there or earlier has counters.
+    /// Greatest `end_offset` of the source in `daily`: every batch that ends there or
+    /// earlier is applied, as counters are written last.
     pub counted_end: Option<u64>,
     /// One past the greatest `source_offset` of the source in `email_events` or `rejected_events`, looked for at and
     /// after both the committed offset and `counted_end`: more than those means a batch that was half applied.
@@ -158,8 +154,9 @@ mod tests {
             if applied[4] { marks.rejected = 2; }
             let left: Vec<_> = missing(&expected(), RANGE, &marks).unwrap().into_iter()
                 .flat_map(|i| i.partitions.into_iter().map(move |p| (i.table, p))).collect();
-            let all = [(Table::Raw, 20261031), (Table::Raw, 20261101), (Table::Daily, 202610), (Table::Daily, 202611), (Table::Rejected, 0)];
-            let wanted: Vec<_> = all.into_iter().zip(&applied).filter(|(_, done)| !**done).map(|(part, _)| part).collect();
+            let all = [(Table::Raw, 20261031), (Table::Raw, 20261101), (Table::Rejected, 0), (Table::Daily, 202610), (Table::Daily, 202611)];
+            let done = [applied[0], applied[1], applied[4], applied[2], applied[3]];
+            let wanted: Vec<_> = all.into_iter().zip(done).filter(|(_, done)| !done).map(|(part, _)| part).collect();
             prop_assert_eq!(left, wanted);
         }
     }

@@ -5,7 +5,7 @@
 //!                  │                                                                 │ missing
 //!                  └──(plain offset)─► ReadProgress ─► Fill(from..) ─► Commit(intent)│
 //!                                                          ▲              │          ▼
-//!                                            AwaitBatch ───┘              └──────► Insert raw, daily, rejected
+//!                                            AwaitBatch ───┘              └──────► Insert raw, rejected, daily
 //!                                                 ▲                                  │        │ outcome unknown
 //!                                                 └───────── Commit(end) ◄───────────┘        └─► ReadMarks
 //! ```
@@ -17,7 +17,7 @@
 //! committing the intent again and then asks the marks; what only an operator can decide is [`Action::Stop`].
 //!
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert that is not covered by an intent
-//! it knows to be committed, nor commit an end before all inserts of the batch are known to be applied.
+//! it knows to be committed, write counters before the batch's rows and rejects, nor commit an end before all inserts of the batch are known to be applied.
 
 use super::intent::{Counts, Intent, Metadata};
 use super::marks::{Expected, Insert, Marks, Progress, missing};

@@ -20,20 +20,21 @@ impl fmt::Display for OffsetRange {
     }
 }
 
-/// The three tables a batch is written to, in the order in which it is written to them.
+/// The three tables a batch is written to, in the order in which it is written to them: the counters come last, so that their
+/// mark (`end_offset`) says that the batch's rows and rejects are there as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {
     /// `email_events`: one row per event.
     Raw,
-    /// `daily`: one row per counter.
-    Daily,
     /// `rejected_events`: one row per record that is not an event.
     Rejected,
+    /// `daily`: one row per counter.
+    Daily,
 }
 
 impl Table {
     /// Every table, in the order of writing.
-    pub const ALL: [Table; 3] = [Table::Raw, Table::Daily, Table::Rejected];
+    pub const ALL: [Table; 3] = [Table::Raw, Table::Rejected, Table::Daily];
 
     /// The table's name in ClickHouse.
     pub fn name(self) -> &'static str {

@@ -10,6 +10,7 @@
 
 mod cli;
 mod protocol;
+mod recovery;
 mod schema;
 mod service;
 
@@ -67,6 +68,10 @@ fn main() -> ExitCode {
         service::the_python_producers_bytes_are_read,
         service::bad_input_is_kept_with_its_reason,
         service::a_zombie_that_wakes_up_doubles_nothing,
+        recovery::a_lost_committed_offset_is_found_in_the_marks,
+        recovery::a_lost_intent_is_completed_from_the_marks,
+        recovery::a_retention_gap_stops_its_partition_only,
+        recovery::a_recreated_topic_is_another_source,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,

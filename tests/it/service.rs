@@ -15,12 +15,12 @@ const PARTITIONS: i32 = 3;
 pub struct Bench {
     url: String,
     database: String,
-    topic: String,
+    pub topic: String,
     client: Client,
 }
 
 impl Bench {
-    async fn new(url: &str, database: &str) -> Bench {
+    pub async fn new(url: &str, database: &str) -> Bench {
         let topic = Stack::shared().fresh_topic_name("events");
         create_topic(kafka(), &topic, PARTITIONS).unwrap();
         let options = Options {
@@ -38,18 +38,18 @@ impl Bench {
         Bench { url: url.to_owned(), database: database.to_owned(), topic, client }
     }
 
-    fn producer(&self) -> Producer {
+    pub fn producer(&self) -> Producer {
         Producer::new(kafka(), &self.topic, PARTITIONS).unwrap()
     }
 
-    fn produce(&self, count: u64) -> Ledger {
+    pub fn produce(&self, count: u64) -> Ledger {
         let mut producer = self.producer();
         producer.send_events(&Events::default(), 0..count).unwrap();
         producer.finish().unwrap()
     }
 
     /// Starts a member with small batches and a short session, and more settings.
-    fn start(&self, settings: &[(&str, &str)]) -> Server {
+    pub fn start(&self, settings: &[(&str, &str)]) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
         command.env_clear().current_dir(std::env::temp_dir()).arg("run");
         for (key, value) in [
@@ -70,17 +70,17 @@ impl Bench {
         process::spawn("tallyhouse", command, Output::Captured).unwrap()
     }
 
-    async fn count(&self, sql: &str) -> u64 {
+    pub async fn count(&self, sql: &str) -> u64 {
         self.client.query(sql).scalar_u64().await.unwrap()
     }
 
-    async fn stored(&self) -> u64 {
+    pub async fn stored(&self) -> u64 {
         self.count("SELECT assumeNotNull((SELECT count() FROM email_events) + (SELECT count() FROM rejected_events))")
             .await
     }
 
     /// Waits until at least so many records are rows or rejects.
-    async fn await_stored(&self, records: u64, members: &[&Server]) {
+    pub async fn await_stored(&self, records: u64, members: &[&Server]) {
         let deadline = Instant::now() + DEADLINE;
         while self.stored().await < records {
             if Instant::now() > deadline {
@@ -92,7 +92,7 @@ impl Bench {
     }
 
     /// Every record is a row or a reject exactly once, and the counters are the GROUP BY of the rows.
-    async fn assert_exact(&self, ledger: &Ledger, what: &str) {
+    pub async fn assert_exact(&self, ledger: &Ledger, what: &str) {
         let rows = self.count("SELECT count() FROM email_events").await;
         let rejects = self.count("SELECT count() FROM rejected_events").await;
         assert_eq!((rows + rejects, rejects), (ledger.produced, ledger.broken), "{what}");
@@ -115,11 +115,11 @@ impl Bench {
     }
 }
 
-fn kafka() -> &'static str {
+pub fn kafka() -> &'static str {
     Stack::shared().kafka().unwrap().bootstrap()
 }
 
-fn end(member: &Server) -> String {
+pub fn end(member: &Server) -> String {
     let status = member.terminate(Duration::from_secs(30)).unwrap();
     assert!(status.success(), "{status}: {}", member.stderr());
     member.stdout()
@@ -142,7 +142,7 @@ async fn http(member: &Server, path: &str) -> String {
 }
 
 /// Waits until the member's answer at `path` contains `text`.
-async fn await_http(member: &Server, path: &str, text: &str) {
+pub async fn await_http(member: &Server, path: &str, text: &str) {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if member.stderr().contains("http://") {
