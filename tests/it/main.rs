@@ -70,6 +70,7 @@ fn main() -> ExitCode {
         service::a_zombie_that_wakes_up_doubles_nothing,
         recovery::a_lost_committed_offset_is_found_in_the_marks,
         recovery::a_lost_intent_is_completed_from_the_marks,
+        recovery::a_member_ended_in_a_replay_leaves_it_to_the_next,
         recovery::a_retention_gap_stops_its_partition_only,
         recovery::a_recreated_topic_is_another_source,
         protocol::progress_is_what_the_rows_say,

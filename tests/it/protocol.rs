@@ -2,7 +2,7 @@
 //! short once, and another member goes on from what is committed.
 
 use std::collections::VecDeque;
-use tallyhouse::clickhouse::client::{ClickHouseOptions, Client, Compression};
+use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::schema::Schema;
 use tallyhouse::clickhouse::sink::Sink;
 use tallyhouse::core::batch::Batch;
@@ -160,18 +160,7 @@ fn source(partition: i32) -> Source {
 }
 
 async fn migrated(url: &str, database: &str) -> (Client, Sink) {
-    let options = ClickHouseOptions {
-        url: url.to_owned(),
-        user: "default".to_owned(),
-        password: String::new(),
-        database: database.to_owned(),
-        ca_file: None,
-        compression: Compression::Lz4,
-        query_timeout_ms: 30_000,
-        insert_timeout_ms: 30_000,
-    };
-    let client = Client::new(&options).unwrap();
-    Schema::single().migrate(&client).await.unwrap();
+    let client = crate::schema::migrated(url, database).await;
     (client.clone(), Sink::new(client, Schema::single()))
 }
 

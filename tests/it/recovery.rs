@@ -50,6 +50,24 @@ pub async fn a_lost_intent_is_completed_from_the_marks(url: &str, database: &str
     bench.assert_exact(&ledger, "with the intents lost").await;
 }
 
+/// A member that is ended while it completes another's batch leaves the rest to the next one.
+pub async fn a_member_ended_in_a_replay_leaves_it_to_the_next(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let ledger = bench.produce(1_500);
+    let member = bench.start(&[("TALLYHOUSE_FAILPOINT", "raw_inserted:3")]);
+    member.wait(Duration::from_secs(60)).unwrap();
+    for _ in 0..3 {
+        let member = bench.start(&[]);
+        await_http(&member, "/livez", "alive").await;
+        end(&member);
+    }
+    let member = bench.start(&[]);
+    bench.await_stored(ledger.produced, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    bench.assert_exact(&ledger, "after members that ended early").await;
+}
+
 /// Records removed before they were consumed stop the partition with its reason, and the others go on.
 pub async fn a_retention_gap_stops_its_partition_only(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;

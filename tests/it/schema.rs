@@ -25,7 +25,7 @@ fn client(url: &str, database: &str) -> Client {
     Client::new(&options(url, database)).unwrap()
 }
 
-async fn migrated(url: &str, database: &str) -> Client {
+pub async fn migrated(url: &str, database: &str) -> Client {
     let client = client(url, database);
     Schema::single().migrate(&client).await.unwrap();
     client

@@ -4,8 +4,7 @@ use devstack::producer::{Events, Ledger, Producer, create_topic};
 use devstack::{ClickHouse, ClickHouseOptions, Output, Server, Stack, process};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use tallyhouse::clickhouse::client::{ClickHouseOptions as Options, Client, Compression};
-use tallyhouse::clickhouse::schema::Schema;
+use tallyhouse::clickhouse::client::Client;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -23,18 +22,7 @@ impl Bench {
     pub async fn new(url: &str, database: &str) -> Bench {
         let topic = Stack::shared().fresh_topic_name("events");
         create_topic(kafka(), &topic, PARTITIONS).unwrap();
-        let options = Options {
-            url: url.to_owned(),
-            user: "default".to_owned(),
-            password: String::new(),
-            database: database.to_owned(),
-            ca_file: None,
-            compression: Compression::Lz4,
-            query_timeout_ms: 30_000,
-            insert_timeout_ms: 30_000,
-        };
-        let client = Client::new(&options).unwrap();
-        Schema::single().migrate(&client).await.unwrap();
+        let client = crate::schema::migrated(url, database).await;
         Bench { url: url.to_owned(), database: database.to_owned(), topic, client }
     }
 
@@ -74,12 +62,13 @@ impl Bench {
         self.client.query(sql).scalar_u64().await.unwrap()
     }
 
+    /// Records whose batch is applied to its last table: counters are written last.
     pub async fn stored(&self) -> u64 {
-        self.count("SELECT assumeNotNull((SELECT count() FROM email_events) + (SELECT count() FROM rejected_events))")
-            .await
+        let sql = "(SELECT sum(total) FROM daily) + (SELECT count() FROM rejected_events)";
+        self.count(&format!("SELECT assumeNotNull({sql})")).await
     }
 
-    /// Waits until at least so many records are rows or rejects.
+    /// Waits until at least so many records are counted or rejected.
     pub async fn await_stored(&self, records: u64, members: &[&Server]) {
         let deadline = Instant::now() + DEADLINE;
         while self.stored().await < records {
@@ -244,6 +233,8 @@ pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     let ledger = producer.finish().unwrap();
     let member = bench.start(&[]);
     bench.await_stored(ledger.produced, &[&member]).await;
+    // All may be counted before this one is up, but a signal before it listens to signals ends it the hard way.
+    await_http(&member, "/readyz", "\"ready\":true").await;
     end(&member);
     bench.assert_exact(&ledger, "after kill -9 at every step").await;
 }
