@@ -147,10 +147,9 @@ fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &C
         if !member.server.is_alive() {
             return Err(format!("tallyhouse ended: {}", member.server.stderr()).into());
         }
-        let now = number(
-            clickhouse,
-            "SELECT (SELECT count() FROM campaigns.email_events) + (SELECT count() FROM campaigns.rejected_events)",
-        )?;
+        // Counters are written last, so that what is counted is stored as well.
+        let sql = "(SELECT sum(total) FROM campaigns.daily) + (SELECT count() FROM campaigns.rejected_events)";
+        let now = number(clickhouse, &format!("SELECT {sql}"))?;
         if now != stored {
             (stored, changed) = (now, Instant::now());
         } else if changed.elapsed() > STALL_TIMEOUT {
