@@ -94,10 +94,6 @@ impl Sink {
             .bind(&name)
             .bind(range.start)
             .bind(range.end);
-        let daily = self
-            .client
-            .query("SELECT toYYYYMM(day) AS month, max(end_offset) FROM daily WHERE source = ? GROUP BY month")
-            .bind(&name);
         let rejected = self
             .client
             .query("SELECT count() FROM rejected_events WHERE source = ? AND source_offset >= ? AND source_offset < ?")
@@ -106,7 +102,7 @@ impl Sink {
             .bind(range.end);
         Ok(Marks {
             raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),
-            daily: daily.rows::<(u32, u64)>().await?.into_iter().collect(),
+            daily: self.counted_ends(&name).await?.into_iter().collect(),
             rejected: rejected.scalar_u64().await?,
         })
     }
@@ -117,26 +113,59 @@ impl Sink {
     /// Any of [`ClickHouseError`].
     pub async fn progress(&self, from: u64, source: &Source) -> Result<Progress, ClickHouseError> {
         let name = source.name();
-        let counted = self.client.query("SELECT max(end_offset) FROM daily WHERE source = ?").bind(&name);
-        // An end is at least 1, so 0 means that there is no row.
-        let counted_end = Some(counted.scalar_u64().await?).filter(|&end| end > 0);
+        let ends = self.counted_ends(&name).await?;
+        let counted_end = ends.iter().map(|(_, end)| *end).max();
+        let uncounted = match counted_end.filter(|&end| end > from) {
+            Some(end) => self.uncounted(&name, OffsetRange { start: from, end }, &ends).await?,
+            None => None,
+        };
         let from = from.max(counted_end.unwrap_or(0));
-        // The 1 is added here: ClickHouse rewrites `max(x + 1)` to `max(x) + 1`, which is 1 where there is no row.
-        let stored = self
+        // Offsets are counted up here: ClickHouse rewrites `max(x + 1)` to `max(x) + 1`, which is 1 where there is no row.
+        let raw = self
             .client
             .query(
-                "SELECT sum(rows), max(last) FROM (\
-                 SELECT count() AS rows, max(source_offset) AS last FROM email_events \
-                 WHERE source = ? AND source_offset >= ? \
-                 UNION ALL \
-                 SELECT count(), max(source_offset) FROM rejected_events WHERE source = ? AND source_offset >= ?)",
+                "SELECT count(), min(source_offset), max(source_offset) FROM email_events \
+                 WHERE source = ? AND source_offset >= ?",
             )
             .bind(&name)
-            .bind(from)
+            .bind(from);
+        let raw = raw.rows::<(u64, u64, u64)>().await?.into_iter().find(|(rows, ..)| *rows > 0);
+        let first_row = raw.map_or(u64::MAX, |(_, first, _)| first);
+        let rejected = self
+            .client
+            .query(
+                "SELECT countIf(source_offset < ?), maxIf(source_offset, source_offset < ?), count(), max(source_offset) \
+                 FROM rejected_events WHERE source = ? AND source_offset >= ?",
+            )
+            .bind(first_row)
+            .bind(first_row)
             .bind(&name)
             .bind(from);
-        let stored = stored.rows::<(u64, u64)>().await?;
-        let stored_end = stored.first().filter(|(rows, _)| *rows > 0).map(|(_, last)| last + 1);
-        Ok(Progress { counted_end, stored_end })
+        let rejected = rejected.rows::<(u64, u64, u64, u64)>().await?.into_iter().find(|(_, _, rows, _)| *rows > 0);
+        let rejected_end = rejected.filter(|(before, ..)| *before > 0).map(|(_, last, ..)| last + 1);
+        let stored_end = raw.map(|(_, _, last)| last + 1).max(rejected.map(|(_, _, _, last)| last + 1));
+        Ok(Progress { counted_end, uncounted, rejected_end, stored_end })
+    }
+
+    /// Greatest `end_offset` of a source by month.
+    async fn counted_ends(&self, source: &str) -> Result<Vec<(u32, u64)>, ClickHouseError> {
+        let sql = "SELECT toYYYYMM(day) AS month, max(end_offset) FROM daily WHERE source = ? GROUP BY month";
+        self.client.query(sql).bind(source).rows().await
+    }
+
+    /// First offset in the range of a row that the counters of its month end before.
+    async fn uncounted(
+        &self,
+        source: &str,
+        range: OffsetRange,
+        ends: &[(u32, u64)],
+    ) -> Result<Option<u64>, ClickHouseError> {
+        let (months, ends): (Vec<u32>, Vec<u64>) = ends.iter().copied().unzip();
+        let sql = "SELECT count(), min(source_offset) FROM email_events \
+                   WHERE source = ? AND source_offset >= ? AND source_offset < ? \
+                   AND source_offset >= transform(toYYYYMM(event_time), ?, ?, toUInt64(0))";
+        let query = self.client.query(sql).bind(source).bind(range.start).bind(range.end).bind(months).bind(ends);
+        let found = query.rows::<(u64, u64)>().await?;
+        Ok(found.first().filter(|(rows, _)| *rows > 0).map(|(_, first)| *first))
     }
 }

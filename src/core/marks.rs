@@ -4,6 +4,7 @@
 //! `end_offset` in counters. ClickHouse applies an insert atomically per ClickHouse partition, so each (table, partition)
 //! of a batch is applied whole or not at all; anything between is a conflict and must never be "repaired" by guessing.
 
+use super::guard::{self, Guard};
 use super::source::{OffsetRange, Table};
 use std::collections::BTreeMap;
 
@@ -72,6 +73,9 @@ pub struct Conflict {
 /// # Errors
 /// A [`Conflict`] where a ClickHouse partition holds neither none nor all of the batch's rows.
 pub fn missing(expected: &Expected, range: OffsetRange, marks: &Marks) -> Result<Vec<Insert>, Conflict> {
+    if !guard::is_on(Guard::Mark) {
+        return Ok(expected.inserts());
+    }
     let mut raw = Vec::new();
     for (&day, &rows) in &expected.raw {
         if !applied(Table::Raw, day, rows, marks.raw.get(&day).copied().unwrap_or(0))? {
@@ -90,9 +94,14 @@ pub fn missing(expected: &Expected, range: OffsetRange, marks: &Marks) -> Result
 /// The inserts that are not empty, in the order of [`Table::ALL`].
 fn in_order(raw: Vec<PartitionId>, rejected: Vec<PartitionId>, daily: Vec<PartitionId>) -> Vec<Insert> {
     let all = Table::ALL.into_iter().zip([raw, rejected, daily]);
-    all.filter(|(_, partitions)| !partitions.is_empty())
+    let mut all: Vec<Insert> = all
+        .filter(|(_, partitions)| !partitions.is_empty())
         .map(|(table, partitions)| Insert { table, partitions })
-        .collect()
+        .collect();
+    if !guard::is_on(Guard::CountersLast) {
+        all.reverse();
+    }
+    all
 }
 
 fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> Result<bool, Conflict> {
@@ -106,11 +115,17 @@ fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> R
 /// How far a source has come in the tables, asked when the committed offset alone does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Progress {
-    /// Greatest `end_offset` of the source in `daily`: every batch that ends there or
-    /// earlier is applied, as counters are written last.
+    /// Greatest `end_offset` of the source in `daily`. Counters are written last, so every batch that ends earlier is
+    /// applied, and so are the rows and rejects of the one that ends there.
     pub counted_end: Option<u64>,
-    /// One past the greatest `source_offset` of the source in `email_events` or `rejected_events`, looked for at and
-    /// after both the committed offset and `counted_end`: more than those means a batch that was half applied.
+    /// First offset before `counted_end` of a row that is in no counter: those of its month end before it. Then the last
+    /// insert into `daily` was applied for another month only.
+    pub uncounted: Option<u64>,
+    /// One past the last reject after `counted_end` and before any row. Up to there all is applied: rejects are written after
+    /// rows, so no batch that they belong to has rows before them, nor counters.
+    pub rejected_end: Option<u64>,
+    /// One past the last row or reject at or after both the offset asked for and `counted_end`: of a batch that was half
+    /// applied.
     pub stored_end: Option<u64>,
 }
 

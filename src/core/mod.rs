@@ -13,10 +13,14 @@ pub mod columns;
 pub mod decode;
 pub mod event;
 pub mod event_time;
+pub mod guard;
 pub mod intent;
+pub mod lease;
 pub mod marks;
 pub mod protocol;
 pub mod reject;
+#[cfg(test)]
+mod simulation;
 pub mod source;
 pub mod stop;
 pub mod window;

@@ -1,13 +1,13 @@
 //! The exactly-once protocol of one partition: intent, token, mark, as a state machine without I/O.
 //!
 //! ```text
-//!             ReadCommitted ──(intent)──────────────► Fill(start..end) ─► ReadMarks ─┐
-//!                  │                                                                 │ missing
-//!                  └──(plain offset)─► ReadProgress ─► Fill(from..) ─► Commit(intent)│
-//!                                                          ▲              │          ▼
-//!                                            AwaitBatch ───┘              └──────► Insert raw, rejected, daily
-//!                                                 ▲                                  │        │ outcome unknown
-//!                                                 └───────── Commit(end) ◄───────────┘        └─► ReadMarks
+//!  ReadCommitted ─► ReadProgress ─(open intent)─► Fill(start..end) ─► Commit(intent) ─► ReadMarks ─┐ what is missing
+//!                        │                                                                         ▼
+//!                        └─(plain offset)─► Fill(from..) ─► Commit(intent) ───► Insert raw, rejected, daily
+//!                                             ▲                                    │        │ outcome unknown
+//!                               AwaitBatch ───┘                                    │        └─► ReadMarks
+//!                                   ▲                                              ▼
+//!                                   └───────────────────────────────────────── Commit(end)
 //! ```
 //!
 //! The happy path of a batch: `Fill`/`AwaitBatch` freezes it, `Commit` of its start with the intent, `Insert` into each
@@ -19,6 +19,7 @@
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert that is not covered by an intent
 //! it knows to be committed, write counters before the batch's rows and rejects, nor commit an end before all inserts of the batch are known to be applied.
 
+use super::guard::{self, Guard};
 use super::intent::{Counts, Intent, Metadata};
 use super::marks::{Expected, Insert, Marks, Progress, missing};
 use super::source::OffsetRange;
@@ -44,6 +45,12 @@ pub struct LogView {
     pub low: u64,
     /// One past the last offset in the log.
     pub high: u64,
+}
+
+/// Whether a commit may be made: Kafka holds what the member expects, or already what it wants. To be asked as close
+/// before the commit as can be, each time.
+pub fn may_commit(found: Option<&Committed>, expected: Option<&Committed>, wanted: &Committed) -> bool {
+    found == expected || found == Some(wanted) || !guard::is_on(Guard::Compare)
 }
 
 /// A frozen batch, as far as the protocol needs to know it.
@@ -72,7 +79,7 @@ pub enum Action {
         from: u64,
     },
     /// Drop what is buffered and consume from `from`; freeze a batch that ends exactly at `until` if it is given, else when
-    /// one is due. Answer: [`Seen::Batch`], [`Seen::Drained`], [`Seen::LogEndsBefore`] or [`Seen::LogStartsAfter`].
+    /// one is due. Answer: [`Seen::Batch`], [`Seen::Drained`] or [`Seen::OutOfLog`].
     Fill {
         /// First offset to consume.
         from: u64,
@@ -91,9 +98,14 @@ pub enum Action {
         /// What it is to hold.
         wanted: Committed,
     },
-    /// Insert part of the batch at hand, if the lease holds. Answer: [`Seen::Inserted`], [`Seen::InsertUnknown`] or
-    /// [`Seen::LeaseExpired`].
-    Insert(Insert),
+    /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Seen::Inserted`],
+    /// [`Seen::InsertUnknown`] or [`Seen::LeaseExpired`].
+    Insert {
+        /// The batch.
+        range: OffsetRange,
+        /// Which part of it.
+        insert: Insert,
+    },
     /// Wait until no insert of this batch runs any more, then ask the tables. Answer: [`Seen::Marks`].
     ReadMarks {
         /// The batch.
@@ -118,20 +130,9 @@ pub enum Seen {
     NoBatch,
     /// The partition is being revoked or the service shuts down: no batch, and no answer to a question on the way to one.
     Drained,
-    /// The log ends before an offset that was consumed earlier.
-    LogEndsBefore {
-        /// The offset that is to be reached, or was.
-        next: u64,
-        /// The log's end.
-        high: u64,
-    },
-    /// The next offset to consume is no longer in the log.
-    LogStartsAfter {
-        /// The offset that was to be consumed next.
-        next: u64,
-        /// First offset in the log.
-        low: u64,
-    },
+    /// The log starts after the next offset to consume, or ends before it or before the end to reach. Whether that is a
+    /// loss, or only somebody else's progress, is decided from what is committed: the partition starts over.
+    OutOfLog,
     /// The commit is acknowledged.
     CommitDone,
     /// The commit failed or its outcome is unknown.
@@ -152,6 +153,8 @@ pub enum Seen {
 enum State {
     /// Waiting for [`Seen::Log`].
     Reading,
+    /// Waiting for [`Seen::Progress`] to see whether an announced batch is the one to complete.
+    Judging { log: LogView, intent: Intent },
     /// Waiting for [`Seen::Progress`] to find where to start from.
     Locating { log: LogView },
     /// The announced batch's records are gone: waiting for marks that show it applied.
@@ -170,8 +173,8 @@ enum State {
     Applied { batch: Frozen },
     /// Committing a batch's end, with the next batch's intent if there is one.
     Finishing { next: Option<Frozen> },
-    /// Committing the end of a gone batch that was found applied.
-    FinishingGone,
+    /// Committing an offset up to which the marks show all applied; then starts over from it.
+    Settling,
     /// Released or stopped.
     Ended,
 }
@@ -205,21 +208,14 @@ impl Protocol {
         let state = std::mem::replace(&mut self.state, State::Ended);
         match (state, seen) {
             (State::Reading, Seen::Log(log)) => self.on_log(log),
+            (State::Judging { log, intent }, Seen::Progress(progress)) => self.on_announced(&log, intent, progress),
             (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
             (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
             (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
-            (State::Replaying { .. } | State::Filling, Seen::LogEndsBefore { next, high }) => {
-                Action::Stop(StopReason::AheadOfLog { what: "the position to read from or to", offset: next, high })
-            }
-            (State::Replaying { intent }, Seen::LogStartsAfter { low, .. }) => {
-                Action::Stop(StopReason::IntentGone { range: intent.range, low })
-            }
             (State::Filling, Seen::Batch(batch)) => self.announce(batch, false),
-            (State::Filling, Seen::LogStartsAfter { next, low }) => {
-                Action::Stop(StopReason::RetentionGap { next, low })
-            }
             (
                 State::Reading
+                | State::Judging { .. }
                 | State::Locating { .. }
                 | State::CheckingGone { .. }
                 | State::Replaying { .. }
@@ -246,10 +242,7 @@ impl Protocol {
                     None => self.enter(State::Filling, Action::AwaitBatch),
                 }
             }
-            (
-                state @ (State::Announcing { .. } | State::Finishing { .. } | State::FinishingGone),
-                Seen::CommitFailed,
-            ) => {
+            (state @ (State::Announcing { .. } | State::Finishing { .. } | State::Settling), Seen::CommitFailed) => {
                 self.state = state;
                 match self.wanted.clone() {
                     Some(wanted) => Action::Commit { expected: self.known.clone(), wanted },
@@ -286,7 +279,8 @@ impl Protocol {
                 if !ours {
                     return Action::Stop(StopReason::TopicRecreated { range });
                 }
-                self.replay(Intent { range, counts: Some(counts) }, log.low, log.high)
+                let intent = Intent { range, counts: Some(counts) };
+                self.enter(State::Judging { log, intent }, Action::ReadProgress { from: offset })
             }
             // The offset belongs to a deleted topic of the same name: the new one is consumed from its beginning.
             None if !ours => self.locate(log, 0),
@@ -296,6 +290,18 @@ impl Protocol {
 
     fn locate(&mut self, log: LogView, from: u64) -> Action {
         self.enter(State::Locating { log }, Action::ReadProgress { from })
+    }
+
+    /// An announced batch is completed, unless the marks have passed it or cut through it. Then the announcement is an
+    /// old one: librdkafka sent a commit late (it keeps one for up to a session timeout while the coordinator is away) over
+    /// a newer one. A batch's own counters end where it ends, so a mark inside of it or beyond is another batch's.
+    fn on_announced(&mut self, log: &LogView, intent: Intent, progress: Progress) -> Action {
+        let OffsetRange { start, end } = intent.range;
+        let overtaken = progress.counted_end.is_some_and(|counted| counted > start && counted != end);
+        match overtaken && guard::is_on(Guard::Overtaken) {
+            true => self.on_progress(log, progress),
+            false => self.replay(intent, log.low, log.high),
+        }
     }
 
     fn replay(&mut self, intent: Intent, low: u64, high: u64) -> Action {
@@ -315,22 +321,29 @@ impl Protocol {
         let same_topic =
             |c: &&Committed| Metadata::decode(&c.metadata).is_ok_and(|m| m.is_none_or(|m| m.topic_id == log.topic_id));
         let committed = log.committed.as_ref().filter(same_topic).map(|c| c.offset);
-        for (what, offset) in [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)] {
+        let marks = [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)];
+        for (what, offset) in marks.into_iter().chain([("a row's offset", progress.stored_end)]) {
             if let Some(offset) = offset.filter(|&offset| offset > log.high) {
                 return Action::Stop(StopReason::AheadOfLog { what, offset, high: log.high });
             }
         }
-        let from = committed.max(progress.counted_end);
+        if let (Some(start), Some(end)) = (progress.uncounted, progress.counted_end) {
+            return self.replay(Intent { range: OffsetRange { start, end }, counts: None }, log.low, log.high);
+        }
+        let from = committed.max(progress.counted_end).max(progress.rejected_end);
         if let Some(next) = from.filter(|&next| next < log.low) {
             return Action::Stop(StopReason::RetentionGap { next, low: log.low });
         }
-        let from = from.unwrap_or(log.low);
-        match progress.stored_end.filter(|&end| end > from) {
-            Some(end) => {
-                let range = OffsetRange { start: from, end };
-                self.replay(Intent { range, counts: None }, log.low, log.high)
+        if let Some(end) = progress.stored_end.filter(|&end| end > from.unwrap_or(log.low)) {
+            let range = OffsetRange { start: from.unwrap_or(log.low), end };
+            return self.replay(Intent { range, counts: None }, log.low, log.high);
+        }
+        match from.filter(|_| from != committed) {
+            Some(applied) => {
+                let wanted = self.position(applied, None);
+                self.commit(State::Settling, wanted)
             }
-            None => self.enter(State::Filling, Action::Fill { from, until: None }),
+            None => self.enter(State::Filling, Action::Fill { from: from.unwrap_or(log.low), until: None }),
         }
     }
 
@@ -340,7 +353,7 @@ impl Protocol {
         let found = Counts { rows: marks.raw.values().sum(), rejects: marks.rejected };
         if counts == Some(found) && marks.raw.keys().all(counted) {
             let wanted = self.position(range.end, None);
-            return self.commit(State::FinishingGone, wanted);
+            return self.commit(State::Settling, wanted);
         }
         Action::Stop(StopReason::IntentGone { range, low })
     }
@@ -371,7 +384,7 @@ impl Protocol {
     }
 
     fn position(&self, offset: u64, next: Option<&Frozen>) -> Committed {
-        let next = next.map(|batch| (batch.range.end, batch.counts()));
+        let next = next.filter(|_| guard::is_on(Guard::Intent)).map(|batch| (batch.range.end, batch.counts()));
         let metadata = Metadata { topic_id: self.topic_id.clone(), next }.encode().into_bytes();
         Committed { offset, metadata }
     }
@@ -398,7 +411,10 @@ impl Protocol {
 
     fn insert(&mut self, batch: Frozen, left: Vec<Insert>) -> Action {
         match left.first().cloned() {
-            Some(insert) => self.enter(State::Inserting { batch, left }, Action::Insert(insert)),
+            Some(insert) => {
+                let range = batch.range;
+                self.enter(State::Inserting { batch, left }, Action::Insert { range, insert })
+            }
             None => self.enter(State::Applied { batch }, Action::TakeBatch),
         }
     }

@@ -1,8 +1,8 @@
 //! The partitions that are ours: one task each, started when a partition is assigned and ended before it is given up.
 //!
-//! Must never let a revocation return while a task of the revoked partitions still runs.
+//! Must never let a revocation return while a task of the revoked partitions still runs, or a commit of theirs.
 
-use super::partition::Partition;
+use super::partition::{CommitGate, Partition};
 use super::{Drain, Shared};
 use crate::kafka::consumer::Rebalances;
 use crate::metrics::{ASSIGNED, COMMITTED_LAG, POSITION_LAG, REBALANCES};
@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 struct Running {
     drain: watch::Sender<Drain>,
     task: JoinHandle<()>,
+    gate: CommitGate,
 }
 
 /// The tasks of the partitions that are ours.
@@ -72,12 +73,13 @@ async fn drain(running: Vec<Running>, how: Drain, grace: Duration) -> bool {
         let _ = one.drain.send(how);
     }
     let mut all_ended = true;
-    for Running { mut task, .. } in running {
+    for Running { mut task, gate, .. } in running {
         if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
             all_ended = false;
             task.abort();
             let _ = task.await;
         }
+        let _ = tokio::task::spawn_blocking(move || gate.close()).await;
     }
     all_ended
 }
@@ -98,8 +100,10 @@ impl Rebalances for Assignment {
         let mut running = self.running_locked();
         for &partition in partitions {
             let (drain, drained) = watch::channel(Drain::No);
-            let task = self.runtime.spawn(Partition::new(Arc::clone(shared), partition, drained).run());
-            running.insert(partition, Running { drain, task });
+            let gate = CommitGate::default();
+            let task = Partition::new(Arc::clone(shared), partition, drained, gate.clone());
+            let task = self.runtime.spawn(task.run());
+            running.insert(partition, Running { drain, task, gate });
         }
         self.report(running.len());
         shared.health.clear("assignment");

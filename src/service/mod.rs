@@ -10,7 +10,7 @@
 //! waiting does not mend.
 
 mod assignment;
-mod lease;
+mod clock;
 mod memory;
 mod partition;
 mod reader;
@@ -135,7 +135,7 @@ struct Shared {
     commands: Sender<Command>,
     topic: String,
     cluster_id: String,
-    session_timeout_ms: u64,
+    session_timeout: Duration,
     retry: Retry,
     flush_age: Duration,
     batches_per_second_max: f64,
@@ -235,7 +235,7 @@ pub async fn run(
         commands,
         topic: config.kafka.topics.events.clone(),
         cluster_id,
-        session_timeout_ms: config.kafka.session_timeout_ms,
+        session_timeout: Duration::from_millis(config.kafka.session_timeout_ms),
         retry: config.retry.clone(),
         flush_age: Duration::from_millis(config.flush.age_ms),
         batches_per_second_max: config.flush.batches_per_second_max,

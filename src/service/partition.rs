@@ -3,12 +3,13 @@
 //! Must never do anything the protocol did not ask for, and never answer what it did not see. What may fail for a while (Kafka,
 //! ClickHouse) is tried again with backoff for as long as the partition is ours.
 
-use super::lease::{BootTime, Lease};
+use super::clock::boot_time;
 use super::reader::Command;
 use super::windows::{Due, Held};
 use super::{Drain, Shared};
+use crate::core::lease::Lease;
 use crate::core::marks::Insert;
-use crate::core::protocol::{Action, Committed, LogView, Protocol, Seen};
+use crate::core::protocol::{Action, Committed, LogView, Protocol, Seen, may_commit};
 use crate::core::source::{OffsetRange, Source, Table};
 use crate::core::window::ARRIVAL_STEP_MS;
 use crate::failpoint;
@@ -18,39 +19,57 @@ use crate::metrics::{
 };
 use crate::retry::Backoff;
 use metrics::{counter, histogram};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, watch};
 
 /// Longest wait for one answer from Kafka.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whether a partition's task may commit. A commit holds the lock from the comparison to its answer.
+#[derive(Clone, Debug, Default)]
+pub struct CommitGate(Arc<Mutex<bool>>);
+
+impl CommitGate {
+    /// Waits for the commit under way, which may outlive its task, and lets none pass any more: once the partition is
+    /// somebody else's, a commit compared before could overwrite theirs.
+    pub fn close(&self) {
+        *self.closed() = true;
+    }
+
+    fn closed(&self) -> MutexGuard<'_, bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The task of one assigned partition.
 pub struct Partition {
     shared: Arc<Shared>,
     source: Source,
-    /// Frozen and not committed; inserts are of the first.
+    /// Frozen and not committed, in order.
     batches: VecDeque<(Held, Instant)>,
     lease: Lease,
     backoff: Backoff,
     wake: Arc<Notify>,
     drain: watch::Receiver<Drain>,
+    gate: CommitGate,
 }
 
 impl Partition {
     /// The task of a partition that was just assigned.
-    pub fn new(shared: Arc<Shared>, number: i32, drain: watch::Receiver<Drain>) -> Partition {
+    pub fn new(shared: Arc<Shared>, number: i32, drain: watch::Receiver<Drain>, gate: CommitGate) -> Partition {
         let source = Source {
             cluster: shared.cluster_id.clone(),
             topic: shared.topic.clone(),
             topic_id: String::new(),
             partition: number,
         };
-        let lease = Lease::new(shared.session_timeout_ms);
+        let lease = Lease::new(shared.session_timeout);
         let backoff = Backoff::new(&shared.retry);
-        Partition { shared, source, batches: VecDeque::new(), lease, backoff, wake: Arc::default(), drain }
+        Partition { shared, source, batches: VecDeque::new(), lease, backoff, wake: Arc::default(), drain, gate }
     }
 
     /// Runs the protocol until the partition is released or stops.
@@ -79,7 +98,7 @@ impl Partition {
             Action::AwaitBatch => self.await_batch().await,
             Action::TakeBatch => self.take_batch(),
             Action::Commit { expected, wanted } => self.commit(expected, wanted).await,
-            Action::Insert(insert) => self.insert(insert).await,
+            Action::Insert { range, insert } => self.insert(range, insert).await,
             Action::ReadMarks { range } => self.read_marks(range).await,
             Action::Release | Action::Stop(_) => Seen::Drained,
         }
@@ -204,10 +223,8 @@ impl Partition {
         };
         self.succeeded("kafka");
         let wanted = until.unwrap_or(next);
-        if low > next {
-            Some(Seen::LogStartsAfter { next, low })
-        } else if high < wanted {
-            Some(Seen::LogEndsBefore { next: wanted, high })
+        if low > next || high < wanted {
+            Some(Seen::OutOfLog)
         } else {
             // Committed records end before `high` while a transaction is open, but never before an end consumed earlier.
             self.shared.windows.seal_replay(number);
@@ -251,12 +268,22 @@ impl Partition {
         let (name, number) = (self.source.topic.clone(), self.source.partition);
         let to_commit = wanted.clone();
         let within = KAFKA_TIMEOUT.min(self.lease.length());
+        let gate = self.gate.clone();
         let attempt = self.shared.kafka(move |consumer| {
+            let closed = gate.closed();
+            if *closed {
+                return Err(KafkaError::Canceled);
+            }
+            let begun = boot_time();
             let found = offsets::committed(consumer, &name, number, within)?;
-            if found != expected && found.as_ref() != Some(&to_commit) {
+            if !may_commit(found.as_ref(), expected.as_ref(), &to_commit) {
                 return Ok(None);
             }
-            let sent = BootTime::now();
+            let sent = boot_time();
+            // A process that was stopped since it asked may have been overtaken since.
+            if sent.saturating_sub(begun) > within {
+                return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut));
+            }
             offsets::commit(consumer, &name, number, &to_commit)?;
             Ok(Some(sent))
         });
@@ -298,12 +325,14 @@ impl Partition {
         }
     }
 
-    async fn insert(&mut self, insert: Insert) -> Seen {
-        if !self.lease.holds() {
+    async fn insert(&mut self, range: OffsetRange, insert: Insert) -> Seen {
+        if !self.lease.holds(boot_time()) {
             tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
             return Seen::LeaseExpired;
         }
-        let Some((held, _)) = self.batches.front() else { return Seen::InsertUnknown };
+        let Some((held, _)) = self.batches.iter().find(|(held, _)| held.batch.range() == range) else {
+            return Seen::InsertUnknown;
+        };
         let table = insert.table;
         let started = Instant::now();
         let outcome = self.shared.sink.insert(&held.batch, &insert, &self.source).await;

@@ -1,0 +1,167 @@
+//! The protocol in a simulated world, with the bad habits of the real one, driven by seeds.
+//!
+//! One seed makes one world (log, members, number of faults) and one order of events, so any failure replays:
+//! `TALLYHOUSE_SIM_SEED=7 cargo test --lib simulation::every_seed -- --nocapture` runs that seed alone and prints every move;
+//! `TALLYHOUSE_SIM_SEEDS=1000000` runs that many.
+//!
+//! Must never draw anything from outside of the seed.
+
+mod log;
+mod model;
+mod sink;
+mod world;
+
+use super::guard::{Guard, with_off};
+use log::{Log, Record};
+use rand::distr::weighted::WeightedIndex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng, distr::Distribution};
+use std::collections::{BTreeMap, HashMap};
+use world::{Move, Rules, World};
+
+const SEEDS: u64 = 10_000;
+/// Moves after which a world without faults must have come to its end.
+const MOVES_MAX: usize = 20_000;
+
+/// How one seed went.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Run {
+    /// Every move with its kind.
+    moves: Vec<(Move, String)>,
+    violation: Option<String>,
+}
+
+fn random_log(random: &mut StdRng) -> Log {
+    let days = [20_261_030, 20_261_031, 20_261_101];
+    let one_month = random.random_bool(0.3);
+    let mut records: Vec<Record> = (0..random.random_range(2..12))
+        .map(|_| match random.random_range(0..10) {
+            0 | 1 => Record::Broken,
+            2 => Record::Gap,
+            _ => Record::Event { day: days[random.random_range(0..if one_month { 2 } else { 3 })] },
+        })
+        .collect();
+    records.push(Record::Broken);
+    let produced = random.random_range(0..=records.len());
+    Log::new(records, produced)
+}
+
+/// How likely each kind of move is: drawn anew for each seed, so that each has its own habits and what is rare in
+/// one is common in another ("swarm testing").
+#[derive(Default)]
+struct Weights(HashMap<String, f64>);
+
+impl Weights {
+    fn of(&mut self, kind: &str, random: &mut StdRng) -> f64 {
+        match self.0.get(kind) {
+            Some(&weight) => weight,
+            None => {
+                let weight = [0.02, 0.2, 1.0, 1.0, 1.0, 5.0][random.random_range(0..6)];
+                self.0.insert(kind.to_owned(), weight);
+                weight
+            }
+        }
+    }
+
+    fn draw(&mut self, world: &World, moves: &[Move], random: &mut StdRng) -> Option<(Move, String)> {
+        let mut kinds: Vec<(Move, String)> = moves.iter().map(|&m| (m, world.kind(m))).collect();
+        let weights: Vec<f64> = kinds.iter().map(|(_, kind)| self.of(kind, random)).collect();
+        let at = WeightedIndex::new(weights).ok()?.sample(random);
+        Some(kinds.swap_remove(at))
+    }
+}
+
+/// Runs one seed to its end: first with faults, then until everything is applied and committed.
+fn run(seed: u64, rules: Rules) -> Run {
+    run_telling(seed, rules, |_, _| {})
+}
+
+fn run_telling(seed: u64, rules: Rules, told: impl Fn(&World, Move)) -> Run {
+    let mut random = StdRng::seed_from_u64(seed);
+    let logs = (0..random.random_range(1..=2)).map(|_| random_log(&mut random)).collect();
+    let faults = random.random_range(0..=12);
+    let share = random.random_range(0.02..0.3);
+    let mut world = World::new(rules, random.random_range(2..=3), logs, faults);
+    let (mut weights, mut run) = (Weights::default(), Run::default());
+    while world.violation.is_none() && !(world.is_done() && world.faults_left == 0) {
+        let moves = world.moves();
+        let (faults, others): (Vec<Move>, Vec<Move>) = moves.iter().partition(|m| matches!(m, Move::Fault(_)));
+        let is_fault = !faults.is_empty() && (others.is_empty() || random.random_bool(share));
+        let Some((chosen, kind)) = weights.draw(&world, if is_fault { &faults } else { &others }, &mut random) else {
+            world.violation = Some("nothing can happen any more, and not everything is committed".to_owned());
+            break;
+        };
+        told(&world, chosen);
+        world.make(chosen);
+        run.moves.push((chosen, kind));
+        if run.moves.len() > MOVES_MAX {
+            world.violation = Some(format!("no end after {MOVES_MAX} moves"));
+        }
+    }
+    run.violation = world.violation;
+    run
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+/// Nothing is lost, doubled or stuck in any seed.
+#[test]
+fn every_seed_is_exact() {
+    if let Some(seed) = from_environment("TALLYHOUSE_SIM_SEED") {
+        let run = run_telling(seed, Rules::REAL, |world, chosen| println!("{}", world.describe(chosen)));
+        assert_eq!(run.violation, None, "seed {seed}");
+        return;
+    }
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in 0..from_environment("TALLYHOUSE_SIM_SEEDS").unwrap_or(SEEDS) {
+        let run = run(seed, Rules::REAL);
+        let replay = format!("TALLYHOUSE_SIM_SEED={seed} cargo test --lib simulation::every_seed -- --nocapture");
+        assert_eq!(run.violation, None, "after {} moves; {replay}", run.moves.len());
+        run.moves.into_iter().for_each(|(_, kind)| *counts.entry(kind).or_default() += 1);
+    }
+    println!("moves by kind: {counts:?}");
+}
+
+/// The first seed that ends in a violation without a guard, and in none with it.
+fn first_violation(off: Option<Guard>, rules: Rules, with: Rules) -> Option<(u64, String)> {
+    let without = |seed| off.map_or_else(|| run(seed, rules), |guard| with_off(guard, || run(seed, rules))).violation;
+    let shown = |seed: &u64| run(*seed, with).violation.is_none();
+    (0..10 * SEEDS).filter_map(|seed| Some((seed, without(seed)?))).find(|(seed, _)| shown(seed))
+}
+
+/// A guard whose removal nothing notices would be either not needed or not tested.
+#[test]
+fn without_any_one_guard_a_violation_is_found() {
+    let ours =
+        [Guard::Intent, Guard::Token, Guard::Mark, Guard::Overtaken, Guard::CountersLast, Guard::Lease, Guard::Compare];
+    let real = Rules::REAL;
+    let mut found: Vec<(String, Option<(u64, String)>)> =
+        ours.into_iter().map(|guard| (format!("{guard:?}"), first_violation(Some(guard), real, real))).collect();
+    found.push(("the broker's fence".into(), first_violation(None, Rules { fence: false, ..real }, real)));
+    let no_tokens = Rules { tokens: false, ..real };
+    let no_wait = Rules { await_ended: false, ..no_tokens };
+    found.push(("waiting for running inserts".into(), first_violation(None, no_wait, no_tokens)));
+    for (guard, violation) in &found {
+        println!("without {guard}: {violation:?}");
+    }
+    let unnoticed: Vec<_> = found.iter().filter(|(_, violation)| violation.is_none()).map(|(guard, _)| guard).collect();
+    assert!(unnoticed.is_empty(), "no violation is found without {unnoticed:?}");
+}
+
+/// With the deduplication window at 0 the marks alone keep it exact, as long as no insert begins after its sender is gone.
+#[test]
+fn every_seed_is_exact_without_tokens() {
+    let rules = Rules { tokens: false, ..Rules::REAL };
+    for seed in 0..SEEDS {
+        assert_eq!(run(seed, rules).violation, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_seed_replays() {
+    for seed in 0..100 {
+        assert_eq!(run(seed, Rules::REAL), run(seed, Rules::REAL));
+    }
+}

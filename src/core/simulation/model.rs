@@ -1,0 +1,81 @@
+//! Every order of events, not a sample: the world of [`super::world`] checked exhaustively by stateright.
+//!
+//! Two members share the partitions; each world allows so many faults of any kind, at any moment. Worlds that end within
+//! minutes run in `cargo test`. The larger ones run by
+//! `cargo test --release --lib model -- --ignored --nocapture`, or one by `TALLYHOUSE_MODEL=partitions,records,faults`.
+
+use super::log::{Log, Record};
+use super::world::{Move, Rules, World};
+use stateright::{Checker, HasDiscoveries, Model, Property};
+use std::time::Instant;
+
+const FIRST: Record = Record::Event { day: 20_261_031 };
+const SECOND: Record = Record::Event { day: 20_261_101 };
+
+/// All runs of one world.
+struct Every(World);
+
+impl Model for Every {
+    type State = World;
+    type Action = Move;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![self.0.clone()]
+    }
+
+    fn actions(&self, world: &World, moves: &mut Vec<Move>) {
+        moves.extend(world.moves());
+    }
+
+    fn next_state(&self, world: &World, chosen: Move) -> Option<World> {
+        let mut next = world.clone();
+        next.make(chosen);
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("nothing is lost, doubled or stopped", |_, world: &World| world.violation.is_none()),
+            Property::always("something can happen until all is done", |_, world: &World| {
+                world.violation.is_some() || world.is_done() || !world.moves().is_empty()
+            }),
+            Property::sometimes("all is done", |_, world: &World| world.is_done()),
+        ]
+    }
+}
+
+fn check(rules: Rules, logs: Vec<Vec<Record>>, faults: u32) {
+    let started = Instant::now();
+    let produced = |records: Vec<Record>| Log::new(records.clone(), records.len());
+    let sizes: Vec<usize> = logs.iter().map(Vec::len).collect();
+    let world = World::new(rules, 2, logs.into_iter().map(produced).collect(), faults);
+    let checker = Every(world).checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_dfs().join();
+    let states = checker.unique_state_count();
+    println!("2 members, logs of {sizes:?} records, {faults} faults: {states} states in {:.1?}", started.elapsed());
+    if let Some((name, path)) = checker.discoveries().into_iter().find(|(name, _)| *name != "all is done") {
+        let last = path.last_state().violation.clone();
+        let moves = path.into_actions();
+        panic!("{name}: {last:?}\nafter {moves:#?}");
+    }
+    checker.assert_any_discovery("all is done");
+}
+
+#[test]
+fn one_partition_with_two_batches() {
+    check(Rules::REAL, vec![vec![FIRST, Record::Broken]], 1);
+    check(Rules::REAL, vec![vec![FIRST, SECOND]], 1);
+}
+
+#[test]
+#[ignore = "large: some minutes, in release"]
+fn larger_worlds() {
+    if let Ok(text) = std::env::var("TALLYHOUSE_MODEL") {
+        let numbers: Vec<usize> = text.split(',').map(|n| n.parse().expect("partitions,records,faults")).collect();
+        let [partitions, records, faults] = numbers[..] else { panic!("TALLYHOUSE_MODEL=partitions,records,faults") };
+        let log = [FIRST, Record::Broken, SECOND, Record::Gap, FIRST, SECOND][..records].to_vec();
+        return check(Rules::REAL, vec![log; partitions], faults as u32);
+    }
+    check(Rules::REAL, vec![vec![FIRST, Record::Broken]], 2);
+    check(Rules::REAL, vec![vec![FIRST, Record::Broken, SECOND]], 1);
+    check(Rules::REAL, vec![vec![FIRST], vec![Record::Broken]], 1);
+}

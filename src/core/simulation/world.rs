@@ -1,0 +1,397 @@
+//! The world around the protocol: a consumer group, its partitions, and what can happen to them.
+//!
+//! A world is a value: [`World::moves`] lists everything that can happen next, [`World::make`] makes one of it happen. The
+//! simulation draws moves at random ([`super`]), the model tries them all ([`super::model`]). What decides is the code that
+//! runs in production: [`Protocol`], [`Lease`], [`may_commit`](crate::core::protocol::may_commit), [`Source::token`].
+//!
+//! What it takes for granted, as `docs/limits.md` does: a token is remembered for longer than a lease lasts and than an insert is
+//! under way, and the committed offset is lost only while nobody writes.
+
+mod happen;
+
+use super::log::Log;
+use super::sink::Sink;
+use crate::core::lease::Lease;
+use crate::core::marks::{Insert, Marks, PartitionId};
+use crate::core::protocol::{Action, Committed, Frozen, Protocol};
+use crate::core::source::{OffsetRange, Source};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const SESSION: Duration = Duration::from_secs(40);
+
+/// What the servers guarantee. The switches are for showing that each guarantee is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rules {
+    /// The broker refuses commits of an old generation.
+    pub fence: bool,
+    /// Marks are asked only once no insert of the batch runs.
+    pub await_ended: bool,
+    /// ClickHouse remembers tokens. Without, every insert begins when it is sent.
+    pub tokens: bool,
+}
+
+impl Rules {
+    pub const REAL: Rules = Rules { fence: true, await_ended: true, tokens: true };
+}
+
+/// What a task is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Doing {
+    /// About to do this.
+    Next(Action),
+    /// Has read how far the counters have come.
+    Progress { from: u64, ends: BTreeMap<PartitionId, u64> },
+    /// Reads the log.
+    Reading { until: Option<u64> },
+    /// Waits for its commit.
+    Committing,
+    /// Has found its lease valid, and has not sent anything yet.
+    Sending { range: OffsetRange, insert: Insert },
+    /// Waits for its insert.
+    Inserting,
+    /// Has read the marks of some tables.
+    Marks { range: OffsetRange, marks: Marks, tables: u8 },
+}
+
+/// The task of one partition in one member.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Task {
+    member: usize,
+    protocol: Protocol,
+    doing: Doing,
+    position: u64,
+    frozen: Vec<Frozen>,
+    lease: Lease,
+    /// When the lease was renewed, whatever the lease itself says of it.
+    renewed: Option<Duration>,
+}
+
+/// A call that compares and commits. Its task may have stopped waiting for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Commit {
+    member: usize,
+    /// A task waits for the answer.
+    waiting: bool,
+    expected: Option<Committed>,
+    wanted: Committed,
+    /// Compared and sent: with this generation, at this time.
+    stamp: Option<(u32, Duration)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Partition {
+    source: Source,
+    log: Log,
+    committed: Option<Committed>,
+    owner: Option<usize>,
+    tasks: Vec<Task>,
+    commits: Vec<Commit>,
+    sink: Sink,
+    /// A commit was sent late with a newer generation: a stop is then an accepted end.
+    restamped: bool,
+    /// A commit came late and set the committed offset back: it stays so until the next batch is committed.
+    set_back: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Member {
+    alive: bool,
+    /// In the group, as the broker sees it.
+    joined: bool,
+    generation: u32,
+    now: Duration,
+}
+
+/// Something that can happen: numbers are of partitions, members, tasks, commits and inserts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Move {
+    Produce(usize),
+    Assign(usize, usize),
+    Step(usize, usize),
+    Freeze(usize, usize, u64),
+    Compare(usize, usize),
+    Deliver(usize, usize),
+    Begin(usize, usize),
+    Apply(usize, usize, usize),
+    Acknowledge(usize, usize),
+    /// The group forgets a dead member.
+    Forget(usize),
+    /// A member that is not in the group notices, or is started again.
+    Rejoin(usize),
+    Fault(Fault),
+}
+
+/// A fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// A process dies; what it has sent is on its way.
+    Crash(usize),
+    /// A process is stopped for longer than its session: the group forgets it, and it goes on without knowing.
+    Expire(usize),
+    /// A process is stopped for longer than a lease, and stays in the group.
+    Suspend(usize),
+    /// A partition is taken from its owner, whose task is cut off.
+    Revoke(usize),
+    /// A task is asked to end at a point where it can.
+    Drain(usize, usize),
+    /// A commit is accepted and its answer lost.
+    LoseCommitAnswer(usize, usize),
+    /// A task no longer waits for a commit, which stays on its way.
+    AbandonCommit(usize, usize),
+    /// librdkafka sends a commit late, with the generation it has then.
+    Restamp(usize, usize),
+    /// A connection is cut before the insert reached the server.
+    DropInsert(usize, usize),
+    /// A task no longer waits for an insert, which stays on its way.
+    AbandonInsert(usize, usize),
+    /// ClickHouse dies and comes back.
+    KillSink,
+    /// Tokens leave the deduplication window.
+    ForgetTokens(usize),
+    /// Retention removes what is committed.
+    DeleteRecords(usize),
+    /// The committed offset is lost.
+    LoseCommitted(usize),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    pub rules: Rules,
+    pub faults_left: u32,
+    generation: u32,
+    members: Vec<Member>,
+    partitions: Vec<Partition>,
+    /// What must never be, and is.
+    pub violation: Option<String>,
+}
+
+impl World {
+    pub fn new(rules: Rules, members: usize, logs: Vec<Log>, faults: u32) -> World {
+        let partition = |(number, log): (usize, Log)| Partition {
+            source: Source {
+                cluster: String::new(),
+                topic: "t".into(),
+                topic_id: "id".into(),
+                partition: number as i32,
+            },
+            committed: None,
+            owner: None,
+            tasks: Vec::new(),
+            commits: Vec::new(),
+            sink: Sink::new(log.end() as usize),
+            restamped: false,
+            set_back: false,
+            log,
+        };
+        World {
+            rules,
+            faults_left: faults,
+            generation: 0,
+            members: vec![Member { alive: true, joined: true, generation: 0, now: Duration::ZERO }; members],
+            partitions: logs.into_iter().enumerate().map(partition).collect(),
+            violation: None,
+        }
+    }
+
+    /// Everything is applied and committed.
+    pub fn is_done(&self) -> bool {
+        self.partitions.iter().all(|p| {
+            let end = p.log.end();
+            let committed = p.set_back || p.committed.as_ref().is_some_and(|c| c.offset == end);
+            let applied = p.log.high == end && p.sink.missing_below(end, &p.log).is_none();
+            (committed && applied || p.restamped && p.tasks.is_empty()) && p.sink.sent.is_empty()
+        })
+    }
+
+    /// Everything that can happen next, faults included while there are any left.
+    pub fn moves(&self) -> Vec<Move> {
+        let mut moves = Vec::new();
+        if self.violation.is_some() {
+            return moves;
+        }
+        for (m, member) in self.members.iter().enumerate() {
+            let settled = self.partitions.iter().all(|p| p.owner != Some(m));
+            match member.joined {
+                false if settled => moves.push(Move::Rejoin(m)),
+                true if !member.alive => moves.push(Move::Forget(m)),
+                _ => {}
+            }
+        }
+        for p in 0..self.partitions.len() {
+            self.partition_moves(p, &mut moves);
+        }
+        if self.faults_left > 0 {
+            self.faults(&mut moves);
+        }
+        moves
+    }
+
+    /// The name of a move's kind, for counting and weighing: what nobody waits for any more is another kind.
+    pub fn kind(&self, chosen: Move) -> String {
+        let late = match chosen {
+            Move::Compare(p, i) | Move::Deliver(p, i) => !self.partitions[p].commits[i].waiting,
+            Move::Begin(p, i) | Move::Apply(p, i, _) => self.partitions[p].sink.sent[i].waiting.is_none(),
+            _ => false,
+        };
+        let text = match chosen {
+            Move::Fault(fault) => format!("{fault:?}"),
+            other => format!("{other:?}"),
+        };
+        let name = text.split('(').next().unwrap_or_default();
+        if late { format!("late {name}") } else { name.to_owned() }
+    }
+
+    /// A move with what it is about, for reading a replay.
+    pub fn describe(&self, chosen: Move) -> String {
+        let about = match chosen {
+            Move::Step(p, t) | Move::Freeze(p, t, _) => {
+                let task = &self.partitions[p].tasks[t];
+                format!("member {} {:?}", task.member, task.doing)
+            }
+            Move::Compare(p, i) | Move::Deliver(p, i) => {
+                let Commit { member, wanted, stamp, .. } = &self.partitions[p].commits[i];
+                let metadata = String::from_utf8_lossy(&wanted.metadata);
+                format!("member {member} commits {} {metadata:?} {stamp:?}", wanted.offset)
+            }
+            Move::Begin(p, i) | Move::Apply(p, i, _) | Move::Acknowledge(p, i) => {
+                format!("{:?}", self.partitions[p].sink.sent[i])
+            }
+            _ => String::new(),
+        };
+        format!("{chosen:?} {about}")
+    }
+
+    fn partition_moves(&self, p: usize, moves: &mut Vec<Move>) {
+        let partition = &self.partitions[p];
+        if partition.log.high < partition.log.end() {
+            moves.push(Move::Produce(p));
+        }
+        if partition.owner.is_none() {
+            let able = |m: &usize| self.members[*m].alive && self.members[*m].joined;
+            moves.extend((0..self.members.len()).filter(able).map(|m| Move::Assign(p, m)));
+        }
+        for (t, task) in partition.tasks.iter().enumerate() {
+            self.task_moves(p, t, task, moves);
+        }
+        for (i, commit) in partition.commits.iter().enumerate() {
+            // One call of a task at a time compares and commits, and one connection keeps their order.
+            let is_open =
+                || !partition.commits.iter().any(|other| other.member == commit.member && other.stamp.is_some());
+            match commit.stamp {
+                Some(_) => moves.push(Move::Deliver(p, i)),
+                None if is_open() => moves.push(Move::Compare(p, i)),
+                None => {}
+            }
+        }
+        for (i, sent) in partition.sink.sent.iter().enumerate() {
+            match (sent.begun, sent.left.len()) {
+                (false, _) => moves.push(Move::Begin(p, i)),
+                (true, 0) => moves.push(Move::Acknowledge(p, i)),
+                (true, left) => moves.extend((0..left).map(|k| Move::Apply(p, i, k))),
+            }
+        }
+    }
+
+    fn task_moves(&self, p: usize, t: usize, task: &Task, moves: &mut Vec<Move>) {
+        let log = &self.partitions[p].log;
+        let cut = |moves: &mut Vec<Move>| moves.extend(log.ends(task.position).map(|end| Move::Freeze(p, t, end)));
+        match &task.doing {
+            Doing::Committing | Doing::Inserting => {}
+            Doing::Reading { until: None } | Doing::Next(Action::AwaitBatch) if log.low <= task.position => cut(moves),
+            Doing::Reading { until: Some(end) } if log.low <= task.position => moves.push(Move::Freeze(p, t, *end)),
+            Doing::Next(Action::ReadMarks { range })
+                if self.rules.await_ended && self.partitions[p].sink.is_running(*range) => {}
+            Doing::Next(Action::TakeBatch) => {
+                moves.push(Move::Step(p, t));
+                if log.low <= task.position {
+                    cut(moves);
+                }
+            }
+            _ => moves.push(Move::Step(p, t)),
+        }
+    }
+
+    fn faults(&self, moves: &mut Vec<Move>) {
+        let mut add = |fault| moves.push(Move::Fault(fault));
+        for (m, member) in self.members.iter().enumerate() {
+            if member.alive {
+                add(Fault::Crash(m));
+                add(Fault::Suspend(m));
+            }
+            if member.alive && member.joined {
+                add(Fault::Expire(m));
+            }
+        }
+        if self.partitions.iter().any(|p| p.sink.sent.iter().any(|sent| sent.begun)) {
+            add(Fault::KillSink);
+        }
+        for (p, partition) in self.partitions.iter().enumerate() {
+            if partition.owner.is_some() {
+                add(Fault::Revoke(p));
+            }
+            for (t, task) in partition.tasks.iter().enumerate() {
+                if self.can_drain(task) {
+                    add(Fault::Drain(p, t));
+                }
+            }
+            for (i, commit) in partition.commits.iter().enumerate() {
+                if commit.waiting {
+                    add(Fault::AbandonCommit(p, i));
+                }
+                if let Some((generation, _)) = commit.stamp {
+                    let member = &self.members[commit.member];
+                    if member.joined && generation == self.generation {
+                        add(Fault::LoseCommitAnswer(p, i));
+                    } else if member.joined && member.alive && partition.sink.sent.is_empty() {
+                        add(Fault::Restamp(p, i));
+                    }
+                }
+            }
+            for (i, sent) in partition.sink.sent.iter().enumerate() {
+                if !sent.begun {
+                    add(Fault::DropInsert(p, i));
+                }
+                if sent.waiting.is_some() {
+                    add(Fault::AbandonInsert(p, i));
+                }
+            }
+            if self.rules.tokens && self.tokens_can_go(partition) {
+                add(Fault::ForgetTokens(p));
+            }
+            match &partition.committed {
+                Some(committed) if committed.offset > partition.log.low => add(Fault::DeleteRecords(p)),
+                _ => {}
+            }
+            let idle = partition.tasks.is_empty() && partition.commits.is_empty() && partition.sink.sent.is_empty();
+            if idle && partition.committed.is_some() && partition.log.low == 0 {
+                add(Fault::LoseCommitted(p));
+            }
+        }
+    }
+
+    fn can_drain(&self, task: &Task) -> bool {
+        match &task.doing {
+            Doing::Reading { .. } | Doing::Progress { .. } => true,
+            Doing::Next(action) => {
+                matches!(
+                    action,
+                    Action::ReadCommitted | Action::ReadProgress { .. } | Action::Fill { .. } | Action::AwaitBatch
+                )
+            }
+            _ => false,
+        }
+    }
+
+    /// Tokens outlast every insert that is under way and every lease under which one may still be sent.
+    fn tokens_can_go(&self, partition: &Partition) -> bool {
+        let needs = |task: &Task| match &task.doing {
+            Doing::Sending { .. } => true,
+            Doing::Next(Action::Insert { .. } | Action::ReadMarks { .. }) | Doing::Marks { .. } => {
+                task.renewed == Some(self.members[task.member].now)
+            }
+            _ => false,
+        };
+        partition.sink.sent.is_empty() && !partition.tasks.iter().any(needs)
+    }
+}
