@@ -222,11 +222,13 @@ pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
         let (passing, point) = point;
         producer.send_events(&Events::default(), number * 5_000..(number + 1) * 5_000).unwrap();
         let member = bench.start(&[("TALLYHOUSE_FAILPOINT", &format!("{point}:{passing}"))]);
-        // Fewer passings than asked for are possible at `committed_read`: then it is ended from here.
-        let within = if *point == "committed_read" { Duration::from_secs(15) } else { DEADLINE };
+        // A partition is read once, and a commit of an end may always carry the next intent: fewer passings than asked for are
+        // possible there, and then it is ended from here.
+        let is_rare = passing > 1 && ["committed_read", "end_committed"].contains(point);
+        let within = if is_rare { Duration::from_secs(15) } else { DEADLINE };
         let ended = member.wait(within);
         if ended.is_err() {
-            assert_eq!(*point, "committed_read", "{point}:{passing} was not reached\n{}", member.stderr());
+            assert!(is_rare, "{point}:{passing} was not reached\n{}", member.stderr());
             member.kill9().unwrap();
         }
     }
