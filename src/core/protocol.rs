@@ -153,6 +153,8 @@ pub enum Seen {
 enum State {
     /// Waiting for [`Seen::Log`].
     Reading,
+    /// Waiting for [`Seen::Log`]: something was found beyond the log's end, which another member may have read since.
+    Doubting { what: &'static str, offset: u64 },
     /// Waiting for [`Seen::Progress`] to see whether an announced batch is the one to complete.
     Judging { log: LogView, intent: Intent },
     /// Waiting for [`Seen::Progress`] to find where to start from.
@@ -208,6 +210,10 @@ impl Protocol {
         let state = std::mem::replace(&mut self.state, State::Ended);
         match (state, seen) {
             (State::Reading, Seen::Log(log)) => self.on_log(log),
+            (State::Doubting { what, offset }, Seen::Log(log)) if offset > log.high => {
+                Action::Stop(StopReason::AheadOfLog { what, offset, high: log.high })
+            }
+            (State::Doubting { .. }, Seen::Log(log)) => self.on_log(log),
             (State::Judging { log, intent }, Seen::Progress(progress)) => self.on_announced(&log, intent, progress),
             (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
             (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
@@ -215,6 +221,7 @@ impl Protocol {
             (State::Filling, Seen::Batch(batch)) => self.announce(batch, false),
             (
                 State::Reading
+                | State::Doubting { .. }
                 | State::Judging { .. }
                 | State::Locating { .. }
                 | State::CheckingGone { .. }
@@ -324,7 +331,7 @@ impl Protocol {
         let marks = [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)];
         for (what, offset) in marks.into_iter().chain([("a row's offset", progress.stored_end)]) {
             if let Some(offset) = offset.filter(|&offset| offset > log.high) {
-                return Action::Stop(StopReason::AheadOfLog { what, offset, high: log.high });
+                return self.enter(State::Doubting { what, offset }, Action::ReadCommitted);
             }
         }
         if let (Some(start), Some(end)) = (progress.uncounted, progress.counted_end) {
