@@ -35,9 +35,15 @@ impl Sink {
     ///
     /// # Errors
     /// Any of [`ClickHouseError`]. Unless it is clear that nothing was sent, the outcome is unknown: ask [`Sink::marks`].
-    pub async fn insert(&self, batch: &Batch, insert: &Insert, source: &Source) -> Result<u64, ClickHouseError> {
+    pub async fn insert(
+        &self,
+        batch: &Batch,
+        insert: &Insert,
+        source: &Source,
+        attempt: u32,
+    ) -> Result<u64, ClickHouseError> {
         let (rows, chunks) = batch.block(insert, &source.name());
-        let token = source.token(batch.range(), insert.table);
+        let token = source.token(batch.range(), insert.table, attempt);
         let table = self.schema.insert_target(insert.table.name());
         let sql = format!("INSERT INTO {table} ({}) FORMAT Native", column_list(insert.table));
         let mut request = self
@@ -65,9 +71,10 @@ impl Sink {
     /// # Errors
     /// Any of [`ClickHouseError`].
     pub async fn await_ended(&self, range: OffsetRange, source: &Source) -> Result<(), ClickHouseError> {
-        let ids: Vec<String> = Table::ALL.iter().map(|&table| self.query_id(&source.token(range, table))).collect();
-        let sql = "SELECT count() FROM system.processes WHERE query_id IN ?";
-        while self.client.query(sql).bind(&ids).scalar_u64().await? > 0 {
+        let begins: Vec<String> = Table::ALL.iter().map(|&table| source.token(range, table, 0) + ":").collect();
+        let sql = "SELECT count() FROM system.processes \
+                   WHERE endsWith(query_id, ?) AND arrayExists(begin -> startsWith(query_id, begin), ?)";
+        while self.client.query(sql).bind(self.query_id("")).bind(&begins).scalar_u64().await? > 0 {
             tokio::time::sleep(ENDED_POLL_INTERVAL).await;
         }
         Ok(())

@@ -13,6 +13,8 @@ pub enum Guard {
     Token,
     /// Only what the marks say is missing is inserted.
     Mark,
+    /// A repeated insert that was acknowledged counts only once the marks show its rows.
+    Verify,
     /// An announced batch that the marks show to be overtaken is not replayed.
     Overtaken,
     /// Counters are written last.

@@ -22,7 +22,7 @@
 use super::guard::{self, Guard};
 use super::intent::{Counts, Intent, Metadata};
 use super::marks::{Expected, Insert, Marks, Progress, missing};
-use super::source::OffsetRange;
+use super::source::{OffsetRange, Table};
 use super::stop::StopReason;
 
 /// A committed offset as Kafka keeps it.
@@ -105,6 +105,8 @@ pub enum Action {
         range: OffsetRange,
         /// Which part of it.
         insert: Insert,
+        /// How often the same was acknowledged before and left no rows: part of the token.
+        attempt: u32,
     },
     /// Wait until no insert of this batch runs any more, then ask the tables. Answer: [`Seen::Marks`].
     ReadMarks {
@@ -163,14 +165,17 @@ enum State {
     CheckingGone { intent: Intent, low: u64 },
     /// Re-reading an announced batch.
     Replaying { intent: Intent },
-    /// Waiting for the next batch.
-    Filling,
+    /// Waiting for the next batch. `first`: of this assignment; an intent for the same offsets may have been lost, and its
+    /// tokens used.
+    Filling { first: bool },
     /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already.
     Announcing { batch: Frozen, applied_unknown: bool },
     /// Asking the marks of a batch. `differs`: what its intent says, where the batch was rebuilt with other counts.
-    Asking { batch: Frozen, differs: Option<Counts> },
-    /// Inserting a batch; the first of `left` is under way.
-    Inserting { batch: Frozen, left: Vec<Insert> },
+    /// `repeated`: the table that was just inserted into again and acknowledged, and how often by now.
+    Asking { batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)> },
+    /// Inserting a batch; the first of `left` is under way. `attempt`: `None` at the first time, when no token of the batch
+    /// was ever used.
+    Inserting { batch: Frozen, left: Vec<Insert>, attempt: Option<u32> },
     /// All is applied; looking for a batch whose intent the commit of the end can carry.
     Applied { batch: Frozen },
     /// Committing a batch's end, with the next batch's intent if there is one.
@@ -218,7 +223,7 @@ impl Protocol {
             (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
             (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
             (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
-            (State::Filling, Seen::Batch(batch)) => self.announce(batch, false),
+            (State::Filling { first }, Seen::Batch(batch)) => self.announce(batch, first),
             (
                 State::Reading
                 | State::Doubting { .. }
@@ -226,19 +231,24 @@ impl Protocol {
                 | State::Locating { .. }
                 | State::CheckingGone { .. }
                 | State::Replaying { .. }
-                | State::Filling,
+                | State::Filling { .. },
                 Seen::Drained,
             ) => Action::Release,
             (State::Announcing { batch, applied_unknown }, Seen::CommitDone) => {
                 self.known = self.wanted.take();
-                if applied_unknown { self.ask(batch, None) } else { self.insert_all(batch) }
+                if applied_unknown { self.ask(batch, None, None) } else { self.insert_all(batch) }
             }
-            (State::Asking { batch, differs }, Seen::Marks(marks)) => self.on_marks(batch, differs, &marks),
-            (State::Inserting { batch, mut left }, Seen::Inserted) => {
-                left.remove(0);
-                self.insert(batch, left)
+            (State::Asking { batch, differs, repeated }, Seen::Marks(marks)) => {
+                self.on_marks(batch, differs, repeated, &marks)
             }
-            (State::Inserting { batch, .. }, Seen::InsertUnknown) => self.ask(batch, None),
+            (State::Inserting { batch, mut left, attempt }, Seen::Inserted) => {
+                let Insert { table, .. } = left.remove(0);
+                match attempt.filter(|_| guard::is_on(Guard::Verify)) {
+                    Some(attempt) => self.ask(batch, None, Some((table, attempt + 1))),
+                    None => self.insert(batch, left, attempt),
+                }
+            }
+            (State::Inserting { batch, .. }, Seen::InsertUnknown) => self.ask(batch, None, None),
             (State::Inserting { batch, .. }, Seen::LeaseExpired) => self.announce(batch, true),
             (State::Applied { batch }, Seen::Batch(next)) => self.finish(batch.range.end, Some(next)),
             (State::Applied { batch }, Seen::NoBatch | Seen::Drained) => self.finish(batch.range.end, None),
@@ -246,7 +256,7 @@ impl Protocol {
                 self.known = self.wanted.take();
                 match next {
                     Some(batch) => self.insert_all(batch),
-                    None => self.enter(State::Filling, Action::AwaitBatch),
+                    None => self.enter(State::Filling { first: false }, Action::AwaitBatch),
                 }
             }
             (state @ (State::Announcing { .. } | State::Finishing { .. } | State::Settling), Seen::CommitFailed) => {
@@ -301,10 +311,12 @@ impl Protocol {
 
     /// An announced batch is completed, unless the marks have passed it or cut through it. Then the announcement is an
     /// old one: librdkafka sent a commit late (it keeps one for up to a session timeout while the coordinator is away) over
-    /// a newer one. A batch's own counters end where it ends, so a mark inside of it or beyond is another batch's.
+    /// a newer one. A batch's own counters end where it ends, so a mark inside of it or beyond is another batch's, and
+    /// so is a row beyond it.
     fn on_announced(&mut self, log: &LogView, intent: Intent, progress: Progress) -> Action {
         let OffsetRange { start, end } = intent.range;
-        let overtaken = progress.counted_end.is_some_and(|counted| counted > start && counted != end);
+        let overtaken = progress.counted_end.is_some_and(|counted| counted > start && counted != end)
+            || progress.stored_end.is_some_and(|stored| stored > end);
         match overtaken && guard::is_on(Guard::Overtaken) {
             true => self.on_progress(log, progress),
             false => self.replay(intent, log.low, log.high),
@@ -350,7 +362,9 @@ impl Protocol {
                 let wanted = self.position(applied, None);
                 self.commit(State::Settling, wanted)
             }
-            None => self.enter(State::Filling, Action::Fill { from: from.unwrap_or(log.low), until: None }),
+            None => {
+                self.enter(State::Filling { first: true }, Action::Fill { from: from.unwrap_or(log.low), until: None })
+            }
         }
     }
 
@@ -367,20 +381,30 @@ impl Protocol {
 
     fn on_rebuilt(&mut self, intent: Intent, batch: Frozen) -> Action {
         match intent.counts.filter(|&counts| counts != batch.counts()) {
-            Some(intent) => self.ask(batch, Some(intent)),
+            Some(intent) => self.ask(batch, Some(intent), None),
             // Committing the intent again shows that this member owns the partition before it inserts anything.
             None => self.announce(batch, true),
         }
     }
 
-    fn on_marks(&mut self, batch: Frozen, differs: Option<Counts>, marks: &Marks) -> Action {
+    fn on_marks(
+        &mut self,
+        batch: Frozen,
+        differs: Option<Counts>,
+        repeated: Option<(Table, u32)>,
+        marks: &Marks,
+    ) -> Action {
         let range = batch.range;
         let left = match missing(&batch.expected, range, marks) {
             Ok(left) => left,
             Err(conflict) => return Action::Stop(StopReason::Conflict { range, conflict }),
         };
         match differs {
-            None => self.insert(batch, left),
+            None => {
+                let same = |(table, _): &(Table, u32)| left.first().is_some_and(|insert| insert.table == *table);
+                let attempt = repeated.filter(same).map_or(0, |(_, attempt)| attempt);
+                self.insert(batch, left, Some(attempt))
+            }
             // Rebuilt differently is harmless while nothing of it is applied: the intent is made anew.
             Some(_) if left == batch.expected.inserts() => self.announce(batch, true),
             Some(intent) => {
@@ -406,21 +430,26 @@ impl Protocol {
         self.commit(State::Announcing { batch, applied_unknown }, wanted)
     }
 
-    fn ask(&mut self, batch: Frozen, differs: Option<Counts>) -> Action {
+    fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>) -> Action {
         let range = batch.range;
-        self.enter(State::Asking { batch, differs }, Action::ReadMarks { range })
+        self.enter(State::Asking { batch, differs, repeated }, Action::ReadMarks { range })
     }
 
     fn insert_all(&mut self, batch: Frozen) -> Action {
         let left = batch.expected.inserts();
-        self.insert(batch, left)
+        self.insert(batch, left, None)
     }
 
-    fn insert(&mut self, batch: Frozen, left: Vec<Insert>) -> Action {
+    /// Inserts what is left of a batch. An acknowledgement alone does not count where a token may have been used before:
+    /// ClickHouse writes the token down before the rows, and when it dies in between it acknowledges and drops every
+    /// repeat. So the marks are asked after each repeat, and what is still missing then is inserted under another token;
+    /// a late insert under the first one would be dropped.
+    fn insert(&mut self, batch: Frozen, left: Vec<Insert>, attempt: Option<u32>) -> Action {
         match left.first().cloned() {
             Some(insert) => {
                 let range = batch.range;
-                self.enter(State::Inserting { batch, left }, Action::Insert { range, insert })
+                let action = Action::Insert { range, insert, attempt: attempt.unwrap_or(0) };
+                self.enter(State::Inserting { batch, left, attempt }, action)
             }
             None => self.enter(State::Applied { batch }, Action::TakeBatch),
         }

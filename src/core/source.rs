@@ -71,11 +71,15 @@ impl Source {
     }
 
     /// The `insert_deduplication_token` (and the query id) of one batch's insert into one table: the same for every
-    /// attempt, by whichever member, at the same batch.
-    pub fn token(&self, range: OffsetRange, table: Table) -> String {
-        let token =
-            format!("tallyhouse:{}:{}:{}-{}:{}", self.cluster, self.name(), range.start, range.end, table.name());
-        if guard::is_on(Guard::Token) { token } else { String::new() }
+    /// attempt, by whichever member, at the same batch. `attempt` is 0 until the server has acknowledged the insert and left no
+    /// rows of it.
+    pub fn token(&self, range: OffsetRange, table: Table, attempt: u32) -> String {
+        if !guard::is_on(Guard::Token) {
+            return String::new();
+        }
+        let OffsetRange { start, end } = range;
+        let token = format!("tallyhouse:{}:{}:{start}-{end}:{}", self.cluster, self.name(), table.name());
+        if attempt == 0 { token } else { format!("{token}:again-{attempt}") }
     }
 }
 
@@ -92,7 +96,8 @@ mod tests {
         let range = OffsetRange { start: 10, end: 20 };
         assert_eq!(source("AAA").name(), "events/3@AAA");
         assert_eq!(source("").name(), "events/3");
-        assert_eq!(source("AAA").token(range, Table::Daily), "tallyhouse:c1:events/3@AAA:10-20:daily");
-        assert_ne!(source("AAA").token(range, Table::Raw), source("BBB").token(range, Table::Raw));
+        assert_eq!(source("AAA").token(range, Table::Daily, 0), "tallyhouse:c1:events/3@AAA:10-20:daily");
+        assert_eq!(source("").token(range, Table::Raw, 2), "tallyhouse:c1:events/3:10-20:email_events:again-2");
+        assert_ne!(source("AAA").token(range, Table::Raw, 0), source("BBB").token(range, Table::Raw, 0));
     }
 }

@@ -98,7 +98,7 @@ impl Partition {
             Action::AwaitBatch => self.await_batch().await,
             Action::TakeBatch => self.take_batch(),
             Action::Commit { expected, wanted } => self.commit(expected, wanted).await,
-            Action::Insert { range, insert } => self.insert(range, insert).await,
+            Action::Insert { range, insert, attempt } => self.insert(range, insert, attempt).await,
             Action::ReadMarks { range } => self.read_marks(range).await,
             Action::Release | Action::Stop(_) => Seen::Drained,
         }
@@ -325,7 +325,7 @@ impl Partition {
         }
     }
 
-    async fn insert(&mut self, range: OffsetRange, insert: Insert) -> Seen {
+    async fn insert(&mut self, range: OffsetRange, insert: Insert, attempt: u32) -> Seen {
         if !self.lease.holds(boot_time()) {
             tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
             return Seen::LeaseExpired;
@@ -335,7 +335,7 @@ impl Partition {
         };
         let table = insert.table;
         let started = Instant::now();
-        let outcome = self.shared.sink.insert(&held.batch, &insert, &self.source).await;
+        let outcome = self.shared.sink.insert(&held.batch, &insert, &self.source, attempt).await;
         histogram!(INSERT_SECONDS, "table" => table.name()).record(started.elapsed());
         match outcome {
             Ok(rows) => {

@@ -132,9 +132,9 @@ impl Member<'_> {
                 self.log.committed = Some(wanted);
                 Seen::CommitDone
             }
-            Action::Insert { range, insert } => {
+            Action::Insert { range, insert, attempt } => {
                 let batch = self.frozen.iter().find(|batch| batch.range() == range).unwrap();
-                self.sink.insert(batch, &insert, self.source).await.unwrap();
+                self.sink.insert(batch, &insert, self.source, attempt).await.unwrap();
                 Seen::Inserted
             }
             Action::ReadMarks { range } => {

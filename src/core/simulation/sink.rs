@@ -73,8 +73,12 @@ impl Sink {
         }
     }
 
-    /// The server dies: what had begun stays as far as it came.
-    pub fn kill(&mut self) -> Vec<usize> {
+    /// The server dies: what had begun stays as far as it came. `halfway`: the tokens of the ClickHouse partitions that came next
+    /// are written down, their rows are not.
+    pub fn kill(&mut self, halfway: bool) -> Vec<usize> {
+        let next = |sent: &Sent| Some((sent.token.clone(), *sent.left.first()?));
+        let begun = self.sent.iter().filter(|sent| sent.begun && halfway && !sent.token.is_empty());
+        self.tokens.extend(begun.filter_map(next).collect::<Vec<_>>());
         let waiting = self.sent.iter().filter(|sent| sent.begun).filter_map(|sent| sent.waiting).collect();
         self.sent.retain(|sent| !sent.begun);
         waiting

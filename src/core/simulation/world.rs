@@ -5,7 +5,7 @@
 //! runs in production: [`Protocol`], [`Lease`], [`may_commit`](crate::core::protocol::may_commit), [`Source::token`].
 //!
 //! What it takes for granted, as `docs/limits.md` does: a token is remembered for longer than a lease lasts and than an insert is
-//! under way, and the committed offset is lost only while nobody writes.
+//! under way, the committed offset is lost only while nobody writes, and so is a commit of an older generation accepted.
 
 mod happen;
 
@@ -27,7 +27,7 @@ pub struct Rules {
     pub fence: bool,
     /// Marks are asked only once no insert of the batch runs.
     pub await_ended: bool,
-    /// ClickHouse remembers tokens. Without, every insert begins when it is sent.
+    /// ClickHouse remembers tokens. Without, every insert begins when the lease is found valid.
     pub tokens: bool,
 }
 
@@ -47,7 +47,7 @@ enum Doing {
     /// Waits for its commit.
     Committing,
     /// Has found its lease valid, and has not sent anything yet.
-    Sending { range: OffsetRange, insert: Insert },
+    Sending { range: OffsetRange, insert: Insert, attempt: u32 },
     /// Waits for its insert.
     Inserting,
     /// Has read the marks of some tables.
@@ -145,8 +145,8 @@ pub enum Fault {
     DropInsert(usize, usize),
     /// A task no longer waits for an insert, which stays on its way.
     AbandonInsert(usize, usize),
-    /// ClickHouse dies and comes back.
-    KillSink,
+    /// ClickHouse dies and comes back. `halfway`: between writing a token down and the rows.
+    KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
     ForgetTokens(usize),
     /// Retention removes what is committed.
@@ -227,9 +227,11 @@ impl World {
         moves
     }
 
-    /// The name of a move's kind, for counting and weighing: what nobody waits for any more is another kind.
+    /// The name of a move's kind, for counting and weighing: what nobody waits for any more is another kind, and so is what
+    /// a member does for a partition that it lost.
     pub fn kind(&self, chosen: Move) -> String {
         let late = match chosen {
+            Move::Step(p, t) => self.partitions[p].owner != Some(self.partitions[p].tasks[t].member),
             Move::Compare(p, i) | Move::Deliver(p, i) => !self.partitions[p].commits[i].waiting,
             Move::Begin(p, i) | Move::Apply(p, i, _) => self.partitions[p].sink.sent[i].waiting.is_none(),
             _ => false,
@@ -238,7 +240,7 @@ impl World {
             Move::Fault(fault) => format!("{fault:?}"),
             other => format!("{other:?}"),
         };
-        let name = text.split('(').next().unwrap_or_default();
+        let name = text.split(['(', ' ']).next().unwrap_or_default();
         if late { format!("late {name}") } else { name.to_owned() }
     }
 
@@ -324,7 +326,8 @@ impl World {
             }
         }
         if self.partitions.iter().any(|p| p.sink.sent.iter().any(|sent| sent.begun)) {
-            add(Fault::KillSink);
+            add(Fault::KillSink { halfway: false });
+            add(Fault::KillSink { halfway: true });
         }
         for (p, partition) in self.partitions.iter().enumerate() {
             if partition.owner.is_some() {
@@ -343,7 +346,7 @@ impl World {
                     let member = &self.members[commit.member];
                     if member.joined && generation == self.generation {
                         add(Fault::LoseCommitAnswer(p, i));
-                    } else if member.joined && member.alive && partition.sink.sent.is_empty() {
+                    } else if member.joined && member.alive && self.nobody_inserts(partition) {
                         add(Fault::Restamp(p, i));
                     }
                 }
@@ -356,7 +359,7 @@ impl World {
                     add(Fault::AbandonInsert(p, i));
                 }
             }
-            if self.rules.tokens && self.tokens_can_go(partition) {
+            if self.rules.tokens && self.nobody_inserts(partition) {
                 add(Fault::ForgetTokens(p));
             }
             match &partition.committed {
@@ -383,15 +386,15 @@ impl World {
         }
     }
 
-    /// Tokens outlast every insert that is under way and every lease under which one may still be sent.
-    fn tokens_can_go(&self, partition: &Partition) -> bool {
-        let needs = |task: &Task| match &task.doing {
+    /// No insert is under way, and none may still be sent under a lease that holds.
+    fn nobody_inserts(&self, partition: &Partition) -> bool {
+        let inserts = |task: &Task| match &task.doing {
             Doing::Sending { .. } => true,
             Doing::Next(Action::Insert { .. } | Action::ReadMarks { .. }) | Doing::Marks { .. } => {
                 task.renewed == Some(self.members[task.member].now)
             }
             _ => false,
         };
-        partition.sink.sent.is_empty() && !partition.tasks.iter().any(needs)
+        partition.sink.sent.is_empty() && !partition.tasks.iter().any(inserts)
     }
 }

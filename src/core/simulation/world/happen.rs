@@ -68,9 +68,9 @@ impl World {
                     self.answer(p, member, Seen::InsertUnknown);
                 }
             }
-            Fault::KillSink => {
+            Fault::KillSink { halfway } => {
                 for p in 0..self.partitions.len() {
-                    for member in self.partitions[p].sink.kill() {
+                    for member in self.partitions[p].sink.kill(halfway) {
                         self.answer(p, member, Seen::InsertUnknown);
                     }
                 }
@@ -170,14 +170,17 @@ impl World {
                 partition.commits.push(Commit { member, waiting: true, expected, wanted, stamp: None });
                 return;
             }
-            Doing::Next(Action::Insert { range, insert }) => {
+            Doing::Next(Action::Insert { range, insert, attempt }) => {
                 if task.lease.holds(self.members[task.member].now) {
-                    task.doing = Doing::Sending { range, insert };
+                    if !self.rules.tokens {
+                        return self.send(p, t, range, insert, attempt);
+                    }
+                    task.doing = Doing::Sending { range, insert, attempt };
                     return;
                 }
                 Seen::LeaseExpired
             }
-            Doing::Sending { range, insert } => return self.send(p, t, range, insert),
+            Doing::Sending { range, insert, attempt } => return self.send(p, t, range, insert, attempt),
             Doing::Next(Action::ReadMarks { range }) => {
                 let mut marks = Marks::default();
                 sink.raw_marks(range, log, &mut marks);
@@ -198,10 +201,10 @@ impl World {
         self.observe(p, t, seen);
     }
 
-    fn send(&mut self, p: usize, t: usize, range: OffsetRange, insert: Insert) {
+    fn send(&mut self, p: usize, t: usize, range: OffsetRange, insert: Insert, attempt: u32) {
         let tokens = self.rules.tokens;
         let partition = &mut self.partitions[p];
-        let token = if tokens { partition.source.token(range, insert.table) } else { String::new() };
+        let token = if tokens { partition.source.token(range, insert.table, attempt) } else { String::new() };
         let waiting = Some(partition.tasks[t].member);
         let left = insert.partitions.clone();
         partition.tasks[t].doing = Doing::Inserting;
