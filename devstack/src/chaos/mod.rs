@@ -1,0 +1,205 @@
+//! `cargo chaos`: real servers, real members, faults drawn from a seed, and after each round the proof that every record is
+//! there exactly once.
+//!
+//! ```text
+//! producer ──► Kafka, 3 nodes ──proxies──► 3 members ──proxy──► ClickHouse
+//!    │ ledger        ▲                         ▲                    ▲
+//!    └─► verify ◄── faults of the round's plan ┴────────────────────┘
+//! ```
+//!
+//! [`plan`] draws a round's faults, `inject` carries them out, `lane` is what they are done to, `verify` says what must hold.
+//!
+//! Must never pass a round that was not verified to the end.
+
+mod cluster;
+mod feed;
+mod inject;
+mod lane;
+pub mod plan;
+mod report;
+mod verify;
+
+use crate::clickhouse::{ClickHouse, ClickHouseOptions};
+use crate::dice::mix;
+use crate::kafka::{Kafka, KafkaOptions};
+use crate::proxy::Proxy;
+use lane::Lane;
+use plan::{BROKERS, Kind, Plan, ROUNDS_PER_EPOCH};
+pub use report::Report;
+use report::RoundResult;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Any error of the harness itself; a violation is none.
+pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Records sent at a time while faults are carried out.
+const BURST: u64 = 60;
+const BURST_INTERVAL: Duration = Duration::from_millis(60);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The `tallyhouse` under test, with fail points: a build with debug assertions.
+    pub program: PathBuf,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// The first round.
+    pub first: u64,
+    /// How many rounds.
+    pub rounds: u64,
+    /// How many pipelines run side by side on the same servers.
+    pub lanes: u64,
+    /// The kinds of faults.
+    pub kinds: Vec<Kind>,
+    /// Kinds in each round; with 1, up to two more are drawn freely.
+    pub from_deck: u64,
+    /// Where logs lie; they stay if there is a violation.
+    pub folder: PathBuf,
+    /// Set from outside to end after the current rounds.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// The servers that all lanes share.
+pub struct Servers {
+    kafka: Kafka,
+    clickhouse: ClickHouse,
+    /// One in front of each node.
+    kafka_proxies: Vec<Proxy>,
+    /// Held by whoever hurts ClickHouse.
+    hurting_clickhouse: Mutex<()>,
+    /// Held by whoever hurts a broker: never two at a time, since two of three must live.
+    hurting_broker: Mutex<()>,
+}
+
+impl Servers {
+    fn start(seed: u64) -> Result<Servers, AnyError> {
+        let proxies: Vec<Proxy> =
+            (0..BROKERS as u64).map(|node| Proxy::new(mix(seed ^ node))).collect::<crate::Result<_>>()?;
+        let properties = [("min.insync.replicas", "2"), ("log.retention.check.interval.ms", "600000")];
+        let kafka = Kafka::start(KafkaOptions {
+            nodes: BROKERS,
+            properties: properties.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            proxies: proxies.iter().map(Proxy::address).collect(),
+            ..KafkaOptions::default()
+        })?;
+        for (index, proxy) in proxies.iter().enumerate() {
+            proxy.lead_to(kafka.behind_proxy(index)?);
+        }
+        let clickhouse = ClickHouse::start(ClickHouseOptions::default())?;
+        let (hurting_clickhouse, hurting_broker) = (Mutex::default(), Mutex::default());
+        Ok(Servers { kafka, clickhouse, kafka_proxies: proxies, hurting_clickhouse, hurting_broker })
+    }
+}
+
+/// Runs the rounds and prints a line for each; the report tells what was found.
+///
+/// # Errors
+/// The harness itself fails: servers that do not start, say.
+pub fn run(options: &Options) -> Result<Report, AnyError> {
+    fs::create_dir_all(&options.folder)?;
+    let servers = Servers::start(options.seed)?;
+    let report = Mutex::new(Report::new(&options.kinds));
+    let last = options.first + options.rounds;
+    let next_epoch = AtomicU64::new(options.first / ROUNDS_PER_EPOCH);
+    let lanes: Result<(), AnyError> = thread::scope(|scope| {
+        let work = || -> Result<(), AnyError> {
+            loop {
+                let epoch = next_epoch.fetch_add(1, Ordering::Relaxed);
+                let begin = (epoch * ROUNDS_PER_EPOCH).max(options.first);
+                let end = ((epoch + 1) * ROUNDS_PER_EPOCH).min(last);
+                if begin >= end || options.stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let done = run_epoch(options, &servers, epoch, begin..end, &report);
+                if done.is_err() {
+                    options.stop.store(true, Ordering::Relaxed);
+                }
+                done?;
+            }
+        };
+        let running: Vec<_> = (0..options.lanes).map(|_| scope.spawn(work)).collect();
+        running.into_iter().try_for_each(|lane| lane.join().map_err(|_| "a lane panicked")?)
+    });
+    lanes?;
+    let report = report.into_inner().map_err(|_| "a lane panicked")?;
+    if report.violations() == 0 {
+        let _ = fs::remove_dir(&options.folder);
+    }
+    Ok(report)
+}
+
+/// The rounds of one epoch, on a pipeline of their own; a violation ends it, since it would be found again and again.
+fn run_epoch(
+    options: &Options,
+    servers: &Servers,
+    epoch: u64,
+    rounds: std::ops::Range<u64>,
+    report: &Mutex<Report>,
+) -> Result<(), AnyError> {
+    let lane = Lane::start(servers, &options.program, &options.folder, options.seed, epoch)?;
+    let mut clean = true;
+    for round in rounds {
+        if options.stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let plan = Plan::of(options.seed, round, &options.kinds, options.from_deck);
+        let result = run_round(&plan, &lane)?;
+        clean = result.violations.is_empty();
+        report.lock().map_err(|_| "a lane panicked")?.note(&result, &plan, &lane, options.seed);
+        if !clean {
+            break;
+        }
+        lane.trim_logs();
+    }
+    lane.end(!clean)
+}
+
+fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
+    let started = Instant::now();
+    let sent_before = lane.feed().settle()?;
+    let effects = thread::scope(|scope| {
+        let faults: Vec<_> = plan.faults.iter().map(|fault| scope.spawn(move || inject::inject(fault, lane))).collect();
+        let mut produced = Ok(());
+        while produced.is_ok() && (faults.iter().any(|fault| !fault.is_finished())) {
+            produced = lane.topic.partitions().or(Ok(0)).and_then(|count| lane.feed().send(BURST, count.max(1)));
+            thread::sleep(BURST_INTERVAL);
+        }
+        let effects: Result<Vec<bool>, AnyError> =
+            faults.into_iter().map(|fault| fault.join().map_err(|_| "a fault panicked")?).collect();
+        produced.and(effects)
+    })?;
+    let mut violations = revive(lane)?;
+    let sent = lane.feed().settle()?;
+    let ends = verify::ends(lane)?;
+    violations.extend(verify::await_stored(lane, &ends)?);
+    violations.extend(verify::rows(lane, &ends)?);
+    violations.extend(verify::counters(lane)?);
+    let vitals = verify::members(lane);
+    violations.extend(vitals.violations);
+    Ok(RoundResult {
+        effects,
+        violations,
+        records: sent - sent_before,
+        took: started.elapsed(),
+        held_bytes: vitals.held_bytes,
+        rss_bytes: vitals.rss_bytes,
+    })
+}
+
+/// Members that ended by themselves: each is a violation, and another takes its place.
+fn revive(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
+    let mut violations = Vec::new();
+    for slot in &lane.slots {
+        let mut member = slot.lock();
+        if !member.is_alive() {
+            violations.push(format!("member {} ended by itself:\n{}", slot.number, member.log_tail()));
+            lane.replace(slot, &mut member, None)?;
+        }
+    }
+    Ok(violations)
+}
