@@ -51,9 +51,9 @@ struct Arguments {
     /// The tallyhouse under test, a build with debug assertions. Built now if not given.
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
-    /// Folder for the members' logs, which stay after a violation. Default: one in the system's temporary folder.
+    /// New folder for data and logs, which stays after a violation. Default: one in the system's temporary folder.
     #[arg(long, value_name = "PATH")]
-    logs: Option<PathBuf>,
+    folder: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -84,7 +84,11 @@ fn chaos(arguments: Arguments) -> Result<bool, AnyError> {
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let folder = std::env::temp_dir().join(format!("tallyhouse-chaos-{}", std::process::id()));
+    let default_folder = std::env::temp_dir().join(format!("tallyhouse-chaos-{}", std::process::id()));
+    let folder = arguments.folder.unwrap_or(default_folder);
+    if folder.exists() {
+        return Err(format!("{} exists already: name a new folder", folder.display()).into());
+    }
     let options = Options {
         program: program.canonicalize()?,
         seed: arguments.seed,
@@ -93,7 +97,7 @@ fn chaos(arguments: Arguments) -> Result<bool, AnyError> {
         lanes: arguments.lanes,
         kinds: if arguments.kinds.is_empty() { Kind::ALL.to_vec() } else { arguments.kinds },
         from_deck: 1,
-        folder: arguments.logs.unwrap_or(folder),
+        folder,
         stop,
     };
     let report = run(&options)?;

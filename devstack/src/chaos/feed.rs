@@ -11,9 +11,11 @@ use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::sleep;
 use std::time::Duration;
 
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(120);
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(10);
 
 /// What must become of a record: a place in [`EVENT_TYPES`], or none for a reject.
 pub type Fate = Option<u8>;
@@ -91,11 +93,13 @@ impl Feed {
             let mut record: BaseRecord<'_, [u8], [u8], Box<Fate>> =
                 BaseRecord::with_opaque_to(&self.topic, Box::new(fate)).partition(partition).payload(&payload.bytes);
             while let Err((error, back)) = self.producer.send(record) {
-                if !matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) {
-                    return Err(error.into());
-                }
-                std::thread::sleep(Duration::from_millis(10));
                 record = back;
+                match error {
+                    KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => sleep(QUEUE_FULL_WAIT),
+                    // A partition that was added just now: the producer has not heard of it yet.
+                    KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition) => record.partition = Some(0),
+                    error => return Err(error.into()),
+                }
             }
         }
         Ok(())

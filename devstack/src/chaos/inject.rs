@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const POINT_TIMEOUT: Duration = Duration::from_secs(15);
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a member that was woken up gets to notice that it lost its partitions.
+/// How long a member that was woken up gets to notice that it lost its partitions, and the group to commit anything.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(3);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const PARTITIONS_MAX: i32 = 8;
@@ -150,17 +150,25 @@ fn trouble(proxies: &[&Proxy], trouble: Trouble, percent: u64, lasts: Duration) 
     hits() > before
 }
 
+/// Deletes up to the committed offsets, as soon as there is something below one.
 fn delete_records(lane: &Lane<'_>) -> Result<bool, AnyError> {
-    let committed = lane.topic.committed()?;
-    let mut deleted = false;
-    for (partition, offset) in committed {
-        let (low, _) = lane.topic.bounds(partition)?;
-        if offset > low {
-            lane.topic.delete_below(&[(partition, offset)])?;
-            deleted = true;
+    let deadline = Instant::now() + NOTICE_TIMEOUT;
+    loop {
+        let mut consumed = Vec::new();
+        for (partition, offset) in lane.topic.committed()? {
+            if lane.topic.bounds(partition)?.0 < offset {
+                consumed.push((partition, offset));
+            }
         }
+        if !consumed.is_empty() {
+            lane.topic.delete_below(&consumed)?;
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        sleep(LOOK_INTERVAL);
     }
-    Ok(deleted)
 }
 
 fn add_partition(lane: &Lane<'_>) -> Result<bool, AnyError> {

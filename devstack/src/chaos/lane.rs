@@ -30,6 +30,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("MEMORY__LIMIT_BYTES", "64MiB"),
     ("FLUSH__AGE_MS", "200"),
     ("FLUSH__ROWS_MAX", "200"),
+    ("FLUSH__BYTES_MAX", "16MiB"),
     ("FLUSH__BATCHES_PER_SECOND_MAX", "50"),
     ("RETRY__BACKOFF_MAX_MS", "500"),
     ("SHUTDOWN__GRACE_MS", "10000"),

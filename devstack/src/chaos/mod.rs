@@ -28,7 +28,7 @@ use plan::{BROKERS, Kind, Plan, ROUNDS_PER_EPOCH};
 pub use report::Report;
 use report::RoundResult;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -37,9 +37,15 @@ use std::time::{Duration, Instant};
 /// Any error of the harness itself; a violation is none.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Records sent at a time while faults are carried out.
+/// Records sent at a time while faults are carried out ...
 const BURST: u64 = 60;
 const BURST_INTERVAL: Duration = Duration::from_millis(60);
+/// ... and after so many bursts, of which faults that last long see more than enough.
+const BURSTS_FAST: u64 = 50;
+const BURST_INTERVAL_SLOW: Duration = Duration::from_millis(500);
+
+/// Bursts between two looks at the number of partitions.
+const LOOK_EVERY: u64 = 10;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -58,7 +64,7 @@ pub struct Options {
     pub kinds: Vec<Kind>,
     /// Kinds in each round; with 1, up to two more are drawn freely.
     pub from_deck: u64,
-    /// Where logs lie; they stay if there is a violation.
+    /// A new folder for data and logs; it stays if there is a violation.
     pub folder: PathBuf,
     /// Set from outside to end after the current rounds.
     pub stop: Arc<AtomicBool>,
@@ -77,7 +83,8 @@ pub struct Servers {
 }
 
 impl Servers {
-    fn start(seed: u64) -> Result<Servers, AnyError> {
+    /// Data and logs lie in the folder.
+    fn start(seed: u64, folder: &Path) -> Result<Servers, AnyError> {
         let proxies: Vec<Proxy> =
             (0..BROKERS as u64).map(|node| Proxy::new(mix(seed ^ node))).collect::<crate::Result<_>>()?;
         let properties = [("min.insync.replicas", "2"), ("log.retention.check.interval.ms", "600000")];
@@ -85,12 +92,15 @@ impl Servers {
             nodes: BROKERS,
             properties: properties.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             proxies: proxies.iter().map(Proxy::address).collect(),
-            ..KafkaOptions::default()
+            directory: Some(folder.join("kafka")),
         })?;
         for (index, proxy) in proxies.iter().enumerate() {
             proxy.lead_to(kafka.behind_proxy(index)?);
         }
-        let clickhouse = ClickHouse::start(ClickHouseOptions::default())?;
+        let clickhouse = ClickHouse::start(ClickHouseOptions {
+            directory: Some(folder.join("clickhouse")),
+            ..ClickHouseOptions::default()
+        })?;
         let (hurting_clickhouse, hurting_broker) = (Mutex::default(), Mutex::default());
         Ok(Servers { kafka, clickhouse, kafka_proxies: proxies, hurting_clickhouse, hurting_broker })
     }
@@ -102,7 +112,7 @@ impl Servers {
 /// The harness itself fails: servers that do not start, say.
 pub fn run(options: &Options) -> Result<Report, AnyError> {
     fs::create_dir_all(&options.folder)?;
-    let servers = Servers::start(options.seed)?;
+    let servers = Servers::start(options.seed, &options.folder)?;
     let report = Mutex::new(Report::new(&options.kinds));
     let last = options.first + options.rounds;
     let next_epoch = AtomicU64::new(options.first / ROUNDS_PER_EPOCH);
@@ -116,7 +126,9 @@ pub fn run(options: &Options) -> Result<Report, AnyError> {
                     return Ok(());
                 }
                 let done = run_epoch(options, &servers, epoch, begin..end, &report);
-                if done.is_err() {
+                if let Err(error) = &done {
+                    // What fails in the other lanes from here on may be no more than a consequence.
+                    eprintln!("chaos: epoch {epoch}: {error}");
                     options.stop.store(true, Ordering::Relaxed);
                 }
                 done?;
@@ -127,8 +139,9 @@ pub fn run(options: &Options) -> Result<Report, AnyError> {
     });
     lanes?;
     let report = report.into_inner().map_err(|_| "a lane panicked")?;
+    drop(servers);
     if report.violations() == 0 {
-        let _ = fs::remove_dir(&options.folder);
+        fs::remove_dir_all(&options.folder)?;
     }
     Ok(report)
 }
@@ -165,9 +178,15 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let effects = thread::scope(|scope| {
         let faults: Vec<_> = plan.faults.iter().map(|fault| scope.spawn(move || inject::inject(fault, lane))).collect();
         let mut produced = Ok(());
+        let (mut bursts, mut partitions) = (0, 1);
         while produced.is_ok() && (faults.iter().any(|fault| !fault.is_finished())) {
-            produced = lane.topic.partitions().or(Ok(0)).and_then(|count| lane.feed().send(BURST, count.max(1)));
-            thread::sleep(BURST_INTERVAL);
+            if bursts % LOOK_EVERY == 0 {
+                // Kafka may be in trouble: then as many as there were.
+                partitions = lane.topic.partitions().unwrap_or(partitions);
+            }
+            produced = lane.feed().send(BURST, partitions);
+            bursts += 1;
+            thread::sleep(if bursts < BURSTS_FAST { BURST_INTERVAL } else { BURST_INTERVAL_SLOW });
         }
         let effects: Result<Vec<bool>, AnyError> =
             faults.into_iter().map(|fault| fault.join().map_err(|_| "a fault panicked")?).collect();
