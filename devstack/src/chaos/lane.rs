@@ -18,7 +18,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const PARTITIONS: i32 = 3;
-const ASK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Another lane may have killed ClickHouse just now.
+const ASK_TIMEOUT: Duration = Duration::from_secs(120);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// A member's log is cut to this many bytes between rounds.
@@ -157,7 +158,6 @@ impl<'a> Lane<'a> {
             if output.status.success() {
                 return Ok(());
             }
-            // Another lane may have killed the server just now.
             if Instant::now() > deadline {
                 return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
             }
