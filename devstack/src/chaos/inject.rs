@@ -11,11 +11,11 @@ use std::sync::PoisonError;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long a member gets to reach its fail point.
+/// How long a member gets to reach its fail point, and the group to commit something.
 const POINT_TIMEOUT: Duration = Duration::from_secs(15);
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long a member that was woken up gets to notice that it lost its partitions, and the group to commit anything.
+/// How long a member that was woken up gets to notice that it lost its partitions.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(3);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const PARTITIONS_MAX: i32 = 8;
@@ -152,7 +152,7 @@ fn trouble(proxies: &[&Proxy], trouble: Trouble, percent: u64, lasts: Duration) 
 
 /// Deletes up to the committed offsets, as soon as there is something below one.
 fn delete_records(lane: &Lane<'_>) -> Result<bool, AnyError> {
-    let deadline = Instant::now() + NOTICE_TIMEOUT;
+    let deadline = Instant::now() + POINT_TIMEOUT;
     loop {
         let mut consumed = Vec::new();
         for (partition, offset) in lane.topic.committed()? {
