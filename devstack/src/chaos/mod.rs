@@ -30,7 +30,7 @@ use report::RoundResult;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,9 @@ const BURST_INTERVAL_SLOW: Duration = Duration::from_millis(500);
 
 /// Bursts between two looks at the number of partitions.
 const LOOK_EVERY: u64 = 10;
+
+const SUPERVISE_INTERVAL: Duration = Duration::from_millis(200);
+const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -78,6 +81,8 @@ pub struct Servers {
     kafka_proxies: Vec<Proxy>,
     /// Held by whoever hurts ClickHouse.
     hurting_clickhouse: Mutex<()>,
+    /// How often ClickHouse ended although nobody killed it.
+    clickhouse_deaths: AtomicU64,
     /// Held by whoever hurts a broker: never two at a time, since two of three must live.
     hurting_broker: Mutex<()>,
 }
@@ -101,8 +106,32 @@ impl Servers {
             directory: Some(folder.join("clickhouse")),
             ..ClickHouseOptions::default()
         })?;
-        let (hurting_clickhouse, hurting_broker) = (Mutex::default(), Mutex::default());
-        Ok(Servers { kafka, clickhouse, kafka_proxies: proxies, hurting_clickhouse, hurting_broker })
+        Ok(Servers {
+            kafka,
+            clickhouse,
+            kafka_proxies: proxies,
+            hurting_clickhouse: Mutex::default(),
+            clickhouse_deaths: AtomicU64::new(0),
+            hurting_broker: Mutex::default(),
+        })
+    }
+
+    /// Restarts ClickHouse when it ends by itself, as a supervisor does, until told to stop. ClickHouse 26.7.2 as a library
+    /// aborts at times when a connection is closed while it answers ("Terminate called for uncaught exception: Broken pipe").
+    fn supervise(&self, ended: &AtomicBool) -> Result<(), AnyError> {
+        let server = self.clickhouse.server()?;
+        while !ended.load(Ordering::Relaxed) {
+            {
+                let _alone = self.hurting_clickhouse.lock().unwrap_or_else(PoisonError::into_inner);
+                if !server.is_alive() {
+                    self.clickhouse_deaths.fetch_add(1, Ordering::Relaxed);
+                    server.restart()?;
+                    server.wait_healthy(RESTART_TIMEOUT)?;
+                }
+            }
+            thread::sleep(SUPERVISE_INTERVAL);
+        }
+        Ok(())
     }
 }
 
@@ -116,6 +145,7 @@ pub fn run(options: &Options) -> Result<Report, AnyError> {
     let report = Mutex::new(Report::new(&options.kinds));
     let last = options.first + options.rounds;
     let next_epoch = AtomicU64::new(options.first / ROUNDS_PER_EPOCH);
+    let ended = AtomicBool::new(false);
     let lanes: Result<(), AnyError> = thread::scope(|scope| {
         let work = || -> Result<(), AnyError> {
             loop {
@@ -134,11 +164,15 @@ pub fn run(options: &Options) -> Result<Report, AnyError> {
                 done?;
             }
         };
+        let supervisor = scope.spawn(|| servers.supervise(&ended));
         let running: Vec<_> = (0..options.lanes).map(|_| scope.spawn(work)).collect();
-        running.into_iter().try_for_each(|lane| lane.join().map_err(|_| "a lane panicked")?)
+        let lanes = running.into_iter().try_for_each(|lane| lane.join().map_err(|_| "a lane panicked")?);
+        ended.store(true, Ordering::Relaxed);
+        lanes.and(supervisor.join().map_err(|_| "the supervisor panicked")?)
     });
     lanes?;
-    let report = report.into_inner().map_err(|_| "a lane panicked")?;
+    let mut report = report.into_inner().map_err(|_| "a lane panicked")?;
+    report.clickhouse_deaths = servers.clickhouse_deaths.load(Ordering::Relaxed);
     drop(servers);
     if report.violations() == 0 {
         fs::remove_dir_all(&options.folder)?;

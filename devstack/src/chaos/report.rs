@@ -39,6 +39,8 @@ pub struct Report {
     held_bytes: u64,
     rss_bytes: u64,
     slowest: Duration,
+    /// How often ClickHouse ended by itself and was restarted.
+    pub(super) clickhouse_deaths: u64,
 }
 
 impl Report {
@@ -51,6 +53,7 @@ impl Report {
             held_bytes: 0,
             rss_bytes: 0,
             slowest: Duration::ZERO,
+            clickhouse_deaths: 0,
         }
     }
 
@@ -130,13 +133,14 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s; windows and batches held at most \
-             {} MiB, a member's resident memory was at most {} MiB.",
+             {} MiB, a member's resident memory was at most {} MiB. ClickHouse ended by itself {} times.",
             self.rounds,
             self.records,
             self.violated,
             self.slowest.as_secs_f64(),
             mib(self.held_bytes),
             mib(self.rss_bytes),
+            self.clickhouse_deaths,
         )
     }
 }
