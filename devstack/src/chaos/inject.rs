@@ -67,7 +67,7 @@ pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
         Kind::HalfKafka => Ok(trouble(&kafka, Trouble::Half, fault.percent, lasts)),
         Kind::LoseKafka => Ok(trouble(&kafka, Trouble::LoseAnswer, fault.percent, lasts)),
         Kind::DeleteRecords => delete_records(lane),
-        Kind::AddPartition => add_partition(lane),
+        Kind::AddPartition => add_partition(lane, lasts),
     }
 }
 
@@ -172,11 +172,13 @@ fn delete_records(lane: &Lane<'_>) -> Result<bool, AnyError> {
     }
 }
 
-fn add_partition(lane: &Lane<'_>) -> Result<bool, AnyError> {
+/// The fault lasts on, so that records reach the new partition in this round.
+fn add_partition(lane: &Lane<'_>, lasts: Duration) -> Result<bool, AnyError> {
     let count = lane.topic.partitions()?;
     if count >= PARTITIONS_MAX {
         return Ok(false);
     }
     lane.topic.raise_partitions(count + 1)?;
+    sleep(lasts);
     Ok(true)
 }

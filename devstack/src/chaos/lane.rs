@@ -7,11 +7,12 @@ use super::feed::Feed;
 use super::plan::{MEMBERS, Membership, SESSION_TIMEOUT_MS};
 use super::{AnyError, Servers};
 use crate::dice::mix;
+use crate::ports::PortBlock;
 use crate::process::{self, Output, Server};
 use crate::proxy::Proxy;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,12 +23,11 @@ const PARTITIONS: i32 = 3;
 const ASK_TIMEOUT: Duration = Duration::from_secs(120);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// A member's log is cut to this many bytes between rounds.
-const LOG_BYTES_MAX: u64 = 16 << 20;
+/// A member's log that is longer than this is put aside between rounds, and the one put aside before goes.
+const LOG_BYTES_MAX: u64 = 8 << 20;
 
 /// What all members are started with, besides addresses and names.
 const SETTINGS: &[(&str, &str)] = &[
-    ("ADMIN__LISTEN", "127.0.0.1:0"),
     ("MEMORY__LIMIT_BYTES", "64MiB"),
     ("FLUSH__AGE_MS", "200"),
     ("FLUSH__ROWS_MAX", "200"),
@@ -48,6 +48,8 @@ pub struct Slot {
     /// Counted from 0.
     pub number: usize,
     log: PathBuf,
+    /// Where the member's endpoint listens.
+    address: SocketAddr,
     server: Mutex<Server>,
 }
 
@@ -57,6 +59,11 @@ impl Slot {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The member's process, unless a fault has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, Server>> {
+        self.server.try_lock().ok()
+    }
+
     /// Everything that the slot's members have logged lately.
     pub fn log(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
@@ -64,9 +71,7 @@ impl Slot {
 
     /// The answer of the member's endpoint.
     pub fn http(&self, path: &str) -> Result<String, AnyError> {
-        let log = self.log();
-        let (_, rest) = log.rsplit_once("metrics and health at http://").ok_or("the endpoint is not up yet")?;
-        let address = rest.split_whitespace().next().unwrap_or_default();
+        let address = self.address;
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
@@ -95,6 +100,8 @@ pub struct Lane<'a> {
     /// Where the members' logs lie.
     pub folder: PathBuf,
     program: PathBuf,
+    /// One for the endpoint of each member.
+    ports: PortBlock,
 }
 
 impl<'a> Lane<'a> {
@@ -122,12 +129,14 @@ impl<'a> Lane<'a> {
             name,
             folder,
             program: program.to_owned(),
+            ports: PortBlock::reserve()?,
         };
         lane.migrate()?;
         for number in 0..MEMBERS {
             let log = lane.folder.join(format!("member-{number}.log"));
             let server = Mutex::new(lane.spawn(number, &log, None)?);
-            lane.slots.push(Slot { number, log, server });
+            let address = lane.endpoint(number);
+            lane.slots.push(Slot { number, log, address, server });
         }
         Ok(lane)
     }
@@ -165,8 +174,13 @@ impl<'a> Lane<'a> {
         }
     }
 
+    fn endpoint(&self, number: usize) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.port(number as u16)))
+    }
+
     fn spawn(&self, number: usize, log: &Path, fail_point: Option<&str>) -> Result<Server, AnyError> {
         let mut command = self.command("run", &format!("http://{}", self.clickhouse_proxy.address()));
+        command.env("TALLYHOUSE__ADMIN__LISTEN", self.endpoint(number).to_string());
         command.envs(fail_point.map(|point| ("TALLYHOUSE_FAILPOINT", point)));
         if self.membership.is_static {
             command.env("TALLYHOUSE__KAFKA__GROUP_INSTANCE_ID", format!("member-{number}"));
@@ -203,13 +217,8 @@ impl<'a> Lane<'a> {
     pub fn trim_logs(&self) {
         for slot in &self.slots {
             if fs::metadata(&slot.log).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
-                // The line with the endpoint's address must stay: it stands near the beginning of a member's life.
-                let address = slot
-                    .log()
-                    .rsplit_once("metrics and health")
-                    .map(|(_, rest)| format!("metrics and health{}\n", rest.lines().next().unwrap_or_default()));
                 let _ = fs::copy(&slot.log, slot.log.with_extension("log.1"));
-                let _ = fs::write(&slot.log, address.unwrap_or_default());
+                let _ = File::options().write(true).truncate(true).open(&slot.log);
             }
         }
     }

@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use verify::Vitals;
 
 /// Any error of the harness itself; a violation is none.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -40,6 +41,8 @@ pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 /// Records sent at a time while faults are carried out ...
 const BURST: u64 = 60;
 const BURST_INTERVAL: Duration = Duration::from_millis(60);
+/// ... at least so many, some of them after the faults ...
+const BURSTS_MIN: u64 = 30;
 /// ... and after so many bursts, of which faults that last long see more than enough.
 const BURSTS_FAST: u64 = 50;
 const BURST_INTERVAL_SLOW: Duration = Duration::from_millis(500);
@@ -209,14 +212,16 @@ fn run_epoch(
 fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let started = Instant::now();
     let sent_before = lane.feed().settle()?;
+    let mut vitals = Vitals::default();
     let effects = thread::scope(|scope| {
         let faults: Vec<_> = plan.faults.iter().map(|fault| scope.spawn(move || inject::inject(fault, lane))).collect();
         let mut produced = Ok(());
         let (mut bursts, mut partitions) = (0, 1);
-        while produced.is_ok() && (faults.iter().any(|fault| !fault.is_finished())) {
+        while produced.is_ok() && (bursts < BURSTS_MIN || faults.iter().any(|fault| !fault.is_finished())) {
             if bursts % LOOK_EVERY == 0 {
                 // Kafka may be in trouble: then as many as there were.
                 partitions = lane.topic.partitions().unwrap_or(partitions);
+                vitals.look(lane);
             }
             produced = lane.feed().send(BURST, partitions);
             bursts += 1;
@@ -232,7 +237,8 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     violations.extend(verify::await_stored(lane, &ends)?);
     violations.extend(verify::rows(lane, &ends)?);
     violations.extend(verify::counters(lane)?);
-    let vitals = verify::members(lane);
+    violations.extend(verify::members(lane));
+    vitals.look(lane);
     violations.extend(vitals.violations);
     Ok(RoundResult {
         effects,

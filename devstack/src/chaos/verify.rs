@@ -115,10 +115,10 @@ pub fn counters(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
     }
 }
 
-/// What the members say of themselves.
+/// What the members say of their memory, the most over a round.
 #[derive(Debug, Default)]
 pub struct Vitals {
-    /// What is wrong with them.
+    /// Who was over the limit.
     pub violations: Vec<String>,
     /// The most memory that windows and batches held.
     pub held_bytes: u64,
@@ -126,33 +126,43 @@ pub struct Vitals {
     pub rss_bytes: u64,
 }
 
-/// Memory stays under the limit and no partition is stopped.
-pub fn members(lane: &Lane<'_>) -> Vitals {
-    let mut vitals = Vitals::default();
-    for slot in &lane.slots {
-        let log = slot.log();
-        if let Some((_, panic)) = log.split_once("panicked at") {
-            vitals.violations.push(format!(
-                "member {} panicked: {}",
-                slot.number,
-                panic.lines().take(2).collect::<String>()
-            ));
+impl Vitals {
+    /// Looks at every member now.
+    pub fn look(&mut self, lane: &Lane<'_>) {
+        for slot in &lane.slots {
+            // One that a fault has may be stopped and not answer for long.
+            let Some(member) = slot.try_lock() else { continue };
+            self.rss_bytes = self.rss_bytes.max(member.rss_bytes().unwrap_or(0));
+            let Ok(metrics) = slot.http("/metrics") else { continue };
+            let used = metric(&metrics, "tallyhouse_memory_used_bytes");
+            let limit = metric(&metrics, "tallyhouse_memory_limit_bytes");
+            if used > limit {
+                self.violations.push(format!("member {} holds {used} bytes, over its limit of {limit}", slot.number));
+            }
+            self.held_bytes = self.held_bytes.max(used as u64);
         }
-        // One that was started just now may not answer yet; it also holds nothing yet.
-        let Ok(metrics) = slot.http("/metrics") else { continue };
-        let sum = |name: &str| -> f64 {
-            let lines = metrics.lines().filter(|line| line.starts_with(name));
-            lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-        };
-        let (used, limit) = (sum("tallyhouse_memory_used_bytes"), sum("tallyhouse_memory_limit_bytes"));
-        if used > limit {
-            vitals.violations.push(format!("member {} holds {used} bytes, over its limit of {limit}", slot.number));
-        }
-        if sum("tallyhouse_stopped_partitions") > 0.0 {
-            vitals.violations.push(format!("a partition is stopped: {}", readiness(slot)));
-        }
-        vitals.held_bytes = vitals.held_bytes.max(used as u64);
-        vitals.rss_bytes = vitals.rss_bytes.max(slot.lock().rss_bytes().unwrap_or(0));
     }
-    vitals
+}
+
+/// The sum of a metric over its labels.
+fn metric(metrics: &str, name: &str) -> f64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(name));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+/// No partition is stopped, and no member has panicked.
+pub fn members(lane: &Lane<'_>) -> Vec<String> {
+    let mut violations = Vec::new();
+    for slot in &lane.slots {
+        if let Some((_, panic)) = slot.log().split_once("panicked at") {
+            let panic: String = panic.lines().take(2).collect();
+            violations.push(format!("member {} panicked: {panic}", slot.number));
+        }
+        // One that was started just now may not answer yet; it has stopped nothing yet either.
+        let stopped = slot.http("/metrics").map_or(0.0, |metrics| metric(&metrics, "tallyhouse_stopped_partitions"));
+        if stopped > 0.0 {
+            violations.push(format!("a partition is stopped: {}", readiness(slot)));
+        }
+    }
+    violations
 }
