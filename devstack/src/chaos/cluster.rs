@@ -18,6 +18,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// One topic with one consumer group, asked directly and not through a proxy.
 pub struct Topic {
     name: String,
+    config: ClientConfig,
     admin: AdminClient<DefaultClientContext>,
     /// Never subscribes: it only asks.
     asker: BaseConsumer,
@@ -30,7 +31,8 @@ impl Topic {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", bootstrap).set("group.id", name);
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        let topic = Topic { name: name.to_owned(), admin: config.create()?, asker: config.create()?, runtime };
+        let (admin, asker) = (config.create()?, config.create()?);
+        let topic = Topic { name: name.to_owned(), config, admin, asker, runtime };
         let wanted = NewTopic::new(name, partitions, TopicReplication::Fixed(3)).set("min.insync.replicas", "2");
         patiently(|| {
             let created = topic.runtime.block_on(topic.admin.create_topics([&wanted], &options()))?;
@@ -72,7 +74,9 @@ impl Topic {
             list.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
         }
         patiently(|| {
-            let deleted = self.runtime.block_on(self.admin.delete_records(&list, &options()))?;
+            // A client that knew another leader goes on asking that one.
+            let admin: AdminClient<DefaultClientContext> = self.config.create()?;
+            let deleted = self.runtime.block_on(admin.delete_records(&list, &options()))?;
             deleted.elements().iter().try_for_each(|one| Ok(one.error()?))
         })
     }
