@@ -223,16 +223,18 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Ends the members in order and removes what the lane has made; the logs too, unless they are `kept`.
+    /// Ends the members and removes what the lane has made, unless it is `kept` as evidence.
     pub fn end(self, kept: bool) -> Result<(), AnyError> {
         for slot in &self.slots {
             slot.lock().kill9()?;
         }
-        self.ask("DROP DATABASE {db} SYNC")?;
-        self.topic.delete()?;
-        if !kept {
-            fs::remove_dir_all(&self.folder)?;
+        if kept {
+            return Ok(());
         }
+        // Everything goes with the servers; this only keeps a long run small.
+        self.ask("DROP DATABASE IF EXISTS {db}")?;
+        self.topic.delete()?;
+        fs::remove_dir_all(&self.folder)?;
         Ok(())
     }
 }

@@ -90,7 +90,7 @@ impl Report {
             for violation in &result.violations {
                 println!("  {violation}");
             }
-            println!("  logs: {}", lane.folder.display());
+            println!("  logs: {} (data beside it)", lane.folder.display());
             println!("  again: cargo chaos --seed {seed} --round {}", plan.round);
         }
     }
