@@ -18,8 +18,10 @@
 //! Must never depend on the `tallyhouse` crate, and must never be a dependency of what is shipped.
 
 pub mod cache;
+pub mod chaos;
 pub mod clickhouse;
 mod data;
+pub mod dice;
 mod error;
 pub mod fetch;
 mod host;
@@ -28,6 +30,7 @@ mod ports;
 pub mod process;
 pub mod producer;
 pub mod progress;
+pub mod proxy;
 mod stack;
 mod tools;
 

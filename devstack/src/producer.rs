@@ -3,6 +3,7 @@
 //! The n-th payload is a function of `n` and the seed alone, so a run can be repeated and its outcome is known beforehand.
 //! Must write exactly what `json.dumps` of the producer writes, separators and all.
 
+use crate::dice::mix;
 use chrono::{Days, NaiveDate, Utc};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -108,14 +109,6 @@ pub fn uuid(number: u64) -> String {
         low >> 48 & 0xfff,
         low & 0xffff_ffff_ffff
     )
-}
-
-/// The finalizer of splitmix64.
-fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// What was produced.

@@ -8,6 +8,7 @@
     reason = "a test's panic is its report, and clippy does not see tests without the harness"
 )]
 
+mod chaos;
 mod cli;
 mod protocol;
 mod recovery;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         recovery::a_member_ended_in_a_replay_leaves_it_to_the_next,
         recovery::a_retention_gap_stops_its_partition_only,
         recovery::a_recreated_topic_is_another_source,
+        chaos::every_kind_of_fault_once,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,

@@ -18,6 +18,7 @@ use std::{
     collections::BTreeMap,
     fs,
     hash::{BuildHasher, Hasher, RandomState},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -41,11 +42,14 @@ pub struct KafkaOptions {
     pub properties: BTreeMap<String, String>,
     /// Where data and logs lie, one folder for each node; kept. A temporary folder if None.
     pub directory: Option<PathBuf>,
+    /// The address of a proxy for each node, or none. Each node then has a second listener, [`Kafka::behind_proxy`], whose
+    /// clients are sent to the proxies' addresses. Other clients and the nodes among themselves do not pass them.
+    pub proxies: Vec<SocketAddr>,
 }
 
 impl Default for KafkaOptions {
     fn default() -> KafkaOptions {
-        KafkaOptions { nodes: 1, properties: BTreeMap::new(), directory: None }
+        KafkaOptions { nodes: 1, properties: BTreeMap::new(), directory: None, proxies: Vec::new() }
     }
 }
 
@@ -62,6 +66,7 @@ struct Owned {
     nodes: Vec<Server>,
     data: DataFolder,
     _ports: PortBlock,
+    proxied_ports: PortBlock,
 }
 
 impl Kafka {
@@ -72,9 +77,16 @@ impl Kafka {
     pub fn start(options: KafkaOptions) -> Result<Kafka> {
         assert!(matches!(options.nodes, 1 | 3), "a cluster has 1 or 3 nodes, not {}", options.nodes);
         let jars = fetch::kafka(&Cache::open()?)?;
-        let ports = PortBlock::reserve()?;
+        let (ports, proxied_ports) = (PortBlock::reserve()?, PortBlock::reserve()?);
         let data = DataFolder::make(options.directory.as_deref())?;
-        let plan = Plan { options: &options, jars: &jars, data: data.path(), ports: &ports, cluster_id: &random_id() };
+        let plan = Plan {
+            options: &options,
+            jars: &jars,
+            data: data.path(),
+            ports: &ports,
+            proxied_ports: &proxied_ports,
+            cluster_id: &random_id(),
+        };
         let started: Result<Vec<Server>> = thread::scope(|scope| {
             let starting: Vec<_> =
                 (0..options.nodes).map(|index| scope.spawn(move || plan.start_node(index))).collect();
@@ -89,7 +101,7 @@ impl Kafka {
             node.wait_healthy(deadline.saturating_duration_since(Instant::now()))?;
         }
         let addresses: Vec<String> = (0..options.nodes).map(|index| plan.address(index)).collect();
-        Ok(Kafka { bootstrap: addresses.join(","), owned: Some(Owned { nodes, data, _ports: ports }) })
+        Ok(Kafka { bootstrap: addresses.join(","), owned: Some(Owned { nodes, data, _ports: ports, proxied_ports }) })
     }
 
     /// A cluster that somebody else runs at `bootstrap` (`host:port,…`).
@@ -112,6 +124,15 @@ impl Kafka {
     pub fn nodes(&self) -> Result<&[Server]> {
         match &self.owned {
             Some(owned) => Ok(&owned.nodes),
+            None => Err(Error::NotOurs { name: "Kafka", variable: EXTERNAL_VARIABLE }),
+        }
+    }
+
+    /// Where the proxy of the node at `index` is to lead to. Fails for an external cluster.
+    pub fn behind_proxy(&self, index: usize) -> Result<SocketAddr> {
+        self.node(index)?;
+        match &self.owned {
+            Some(owned) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, owned.proxied_ports.port(index as u16)))),
             None => Err(Error::NotOurs { name: "Kafka", variable: EXTERNAL_VARIABLE }),
         }
     }
@@ -139,6 +160,7 @@ struct Plan<'a> {
     jars: &'a Path,
     data: &'a Path,
     ports: &'a PortBlock,
+    proxied_ports: &'a PortBlock,
     cluster_id: &'a str,
 }
 
@@ -188,14 +210,18 @@ impl Plan<'_> {
         let nodes = self.options.nodes;
         let voter = |index| format!("{}@127.0.0.1:{}", index + 1, self.controller_port(index));
         let (broker, controller) = (self.broker_port(index), self.controller_port(index));
+        let proxy = self.options.proxies.get(index);
+        let behind = |_| format!(",PROXIED://127.0.0.1:{}", self.proxied_ports.port(index as u16));
+        let (behind, proxy) =
+            (proxy.map(behind).unwrap_or_default(), proxy.map(|at| format!(",PROXIED://{at}")).unwrap_or_default());
         let own = [
             ("process.roles", "broker,controller".to_owned()),
             ("node.id", (index + 1).to_string()),
             ("controller.quorum.voters", (0..nodes).map(voter).collect::<Vec<_>>().join(",")),
-            ("listeners", format!("PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}")),
-            ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{broker}")),
+            ("listeners", format!("PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}{behind}")),
+            ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{broker}{proxy}")),
             ("controller.listener.names", "CONTROLLER".to_owned()),
-            ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned()),
+            ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT".to_owned()),
             ("log.dirs", folder.join("data").display().to_string()),
             ("default.replication.factor", nodes.to_string()),
             ("offsets.topic.replication.factor", nodes.to_string()),

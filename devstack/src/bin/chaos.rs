@@ -1,0 +1,120 @@
+//! `cargo chaos`: faults by the thousand against real servers and real members, verified after each round.
+//!
+//! Must never exit with 0 unless every round was verified and held.
+
+use clap::Parser;
+use devstack::chaos::plan::Kind;
+use devstack::chaos::{AnyError, Options, run};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Hurts a running Tallyhouse in every way this machine allows, and proves after each round that nothing is lost or doubled.
+///
+/// Starts a Kafka of three nodes, a ClickHouse and groups of three `tallyhouse run`, with TCP proxies in between and a producer
+/// that keeps a ledger of what Kafka acknowledged. Each round draws one to three faults from the seed, carries them out while
+/// records flow, waits until everything is stored, and compares every offset.
+#[derive(Parser)]
+#[command(
+    name = "cargo chaos",
+    after_help = "\
+Examples:
+  cargo chaos --rounds 20                         a first look: every kind of fault once
+  cargo chaos --rounds 1000 --seed 7 --lanes 3    the long run, three groups side by side
+  cargo chaos --seed 7 --round 412                the faults of one round again
+  cargo chaos --kinds zombie,kill-broker          only these
+
+A round's faults and their times follow from seed and round alone. What they meet does not: the processes are real and race,
+so a violation may need several attempts to come again. Exit status 0 means that every round held, 1 that one did not."
+)]
+struct Arguments {
+    /// How many rounds.
+    #[arg(long, default_value_t = 20)]
+    rounds: u64,
+    /// What everything random follows from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only this round.
+    #[arg(long, conflicts_with = "rounds")]
+    round: Option<u64>,
+    /// Groups that run side by side on the same servers, each with rounds of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16))]
+    lanes: u64,
+    /// Only these kinds of faults, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "KIND", hide_possible_values = true)]
+    kinds: Vec<Kind>,
+    /// Print the kinds of faults and end.
+    #[arg(long)]
+    list: bool,
+    /// The tallyhouse under test, a build with debug assertions. Built now if not given.
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+    /// New folder for data and logs, which stays after a violation. Default: one in the system's temporary folder.
+    #[arg(long, value_name = "PATH")]
+    folder: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    devstack::init();
+    let arguments = Arguments::parse();
+    if arguments.list {
+        Kind::ALL.iter().for_each(|kind| println!("{:<18} {}", kind.name(), kind.help()));
+        return ExitCode::SUCCESS;
+    }
+    match chaos(arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("chaos: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chaos(arguments: Arguments) -> Result<bool, AnyError> {
+    let program = match arguments.program {
+        Some(program) => program,
+        None => build()?,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The second one ends at once.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    let default_folder = std::env::temp_dir().join(format!("tallyhouse-chaos-{}", std::process::id()));
+    let folder = arguments.folder.unwrap_or(default_folder);
+    if folder.exists() {
+        return Err(format!("{} exists already: name a new folder", folder.display()).into());
+    }
+    let options = Options {
+        program: program.canonicalize()?,
+        seed: arguments.seed,
+        first: arguments.round.unwrap_or(0),
+        rounds: arguments.round.map_or(arguments.rounds, |_| 1),
+        lanes: arguments.lanes,
+        kinds: if arguments.kinds.is_empty() { Kind::ALL.to_vec() } else { arguments.kinds },
+        from_deck: 1,
+        folder,
+        stop,
+    };
+    let report = run(&options)?;
+    println!("\n{report}");
+    Ok(report.violations() == 0 && report.rounds() > 0)
+}
+
+/// Builds the program with debug assertions, which its fail points need, with what cargo is at hand.
+fn build() -> Result<PathBuf, AnyError> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "tallyhouse", "--bin", "tallyhouse"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()?;
+    if !status.success() {
+        return Err("building tallyhouse failed".into());
+    }
+    // This binary lies beside it: both are in the folder of the dev profile.
+    Ok(std::env::current_exe()?.with_file_name("tallyhouse"))
+}

@@ -1,0 +1,184 @@
+//! Carries one fault out, undoes it, and tells whether it took effect.
+//!
+//! Must leave behind running servers and running members, whatever happened.
+
+use super::lane::{Lane, Slot};
+use super::plan::{BROKERS, Fault, Kind};
+use super::{AnyError, RESTART_TIMEOUT};
+use crate::process::Server;
+use crate::proxy::{Proxy, Trouble};
+use std::sync::PoisonError;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long a member gets to reach its fail point, and the group to commit something.
+const POINT_TIMEOUT: Duration = Duration::from_secs(15);
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a member that was woken up gets to notice that it lost its partitions.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(3);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const PARTITIONS_MAX: i32 = 8;
+/// What a member says that finds out about having been away for too long.
+const NOTICES: [&str; 3] = ["lost=true", "the lease has expired", "changed by another member"];
+
+/// Does it, undoes it; tells whether it took effect.
+pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
+    let lasts = Duration::from_millis(fault.lasts_ms);
+    let slot = &lane.slots[fault.victim % lane.slots.len()];
+    let clickhouse = [&lane.clickhouse_proxy];
+    let kafka: Vec<&Proxy> = lane.servers.kafka_proxies.iter().collect();
+    let delay = Trouble::Delay(Duration::from_millis(fault.lasts_ms / 2));
+    sleep(Duration::from_millis(fault.at_ms));
+    match fault.kind {
+        Kind::KillAtPoint => kill_at_point(fault, lane, slot, || Ok(true)),
+        Kind::EvictTokens => kill_at_point(fault, lane, slot, || forget_tokens(lane)),
+        Kind::KillMember => {
+            let mut member = slot.lock();
+            member.kill9()?;
+            sleep(lasts);
+            lane.replace(slot, &mut member, None)?;
+            Ok(true)
+        }
+        Kind::Zombie => zombie(slot, lasts),
+        Kind::Pause => pause(&slot.lock(), lasts),
+        Kind::Storm => storm(fault, lane),
+        Kind::KillClickhouse => {
+            let _alone = lane.servers.hurting_clickhouse.lock().unwrap_or_else(PoisonError::into_inner);
+            kill_and_restart(lane.servers.clickhouse.server()?, lasts)
+        }
+        Kind::PauseClickhouse => {
+            let _alone = lane.servers.hurting_clickhouse.lock().unwrap_or_else(PoisonError::into_inner);
+            pause(lane.servers.clickhouse.server()?, lasts)
+        }
+        Kind::KillBroker => {
+            let _alone = lane.servers.hurting_broker.lock().unwrap_or_else(PoisonError::into_inner);
+            kill_and_restart(lane.servers.kafka.node(fault.victim % BROKERS)?, lasts)
+        }
+        Kind::PauseBroker => {
+            let _alone = lane.servers.hurting_broker.lock().unwrap_or_else(PoisonError::into_inner);
+            pause(lane.servers.kafka.node(fault.victim % BROKERS)?, lasts)
+        }
+        Kind::CutClickhouse => Ok(trouble(&clickhouse, Trouble::Cut, fault.percent, lasts)),
+        Kind::DelayClickhouse => Ok(trouble(&clickhouse, delay, fault.percent, lasts)),
+        Kind::HalfClickhouse => Ok(trouble(&clickhouse, Trouble::Half, fault.percent, lasts)),
+        Kind::LoseClickhouse => Ok(trouble(&clickhouse, Trouble::LoseAnswer, fault.percent, lasts)),
+        Kind::CutKafka => Ok(trouble(&kafka, Trouble::Cut, fault.percent, lasts)),
+        Kind::DelayKafka => Ok(trouble(&kafka, delay, fault.percent, lasts)),
+        Kind::HalfKafka => Ok(trouble(&kafka, Trouble::Half, fault.percent, lasts)),
+        Kind::LoseKafka => Ok(trouble(&kafka, Trouble::LoseAnswer, fault.percent, lasts)),
+        Kind::DeleteRecords => delete_records(lane),
+        Kind::AddPartition => add_partition(lane, lasts),
+    }
+}
+
+/// A member takes the slot that dies at the fail point; then `meanwhile`, then a sound member takes over.
+fn kill_at_point(
+    fault: &Fault,
+    lane: &Lane<'_>,
+    slot: &Slot,
+    meanwhile: impl FnOnce() -> Result<bool, AnyError>,
+) -> Result<bool, AnyError> {
+    let mut member = slot.lock();
+    // It leaves in order, so that its partitions need not wait for its session to end.
+    let _ = member.terminate(TERMINATE_TIMEOUT);
+    lane.replace(slot, &mut member, Some(&format!("{}:{}", fault.point, fault.times)))?;
+    let died = member.wait(POINT_TIMEOUT).is_ok();
+    let done = if died { meanwhile() } else { Ok(false) };
+    lane.replace(slot, &mut member, None)?;
+    done
+}
+
+/// Shrinks the deduplication windows to one block and widens them again: the tokens of all blocks but the last are gone.
+fn forget_tokens(lane: &Lane<'_>) -> Result<bool, AnyError> {
+    for window in [0, 10_000] {
+        for table in ["email_events", "rejected_events", "daily"] {
+            lane.ask(&format!(
+                "ALTER TABLE {{db}}.{table} MODIFY SETTING non_replicated_deduplication_window = {window}"
+            ))?;
+        }
+    }
+    Ok(true)
+}
+
+fn zombie(slot: &Slot, lasts: Duration) -> Result<bool, AnyError> {
+    let member = slot.lock();
+    let notices = || NOTICES.iter().map(|notice| slot.log().matches(notice).count()).sum::<usize>();
+    let before = notices();
+    pause(&member, lasts)?;
+    let deadline = Instant::now() + NOTICE_TIMEOUT;
+    while notices() == before && Instant::now() < deadline {
+        sleep(LOOK_INTERVAL);
+    }
+    Ok(notices() > before)
+}
+
+/// Without effect on a server that has ended by itself; that shows elsewhere.
+fn pause(server: &Server, lasts: Duration) -> Result<bool, AnyError> {
+    if server.stop().is_err() {
+        return Ok(false);
+    }
+    sleep(lasts);
+    Ok(server.cont().is_ok())
+}
+
+fn kill_and_restart(server: &Server, lasts: Duration) -> Result<bool, AnyError> {
+    server.kill9()?;
+    sleep(lasts);
+    server.restart()?;
+    server.wait_healthy(RESTART_TIMEOUT)?;
+    Ok(true)
+}
+
+fn storm(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
+    for number in 0..=fault.times as usize {
+        let slot = &lane.slots[(fault.victim + number) % lane.slots.len()];
+        let mut member = slot.lock();
+        // One that has not heard of signals yet ends at once, which is as good.
+        let _ = member.terminate(TERMINATE_TIMEOUT);
+        lane.replace(slot, &mut member, None)?;
+        drop(member);
+        sleep(Duration::from_millis(fault.lasts_ms / 4));
+    }
+    Ok(true)
+}
+
+fn trouble(proxies: &[&Proxy], trouble: Trouble, percent: u64, lasts: Duration) -> bool {
+    let hits = || proxies.iter().map(|proxy| proxy.hits()).sum::<u64>();
+    let before = hits();
+    let begun: Vec<u64> = proxies.iter().map(|proxy| proxy.begin(trouble, percent)).collect();
+    sleep(lasts);
+    proxies.iter().zip(begun).for_each(|(proxy, number)| proxy.end(number));
+    hits() > before
+}
+
+/// Deletes up to the committed offsets, as soon as there is something below one.
+fn delete_records(lane: &Lane<'_>) -> Result<bool, AnyError> {
+    let deadline = Instant::now() + POINT_TIMEOUT;
+    loop {
+        let mut consumed = Vec::new();
+        for (partition, offset) in lane.topic.committed()? {
+            if lane.topic.bounds(partition)?.0 < offset {
+                consumed.push((partition, offset));
+            }
+        }
+        if !consumed.is_empty() {
+            lane.topic.delete_below(&consumed)?;
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        sleep(LOOK_INTERVAL);
+    }
+}
+
+/// The fault lasts on, so that records reach the new partition in this round.
+fn add_partition(lane: &Lane<'_>, lasts: Duration) -> Result<bool, AnyError> {
+    let count = lane.topic.partitions()?;
+    if count >= PARTITIONS_MAX {
+        return Ok(false);
+    }
+    lane.topic.raise_partitions(count + 1)?;
+    sleep(lasts);
+    Ok(true)
+}

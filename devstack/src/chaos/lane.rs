@@ -1,0 +1,240 @@
+//! One pipeline under test: a topic, a group, a database, three members and a producer, for the rounds of one epoch.
+//!
+//! Members talk to both servers through proxies only; everything else asks the servers directly.
+
+use super::cluster::Topic;
+use super::feed::Feed;
+use super::plan::{MEMBERS, Membership, SESSION_TIMEOUT_MS};
+use super::{AnyError, Servers};
+use crate::dice::mix;
+use crate::ports::PortBlock;
+use crate::process::{self, Output, Server};
+use crate::proxy::Proxy;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const PARTITIONS: i32 = 3;
+/// Another lane may have killed ClickHouse just now.
+const ASK_TIMEOUT: Duration = Duration::from_secs(120);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// A member's log that is longer than this is put aside between rounds, and the one put aside before goes.
+const LOG_BYTES_MAX: u64 = 8 << 20;
+
+/// What all members are started with, besides addresses and names.
+const SETTINGS: &[(&str, &str)] = &[
+    ("MEMORY__LIMIT_BYTES", "64MiB"),
+    ("FLUSH__AGE_MS", "200"),
+    ("FLUSH__ROWS_MAX", "200"),
+    ("FLUSH__BYTES_MAX", "16MiB"),
+    ("FLUSH__BATCHES_PER_SECOND_MAX", "50"),
+    ("RETRY__BACKOFF_MAX_MS", "500"),
+    ("SHUTDOWN__GRACE_MS", "10000"),
+    // Shorter than the longest pause of a server, so that outcomes are unknown while the statement still runs.
+    ("CLICKHOUSE__INSERT_TIMEOUT_MS", "3000"),
+    ("CLICKHOUSE__QUERY_TIMEOUT_MS", "2000"),
+    ("KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "2000"),
+    ("KAFKA__PROPERTIES__RECONNECT_BACKOFF_MAX_MS", "1000"),
+    ("LOG__LEVEL", "info,tallyhouse=trace"),
+];
+
+/// A place for a member, whose process comes and goes.
+pub struct Slot {
+    /// Counted from 0.
+    pub number: usize,
+    log: PathBuf,
+    /// Where the member's endpoint listens.
+    address: SocketAddr,
+    server: Mutex<Server>,
+}
+
+impl Slot {
+    /// The member's process; nobody else touches it meanwhile.
+    pub fn lock(&self) -> MutexGuard<'_, Server> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The member's process, unless a fault has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, Server>> {
+        self.server.try_lock().ok()
+    }
+
+    /// Everything that the slot's members have logged lately.
+    pub fn log(&self) -> String {
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// The answer of the member's endpoint.
+    pub fn http(&self, path: &str) -> Result<String, AnyError> {
+        let address = self.address;
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+/// One pipeline under test.
+pub struct Lane<'a> {
+    /// The servers, which other lanes use as well.
+    pub servers: &'a Servers,
+    /// The members' settings.
+    pub membership: Membership,
+    /// The topic.
+    pub topic: Topic,
+    /// Between the members and ClickHouse.
+    pub clickhouse_proxy: Proxy,
+    /// The members.
+    pub slots: Vec<Slot>,
+    /// The producer.
+    pub feed: Mutex<Feed>,
+    /// The name of topic, group and database.
+    pub name: String,
+    /// Where the members' logs lie.
+    pub folder: PathBuf,
+    program: PathBuf,
+    /// One for the endpoint of each member.
+    ports: PortBlock,
+}
+
+impl<'a> Lane<'a> {
+    /// Makes topic and tables and starts the members.
+    pub fn start(
+        servers: &'a Servers,
+        program: &Path,
+        folder: &Path,
+        seed: u64,
+        epoch: u64,
+    ) -> Result<Lane<'a>, AnyError> {
+        let name = format!("chaos_{seed}_{epoch}");
+        let folder = folder.join(&name);
+        fs::create_dir_all(&folder)?;
+        let clickhouse_proxy = Proxy::new(mix(seed ^ mix(epoch)))?;
+        clickhouse_proxy.lead_to(servers.clickhouse.http_addr()?.parse()?);
+        let bootstrap = servers.kafka.bootstrap();
+        let mut lane = Lane {
+            servers,
+            membership: Membership::of(seed, epoch),
+            topic: Topic::create(bootstrap, &name, PARTITIONS)?,
+            clickhouse_proxy,
+            slots: Vec::new(),
+            feed: Mutex::new(Feed::new(bootstrap, &name, seed)?),
+            name,
+            folder,
+            program: program.to_owned(),
+            ports: PortBlock::reserve()?,
+        };
+        lane.migrate()?;
+        for number in 0..MEMBERS {
+            let log = lane.folder.join(format!("member-{number}.log"));
+            let server = Mutex::new(lane.spawn(number, &log, None)?);
+            let address = lane.endpoint(number);
+            lane.slots.push(Slot { number, log, address, server });
+        }
+        Ok(lane)
+    }
+
+    fn command(&self, subcommand: &str, url: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        let brokers: Vec<String> = self.servers.kafka_proxies.iter().map(|proxy| proxy.address().to_string()).collect();
+        command.env_clear().current_dir(std::env::temp_dir()).arg(subcommand);
+        let session_timeout_ms = SESSION_TIMEOUT_MS.to_string();
+        let own = [
+            ("KAFKA__BROKERS", brokers.join(",")),
+            ("KAFKA__GROUP_ID", self.name.clone()),
+            ("KAFKA__TOPICS__EVENTS", self.name.clone()),
+            ("KAFKA__SESSION_TIMEOUT_MS", session_timeout_ms),
+            ("KAFKA__ASSIGNMENT", self.membership.assignment.to_owned()),
+            ("CLICKHOUSE__URL", url.to_owned()),
+            ("CLICKHOUSE__DATABASE", self.name.clone()),
+        ];
+        let settings = SETTINGS.iter().map(|&(key, value)| (key, value.to_owned()));
+        command.envs(own.into_iter().chain(settings).map(|(key, value)| (format!("TALLYHOUSE__{key}"), value)));
+        command
+    }
+
+    fn migrate(&self) -> Result<(), AnyError> {
+        let deadline = Instant::now() + ASK_TIMEOUT;
+        loop {
+            let output = self.command("migrate", self.servers.clickhouse.url()).output()?;
+            if output.status.success() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+            }
+            std::thread::sleep(RETRY_INTERVAL);
+        }
+    }
+
+    fn endpoint(&self, number: usize) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.port(number as u16)))
+    }
+
+    fn spawn(&self, number: usize, log: &Path, fail_point: Option<&str>) -> Result<Server, AnyError> {
+        let mut command = self.command("run", &format!("http://{}", self.clickhouse_proxy.address()));
+        command.env("TALLYHOUSE__ADMIN__LISTEN", self.endpoint(number).to_string());
+        command.envs(fail_point.map(|point| ("TALLYHOUSE_FAILPOINT", point)));
+        if self.membership.is_static {
+            command.env("TALLYHOUSE__KAFKA__GROUP_INSTANCE_ID", format!("member-{number}"));
+        }
+        Ok(process::spawn(format!("member {number}"), command, Output::Log(log.to_owned()))?)
+    }
+
+    /// A new member takes the slot; the last one, if it is alive, is killed with -9.
+    pub fn replace(&self, slot: &Slot, member: &mut Server, fail_point: Option<&str>) -> Result<(), AnyError> {
+        member.kill9()?;
+        *member = self.spawn(slot.number, &slot.log, fail_point)?;
+        Ok(())
+    }
+
+    /// The producer.
+    pub fn feed(&self) -> MutexGuard<'_, Feed> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks ClickHouse directly, in the lane's database as `{db}`; waits while it is away.
+    pub fn ask(&self, sql: &str) -> Result<String, AnyError> {
+        let sql = sql.replace("{db}", &self.name);
+        let deadline = Instant::now() + ASK_TIMEOUT;
+        loop {
+            match self.servers.clickhouse.query(&sql) {
+                Ok(answer) => return Ok(answer),
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
+                Err(_) => std::thread::sleep(RETRY_INTERVAL),
+            }
+        }
+    }
+
+    /// Keeps the members' logs from growing without end.
+    pub fn trim_logs(&self) {
+        for slot in &self.slots {
+            if fs::metadata(&slot.log).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+                let _ = fs::copy(&slot.log, slot.log.with_extension("log.1"));
+                let _ = File::options().write(true).truncate(true).open(&slot.log);
+            }
+        }
+    }
+
+    /// Ends the members and removes what the lane has made, unless it is `kept` as evidence.
+    pub fn end(self, kept: bool) -> Result<(), AnyError> {
+        for slot in &self.slots {
+            slot.lock().kill9()?;
+        }
+        if kept {
+            return Ok(());
+        }
+        // Everything goes with the servers; this only keeps a long run small.
+        self.ask("DROP DATABASE IF EXISTS {db}")?;
+        self.topic.delete()?;
+        fs::remove_dir_all(&self.folder)?;
+        Ok(())
+    }
+}

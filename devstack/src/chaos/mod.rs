@@ -1,0 +1,264 @@
+//! `cargo chaos`: real servers, real members, faults drawn from a seed, and after each round the proof that every record is
+//! there exactly once.
+//!
+//! ```text
+//! producer ──► Kafka, 3 nodes ──proxies──► 3 members ──proxy──► ClickHouse
+//!    │ ledger        ▲                         ▲                    ▲
+//!    └─► verify ◄── faults of the round's plan ┴────────────────────┘
+//! ```
+//!
+//! [`plan`] draws a round's faults, `inject` carries them out, `lane` is what they are done to, `verify` says what must hold.
+//!
+//! Must never pass a round that was not verified to the end.
+
+mod cluster;
+mod feed;
+mod inject;
+mod lane;
+pub mod plan;
+mod report;
+mod verify;
+
+use crate::clickhouse::{ClickHouse, ClickHouseOptions};
+use crate::dice::mix;
+use crate::kafka::{Kafka, KafkaOptions};
+use crate::proxy::Proxy;
+use lane::Lane;
+use plan::{BROKERS, Kind, Plan, ROUNDS_PER_EPOCH};
+pub use report::Report;
+use report::RoundResult;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use verify::Vitals;
+
+/// Any error of the harness itself; a violation is none.
+pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Records sent at a time while faults are carried out ...
+const BURST: u64 = 60;
+const BURST_INTERVAL: Duration = Duration::from_millis(60);
+/// ... at least so many, some of them after the faults ...
+const BURSTS_MIN: u64 = 30;
+/// ... and after so many bursts, of which faults that last long see more than enough.
+const BURSTS_FAST: u64 = 50;
+const BURST_INTERVAL_SLOW: Duration = Duration::from_millis(500);
+
+/// Bursts between two looks at the number of partitions.
+const LOOK_EVERY: u64 = 10;
+
+const SUPERVISE_INTERVAL: Duration = Duration::from_millis(200);
+const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The `tallyhouse` under test, with fail points: a build with debug assertions.
+    pub program: PathBuf,
+    /// Everything random follows from it.
+    pub seed: u64,
+    /// The first round.
+    pub first: u64,
+    /// How many rounds.
+    pub rounds: u64,
+    /// How many pipelines run side by side on the same servers.
+    pub lanes: u64,
+    /// The kinds of faults.
+    pub kinds: Vec<Kind>,
+    /// Kinds in each round; with 1, up to two more are drawn freely.
+    pub from_deck: u64,
+    /// A new folder for data and logs; it stays if there is a violation.
+    pub folder: PathBuf,
+    /// Set from outside to end after the current rounds.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// The servers that all lanes share.
+pub struct Servers {
+    kafka: Kafka,
+    clickhouse: ClickHouse,
+    /// One in front of each node.
+    kafka_proxies: Vec<Proxy>,
+    /// Held by whoever hurts ClickHouse.
+    hurting_clickhouse: Mutex<()>,
+    /// How often ClickHouse ended although nobody killed it.
+    clickhouse_deaths: AtomicU64,
+    /// Held by whoever hurts a broker: never two at a time, since two of three must live.
+    hurting_broker: Mutex<()>,
+}
+
+impl Servers {
+    /// Data and logs lie in the folder.
+    fn start(seed: u64, folder: &Path) -> Result<Servers, AnyError> {
+        let proxies: Vec<Proxy> =
+            (0..BROKERS as u64).map(|node| Proxy::new(mix(seed ^ node))).collect::<crate::Result<_>>()?;
+        let properties = [("min.insync.replicas", "2"), ("log.retention.check.interval.ms", "600000")];
+        let kafka = Kafka::start(KafkaOptions {
+            nodes: BROKERS,
+            properties: properties.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            proxies: proxies.iter().map(Proxy::address).collect(),
+            directory: Some(folder.join("kafka")),
+        })?;
+        for (index, proxy) in proxies.iter().enumerate() {
+            proxy.lead_to(kafka.behind_proxy(index)?);
+        }
+        let clickhouse = ClickHouse::start(ClickHouseOptions {
+            directory: Some(folder.join("clickhouse")),
+            ..ClickHouseOptions::default()
+        })?;
+        Ok(Servers {
+            kafka,
+            clickhouse,
+            kafka_proxies: proxies,
+            hurting_clickhouse: Mutex::default(),
+            clickhouse_deaths: AtomicU64::new(0),
+            hurting_broker: Mutex::default(),
+        })
+    }
+
+    /// Restarts ClickHouse when it ends by itself, as a supervisor does, until told to stop. ClickHouse 26.7.2 as a library
+    /// aborts at times when a connection is closed while it answers ("Terminate called for uncaught exception: Broken pipe").
+    fn supervise(&self, ended: &AtomicBool) -> Result<(), AnyError> {
+        let server = self.clickhouse.server()?;
+        while !ended.load(Ordering::Relaxed) {
+            {
+                let _alone = self.hurting_clickhouse.lock().unwrap_or_else(PoisonError::into_inner);
+                if !server.is_alive() {
+                    self.clickhouse_deaths.fetch_add(1, Ordering::Relaxed);
+                    server.restart()?;
+                    server.wait_healthy(RESTART_TIMEOUT)?;
+                }
+            }
+            thread::sleep(SUPERVISE_INTERVAL);
+        }
+        Ok(())
+    }
+}
+
+/// Runs the rounds and prints a line for each; the report tells what was found.
+///
+/// # Errors
+/// The harness itself fails: servers that do not start, say.
+pub fn run(options: &Options) -> Result<Report, AnyError> {
+    fs::create_dir_all(&options.folder)?;
+    let servers = Servers::start(options.seed, &options.folder)?;
+    let report = Mutex::new(Report::new(&options.kinds));
+    let last = options.first + options.rounds;
+    let next_epoch = AtomicU64::new(options.first / ROUNDS_PER_EPOCH);
+    let ended = AtomicBool::new(false);
+    let lanes: Result<(), AnyError> = thread::scope(|scope| {
+        let work = || -> Result<(), AnyError> {
+            loop {
+                let epoch = next_epoch.fetch_add(1, Ordering::Relaxed);
+                let begin = (epoch * ROUNDS_PER_EPOCH).max(options.first);
+                let end = ((epoch + 1) * ROUNDS_PER_EPOCH).min(last);
+                if begin >= end || options.stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let done = run_epoch(options, &servers, epoch, begin..end, &report);
+                if let Err(error) = &done {
+                    // What fails in the other lanes from here on may be no more than a consequence.
+                    eprintln!("chaos: epoch {epoch}: {error}");
+                    options.stop.store(true, Ordering::Relaxed);
+                }
+                done?;
+            }
+        };
+        let supervisor = scope.spawn(|| servers.supervise(&ended));
+        let running: Vec<_> = (0..options.lanes).map(|_| scope.spawn(work)).collect();
+        let lanes = running.into_iter().try_for_each(|lane| lane.join().map_err(|_| "a lane panicked")?);
+        ended.store(true, Ordering::Relaxed);
+        lanes.and(supervisor.join().map_err(|_| "the supervisor panicked")?)
+    });
+    lanes?;
+    let mut report = report.into_inner().map_err(|_| "a lane panicked")?;
+    report.clickhouse_deaths = servers.clickhouse_deaths.load(Ordering::Relaxed);
+    drop(servers);
+    if report.violations() == 0 {
+        fs::remove_dir_all(&options.folder)?;
+    }
+    Ok(report)
+}
+
+/// The rounds of one epoch, on a pipeline of their own; a violation ends it, since it would be found again and again.
+fn run_epoch(
+    options: &Options,
+    servers: &Servers,
+    epoch: u64,
+    rounds: std::ops::Range<u64>,
+    report: &Mutex<Report>,
+) -> Result<(), AnyError> {
+    let lane = Lane::start(servers, &options.program, &options.folder, options.seed, epoch)?;
+    let mut clean = true;
+    for round in rounds {
+        if options.stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let plan = Plan::of(options.seed, round, &options.kinds, options.from_deck);
+        let result = run_round(&plan, &lane)?;
+        clean = result.violations.is_empty();
+        report.lock().map_err(|_| "a lane panicked")?.note(&result, &plan, &lane, options.seed);
+        if !clean {
+            break;
+        }
+        lane.trim_logs();
+    }
+    lane.end(!clean)
+}
+
+fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
+    let started = Instant::now();
+    let sent_before = lane.feed().settle()?;
+    let mut vitals = Vitals::default();
+    let effects = thread::scope(|scope| {
+        let faults: Vec<_> = plan.faults.iter().map(|fault| scope.spawn(move || inject::inject(fault, lane))).collect();
+        let mut produced = Ok(());
+        let (mut bursts, mut partitions) = (0, 1);
+        while produced.is_ok() && (bursts < BURSTS_MIN || faults.iter().any(|fault| !fault.is_finished())) {
+            if bursts % LOOK_EVERY == 0 {
+                // Kafka may be in trouble: then as many as there were.
+                partitions = lane.topic.partitions().unwrap_or(partitions);
+                vitals.look(lane);
+            }
+            produced = lane.feed().send(BURST, partitions);
+            bursts += 1;
+            thread::sleep(if bursts < BURSTS_FAST { BURST_INTERVAL } else { BURST_INTERVAL_SLOW });
+        }
+        let effects: Result<Vec<bool>, AnyError> =
+            faults.into_iter().map(|fault| fault.join().map_err(|_| "a fault panicked")?).collect();
+        produced.and(effects)
+    })?;
+    let mut violations = revive(lane)?;
+    let sent = lane.feed().settle()?;
+    let ends = verify::ends(lane)?;
+    violations.extend(verify::await_stored(lane, &ends)?);
+    violations.extend(verify::rows(lane, &ends)?);
+    violations.extend(verify::counters(lane)?);
+    violations.extend(verify::members(lane));
+    vitals.look(lane);
+    violations.extend(vitals.violations);
+    Ok(RoundResult {
+        effects,
+        violations,
+        records: sent - sent_before,
+        took: started.elapsed(),
+        held_bytes: vitals.held_bytes,
+        rss_bytes: vitals.rss_bytes,
+    })
+}
+
+/// Members that ended by themselves: each is a violation, and another takes its place.
+fn revive(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
+    let mut violations = Vec::new();
+    for slot in &lane.slots {
+        let mut member = slot.lock();
+        if !member.is_alive() {
+            violations.push(format!("member {} ended by itself:\n{}", slot.number, member.log_tail()));
+            lane.replace(slot, &mut member, None)?;
+        }
+    }
+    Ok(violations)
+}

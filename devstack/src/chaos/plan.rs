@@ -1,0 +1,250 @@
+//! What is done to the system in a round: a function of the seed and the round's number, and of nothing else.
+//!
+//! Must never look at a clock or at the system: what is drawn for a round can be drawn again.
+
+use crate::dice::{Dice, mix};
+use clap::ValueEnum;
+use std::collections::BTreeSet;
+
+/// Rounds that share a topic, a group, a database and the members' settings.
+pub const ROUNDS_PER_EPOCH: u64 = 10;
+/// Milliseconds after which a silent member loses its partitions.
+pub const SESSION_TIMEOUT_MS: u64 = 6_000;
+/// Members of the group.
+pub const MEMBERS: usize = 3;
+/// Nodes of the Kafka cluster.
+pub const BROKERS: usize = 3;
+
+/// The fail points of `tallyhouse` that every batch passes.
+const POINTS: [&str; 7] = [
+    "committed_read",
+    "batch_frozen",
+    "intent_committed",
+    "raw_inserted",
+    "rejected_inserted",
+    "daily_inserted",
+    "end_committed",
+];
+/// The fail points between the first insert and the commit of the batch's end.
+const POINTS_WITHIN: [&str; 3] = ["raw_inserted", "rejected_inserted", "daily_inserted"];
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
+pub enum Kind {
+    /// kill -9 of a member at a named step of the protocol
+    KillAtPoint,
+    /// kill -9 of a member at any moment
+    KillMember,
+    /// A member is stopped past its session (SIGSTOP), others take over, it wakes up (SIGCONT)
+    Zombie,
+    /// A member is stopped for less than its session
+    Pause,
+    /// Members leave (SIGTERM) and join in quick succession
+    Storm,
+    /// kill -9 of ClickHouse, then a restart on its data
+    KillClickhouse,
+    /// ClickHouse is stopped for some seconds, longer than an insert's timeout at times
+    PauseClickhouse,
+    /// kill -9 of one of three brokers, then a restart on its data
+    KillBroker,
+    /// One of three brokers is stopped, loses its leaderships, and wakes up
+    PauseBroker,
+    /// Connections to ClickHouse are cut
+    CutClickhouse,
+    /// Bytes to and from ClickHouse arrive late, also after the sender is gone
+    DelayClickhouse,
+    /// The beginning of a request reaches ClickHouse, the rest does not
+    HalfClickhouse,
+    /// ClickHouse receives requests, the answers are lost
+    LoseClickhouse,
+    /// Connections to Kafka are cut
+    CutKafka,
+    /// Bytes to and from Kafka arrive late
+    DelayKafka,
+    /// The beginning of a request reaches Kafka, the rest does not
+    HalfKafka,
+    /// Kafka receives requests (commits, say), the answers are lost
+    LoseKafka,
+    /// Records below the committed offsets are deleted, as retention does
+    DeleteRecords,
+    /// A member dies between two inserts, and ClickHouse forgets every deduplication token before the batch is completed
+    EvictTokens,
+    /// The topic gets another partition
+    AddPartition,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: &[Kind] = &[
+        Kind::KillAtPoint,
+        Kind::KillMember,
+        Kind::Zombie,
+        Kind::Pause,
+        Kind::Storm,
+        Kind::KillClickhouse,
+        Kind::PauseClickhouse,
+        Kind::KillBroker,
+        Kind::PauseBroker,
+        Kind::CutClickhouse,
+        Kind::DelayClickhouse,
+        Kind::HalfClickhouse,
+        Kind::LoseClickhouse,
+        Kind::CutKafka,
+        Kind::DelayKafka,
+        Kind::HalfKafka,
+        Kind::LoseKafka,
+        Kind::DeleteRecords,
+        Kind::EvictTokens,
+        Kind::AddPartition,
+    ];
+
+    /// Its name on the command line and in the table.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+
+    /// What it does, in a line.
+    pub fn help(self) -> String {
+        self.to_possible_value().and_then(|value| Some(value.get_help()?.to_string())).unwrap_or_default()
+    }
+
+    /// Whether both may happen in one round. An insert that arrives after its token is forgotten is applied again: no more
+    /// than the deduplication window is promised there (docs/reliability.md), so nothing may delay one past it.
+    fn goes_with(self, other: Kind) -> bool {
+        use Kind::{DelayClickhouse, EvictTokens, Pause, PauseClickhouse, Zombie};
+        let delays = |kind| matches!(kind, DelayClickhouse | Pause | PauseClickhouse | Zombie);
+        self != other && !(self == EvictTokens && delays(other)) && !(other == EvictTokens && delays(self))
+    }
+}
+
+/// One fault and its details. Which of them matter depends on the kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// What is done.
+    pub kind: Kind,
+    /// Milliseconds from the round's start.
+    pub at_ms: u64,
+    /// Milliseconds that it lasts.
+    pub lasts_ms: u64,
+    /// The member or broker that it is done to.
+    pub victim: usize,
+    /// The fail point.
+    pub point: &'static str,
+    /// The passing of the fail point at which the member dies; also how often members come and go.
+    pub times: u64,
+    /// Of a hundred chunks of bytes, so many are hit.
+    pub percent: u64,
+}
+
+/// The faults of a round.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The round.
+    pub round: u64,
+    /// The seed of the round itself: what else is random in it follows from this.
+    pub seed: u64,
+    /// In no order.
+    pub faults: Vec<Fault>,
+}
+
+impl Plan {
+    /// The plan of a round. The kinds are gone through like a shuffled deck, `from_deck` of them in each round, so that
+    /// all come up equally often; with one, up to two more are drawn freely.
+    pub fn of(seed: u64, round: u64, kinds: &[Kind], from_deck: u64) -> Plan {
+        let own_seed = mix(seed ^ mix(round));
+        let mut dice = Dice::new(own_seed);
+        let mut drawn: BTreeSet<Kind> = (0..from_deck).map(|n| deck(seed, kinds, round * from_deck + n)).collect();
+        if from_deck == 1 {
+            for _ in 0..dice.within(0..=2) {
+                let kind = dice.pick(kinds);
+                if drawn.iter().all(|&other| kind.goes_with(other)) {
+                    drawn.insert(kind);
+                }
+            }
+        } else if let Some(&evict) = drawn.get(&Kind::EvictTokens) {
+            drawn.retain(|&kind| kind == evict || kind.goes_with(evict));
+        }
+        let faults = drawn.into_iter().map(|kind| draw(kind, &mut dice)).collect();
+        Plan { round, seed: own_seed, faults }
+    }
+}
+
+fn deck(seed: u64, kinds: &[Kind], position: u64) -> Kind {
+    let size = kinds.len() as u64;
+    let mut deck = kinds.to_vec();
+    Dice::new(mix(seed) ^ (position / size)).shuffle(&mut deck);
+    deck[(position % size) as usize]
+}
+
+fn draw(kind: Kind, dice: &mut Dice) -> Fault {
+    let lasts_ms = match kind {
+        Kind::Zombie => dice.within(SESSION_TIMEOUT_MS + 500..=SESSION_TIMEOUT_MS + 3_000),
+        Kind::Pause => dice.within(100..=SESSION_TIMEOUT_MS - 1_000),
+        Kind::KillMember => dice.within(0..=1_500),
+        Kind::KillClickhouse | Kind::KillBroker => dice.within(0..=2_500),
+        Kind::PauseClickhouse | Kind::PauseBroker => dice.within(1_000..=5_000),
+        _ => dice.within(300..=2_500),
+    };
+    let point = if kind == Kind::EvictTokens { dice.pick(&POINTS_WITHIN) } else { dice.pick(&POINTS) };
+    // A member reads the committed offset once for each of its partitions, of which it has one for sure.
+    let times = if point == "committed_read" { 1 } else { dice.within(1..=4) };
+    Fault {
+        kind,
+        at_ms: dice.within(0..=1_500),
+        lasts_ms,
+        victim: dice.within(0..=MEMBERS.min(BROKERS) as u64 - 1) as usize,
+        point,
+        times,
+        percent: dice.within(5..=50),
+    }
+}
+
+/// The members' settings, alike for all rounds of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Membership {
+    /// `kafka.assignment`.
+    pub assignment: &'static str,
+    /// Whether each member has a `kafka.group_instance_id`.
+    pub is_static: bool,
+}
+
+impl Membership {
+    /// The settings of an epoch: all four combinations in any four epochs.
+    pub fn of(seed: u64, epoch: u64) -> Membership {
+        let choice = seed.wrapping_add(epoch);
+        let assignment = if choice.is_multiple_of(2) { "cooperative-sticky" } else { "eager" };
+        Membership { assignment, is_static: choice / 2 % 2 == 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_drawn_again_alike_and_every_kind_comes_up_in_one_pass_of_the_deck() {
+        let plans = |seed| (0..20).map(|round| Plan::of(seed, round, Kind::ALL, 1)).collect::<Vec<Plan>>();
+        assert_eq!(plans(1), plans(1));
+        assert_ne!(plans(1), plans(2));
+        let drawn: BTreeSet<Kind> = plans(1).iter().flat_map(|plan| &plan.faults).map(|fault| fault.kind).collect();
+        assert_eq!(drawn.len(), Kind::ALL.len());
+        assert!(plans(1).iter().all(|plan| (1..=3).contains(&plan.faults.len())));
+    }
+
+    #[test]
+    fn tokens_are_not_forgotten_while_inserts_are_delayed() {
+        for round in 0..2_000 {
+            for from_deck in [1, 3] {
+                let plan = Plan::of(7, round, Kind::ALL, from_deck);
+                let has = |kind| plan.faults.iter().any(|fault| fault.kind == kind);
+                assert!(!(has(Kind::EvictTokens) && (has(Kind::DelayClickhouse) || has(Kind::Zombie))), "{plan:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_settings_come_up_in_four_epochs() {
+        let settings: Vec<Membership> = (0..4).map(|epoch| Membership::of(3, epoch)).collect();
+        assert!(settings.iter().enumerate().all(|(n, one)| !settings[..n].contains(one)));
+    }
+}

@@ -1,0 +1,146 @@
+//! A line for each round, and the table at the end.
+
+use super::lane::Lane;
+use super::plan::{Fault, Kind, Plan};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// What came of a round.
+pub(super) struct RoundResult {
+    /// For each fault of the plan, whether it took effect.
+    pub effects: Vec<bool>,
+    /// In words.
+    pub violations: Vec<String>,
+    /// Records produced.
+    pub records: u64,
+    /// From the first fault to the last check.
+    pub took: Duration,
+    /// The most that a member's windows and batches held.
+    pub held_bytes: u64,
+    /// The most resident memory of a member.
+    pub rss_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    injected: u64,
+    took_effect: u64,
+    violated: u64,
+}
+
+/// What all rounds came to.
+#[derive(Debug)]
+pub struct Report {
+    kinds: BTreeMap<Kind, Tally>,
+    rounds: u64,
+    violated: u64,
+    records: u64,
+    held_bytes: u64,
+    rss_bytes: u64,
+    slowest: Duration,
+    /// How often ClickHouse ended by itself and was restarted.
+    pub(super) clickhouse_deaths: u64,
+}
+
+impl Report {
+    pub(super) fn new(kinds: &[Kind]) -> Report {
+        Report {
+            kinds: kinds.iter().map(|&kind| (kind, Tally::default())).collect(),
+            rounds: 0,
+            violated: 0,
+            records: 0,
+            held_bytes: 0,
+            rss_bytes: 0,
+            slowest: Duration::ZERO,
+            clickhouse_deaths: 0,
+        }
+    }
+
+    /// Takes a round in and prints its line.
+    pub(super) fn note(&mut self, result: &RoundResult, plan: &Plan, lane: &Lane<'_>, seed: u64) {
+        let violated = !result.violations.is_empty();
+        for (fault, &took_effect) in plan.faults.iter().zip(&result.effects) {
+            let tally = self.kinds.entry(fault.kind).or_default();
+            tally.injected += 1;
+            tally.took_effect += u64::from(took_effect);
+            tally.violated += u64::from(violated);
+        }
+        self.rounds += 1;
+        self.violated += u64::from(violated);
+        self.records += result.records;
+        self.held_bytes = self.held_bytes.max(result.held_bytes);
+        self.rss_bytes = self.rss_bytes.max(result.rss_bytes);
+        self.slowest = self.slowest.max(result.took);
+        let faults: Vec<String> =
+            plan.faults.iter().zip(&result.effects).map(|(fault, &took)| describe(fault, took)).collect();
+        let settings = match lane.membership.is_static {
+            true => format!("{}, static", lane.membership.assignment),
+            false => lane.membership.assignment.to_owned(),
+        };
+        println!(
+            "round {:>5}  {}  {:>6} records  {:>5.1} s  {}  [{settings}]",
+            plan.round,
+            if violated { "VIOLATED" } else { "exact" },
+            result.records,
+            result.took.as_secs_f64(),
+            faults.join(", "),
+        );
+        if violated {
+            for violation in &result.violations {
+                println!("  {violation}");
+            }
+            println!("  logs: {} (data beside it)", lane.folder.display());
+            println!("  again: cargo chaos --seed {seed} --round {}", plan.round);
+        }
+    }
+
+    /// Rounds with a violation.
+    pub fn violations(&self) -> u64 {
+        self.violated
+    }
+
+    /// Rounds that were run and verified.
+    pub fn rounds(&self) -> u64 {
+        self.rounds
+    }
+
+    /// Kinds that never took effect.
+    pub fn without_effect(&self) -> Vec<Kind> {
+        self.kinds.iter().filter(|(_, tally)| tally.took_effect == 0).map(|(&kind, _)| kind).collect()
+    }
+}
+
+fn describe(fault: &Fault, took_effect: bool) -> String {
+    let detail = match fault.kind {
+        Kind::KillAtPoint | Kind::EvictTokens => format!("({}:{})", fault.point, fault.times),
+        _ => String::new(),
+    };
+    format!("{}{detail}{}", fault.kind.name(), if took_effect { "" } else { " (no effect)" })
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| fault | injected | took effect | in rounds with a violation |")?;
+        writeln!(f, "|---|--:|--:|--:|")?;
+        for (kind, Tally { injected, took_effect, violated }) in &self.kinds {
+            writeln!(f, "| {} | {injected} | {took_effect} | {violated} |", kind.name())?;
+        }
+        let total = |of: fn(&Tally) -> u64| self.kinds.values().map(of).sum::<u64>();
+        let (injected, took_effect) = (total(|tally| tally.injected), total(|tally| tally.took_effect));
+        writeln!(f, "| **all** | {injected} | {took_effect} | |\n")?;
+        let mib = |bytes: u64| bytes >> 20;
+        write!(
+            f,
+            "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s; windows and batches held at most \
+             {} MiB, a member's resident memory was at most {} MiB. ClickHouse ended by itself {} times.",
+            self.rounds,
+            self.records,
+            self.violated,
+            self.slowest.as_secs_f64(),
+            mib(self.held_bytes),
+            mib(self.rss_bytes),
+            self.clickhouse_deaths,
+        )
+    }
+}
