@@ -124,8 +124,9 @@ fn peers(arguments: &Arguments) -> Result<(), AnyError> {
     let mut runs = Vec::new();
     for round in 1..=arguments.rounds {
         for &contender in &wanted {
-            eprintln!("peers: round {round} of {}: {}", arguments.rounds, contender.name());
-            runs.push(bench.run(contender, &bench.all)?);
+            let run = bench.run(contender, &bench.all)?;
+            eprintln!("peers: round {round} of {}: {}", arguments.rounds, report::line(&run));
+            runs.push(run);
         }
     }
     let small =

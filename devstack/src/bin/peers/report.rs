@@ -45,6 +45,14 @@ pub fn median(figures: impl Iterator<Item = f64>) -> Option<f64> {
     Some((low + high) / 2.0)
 }
 
+/// One run in one line, for whoever waits for the table.
+pub fn line(run: &Run) -> String {
+    let own = run.program_cpu_us().map_or(String::new(), |own| format!(", {own:.2} of them its own"));
+    let peak = run.program.map_or(String::new(), |cost| format!(", {:.0} MiB", cost.peak_bytes as f64 / MIB));
+    let (name, wall) = (run.contender.name(), run.wall_seconds);
+    format!("{name}: {wall:.2} s, {:.2} µs of CPU an event{own}{peak}", run.cpu_us())
+}
+
 /// The table for people, targets below it.
 pub fn text(results: &[Summary], targets: &[Target]) -> String {
     let rows: Vec<[String; 9]> = std::iter::once(HEAD.map(str::to_owned)).chain(results.iter().map(cells)).collect();
