@@ -1,6 +1,7 @@
 //! The HTTP endpoint for operators: metrics, liveness, readiness, the live windows. Read-only, without secrets or payloads.
 
 use crate::health::Health;
+use crate::metrics::QUERYABLE;
 use crate::service::{Glance, Windows};
 use axum::extract::State as Extract;
 use axum::http::StatusCode;
@@ -48,7 +49,7 @@ pub async fn start(address: SocketAddr, state: State) -> std::io::Result<()> {
     });
     let router = Router::new()
         .route("/", get(INDEX))
-        .route("/metrics", get(|Extract(state): Extract<State>| async move { state.metrics.render() }))
+        .route("/metrics", get(metrics_text))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/windows", get(windows))
@@ -59,6 +60,10 @@ pub async fn start(address: SocketAddr, state: State) -> std::io::Result<()> {
         }
     });
     Ok(())
+}
+
+async fn metrics_text(Extract(state): Extract<State>) -> String {
+    state.metrics.render() + &QUERYABLE.render()
 }
 
 async fn livez(Extract(state): Extract<State>) -> (StatusCode, String) {

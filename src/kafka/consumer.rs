@@ -1,8 +1,11 @@
 //! The consumer of the group, with rebalances handed to whoever owns the partitions.
 //!
-//! A partition is assigned at the log's end and paused: nothing is fetched before the protocol has said where to start, and
-//! that is then a seek. (Without a start, librdkafka would look for a committed offset itself, and with
-//! `auto.offset.reset=error` give the partition up where there is none.) Callbacks run inside `poll`, on the reader's thread.
+//! A partition is assigned paused: nothing is fetched before the protocol has said where to start, and that is then a seek.
+//! (Without a start, librdkafka would look for a committed offset itself, and with `auto.offset.reset=error` give the
+//! partition up where there is none.) Callbacks run inside `poll`, on the reader's thread.
+//!
+//! Must never give librdkafka a logical offset such as the log's end: it looks that up in the background, and an answer that
+//! comes after the seek makes it look again half a second later and jump there, past records that nobody has read.
 
 use crate::config::Config;
 use rdkafka::client::ClientContext;
@@ -13,6 +16,9 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Where a partition stands until the seek: any offset that is not a logical one.
+const PLACEHOLDER: Offset = Offset::Offset(0);
 
 /// The consumer. Commits and look-ups may be made from any thread; only the reader polls.
 pub type Consumer = BaseConsumer<Context>;
@@ -84,7 +90,10 @@ impl ConsumerContext for Context {
 }
 
 fn assign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool) -> KafkaResult<()> {
-    list.set_all_offsets(Offset::End)?;
+    list.set_all_offsets(PLACEHOLDER)?;
+    // Before, so that nothing is fetched from the placeholder, which the log may have left behind; and after, for a
+    // partition that librdkafka did not know yet.
+    consumer.pause(list)?;
     if cooperative {
         consumer.incremental_assign(list)?
     } else {
@@ -103,4 +112,76 @@ pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consum
         client.set(property, value);
     }
     client.create_with_context(Context { owner, last_error: Mutex::new(None) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Sources};
+    use rdkafka::Message as _;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    const TOPIC: &str = "t";
+    const RECORDS: i64 = 20;
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    #[derive(Default)]
+    struct Owner(AtomicBool);
+
+    impl Rebalances for Owner {
+        fn assigned(&self, _: &[i32]) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+        fn revoked(&self, _: &[i32], _: bool) {}
+        fn statistics(&self, _: &Statistics) {}
+    }
+
+    fn produce(brokers: &str) {
+        let mut client = ClientConfig::new();
+        // One record in a batch, so that one fetch brings one record.
+        client.set("bootstrap.servers", brokers).set("batch.num.messages", "1");
+        let producer: ThreadedProducer<DefaultProducerContext> = client.create().unwrap();
+        for _ in 0..RECORDS {
+            producer.send(BaseRecord::<(), _>::to(TOPIC).payload(&[0; 1_000])).unwrap();
+        }
+        producer.flush(DEADLINE).unwrap();
+    }
+
+    /// The brokers answer late, so that whatever librdkafka asks at the assignment is answered after the seek.
+    #[test]
+    fn no_late_answer_moves_a_partition_away_from_the_seek() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, 1, 1).unwrap();
+        produce(&cluster.bootstrap_servers());
+        cluster.broker_round_trip_time(1, Duration::from_millis(100)).unwrap();
+        let brokers = format!("kafka.brokers={}", cluster.bootstrap_servers());
+        let settings = [&brokers, "kafka.topics.events=t", "kafka.properties.fetch.message.max.bytes=1000"];
+        let flags = settings.iter().map(|flag| flag.parse().unwrap()).collect();
+        let config = config::load(&Sources { flags, ..Sources::default() }).unwrap().config;
+        let owner = Arc::new(Owner::default());
+        let consumer = create(&config, Arc::clone(&owner) as Arc<dyn Rebalances>).unwrap();
+        // As the service does before it subscribes: librdkafka knows the partitions from then on.
+        consumer.fetch_metadata(Some(TOPIC), DEADLINE).unwrap();
+        consumer.subscribe(&[TOPIC]).unwrap();
+        let started = Instant::now();
+        while !owner.0.load(Ordering::Relaxed) {
+            assert!(started.elapsed() < DEADLINE, "nothing is assigned");
+            assert!(consumer.poll(Duration::from_millis(10)).is_none_or(|m| m.is_err()), "a record before the seek");
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(TOPIC, 0, Offset::Offset(0)).unwrap();
+        consumer.seek_partitions(list.clone(), DEADLINE).unwrap();
+        consumer.resume(&list).unwrap();
+        let mut offsets = Vec::new();
+        while offsets.len() < RECORDS as usize {
+            assert!(started.elapsed() < DEADLINE, "only {offsets:?} came");
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(10)) {
+                offsets.push(message.offset());
+            }
+        }
+        assert_eq!(offsets, (0..RECORDS).collect::<Vec<_>>());
+    }
 }

@@ -1,7 +1,8 @@
 //! The one memory limit: how much windows and batches hold, and when consumption must pause.
 //!
-//! A quarter of `memory.limit_bytes` is librdkafka's queue (`queued.max.messages.kbytes`), a quarter is left for what is being
-//! sent and for the process itself; windows and batches may hold the half that remains.
+//! A quarter of `memory.limit_bytes` is librdkafka's queue (a third of that is in `queued.max.messages.kbytes`, which counts
+//! values only), a quarter is left for what is being sent and for the process itself; windows and batches may hold the half
+//! that remains.
 
 use metrics::gauge;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

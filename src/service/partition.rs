@@ -15,7 +15,7 @@ use crate::core::window::ARRIVAL_STEP_MS;
 use crate::failpoint;
 use crate::kafka::{offsets, topic};
 use crate::metrics::{
-    COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE_SECONDS, REPLAYS, RETRIES,
+    COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS, RETRIES,
 };
 use crate::retry::Backoff;
 use metrics::{counter, histogram};
@@ -258,8 +258,7 @@ impl Partition {
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
         for &(arrival_ms, records) in held.batch.arrivals() {
             let delay_ms = (now_ms - arrival_ms - ARRIVAL_STEP_MS / 2).max(0);
-            let records = usize::try_from(records).unwrap_or(usize::MAX);
-            histogram!(QUERYABLE_SECONDS).record_many(delay_ms as f64 / 1_000.0, records);
+            QUERYABLE.record(delay_ms.unsigned_abs(), records);
         }
     }
 

@@ -100,7 +100,7 @@ impl Reader {
                 if self.memory.is_full() && !turn.paused {
                     break;
                 }
-                match self.consumer.poll(POLL_WAIT) {
+                match self.poll() {
                     Some(Ok(message)) => self.take(&message, &mut turn),
                     Some(Err(error)) => self.on_error(&error),
                     None => break,
@@ -111,6 +111,11 @@ impl Reader {
             self.obey(&mut turn);
             self.mind_memory(&mut turn);
         }
+    }
+
+    /// The next record. In a backlog there is always one, and a poll that must not wait need not look at the clock.
+    fn poll(&self) -> Option<KafkaResult<BorrowedMessage<'_>>> {
+        self.consumer.poll(Duration::ZERO).or_else(|| self.consumer.poll(POLL_WAIT))
     }
 
     fn take(&self, message: &BorrowedMessage<'_>, turn: &mut Turn) {

@@ -198,6 +198,21 @@ impl Server {
         pages.map(|pages| pages * page_size() as u64).ok_or_else(|| self.not_running())
     }
 
+    /// Most resident memory that this run had at any time, or since [`Server::reset_peak_memory`], in bytes.
+    pub fn peak_memory_bytes(&self) -> Result<u64> {
+        let status = self.read_proc("status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        // A process that has ended but is not reaped has no memory any more.
+        kib.map(|kib| kib * 1024).ok_or_else(|| self.not_running())
+    }
+
+    /// Lets [`Server::peak_memory_bytes`] start over from the memory of now. Fails where the kernel does not allow it.
+    pub fn reset_peak_memory(&self) -> Result<()> {
+        let path = format!("/proc/{}/clear_refs", self.pid());
+        fs::write(&path, "5").context("write", Path::new(&path))
+    }
+
     /// What the process has printed to standard output so far, over all its runs.
     pub fn stdout(&self) -> String {
         self.streams.stdout()

@@ -110,3 +110,15 @@ fn measures_processor_time_and_memory() {
 fn a_missing_program_is_an_error() {
     assert!(matches!(spawn("nothing", Command::new("no-such-program"), Output::Captured), Err(Error::Io { .. })));
 }
+
+#[test]
+fn the_peak_of_memory_stays_until_it_is_reset() {
+    // 64 MiB in a shell variable, given back before it sleeps.
+    let server = shell("x=$(head -c 67108864 /dev/zero | tr '\\0' x); unset x; kill -STOP $$; exec sleep 600");
+    await_state(&server, "T");
+    let peak = server.peak_memory_bytes().unwrap();
+    assert!(peak > 64 << 20, "{peak}");
+    server.reset_peak_memory().unwrap();
+    let peak_now = server.peak_memory_bytes().unwrap();
+    assert!(peak_now < peak && peak_now >= server.rss_bytes().unwrap(), "{peak_now}");
+}

@@ -1,0 +1,196 @@
+//! `cargo peers`: what an event costs with Tallyhouse, and with what one would use instead, side by side on real servers.
+//!
+//! ```text
+//! fill one topic ─► round 1..n: each contender in turn, in a fresh database, until all is counted ─► compare ─► figures
+//! ```
+//!
+//! Must never print a figure of a run whose counts differ from what was produced, nor switch off a guard of Tallyhouse.
+
+mod contenders;
+mod measure;
+mod python;
+mod report;
+mod targets;
+
+use clap::Parser;
+use contenders::{Bench, Contender, Topic};
+use devstack::producer::{Events, Producer, create_topic};
+use devstack::{Error, Stack};
+use measure::Run;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+type AnyError = Box<dyn std::error::Error>;
+
+const PARTITIONS: i32 = 4;
+
+/// Measures Tallyhouse against what one would use instead: time, CPU and memory per event.
+///
+/// Fills a topic in a real Kafka with events of the Django producer (four partitions, lz4, none broken, so that all can
+/// be compared), then lets each contender count them in a fresh database of the same real ClickHouse, in several rounds.
+/// Before a figure is printed, the counts by event type and the number of rows must be what was produced.
+#[derive(Parser)]
+#[command(name = "cargo peers", after_long_help = AFTER_HELP)]
+struct Arguments {
+    /// How many events to produce.
+    #[arg(long, default_value_t = 3_000_000, value_parser = clap::value_parser!(u64).range(10..))]
+    events: u64,
+    /// How often each contender runs; the figures are medians.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Which contenders run, by letter.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "a,s,b,c,d,e")]
+    only: Vec<Contender>,
+    /// How many events the Python consumer gets; its figures per event stand for all.
+    #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
+    python_events: u64,
+    /// Also run Tallyhouse on a tenth of the events, to see whether memory grows with their number.
+    #[arg(long)]
+    memory: bool,
+    /// A setting for Tallyhouse instead of its default, as in `tallyhouse run --set`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Another `tallyhouse` program (an earlier build, say) that runs as contender `o`.
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
+    /// Print everything as JSON instead.
+    #[arg(long, conflicts_with = "markdown")]
+    json: bool,
+    /// Print the table as Markdown, for the README.
+    #[arg(long)]
+    markdown: bool,
+}
+
+const AFTER_HELP: &str = "\
+Contenders:
+  a  Tallyhouse, all guards on, default settings, left alone until everything is counted. The last window of each partition
+     waits for flush.age_ms (5 s), as it does in service.
+  s  The same, but told to stop (SIGTERM) once everything is read: it flushes, commits and ends. The speed of catching up,
+     without that wait.
+  b  ClickHouse's Kafka engine, with a materialized view into the raw table and one from there into the daily table.
+  c  A bare rdkafka loop that reads the records and does nothing.
+  d  The same loop, each value read by Tallyhouse's decoder.
+  e  examples/consumer.py: confluent_kafka, json and clickhouse_connect in batches of 10,000 rows.
+
+CPU of ClickHouse includes the merges that follow a run, until they have settled. Kafka's own is not counted. Parts are those
+written by inserts. Ctrl-C ends everything in order.
+
+Exit status 0 means that all counts were equal; a missed target does not change it.";
+
+fn main() -> ExitCode {
+    devstack::init();
+    match peers(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("peers: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn peers(arguments: &Arguments) -> Result<(), AnyError> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // A second signal ends the process at once; the kernel then ends its children.
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&interrupted))?;
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
+    }
+    let mut wanted = arguments.only.clone();
+    if arguments.against.is_some() && !wanted.contains(&Contender::Other) {
+        wanted.push(Contender::Other);
+    }
+    let programs = build(arguments.against.clone())?;
+    let python = if wanted.contains(&Contender::Python) { python::interpreter() } else { None };
+    wanted.retain(|contender| *contender != Contender::Python || python.is_some());
+
+    let stack = Stack::shared();
+    let kafka = stack.kafka().map_err(Error::to_string)?;
+    let clickhouse = stack.clickhouse().map_err(Error::to_string)?;
+    let fill = |events| fill(kafka.bootstrap(), &stack.fresh_topic_name("peers"), events, &interrupted);
+    let bench = Bench {
+        stack,
+        brokers: kafka.bootstrap(),
+        clickhouse,
+        programs,
+        python,
+        all: fill(arguments.events)?,
+        python_part: fill(if wanted.contains(&Contender::Python) { arguments.python_events } else { 0 })?,
+        set: arguments.set.clone(),
+        interrupted: Arc::clone(&interrupted),
+    };
+    let mut runs = Vec::new();
+    for round in 1..=arguments.rounds {
+        for &contender in &wanted {
+            let run = bench.run(contender, &bench.all)?;
+            eprintln!("peers: round {round} of {}: {}", arguments.rounds, report::line(&run));
+            runs.push(run);
+        }
+    }
+    let small =
+        if arguments.memory { Some(bench.run(Contender::Tallyhouse, &fill(arguments.events / 10)?)?) } else { None };
+    print(arguments, &runs, small.as_ref());
+    Ok(())
+}
+
+fn print(arguments: &Arguments, runs: &[Run], small: Option<&Run>) {
+    let results = report::summarize(runs);
+    let targets = targets::judge(&results, small);
+    if arguments.json {
+        println!("{:#}", report::json(runs, &results, &targets));
+    } else if arguments.markdown {
+        println!("{}", report::markdown(&results, &targets));
+    } else {
+        println!("{}", report::text(&results, &targets));
+    }
+}
+
+/// The programs that run.
+struct Programs {
+    tallyhouse: PathBuf,
+    consume_loop: PathBuf,
+    other: Option<PathBuf>,
+}
+
+/// Builds the real programs, in release, with what cargo is at hand.
+fn build(other: Option<PathBuf>) -> Result<Programs, AnyError> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // One after the other: together, the features of what only examples need would come into the program.
+    for target in [["--bin", "tallyhouse"], ["--example", "consume_loop"]] {
+        let status = Command::new(&cargo)
+            .args(["build", "--release", "--quiet", "--package", "tallyhouse"])
+            .args(target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()?;
+        if !status.success() {
+            return Err(format!("building {} failed", target[1]).into());
+        }
+    }
+    let release = std::env::current_exe()?;
+    Ok(Programs {
+        tallyhouse: release.with_file_name("tallyhouse"),
+        consume_loop: release.with_file_name("examples").join("consume_loop"),
+        other,
+    })
+}
+
+/// Makes a topic and produces that many events to it.
+fn fill(brokers: &str, name: &str, events: u64, interrupted: &AtomicBool) -> Result<Topic, AnyError> {
+    /// Between two looks whether to go on.
+    const STEP: u64 = 10_000;
+    if events > 0 {
+        eprintln!("peers: producing {events} events");
+    }
+    create_topic(brokers, name, PARTITIONS)?;
+    let shape = Events { broken_percent: 0, ..Events::default() };
+    let mut producer = Producer::new(brokers, name, PARTITIONS)?;
+    for start in (0..events).step_by(STEP as usize) {
+        if interrupted.load(Ordering::Relaxed) {
+            return Err("interrupted".into());
+        }
+        producer.send_events(&shape, start..(start + STEP).min(events))?;
+    }
+    Ok(Topic { name: name.to_owned(), ledger: producer.finish()? })
+}
