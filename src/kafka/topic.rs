@@ -3,6 +3,7 @@
 //! librdkafka knows it (`rd_kafka_DescribeTopics`), rust-rdkafka does not pass it on, hence the C calls here.
 
 use super::consumer::Consumer;
+use super::native::Owned;
 use rdkafka::bindings as c;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -12,18 +13,6 @@ use std::time::Duration;
 
 /// Kafka's text for "no topic id", which old brokers give.
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
-
-/// A C object with the function that frees it.
-struct Owned<T>(*mut T, unsafe extern "C" fn(*mut T));
-
-impl<T> Drop for Owned<T> {
-    fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: the pointer came from the constructor that goes with this destructor, and is freed once.
-            unsafe { self.1(self.0) }
-        }
-    }
-}
 
 /// The topic's id in its 22-character text form; empty where the broker has none. Blocks.
 ///

@@ -21,14 +21,14 @@ use crate::clickhouse::client::{ClickHouseOptions, Client};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sink::Sink;
-use crate::config::{Config, Retry};
+use crate::config::{Config, GroupProtocol, Retry};
 use crate::core::decode::TimeBounds;
 use crate::core::event::SECONDS_PER_DAY;
 use crate::core::stop::StopReason;
 use crate::core::window::Limits;
 use crate::health::Health;
 use crate::kafka::consumer::{self, Consumer};
-use crate::kafka::is_permanent;
+use crate::kafka::{group, is_permanent};
 use crate::metrics::{self, FLUSH_AGE, STOPPED};
 use crate::retry::Backoff;
 use ::metrics::gauge;
@@ -96,6 +96,12 @@ pub enum RunError {
     /// Not everything was flushed in time. Nothing is lost.
     #[error("shutdown.grace_ms passed before all batches were committed; the next owner reads the rest again. {0}")]
     Grace(Summary),
+    /// Kafka will not have this member any more.
+    #[error(
+        "kafka refuses this member for good: {0}. Nothing is lost: the next owner goes on. With kafka.group_instance_id, each \
+         running process needs an id of its own"
+    )]
+    Fatal(String),
     /// The reader ended by itself.
     #[error("the reader thread ended unexpectedly")]
     Reader,
@@ -173,10 +179,11 @@ impl Shared {
     }
 
     fn stop(&self, partition: i32, reason: &StopReason) {
-        tracing::error!(partition, reason = reason.code(), "partition stopped: {reason}");
+        let told = reason.told();
+        tracing::error!(partition, reason = reason.code(), "partition stopped: {told}");
         self.windows.close(partition);
         self.tell_reader(Command::Pause(partition));
-        self.health.set(&format!("partition {partition}"), reason.to_string());
+        self.health.set(&format!("partition {partition}"), told);
         self.update_stopped(|stopped| stopped.insert(partition, reason.code()));
     }
 
@@ -235,7 +242,7 @@ pub async fn run(
         commands,
         topic: config.kafka.topics.events.clone(),
         cluster_id,
-        session_timeout_ms: config.kafka.session_timeout_ms,
+        session_timeout_ms: session_timeout_ms(&consumer, config).await,
         retry: config.retry.clone(),
         flush_age: Duration::from_millis(config.flush.age_ms),
         batches_per_second_max: config.flush.batches_per_second_max,
@@ -259,8 +266,7 @@ pub async fn run(
     };
     let (ended, reader_ended) = oneshot::channel();
     std::thread::spawn(move || {
-        reader.run();
-        let _ = ended.send(());
+        let _ = ended.send(reader.run());
     });
     tracing::info!(topic = shared.topic, group = config.kafka.group_id, "consuming");
     let clean = until_stopped(config, &shared, &assignment, reader_ended, &stop).await?;
@@ -279,12 +285,12 @@ async fn until_stopped(
     config: &Config,
     shared: &Shared,
     assignment: &Assignment,
-    mut reader_ended: oneshot::Receiver<()>,
+    mut reader_ended: oneshot::Receiver<Option<String>>,
     stop: &CancellationToken,
 ) -> Result<bool, RunError> {
     tokio::select! {
         () = stop.cancelled() => {}
-        _ = &mut reader_ended => return Err(RunError::Reader),
+        fatal = &mut reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
     }
     let grace = Duration::from_millis(config.shutdown.grace_ms);
     tracing::info!(grace_ms = config.shutdown.grace_ms, "stopping: flushing what was consumed");
@@ -387,6 +393,31 @@ async fn await_topic(
         tokio::select! {
             () = backoff.wait() => {}
             () = stop.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// How long the group may go without hearing of this member: what the lease counts on. With the consumer protocol the broker
+/// decides, so it is asked; its answer counts where it is shorter than the configured one.
+async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config) -> u64 {
+    let configured_ms = config.kafka.session_timeout_ms;
+    if config.kafka.group_protocol == GroupProtocol::Classic {
+        return configured_ms;
+    }
+    let (asked, group) = (Arc::clone(consumer), config.kafka.group_id.clone());
+    let answer = tokio::task::spawn_blocking(move || group::session_timeout_ms(&asked, &group, START_TIMEOUT)).await;
+    match answer.unwrap_or(Err(KafkaError::Canceled)) {
+        Ok(Some(broker_ms)) => {
+            tracing::info!(configured_ms, broker_ms, "the lease counts on the shorter session timeout");
+            configured_ms.min(broker_ms)
+        }
+        unknown => {
+            let error = unknown.err().map_or_else(|| "it tells none".to_owned(), |error| error.to_string());
+            tracing::warn!(
+                "the broker's session timeout for this group is not known ({error}). kafka.session_timeout_ms = \
+                 {configured_ms} is trusted: it must not be above the broker's group.consumer.session.timeout.ms"
+            );
+            configured_ms
         }
     }
 }

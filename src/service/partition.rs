@@ -303,6 +303,7 @@ impl Partition {
             tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
             return Seen::LeaseExpired;
         }
+        failpoint::hit("lease_checked");
         let Some((held, _)) = self.batches.front() else { return Seen::InsertUnknown };
         let table = insert.table;
         let started = Instant::now();

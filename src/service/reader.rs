@@ -92,8 +92,9 @@ struct Turn {
 }
 
 impl Reader {
-    /// Polls until told to end, then leaves the group.
-    pub fn run(self) {
+    /// Polls until told to end, then leaves the group. Gives the reason if Kafka ended it: an error that librdkafka calls fatal
+    /// (a static member that was fenced, a group protocol that the broker does not speak) is never over.
+    pub fn run(self) -> Option<String> {
         let mut turn = Turn::default();
         while !turn.ended {
             for _ in 0..RECORDS_PER_TURN {
@@ -110,7 +111,11 @@ impl Reader {
             self.report(&mut turn);
             self.obey(&mut turn);
             self.mind_memory(&mut turn);
+            if let Some((_, reason)) = self.consumer.client().fatal_error() {
+                return Some(reason);
+            }
         }
+        None
     }
 
     fn take(&self, message: &BorrowedMessage<'_>, turn: &mut Turn) {
