@@ -355,15 +355,13 @@ impl Protocol {
 
     fn on_marks(&mut self, batch: Frozen, differs: Option<Counts>, marks: &Marks) -> Action {
         let range = batch.range;
-        let left = match missing(&batch.expected, range, marks) {
-            Ok(left) => left,
-            Err(conflict) => return Action::Stop(StopReason::Conflict { range, conflict }),
-        };
-        match differs {
-            None => self.insert(batch, left),
+        match (missing(&batch.expected, range, marks), differs) {
+            (Ok(left), None) => self.insert(batch, left),
+            (Err(conflict), None) => Action::Stop(StopReason::Conflict { range, conflict }),
             // Rebuilt differently is harmless while nothing of it is applied: the intent is made anew.
-            Some(_) if left == batch.expected.inserts() => self.announce(batch, true),
-            Some(intent) => {
+            (Ok(left), Some(_)) if left == batch.expected.inserts() => self.announce(batch, true),
+            // Rows that do not fit the batch as rebuilt are no conflict: they fit it as it was announced.
+            (_, Some(intent)) => {
                 let rebuilt = batch.counts();
                 Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent })
             }

@@ -15,7 +15,7 @@ pub struct Bench {
     url: String,
     database: String,
     pub topic: String,
-    client: Client,
+    pub client: Client,
 }
 
 impl Bench {
@@ -85,6 +85,16 @@ impl Bench {
         let rows = self.count("SELECT count() FROM email_events").await;
         let rejects = self.count("SELECT count() FROM rejected_events").await;
         assert_eq!((rows + rejects, rejects), (ledger.produced, ledger.broken), "{what}");
+        self.assert_consistent(what).await;
+        for (event_type, wanted) in devstack::producer::EVENT_TYPES.iter().zip(ledger.by_type) {
+            let found = self.count(&format!("SELECT sum(total) FROM daily WHERE level = '{event_type}'")).await;
+            assert_eq!(found, wanted, "{what}: {event_type}");
+        }
+    }
+
+    /// No row is there twice, and the counters are the GROUP BY of the rows.
+    pub async fn assert_consistent(&self, what: &str) {
+        let rows = self.count("SELECT count() FROM email_events").await;
         let distinct = self.count("SELECT uniqExact(source, source_offset) FROM email_events").await;
         let total = self.count("SELECT sum(total) FROM daily").await;
         assert_eq!((distinct, total), (rows, rows), "{what}");
@@ -97,10 +107,6 @@ impl Bench {
             ))
             .await;
         assert_eq!(differences, 0, "{what}: daily is not the GROUP BY of the rows");
-        for (event_type, wanted) in devstack::producer::EVENT_TYPES.iter().zip(ledger.by_type) {
-            let found = self.count(&format!("SELECT sum(total) FROM daily WHERE level = '{event_type}'")).await;
-            assert_eq!(found, wanted, "{what}: {event_type}");
-        }
     }
 }
 
@@ -114,7 +120,7 @@ pub fn end(member: &Server) -> String {
     member.stdout()
 }
 
-async fn http(member: &Server, path: &str) -> String {
+pub async fn http(member: &Server, path: &str) -> String {
     let log = member.stderr();
     let address = log.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
