@@ -55,7 +55,8 @@ pub fn topic_id(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
             return Err(failed(code.into()));
         }
         let id = c::rd_kafka_Uuid_base64str(c::rd_kafka_TopicDescription_topic_id(*described));
-        let id = CStr::from_ptr(id).to_string_lossy().into_owned();
+        // librdkafka writes base64 with + and /, Kafka's tools with - and _: people compare the two, and `source` has a / already.
+        let id = CStr::from_ptr(id).to_string_lossy().replace('+', "-").replace('/', "_");
         Ok(if id == NO_TOPIC_ID { String::new() } else { id })
     }
 }

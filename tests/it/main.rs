@@ -76,6 +76,8 @@ fn main() -> ExitCode {
         recovery::a_lost_intent_is_completed_from_the_marks,
         recovery::a_member_ended_in_a_replay_leaves_it_to_the_next,
         recovery::a_recreated_topic_is_another_source,
+        recovery::a_topic_recreated_under_a_running_member,
+        stops::the_pages_statements_run,
         stops::a_retention_gap_is_left_behind,
         stops::an_announced_batch_that_is_gone_stops,
         stops::an_applied_batch_that_is_gone_goes_on,

@@ -129,7 +129,8 @@ impl Bench {
     /// Counts the rows of a batch that will never be completed, where they are not counted yet: the statement of `docs/stops/`.
     pub async fn count_leftovers(&self, source: &str, start: u64, end: u64) {
         let page = include_str!("../../docs/stops/intent_gone.md");
-        let sql = page.split("```sql").filter_map(|part| part.split("```").next()).find(|sql| sql.contains("INSERT INTO"));
+        let sql =
+            page.split("```sql").filter_map(|part| part.split("```").next()).find(|sql| sql.contains("INSERT INTO"));
         let sql = sql.unwrap().replace("<source>", source).replace("<start>", &start.to_string());
         self.execute(sql.replace("<end>", &end.to_string()).trim().trim_end_matches(';')).await;
     }

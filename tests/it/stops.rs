@@ -3,6 +3,8 @@
 use crate::operator::{ANNOUNCED, APPLIED, HALF_APPLIED, OpenBatch, await_stop};
 use crate::service::{Bench, await_http, end};
 use devstack::producer::Events;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 const PARTITIONS: i32 = 3;
@@ -281,4 +283,26 @@ pub async fn a_batch_rebuilt_with_other_counts_stops(url: &str, database: &str) 
     end(&member);
     assert!(stored < RECORDS && bench.stored().await == ledger.produced);
     bench.assert_consistent("with the first setting again").await;
+}
+
+/// Every statement of the pages runs, on tables with nothing in them, and changes nothing there.
+pub async fn the_pages_statements_run(url: &str, database: &str) {
+    let client = crate::schema::migrated(url, database).await;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/stops");
+    let mut run = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let page = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let blocks = page.split("```sql").skip(1).map(|part| part.split("```").next().unwrap());
+        for statement in blocks.flat_map(|block| block.split(";\n")).map(str::trim).filter(|sql| !sql.is_empty()) {
+            let mut sql = statement.replace("<source>", "a/1@b").replace("<day>", "20261101");
+            for offset in ["<start>", "<end>", "<log_end>"] {
+                sql = sql.replace(offset, "7");
+            }
+            if let Err(error) = client.query(&sql.replace('?', "??")).execute().await {
+                panic!("{statement}: {error}");
+            }
+            run += 1;
+        }
+    }
+    assert!(run > 15, "{run}");
 }
