@@ -44,6 +44,8 @@ pub enum Command {
     },
     /// Pause a partition that stopped.
     Pause(i32),
+    /// Give all partitions up and join the group anew.
+    Rejoin,
     /// Take no more records; answered when the last one is in.
     Quiesce(oneshot::Sender<()>),
     /// Leave the group and end.
@@ -84,6 +86,7 @@ struct Turn {
     paused: bool,
     quiet: bool,
     ended: bool,
+    rejoin: bool,
     /// Commands that librdkafka was not ready for.
     again: Vec<Command>,
     consumed: u64,
@@ -111,6 +114,9 @@ impl Reader {
             self.report(&mut turn);
             self.obey(&mut turn);
             self.mind_memory(&mut turn);
+            if std::mem::take(&mut turn.rejoin) && !turn.quiet {
+                self.rejoin();
+            }
             if let Some((_, reason)) = self.consumer.client().fatal_error() {
                 return Some(reason);
             }
@@ -197,12 +203,20 @@ impl Reader {
                 }
             },
             Command::Pause(partition) => self.set_paused(true, &[partition]),
+            Command::Rejoin => turn.rejoin = true,
             Command::Quiesce(done) => {
                 turn.quiet = true;
                 self.set_paused(true, &self.windows.partitions());
                 let _ = done.send(());
             }
             Command::End => turn.ended = true,
+        }
+    }
+
+    fn rejoin(&self) {
+        self.consumer.unsubscribe();
+        if let Err(error) = self.consumer.subscribe(&[&self.topic]) {
+            tracing::error!("joining the group anew failed: {error}");
         }
     }
 
