@@ -1,8 +1,11 @@
 //! The consumer of the group, with rebalances handed to whoever owns the partitions.
 //!
-//! A partition is assigned at the log's end and paused: nothing is fetched before the protocol has said where to start, and
+//! A partition is assigned at the log's beginning and paused: nothing is of use before the protocol has said where to start, and
 //! that is then a seek. (Without a start, librdkafka would look for a committed offset itself, and with
-//! `auto.offset.reset=error` give the partition up where there is none.) Callbacks run inside `poll`, on the reader's thread.
+//! `auto.offset.reset=error` give the partition up where there is none.) It must be the beginning: librdkafka undoes a seek that
+//! is made while it still asks for the offset of the assignment (seen in 2.12.1: half a second later it asks again and goes there).
+//! From the beginning it comes by the wanted offset once more, and a window takes no offset twice; from the end it would skip what
+//! was to be read, unnoticed. Callbacks run inside `poll`, on the reader's thread.
 
 use crate::config::Config;
 use rdkafka::client::ClientContext;
@@ -84,7 +87,7 @@ impl ConsumerContext for Context {
 }
 
 fn assign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool) -> KafkaResult<()> {
-    list.set_all_offsets(Offset::End)?;
+    list.set_all_offsets(Offset::Beginning)?;
     if cooperative {
         consumer.incremental_assign(list)?
     } else {
