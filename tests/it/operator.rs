@@ -1,6 +1,6 @@
 //! What an operator does by hand to the log, the committed offset and the tables, with the commands that `docs/stops/` names.
 
-use crate::service::{Bench, await_http, kafka};
+use crate::service::{Bench, await_http, http, kafka};
 use devstack::producer::create_topic;
 use devstack::{Server, kafka as broker};
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -161,11 +161,16 @@ pub const HALF_APPLIED: &str = "SELECT count() FROM email_events WHERE {source} 
 /// Its counters, which are written last, are in `daily`.
 pub const APPLIED: &str = "SELECT count() FROM daily WHERE {source} AND end_offset >= {end}";
 
-/// Waits until one partition has stopped for this reason, and checks that all that shows it names its page.
+/// Waits until partitions have stopped for this reason (several, where a kill left several batches open), and checks that all that shows it names its page.
 pub async fn await_stop(member: &Server, code: &str, text: &str) {
     await_http(member, "/readyz", text).await;
     await_http(member, "/readyz", &format!("Step by step: docs/stops/{code}.md")).await;
-    await_http(member, "/metrics", &format!("tallyhouse_stopped_partitions{{reason=\"{code}\"}} 1")).await;
+    let gauge = format!("tallyhouse_stopped_partitions{{reason=\"{code}\"}} ");
+    await_http(member, "/metrics", &gauge).await;
+    let metrics = http(member, "/metrics").await;
+    let stopped =
+        metrics.lines().find_map(|line| line.strip_prefix(&gauge)).and_then(|count| count.parse::<u32>().ok());
+    assert!(stopped >= Some(1), "{metrics}");
     let log = member.stderr();
     assert!(log.contains("partition stopped") && log.contains(&format!("docs/stops/{code}.md")), "{log}");
 }

@@ -209,7 +209,8 @@ pub async fn a_restart_in_the_middle_is_exact(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after a restart").await;
 }
 
-/// kill -9 after every step of a flush, early and late in the run, loses and doubles nothing.
+/// kill -9 after every step of a flush, early and late in the run, loses and doubles nothing. The third passing is reached by any
+/// timing, as there are three partitions: a commit that carries the next intent is no `end_committed`.
 pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     let points = [
         "committed_read",
@@ -223,7 +224,7 @@ pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
     for (number, point) in
-        points.iter().flat_map(|point| [(1, point), (4, point)]).enumerate().map(|(n, p)| (n as u64, p))
+        points.iter().flat_map(|point| [(1, point), (3, point)]).enumerate().map(|(n, p)| (n as u64, p))
     {
         let (passing, point) = point;
         producer.send_events(&Events::default(), number * 5_000..(number + 1) * 5_000).unwrap();
