@@ -1,24 +1,28 @@
-//! Fail points: places at which a test makes the process die as `kill -9` makes it die.
+//! Fail points: places at which a test makes the process die as `kill -9` makes it die, or freezes it.
 //!
-//! `TALLYHOUSE_FAILPOINT=name` or `name:n` kills the process at the n-th passing. Compiled into debug builds only; in a
-//! release build [`hit`] is empty.
+//! `TALLYHOUSE_FAILPOINT=name` or `name:n` kills the process at the n-th passing, `name:n:stop` stops it there as SIGSTOP does,
+//! until SIGCONT. Compiled into debug builds only; in a release build [`hit`] is empty.
 
-/// Dies here if the environment says so.
+/// Dies or stops here if the environment says so.
 #[cfg(debug_assertions)]
 pub fn hit(name: &str) {
+    use rustix::process::Signal;
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU64, Ordering};
-    static WANTED: LazyLock<Option<(String, u64)>> = LazyLock::new(|| {
+    static WANTED: LazyLock<Option<(String, u64, Signal)>> = LazyLock::new(|| {
         let text = std::env::var("TALLYHOUSE_FAILPOINT").ok()?;
-        let (name, passing) = text.split_once(':').unwrap_or((&text, "1"));
-        Some((name.to_owned(), passing.parse().ok()?))
+        let mut words = text.split(':');
+        let name = words.next()?.to_owned();
+        let passing = words.next().unwrap_or("1").parse().ok()?;
+        let signal = if words.next() == Some("stop") { Signal::STOP } else { Signal::KILL };
+        Some((name, passing, signal))
     });
     static PASSINGS: AtomicU64 = AtomicU64::new(0);
-    if let Some((wanted, passing)) = WANTED.as_ref()
+    if let Some((wanted, passing, signal)) = WANTED.as_ref()
         && wanted == name
         && PASSINGS.fetch_add(1, Ordering::Relaxed) + 1 == *passing
     {
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        let _ = rustix::process::kill_process(rustix::process::getpid(), *signal);
     }
 }
 

@@ -53,7 +53,7 @@ const GAUGES: &[(&str, Unit, &str)] = &[
     (MEMORY_LIMIT, Unit::Bytes, "Memory that windows and batches may hold before consumption pauses"),
     (PAUSED, Unit::Count, "1 while the memory limit pauses consumption"),
     (ASSIGNED, Unit::Count, "Partitions that are ours"),
-    (STOPPED, Unit::Count, "Partitions that are ours and stopped, by reason"),
+    (STOPPED, Unit::Count, "Partitions that are ours and stopped, by reason: docs/stops/<reason>.md says what to do"),
     (FLUSH_AGE, Unit::Seconds, "Age at which a window is flushed; above flush.age_ms while the pace is slowed"),
 ];
 

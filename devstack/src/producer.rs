@@ -123,7 +123,17 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    fn note(&mut self, payload: &Payload) {
+    /// Both together.
+    pub fn plus(&self, other: &Ledger) -> Ledger {
+        Ledger {
+            produced: self.produced + other.produced,
+            broken: self.broken + other.broken,
+            by_type: std::array::from_fn(|index| self.by_type[index] + other.by_type[index]),
+        }
+    }
+
+    /// Notes a record that was produced by other means than a [`Producer`].
+    pub fn note(&mut self, payload: &Payload) {
         self.produced += 1;
         match payload.event_type.and_then(|name| EVENT_TYPES.iter().position(|t| *t == name)) {
             Some(index) => self.by_type[index] += 1,

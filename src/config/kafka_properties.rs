@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::schema::{Assignment, Config, Mechanism};
+use super::schema::{Assignment, Config, GroupProtocol, Mechanism};
 
 /// Properties that the protocol rests on: name, value, and why it cannot be another.
 const PROTOCOL: &[(&str, &str, &str)] = &[
@@ -14,7 +14,6 @@ const PROTOCOL: &[(&str, &str, &str)] = &[
     ("auto.offset.reset", "error", "a lost position must stop the partition, not skip or repeat events"),
     ("isolation.level", "read_committed", "events of aborted transactions never happened"),
     ("enable.partition.eof", "true", "a replay ends at its end offset or at the end of the partition"),
-    ("group.protocol", "classic", "the lease counts on the session timeout of the classic protocol"),
     ("check.crcs", "true", "a damaged message must not be counted"),
 ];
 
@@ -25,6 +24,7 @@ const KEYED: &[(&str, &str)] = &[
     ("group.id", "kafka.group_id"),
     ("group.instance.id", "kafka.group_instance_id"),
     ("client.id", "kafka.client_id"),
+    ("group.protocol", "kafka.group_protocol"),
     ("session.timeout.ms", "kafka.session_timeout_ms"),
     ("partition.assignment.strategy", "kafka.assignment"),
     ("security.protocol", "kafka.tls.enabled and kafka.sasl.mechanism"),
@@ -65,7 +65,10 @@ impl Config {
     /// All properties of the consumer, by name. Credentials are in clear: never log them.
     pub fn kafka_properties(&self) -> Vec<(String, String)> {
         let mut all: BTreeMap<String, String> = BTreeMap::new();
-        all.extend(self.tuning().map(|(name, value)| (name.to_owned(), value.to_string())));
+        let classic = self.kafka.group_protocol == GroupProtocol::Classic;
+        // librdkafka refuses what the broker decides in the consumer protocol.
+        let tuning = self.tuning().into_iter().filter(|(name, _)| classic || *name != "heartbeat.interval.ms");
+        all.extend(tuning.map(|(name, value)| (name.to_owned(), value.to_string())));
         all.extend(self.kafka.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
         all.extend(self.keyed().into_iter().map(|(name, value)| (name.to_owned(), value)));
         all.extend(PROTOCOL.iter().map(|(name, value, _)| (name.to_string(), value.to_string())));
@@ -110,10 +113,16 @@ impl Config {
             ("bootstrap.servers", kafka.brokers.clone()),
             ("group.id", kafka.group_id.clone()),
             ("client.id", kafka.client_id.clone()),
-            ("session.timeout.ms", kafka.session_timeout_ms.to_string()),
-            ("partition.assignment.strategy", assignment.to_owned()),
             ("security.protocol", security_protocol.to_owned()),
         ];
+        match kafka.group_protocol {
+            GroupProtocol::Classic => properties.extend([
+                ("group.protocol", "classic".to_owned()),
+                ("session.timeout.ms", kafka.session_timeout_ms.to_string()),
+                ("partition.assignment.strategy", assignment.to_owned()),
+            ]),
+            GroupProtocol::Consumer => properties.push(("group.protocol", "consumer".to_owned())),
+        }
         let mut set = |name, value: Option<&str>| properties.extend(value.map(|value| (name, value.to_owned())));
         set("group.instance.id", kafka.group_instance_id.as_deref());
         if kafka.tls.enabled {

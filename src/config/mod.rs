@@ -26,8 +26,8 @@ use std::str::FromStr;
 pub use error::{ConfigError, Problem};
 pub use keys::{Key, Kind};
 pub use schema::{
-    Admin, Assignment, ClickHouse, Compression, Config, Decode, Flush, Kafka, Log, LogFormat, Mechanism, Memory,
-    Rebalance, Retry, Sasl, Security, Shutdown, Tls, Topics, keys,
+    Admin, Assignment, ClickHouse, Compression, Config, Decode, Flush, GroupProtocol, Kafka, Log, LogFormat, Mechanism,
+    Memory, Rebalance, Retry, Sasl, Security, Shutdown, Tls, Topics, keys,
 };
 pub use secret::Secret;
 

@@ -110,8 +110,12 @@ section! {
         group_id: String = "clickhouse-writer", Text;
         /// Name of this client in the brokers' logs and quotas.
         client_id: String = "tallyhouse", Text;
-        /// Milliseconds without a heartbeat after which the broker gives the partitions to another instance.
+        /// Milliseconds without a heartbeat after which the broker gives the partitions to another instance. With
+        /// group_protocol = consumer the broker is asked for its own value, and the smaller one counts.
         session_timeout_ms: u64 = "45000", Integer(1_000..=1_800_000);
+        /// Group protocol: classic, or consumer (KIP-848, Kafka 4.0), in which the broker shares the partitions out. classic
+        /// is the default as librdkafka before 2.15 has known stalls with the other; 2.12.1 is built in.
+        group_protocol: GroupProtocol = "classic", OneOf(&["classic", "consumer"]);
         /// How partitions are shared out: cooperative-sticky moves only those that must move; eager (range) revokes all.
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
         /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
@@ -128,6 +132,16 @@ section! {
         /// Authentication.
         sasl: Sasl;
     }
+}
+
+/// Who shares out a group's partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupProtocol {
+    /// One of the members.
+    Classic,
+    /// The broker (KIP-848).
+    Consumer,
 }
 
 /// How a group shares out its partitions.

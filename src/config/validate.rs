@@ -11,7 +11,7 @@ use super::explain::shown;
 use super::kafka_properties::refusal;
 use super::keys::property;
 use super::layers::{PROPERTY_PREFIX, Setting, Settings};
-use super::schema::{ClickHouse, Config, find, keys};
+use super::schema::{Assignment, ClickHouse, Config, GroupProtocol, find, keys};
 
 /// Brings every setting to its type, in place, and builds the configuration.
 pub(super) fn config(settings: &mut Settings, problems: &mut Vec<Problem>) -> Option<Config> {
@@ -127,6 +127,11 @@ fn conflicts(config: &Config) -> Vec<Conflict> {
     if retry.backoff_min_ms > retry.backoff_max_ms {
         let reason = "must be at most retry.backoff_max_ms".into();
         found.push((["retry.backoff_min_ms", "retry.backoff_max_ms"], reason));
+    }
+    if config.kafka.group_protocol == GroupProtocol::Consumer && config.kafka.assignment == Assignment::Eager {
+        let reason =
+            "must be cooperative-sticky, as nothing is revoked eagerly with kafka.group_protocol = consumer".into();
+        found.push((["kafka.assignment", "kafka.group_protocol"], reason));
     }
     let queue_kbytes = config.kafka.properties.get("queued.max.messages.kbytes");
     let queue_kbytes_max = memory.limit_bytes / 2 / 1024;

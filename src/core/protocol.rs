@@ -395,19 +395,17 @@ impl Protocol {
         marks: &Marks,
     ) -> Action {
         let range = batch.range;
-        let left = match missing(&batch.expected, range, marks) {
-            Ok(left) => left,
-            Err(conflict) => return Action::Stop(StopReason::Conflict { range, conflict }),
-        };
-        match differs {
-            None => {
+        match (missing(&batch.expected, range, marks), differs) {
+            (Ok(left), None) => {
                 let same = |(table, _): &(Table, u32)| left.first().is_some_and(|insert| insert.table == *table);
                 let attempt = repeated.filter(same).map_or(0, |(_, attempt)| attempt);
                 self.insert(batch, left, Some(attempt))
             }
+            (Err(conflict), None) => Action::Stop(StopReason::Conflict { range, conflict }),
             // Rebuilt differently is harmless while nothing of it is applied: the intent is made anew.
-            Some(_) if left == batch.expected.inserts() => self.announce(batch, true),
-            Some(intent) => {
+            (Ok(left), Some(_)) if left == batch.expected.inserts() => self.announce(batch, true),
+            // Rows that do not fit the batch as rebuilt are no conflict: they fit it as it was announced.
+            (_, Some(intent)) => {
                 let rebuilt = batch.counts();
                 Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent })
             }

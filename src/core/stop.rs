@@ -1,7 +1,7 @@
 //! Why a partition stops, in words that say what to do next.
 //!
 //! A partition stops when going on could lose or double an event. It must never stop for something that waiting or
-//! retrying mends: those are retried, visibly.
+//! retrying mends: those are retried, visibly. Each reason has a page in `docs/stops/`, named by its code.
 
 use super::intent::{Counts, MetadataError};
 use super::marks::Conflict;
@@ -38,8 +38,9 @@ pub enum StopReason {
     /// ClickHouse has rows, or Kafka a committed offset, beyond the end of the log.
     #[error(
         "{what} is {offset}, but the log ends at {high}: records that were consumed are no longer in the log (an unclean \
-         leader election, or a restored broker). New records under used offsets would be taken for old ones, so nothing is \
-         consumed. Re-create the topic (it gets a new topic id), or move this consumer group's data to a new topic"
+         leader election, or a restored broker), or an offset was committed by hand. New records under used offsets would be \
+         taken for old ones, so nothing is consumed. Delete an offset committed by hand with `kafka-consumer-groups.sh \
+         --delete-offsets`; after a loss of records re-create the topic (it gets a new topic id)"
     )]
     AheadOfLog {
         /// Which position is ahead.
@@ -52,8 +53,8 @@ pub enum StopReason {
     /// The committed offset carries metadata that this build cannot read.
     #[error(
         "the committed offset {offset} cannot be trusted: {error}. If another program uses this consumer group, give \
-         Tallyhouse its own; if a newer Tallyhouse wrote it, run that version; otherwise stop all members and reset this \
-         partition with `kafka-consumer-groups.sh --reset-offsets --to-offset {offset}`"
+         Tallyhouse its own; if a newer Tallyhouse wrote it, run that version; otherwise stop all members and delete this \
+         partition's committed offset with `kafka-consumer-groups.sh --delete-offsets`: the marks then say where to go on"
     )]
     BadMetadata {
         /// The committed offset.
@@ -101,6 +102,17 @@ pub enum StopReason {
 }
 
 impl StopReason {
+    /// Every code, in the order of the variants.
+    pub const CODES: [&str; 7] = [
+        "retention_gap",
+        "intent_gone",
+        "ahead_of_log",
+        "bad_metadata",
+        "topic_recreated",
+        "conflict",
+        "rebuilt_differs",
+    ];
+
     /// A stable word for metrics and logs.
     pub fn code(&self) -> &'static str {
         match self {
@@ -111,6 +123,80 @@ impl StopReason {
             StopReason::TopicRecreated { .. } => "topic_recreated",
             StopReason::Conflict { .. } => "conflict",
             StopReason::RebuiltDiffers { .. } => "rebuilt_differs",
+        }
+    }
+
+    /// The page that says how to look and what to do, from the repository's root.
+    pub fn page(&self) -> String {
+        format!("docs/stops/{}.md", self.code())
+    }
+
+    /// The reason and its page: what the log and `/readyz` show.
+    pub fn told(&self) -> String {
+        format!("{self}. Step by step: {}", self.page())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::source::Table;
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    const RANGE: OffsetRange = OffsetRange { start: 1, end: 2 };
+
+    /// The next variant: no wildcard, so that a new one does not compile until it stands here.
+    fn after(reason: Option<&StopReason>) -> Option<StopReason> {
+        let counts = Counts { rows: 1, rejects: 0 };
+        Some(match reason {
+            None => StopReason::RetentionGap { next: 1, low: 2 },
+            Some(StopReason::RetentionGap { .. }) => StopReason::IntentGone { range: RANGE, low: 3 },
+            Some(StopReason::IntentGone { .. }) => StopReason::AheadOfLog { what: "it", offset: 2, high: 1 },
+            Some(StopReason::AheadOfLog { .. }) => {
+                StopReason::BadMetadata { offset: 1, error: MetadataError::Version(2) }
+            }
+            Some(StopReason::BadMetadata { .. }) => StopReason::TopicRecreated { range: RANGE },
+            Some(StopReason::TopicRecreated { .. }) => {
+                let conflict = Conflict { table: Table::Raw, partition: 20261101, expected: 2, found: 1 };
+                StopReason::Conflict { range: RANGE, conflict }
+            }
+            Some(StopReason::Conflict { .. }) => {
+                StopReason::RebuiltDiffers { range: RANGE, rebuilt: counts, intent: counts }
+            }
+            Some(StopReason::RebuiltDiffers { .. }) => return None,
+        })
+    }
+
+    fn one_of_each() -> Vec<StopReason> {
+        std::iter::successors(after(None), |reason| after(Some(reason))).collect()
+    }
+
+    #[test]
+    fn each_code_has_a_page_and_each_page_a_code() {
+        let codes: Vec<&str> = one_of_each().iter().map(StopReason::code).collect();
+        assert_eq!(codes, StopReason::CODES);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/stops");
+        let names = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let pages: BTreeSet<String> = names.filter(|name| name != "README.md").collect();
+        let wanted: BTreeSet<String> = codes.iter().map(|code| format!("{code}.md")).collect();
+        assert_eq!(pages, wanted);
+        let index = fs::read_to_string(folder.join("README.md")).unwrap();
+        for code in codes {
+            assert!(index.contains(&format!("[`{code}`]({code}.md)")), "{code} is missing in docs/stops/README.md");
+            let page = fs::read_to_string(folder.join(format!("{code}.md"))).unwrap();
+            assert!(page.starts_with(&format!("# `{code}`")), "{code}.md is about something else");
+            for part in ["## What happened", "## Safe and at risk", "## Look", "## Remedy", "## Verify"] {
+                assert!(page.contains(&format!("\n{part}\n")), "{code}.md lacks {part:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_told_names_the_page() {
+        for reason in one_of_each() {
+            assert!(reason.told().ends_with(&format!(". Step by step: docs/stops/{}.md", reason.code())), "{reason}");
         }
     }
 }

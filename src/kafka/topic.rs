@@ -3,6 +3,7 @@
 //! librdkafka knows it (`rd_kafka_DescribeTopics`), rust-rdkafka does not pass it on, hence the C calls here.
 
 use super::consumer::Consumer;
+use super::native::Owned;
 use rdkafka::bindings as c;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -12,18 +13,6 @@ use std::time::Duration;
 
 /// Kafka's text for "no topic id", which old brokers give.
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
-
-/// A C object with the function that frees it.
-struct Owned<T>(*mut T, unsafe extern "C" fn(*mut T));
-
-impl<T> Drop for Owned<T> {
-    fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: the pointer came from the constructor that goes with this destructor, and is freed once.
-            unsafe { self.1(self.0) }
-        }
-    }
-}
 
 /// The topic's id in its 22-character text form; empty where the broker has none. Blocks.
 ///
@@ -66,7 +55,8 @@ pub fn topic_id(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
             return Err(failed(code.into()));
         }
         let id = c::rd_kafka_Uuid_base64str(c::rd_kafka_TopicDescription_topic_id(*described));
-        let id = CStr::from_ptr(id).to_string_lossy().into_owned();
+        // librdkafka writes base64 with + and /, Kafka's tools with - and _: people compare the two, and `source` has a / already.
+        let id = CStr::from_ptr(id).to_string_lossy().replace('+', "-").replace('/', "_");
         Ok(if id == NO_TOPIC_ID { String::new() } else { id })
     }
 }

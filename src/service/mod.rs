@@ -14,6 +14,7 @@ mod clock;
 mod memory;
 mod partition;
 mod reader;
+mod start;
 mod windows;
 
 use crate::admin;
@@ -28,15 +29,14 @@ use crate::core::stop::StopReason;
 use crate::core::window::Limits;
 use crate::health::Health;
 use crate::kafka::consumer::{self, Consumer};
-use crate::kafka::is_permanent;
 use crate::metrics::{self, FLUSH_AGE, STOPPED};
-use crate::retry::Backoff;
 use ::metrics::gauge;
 use assignment::Assignment;
 use memory::Memory;
 use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult};
 use reader::{Command, Reader, Tally};
+use start::{await_schema, await_topic, session_timeout_ms};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -96,6 +96,12 @@ pub enum RunError {
     /// Not everything was flushed in time. Nothing is lost.
     #[error("shutdown.grace_ms passed before all batches were committed; the next owner reads the rest again. {0}")]
     Grace(Summary),
+    /// Kafka will not have this member any more.
+    #[error(
+        "kafka refuses this member for good: {0}. Nothing is lost: the next owner goes on. With kafka.group_instance_id, each \
+         running process needs an id of its own"
+    )]
+    Fatal(String),
     /// The reader ended by itself.
     #[error("the reader thread ended unexpectedly")]
     Reader,
@@ -173,10 +179,11 @@ impl Shared {
     }
 
     fn stop(&self, partition: i32, reason: &StopReason) {
-        tracing::error!(partition, reason = reason.code(), "partition stopped: {reason}");
+        let told = reason.told();
+        tracing::error!(partition, reason = reason.code(), "partition stopped: {told}");
         self.windows.close(partition);
         self.tell_reader(Command::Pause(partition));
-        self.health.set(&format!("partition {partition}"), reason.to_string());
+        self.health.set(&format!("partition {partition}"), told);
         self.update_stopped(|stopped| stopped.insert(partition, reason.code()));
     }
 
@@ -235,7 +242,7 @@ pub async fn run(
         commands,
         topic: config.kafka.topics.events.clone(),
         cluster_id,
-        session_timeout: Duration::from_millis(config.kafka.session_timeout_ms),
+        session_timeout: Duration::from_millis(session_timeout_ms(&consumer, config).await),
         retry: config.retry.clone(),
         flush_age: Duration::from_millis(config.flush.age_ms),
         batches_per_second_max: config.flush.batches_per_second_max,
@@ -259,8 +266,7 @@ pub async fn run(
     };
     let (ended, reader_ended) = oneshot::channel();
     std::thread::spawn(move || {
-        reader.run();
-        let _ = ended.send(());
+        let _ = ended.send(reader.run());
     });
     tracing::info!(topic = shared.topic, group = config.kafka.group_id, "consuming");
     let clean = until_stopped(config, &shared, &assignment, reader_ended, &stop).await?;
@@ -279,12 +285,12 @@ async fn until_stopped(
     config: &Config,
     shared: &Shared,
     assignment: &Assignment,
-    mut reader_ended: oneshot::Receiver<()>,
+    mut reader_ended: oneshot::Receiver<Option<String>>,
     stop: &CancellationToken,
 ) -> Result<bool, RunError> {
     tokio::select! {
         () = stop.cancelled() => {}
-        _ = &mut reader_ended => return Err(RunError::Reader),
+        fatal = &mut reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
     }
     let grace = Duration::from_millis(config.shutdown.grace_ms);
     tracing::info!(grace_ms = config.shutdown.grace_ms, "stopping: flushing what was consumed");
@@ -321,80 +327,4 @@ fn masked(error: &KafkaError) -> String {
         KafkaError::ClientConfig(_, description, key, _) => format!("{key}: {description}"),
         other => other.to_string(),
     }
-}
-
-/// Waits until ClickHouse answers, and checks the schema; `false` when told to stop meanwhile.
-async fn await_schema(
-    client: &Client,
-    config: &Config,
-    health: &Health,
-    stop: &CancellationToken,
-) -> Result<bool, RunError> {
-    let mut backoff = Backoff::new(&config.retry);
-    loop {
-        let error = match Schema::single().check(client).await {
-            Ok(()) => {
-                health.clear("clickhouse");
-                return Ok(true);
-            }
-            Err(SchemaProblem::ClickHouse(error)) if error.is_retryable() => error,
-            Err(problem) => return Err(problem.into()),
-        };
-        tracing::warn!("{error}; trying again");
-        health.set("clickhouse", error.to_string());
-        tokio::select! {
-            () = backoff.wait() => {}
-            () = stop.cancelled() => return Ok(false),
-        }
-    }
-}
-
-/// Waits until Kafka answers and the topic exists; gives the cluster's id, or `None` when told to stop meanwhile.
-async fn await_topic(
-    consumer: &Arc<Consumer>,
-    config: &Config,
-    health: &Health,
-    stop: &CancellationToken,
-) -> Result<Option<String>, RunError> {
-    let mut backoff = Backoff::new(&config.retry);
-    let brokers = &config.kafka.brokers;
-    loop {
-        let (asked, topic) = (Arc::clone(consumer), config.kafka.topics.events.clone());
-        let answer = tokio::task::spawn_blocking(move || cluster_of_topic(&asked, &topic)).await;
-        let error = match answer.unwrap_or(Err(KafkaError::Canceled)) {
-            Ok(cluster_id) => {
-                health.clear("kafka");
-                return Ok(Some(cluster_id));
-            }
-            Err(error) => consumer.context().take_error().filter(is_permanent).unwrap_or(error),
-        };
-        if is_permanent(&error) {
-            return Err(RunError::Kafka { brokers: brokers.clone(), error });
-        }
-        let reason = match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
-                format!(
-                    "the topic {} does not exist at {brokers}; create it, or set kafka.topics.events",
-                    config.kafka.topics.events
-                )
-            }
-            _ => format!(
-                "kafka at {brokers} does not answer: {error}. Check that it runs and that kafka.brokers is right"
-            ),
-        };
-        tracing::warn!("{reason}; trying again");
-        health.set("kafka", reason);
-        tokio::select! {
-            () = backoff.wait() => {}
-            () = stop.cancelled() => return Ok(None),
-        }
-    }
-}
-
-fn cluster_of_topic(consumer: &Consumer, topic: &str) -> KafkaResult<String> {
-    let metadata = consumer.fetch_metadata(Some(topic), START_TIMEOUT)?;
-    if let Some(error) = metadata.topics().iter().find_map(|topic| topic.error()) {
-        return Err(KafkaError::MetadataFetch(error.into()));
-    }
-    Ok(consumer.client().fetch_cluster_id(START_TIMEOUT).unwrap_or_default())
 }

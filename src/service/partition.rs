@@ -187,14 +187,14 @@ impl Partition {
             let drain = *self.drain.borrow_and_update();
             let due = if drain == Drain::Flush || self.shared.memory.is_pressed() { Due::Now } else { Due::Aged(age) };
             if drain != Drain::Abandon
-                && let Some(held) = windows.take(number, due)
+                && let Some(held) = windows.take(number, due, &self.wake)
             {
                 return self.frozen(held);
             }
             if drain != Drain::No {
                 return Seen::Drained;
             }
-            if let Some((next, until)) = windows.take_check(number)
+            if let Some((next, until)) = windows.take_check(number, &self.wake)
                 && let Some(seen) = self.check_bounds(next, until).await
             {
                 return seen;
@@ -223,12 +223,26 @@ impl Partition {
         };
         self.succeeded("kafka");
         let wanted = until.unwrap_or(next);
-        if low > next || high < wanted {
-            Some(Seen::OutOfLog)
-        } else {
+        if low <= next && wanted <= high {
             // Committed records end before `high` while a transaction is open, but never before an end consumed earlier.
             self.shared.windows.seal_replay(number);
-            None
+            return None;
+        }
+        // Are they the bounds of another log?
+        let name = self.source.topic.clone();
+        match self.shared.kafka(move |consumer| topic::topic_id(consumer, &name, KAFKA_TIMEOUT)).await {
+            Ok(id) if id != self.source.topic_id => {
+                tracing::warn!(partition = number, topic_id = id, "the topic was deleted and re-created: joining anew");
+                // librdkafka seeks no partition whose position it has lost: a new assignment starts it afresh.
+                self.shared.tell_reader(Command::Rejoin);
+                Some(Seen::Drained)
+            }
+            Ok(_) => Some(Seen::OutOfLog),
+            Err(error) => {
+                self.failed("kafka", "read_topic_id", &error).await;
+                self.shared.windows.check(Some(number));
+                None
+            }
         }
     }
 
@@ -239,7 +253,7 @@ impl Partition {
             Drain::Flush => Due::Now,
             Drain::Abandon => return Seen::NoBatch,
         };
-        match self.shared.windows.take(self.source.partition, due) {
+        match self.shared.windows.take(self.source.partition, due, &self.wake) {
             Some(held) => self.frozen(held),
             None => Seen::NoBatch,
         }
@@ -329,6 +343,7 @@ impl Partition {
             tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
             return Seen::LeaseExpired;
         }
+        failpoint::hit("lease_checked");
         let Some((held, _)) = self.batches.iter().find(|(held, _)| held.batch.range() == range) else {
             return Seen::InsertUnknown;
         };

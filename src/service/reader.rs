@@ -44,6 +44,8 @@ pub enum Command {
     },
     /// Pause a partition that stopped.
     Pause(i32),
+    /// Give all partitions up and join the group anew.
+    Rejoin,
     /// Take no more records; answered when the last one is in.
     Quiesce(oneshot::Sender<()>),
     /// Leave the group and end.
@@ -84,6 +86,7 @@ struct Turn {
     paused: bool,
     quiet: bool,
     ended: bool,
+    rejoin: bool,
     /// Commands that librdkafka was not ready for.
     again: Vec<Command>,
     consumed: u64,
@@ -92,8 +95,9 @@ struct Turn {
 }
 
 impl Reader {
-    /// Polls until told to end, then leaves the group.
-    pub fn run(self) {
+    /// Polls until told to end, then leaves the group. Gives the reason if Kafka ended it: an error that librdkafka calls fatal
+    /// (a static member that was fenced, a group protocol that the broker does not speak) is never over.
+    pub fn run(self) -> Option<String> {
         let mut turn = Turn::default();
         while !turn.ended {
             for _ in 0..RECORDS_PER_TURN {
@@ -110,7 +114,14 @@ impl Reader {
             self.report(&mut turn);
             self.obey(&mut turn);
             self.mind_memory(&mut turn);
+            if std::mem::take(&mut turn.rejoin) && !turn.quiet {
+                self.rejoin();
+            }
+            if let Some((_, reason)) = self.consumer.client().fatal_error() {
+                return Some(reason);
+            }
         }
+        None
     }
 
     /// The next record. In a backlog there is always one, and a poll that must not wait need not look at the clock.
@@ -197,12 +208,20 @@ impl Reader {
                 }
             },
             Command::Pause(partition) => self.set_paused(true, &[partition]),
+            Command::Rejoin => turn.rejoin = true,
             Command::Quiesce(done) => {
                 turn.quiet = true;
                 self.set_paused(true, &self.windows.partitions());
                 let _ = done.send(());
             }
             Command::End => turn.ended = true,
+        }
+    }
+
+    fn rejoin(&self) {
+        self.consumer.unsubscribe();
+        if let Err(error) = self.consumer.subscribe(&[&self.topic]) {
+            tracing::error!("joining the group anew failed: {error}");
         }
     }
 

@@ -123,10 +123,11 @@ impl Windows {
         true
     }
 
-    /// Takes a batch if one is due.
-    pub fn take(&self, partition: i32, due: Due) -> Option<Held> {
+    /// Takes a batch if one is due of the window that was opened with this `wake`. Between a request to fill and the reader's
+    /// obeying it, the window of the fill before is still live: taking from that one would announce offsets that nobody asked for.
+    pub fn take(&self, partition: i32, due: Due, wake: &Arc<Notify>) -> Option<Held> {
         let (window, end) = {
-            let mut live = self.live.get_mut(&partition)?;
+            let mut live = self.live.get_mut(&partition).filter(|live| Arc::ptr_eq(&live.wake, wake))?;
             if live.sealed.is_empty() && live.until.is_none() && !live.window.is_empty() {
                 let aged = match due {
                     Due::Now => true,
@@ -161,9 +162,10 @@ impl Windows {
         self.live.iter().for_each(|live| live.wake.notify_one());
     }
 
-    /// Whether a look is asked for, once: the next offset and where a replay must end.
-    pub fn take_check(&self, partition: i32) -> Option<(u64, Option<u64>)> {
-        let mut live = self.live.get_mut(&partition)?;
+    /// Whether a look is asked for, once, in the window that was opened with this `wake`: the next offset and where a replay must
+    /// end.
+    pub fn take_check(&self, partition: i32, wake: &Arc<Notify>) -> Option<(u64, Option<u64>)> {
+        let mut live = self.live.get_mut(&partition).filter(|live| Arc::ptr_eq(&live.wake, wake))?;
         std::mem::take(&mut live.check).then(|| (live.window.next(), live.until))
     }
 
@@ -198,5 +200,30 @@ impl Windows {
             events: EventType::ALL.iter().map(|t| t.name()).zip(live.window.totals().iter().copied()).collect(),
         };
         self.live.iter().map(|live| (*live.key(), glance(&live))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::decode::{TimeBounds, decode};
+
+    #[test]
+    fn a_window_of_an_earlier_fill_is_never_taken() {
+        let windows =
+            Windows::new(Limits { rows_max: 2, bytes_max: 1 << 20, days_max: 9 }, Arc::new(Memory::new(1 << 20)));
+        let (earlier, wake) = (Arc::default(), Arc::default());
+        windows.open(0, 10, None, Arc::clone(&earlier));
+        let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
+        for offset in 10..13 {
+            let record = Record { offset, timestamp_ms: None, key: None, payload: None };
+            assert!(windows.push(0, &record, &decode(None, None, &bounds)));
+        }
+        windows.check(Some(0));
+        // The task has asked for another fill, which the reader has not obeyed yet.
+        assert!(windows.take(0, Due::Now, &wake).is_none() && windows.take_check(0, &wake).is_none());
+        assert_eq!(windows.take(0, Due::Now, &earlier).map(|held| held.batch.range().start), Some(10));
+        windows.open(0, 50, None, Arc::clone(&wake));
+        assert!(windows.take(0, Due::Now, &earlier).is_none() && windows.take(0, Due::Now, &wake).is_none());
     }
 }

@@ -10,10 +10,14 @@
 
 mod chaos;
 mod cli;
+mod gaps;
+mod group;
+mod operator;
 mod protocol;
 mod recovery;
 mod schema;
 mod service;
+mod stops;
 
 use devstack::Stack;
 use libtest_mimic::{Arguments, Trial};
@@ -72,9 +76,30 @@ fn main() -> ExitCode {
         recovery::a_lost_committed_offset_is_found_in_the_marks,
         recovery::a_lost_intent_is_completed_from_the_marks,
         recovery::a_member_ended_in_a_replay_leaves_it_to_the_next,
-        recovery::a_retention_gap_stops_its_partition_only,
         recovery::a_recreated_topic_is_another_source,
         chaos::every_kind_of_fault_once,
+        recovery::a_topic_recreated_under_a_running_member,
+        stops::the_pages_statements_run,
+        stops::a_retention_gap_is_left_behind,
+        stops::an_announced_batch_that_is_gone_stops,
+        stops::an_applied_batch_that_is_gone_goes_on,
+        stops::an_offset_ahead_of_the_log_is_deleted,
+        stops::marks_ahead_of_the_log_stop,
+        stops::a_log_cut_before_an_announced_end_stops,
+        stops::metadata_that_cannot_be_read_stops,
+        stops::a_topic_recreated_under_an_open_batch_stops,
+        stops::a_row_deleted_by_hand_is_a_conflict,
+        stops::a_batch_rebuilt_with_other_counts_stops,
+        group::a_zombie_before_the_lease_check,
+        group::a_zombie_after_the_lease_check,
+        group::a_static_member_comes_back_without_a_rebalance,
+        group::a_fenced_static_member_ends,
+        group::a_second_static_member_ends_in_the_consumer_protocol,
+        group::the_consumer_protocol_is_exact,
+        group::a_zombie_in_the_consumer_protocol,
+        group::added_partitions_are_consumed_from_their_beginning,
+        gaps::aborted_transactions_never_happened,
+        gaps::a_replay_ends_where_only_control_records_follow,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,

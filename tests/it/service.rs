@@ -15,7 +15,7 @@ pub struct Bench {
     url: String,
     database: String,
     pub topic: String,
-    client: Client,
+    pub client: Client,
 }
 
 impl Bench {
@@ -85,6 +85,16 @@ impl Bench {
         let rows = self.count("SELECT count() FROM email_events").await;
         let rejects = self.count("SELECT count() FROM rejected_events").await;
         assert_eq!((rows + rejects, rejects), (ledger.produced, ledger.broken), "{what}");
+        self.assert_consistent(what).await;
+        for (event_type, wanted) in devstack::producer::EVENT_TYPES.iter().zip(ledger.by_type) {
+            let found = self.count(&format!("SELECT sum(total) FROM daily WHERE level = '{event_type}'")).await;
+            assert_eq!(found, wanted, "{what}: {event_type}");
+        }
+    }
+
+    /// No row is there twice, and the counters are the GROUP BY of the rows.
+    pub async fn assert_consistent(&self, what: &str) {
+        let rows = self.count("SELECT count() FROM email_events").await;
         let distinct = self.count("SELECT uniqExact(source, source_offset) FROM email_events").await;
         let total = self.count("SELECT sum(total) FROM daily").await;
         assert_eq!((distinct, total), (rows, rows), "{what}");
@@ -97,10 +107,6 @@ impl Bench {
             ))
             .await;
         assert_eq!(differences, 0, "{what}: daily is not the GROUP BY of the rows");
-        for (event_type, wanted) in devstack::producer::EVENT_TYPES.iter().zip(ledger.by_type) {
-            let found = self.count(&format!("SELECT sum(total) FROM daily WHERE level = '{event_type}'")).await;
-            assert_eq!(found, wanted, "{what}: {event_type}");
-        }
     }
 }
 
@@ -114,7 +120,7 @@ pub fn end(member: &Server) -> String {
     member.stdout()
 }
 
-async fn http(member: &Server, path: &str) -> String {
+pub async fn http(member: &Server, path: &str) -> String {
     let log = member.stderr();
     let address = log.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
@@ -203,7 +209,8 @@ pub async fn a_restart_in_the_middle_is_exact(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after a restart").await;
 }
 
-/// kill -9 after every step of a flush, early and late in the run, loses and doubles nothing.
+/// kill -9 after every step of a flush, early and late in the run, loses and doubles nothing. The third passing is reached by any
+/// timing, as there are three partitions: a commit that carries the next intent is no `end_committed`.
 pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     let points = [
         "committed_read",
@@ -217,7 +224,7 @@ pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
     for (number, point) in
-        points.iter().flat_map(|point| [(1, point), (4, point)]).enumerate().map(|(n, p)| (n as u64, p))
+        points.iter().flat_map(|point| [(1, point), (3, point)]).enumerate().map(|(n, p)| (n as u64, p))
     {
         let (passing, point) = point;
         producer.send_events(&Events::default(), number * 5_000..(number + 1) * 5_000).unwrap();

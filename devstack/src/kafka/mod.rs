@@ -153,6 +153,17 @@ impl Kafka {
     }
 }
 
+/// Runs one of the tools that Kafka ships as shell scripts, by the class that the script starts, and gives what it printed.
+///
+/// Fails when Java is missing, Kafka cannot be fetched, or the tool ends badly; the error holds its output.
+pub fn tool(class: &str, arguments: &[&str]) -> Result<String> {
+    let jars = fetch::kafka(&Cache::open()?)?;
+    let mut command = Command::new("java");
+    command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-cp"]).arg(jars.join("*"));
+    command.arg(class).args(arguments);
+    process::run(command)
+}
+
 /// What all nodes of a cluster share.
 #[derive(Clone, Copy)]
 struct Plan<'a> {
@@ -240,6 +251,11 @@ const COMMON_PROPERTIES: &[(&str, &str)] = &[
     // since the controller refuses a broker whose last session has not run out.
     ("broker.heartbeat.interval.ms", "500"),
     ("broker.session.timeout.ms", "2000"),
+    // In the consumer protocol (KIP-848) the broker decides how long a session is.
+    ("group.consumer.heartbeat.interval.ms", "1000"),
+    ("group.consumer.min.heartbeat.interval.ms", "500"),
+    ("group.consumer.min.session.timeout.ms", "1000"),
+    ("group.consumer.session.timeout.ms", "6000"),
     ("group.initial.rebalance.delay.ms", "0"),
     ("group.min.session.timeout.ms", "1000"),
     // 128 MiB are set aside by default, a quarter of a small heap.

@@ -274,11 +274,28 @@ fn librdkafka_accepts_the_properties() {
     let large = given("").set("memory.limit_bytes=1024GiB").set("kafka.session_timeout_ms=1800000");
     let secured = given("").set("kafka.group_instance_id=one").set("kafka.tls.enabled=true");
     let secured = secured.set("kafka.sasl.mechanism=PLAIN").set("kafka.sasl.username=u").set("kafka.sasl.password=p");
-    for given in [plain, small, large, secured] {
+    let consumer = given("").set("kafka.group_protocol=consumer").set("kafka.group_instance_id=one");
+    for given in [plain, small, large, secured, consumer] {
         let mut client = rdkafka::ClientConfig::new();
         client.extend(given.load().config.kafka_properties());
         client.create::<BaseConsumer>().unwrap();
     }
+}
+
+/// With the consumer protocol the broker decides what the classic one lets the client decide.
+#[test]
+fn the_group_protocol_is_chosen_by_its_key_alone() {
+    let classic = given("").load();
+    assert_eq!(property(&classic, "group.protocol").as_deref(), Some("classic"));
+    let consumer = given("").set("kafka.group_protocol=consumer").load();
+    assert_eq!(property(&consumer, "group.protocol").as_deref(), Some("consumer"));
+    for decided in ["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy"] {
+        assert!(property(&classic, decided).is_some() && property(&consumer, decided).is_none(), "{decided}");
+    }
+    let passed = given("").set("kafka.properties.group.protocol=consumer").error();
+    assert!(passed.contains("set kafka.group_protocol instead"), "{passed}");
+    let eager = given("").set("kafka.group_protocol=consumer").set("kafka.assignment=eager").error();
+    assert!(eager.contains("must be cooperative-sticky"), "{eager}");
 }
 
 #[test]

@@ -1,0 +1,117 @@
+//! The start: waiting for the servers, and what they have to tell before anything is consumed.
+//!
+//! Must never wait for what waiting does not mend: that ends the service with one message.
+
+use super::{RunError, START_TIMEOUT};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::config::{Config, GroupProtocol};
+use crate::health::Health;
+use crate::kafka::consumer::Consumer;
+use crate::kafka::{group, is_permanent};
+use crate::retry::Backoff;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Waits until ClickHouse answers, and checks the schema; `false` when told to stop meanwhile.
+pub(super) async fn await_schema(
+    client: &Client,
+    config: &Config,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<bool, RunError> {
+    let mut backoff = Backoff::new(&config.retry);
+    loop {
+        let error = match Schema::single().check(client).await {
+            Ok(()) => {
+                health.clear("clickhouse");
+                return Ok(true);
+            }
+            Err(SchemaProblem::ClickHouse(error)) if error.is_retryable() => error,
+            Err(problem) => return Err(problem.into()),
+        };
+        tracing::warn!("{error}; trying again");
+        health.set("clickhouse", error.to_string());
+        tokio::select! {
+            () = backoff.wait() => {}
+            () = stop.cancelled() => return Ok(false),
+        }
+    }
+}
+
+/// Waits until Kafka answers and the topic exists; gives the cluster's id, or `None` when told to stop meanwhile.
+pub(super) async fn await_topic(
+    consumer: &Arc<Consumer>,
+    config: &Config,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Option<String>, RunError> {
+    let mut backoff = Backoff::new(&config.retry);
+    let brokers = &config.kafka.brokers;
+    loop {
+        let (asked, topic) = (Arc::clone(consumer), config.kafka.topics.events.clone());
+        let answer = tokio::task::spawn_blocking(move || cluster_of_topic(&asked, &topic)).await;
+        let error = match answer.unwrap_or(Err(KafkaError::Canceled)) {
+            Ok(cluster_id) => {
+                health.clear("kafka");
+                return Ok(Some(cluster_id));
+            }
+            Err(error) => consumer.context().take_error().filter(is_permanent).unwrap_or(error),
+        };
+        if is_permanent(&error) {
+            return Err(RunError::Kafka { brokers: brokers.clone(), error });
+        }
+        let reason = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
+                format!(
+                    "the topic {} does not exist at {brokers}; create it, or set kafka.topics.events",
+                    config.kafka.topics.events
+                )
+            }
+            _ => format!(
+                "kafka at {brokers} does not answer: {error}. Check that it runs and that kafka.brokers is right"
+            ),
+        };
+        tracing::warn!("{reason}; trying again");
+        health.set("kafka", reason);
+        tokio::select! {
+            () = backoff.wait() => {}
+            () = stop.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// How long the group may go without hearing of this member: what the lease counts on. With the consumer protocol the broker
+/// decides, so it is asked; its answer counts where it is shorter than the configured one.
+pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config) -> u64 {
+    let configured_ms = config.kafka.session_timeout_ms;
+    if config.kafka.group_protocol == GroupProtocol::Classic {
+        return configured_ms;
+    }
+    let (asked, group) = (Arc::clone(consumer), config.kafka.group_id.clone());
+    let answer = tokio::task::spawn_blocking(move || group::session_timeout_ms(&asked, &group, START_TIMEOUT)).await;
+    match answer.unwrap_or(Err(KafkaError::Canceled)) {
+        Ok(Some(broker_ms)) => {
+            tracing::info!(configured_ms, broker_ms, "the lease counts on the shorter session timeout");
+            configured_ms.min(broker_ms)
+        }
+        unknown => {
+            let error = unknown.err().map_or_else(|| "it tells none".to_owned(), |error| error.to_string());
+            tracing::warn!(
+                "the broker's session timeout for this group is not known ({error}). kafka.session_timeout_ms = \
+                 {configured_ms} is trusted: it must not be above the broker's group.consumer.session.timeout.ms"
+            );
+            configured_ms
+        }
+    }
+}
+
+fn cluster_of_topic(consumer: &Consumer, topic: &str) -> KafkaResult<String> {
+    let metadata = consumer.fetch_metadata(Some(topic), START_TIMEOUT)?;
+    if let Some(error) = metadata.topics().iter().find_map(|topic| topic.error()) {
+        return Err(KafkaError::MetadataFetch(error.into()));
+    }
+    Ok(consumer.client().fetch_cluster_id(START_TIMEOUT).unwrap_or_default())
+}

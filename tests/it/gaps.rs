@@ -1,0 +1,96 @@
+//! Offsets without records: transactions, committed and aborted, leave control records and events that never happened.
+
+use crate::operator::HALF_APPLIED;
+use crate::service::{Bench, await_http, end, kafka};
+use devstack::producer::{Events, Ledger};
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use std::time::Duration;
+
+const PARTITIONS: u64 = 3;
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A producer of transactions, which notes what is committed.
+struct Transactions<'a> {
+    bench: &'a Bench,
+    producer: BaseProducer,
+    next: u64,
+    ledger: Ledger,
+}
+
+impl Transactions<'_> {
+    fn new(bench: &Bench) -> Transactions<'_> {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", kafka())
+            .set("transactional.id", &bench.topic)
+            .create()
+            .unwrap();
+        producer.init_transactions(TIMEOUT).unwrap();
+        Transactions { bench, producer, next: 0, ledger: Ledger::default() }
+    }
+
+    /// Begins a transaction and sends so many events to each partition.
+    fn send(&mut self, per_partition: u64) -> std::ops::Range<u64> {
+        self.producer.begin_transaction().unwrap();
+        let numbers = self.next..self.next + per_partition * PARTITIONS;
+        for n in numbers.clone() {
+            let payload = Events::default().payload(n).bytes;
+            let record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.bench.topic);
+            self.producer.send(record.partition((n % PARTITIONS) as i32).payload(&payload)).unwrap();
+        }
+        self.producer.flush(TIMEOUT).unwrap();
+        self.next = numbers.end;
+        numbers
+    }
+
+    fn commit(&mut self, per_partition: u64) {
+        let numbers = self.send(per_partition);
+        self.producer.commit_transaction(TIMEOUT).unwrap();
+        numbers.for_each(|n| self.ledger.note(&Events::default().payload(n)));
+    }
+
+    fn abort(&mut self, per_partition: u64) {
+        self.send(per_partition);
+        self.producer.abort_transaction(TIMEOUT).unwrap();
+    }
+}
+
+/// Events of aborted transactions are not counted, and batches with gaps inside are replayed as they were.
+pub async fn aborted_transactions_never_happened(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut transactions = Transactions::new(&bench);
+    for round in 0..40 {
+        transactions.commit(1 + round % 60);
+        transactions.abort(1 + round % 7);
+        transactions.commit(50);
+    }
+    for point in ["raw_inserted:2", "intent_committed:4", "rejected_inserted:2"] {
+        let member = bench.start(&[("TALLYHOUSE_FAILPOINT", point), ("TALLYHOUSE__FLUSH__ROWS_MAX", "300")]);
+        member.wait(TIMEOUT).unwrap();
+    }
+    let member = bench.start(&[]);
+    bench.await_stored(transactions.ledger.produced, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    bench.assert_exact(&transactions.ledger, "with aborted transactions").await;
+}
+
+/// A replay ends although nothing but control records, aborted events and an open transaction follow its last event.
+pub async fn a_replay_ends_where_only_control_records_follow(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut transactions = Transactions::new(&bench);
+    transactions.commit(120);
+    transactions.abort(30);
+    let batch = bench.die_at("raw_inserted:1", HALF_APPLIED, PARTITIONS as i32).await;
+    assert_eq!((batch.start, batch.end), (0, 120), "the batch ends right before the control record");
+    let open = transactions.send(10);
+    let member = bench.start(&[]);
+    bench.await_stored(360, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    assert_eq!(bench.stored().await, 360, "events of an open transaction are not counted");
+    transactions.producer.commit_transaction(TIMEOUT).unwrap();
+    open.for_each(|n| transactions.ledger.note(&Events::default().payload(n)));
+    bench.await_stored(390, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&transactions.ledger, "with control records at the end").await;
+}

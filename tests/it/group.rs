@@ -1,0 +1,189 @@
+//! Being a member of the group: static membership, the consumer protocol (KIP-848), members that stop and wake up, more partitions.
+
+use crate::operator::{admin, options};
+use crate::service::{Bench, await_http, end, http, kafka};
+use devstack::Server;
+use devstack::producer::{Events, Producer};
+use rdkafka::admin::NewPartitions;
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const CONSUMER: (&str, &str) = ("TALLYHOUSE__KAFKA__GROUP_PROTOCOL", "consumer");
+
+/// Waits until the kernel says that the member is stopped.
+async fn await_frozen(member: &Server) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", member.pid())).unwrap_or_default();
+        if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not stopped: {stat}\n{}", member.stderr());
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// A member stopped right before or right after the lease check, past its session, wakes up after another took over: its insert
+/// is either not begun or dropped by its token, and its commits are refused.
+async fn a_zombie_doubles_nothing(bench: &Bench, point: &str, settings: &[(&str, &str)]) {
+    let mut producer = bench.producer();
+    let events = Events::default();
+    producer.send_events(&events, 0..12_000).unwrap();
+    let zombie = bench.start(&[settings, &[("TALLYHOUSE_FAILPOINT", point)]].concat());
+    await_frozen(&zombie).await;
+    let heir = bench.start(settings);
+    bench.await_stored(12_000, &[&zombie, &heir]).await;
+    zombie.cont().unwrap();
+    producer.send_events(&events, 12_000..24_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    await_http(&zombie, "/readyz", "ready").await;
+    bench.await_stored(ledger.produced, &[&zombie, &heir]).await;
+    await_http(&zombie, "/readyz", "\"ready\":true").await;
+    end(&zombie);
+    end(&heir);
+    bench.assert_exact(&ledger, point).await;
+}
+
+/// Stopped between the commit of the intent and the lease check.
+pub async fn a_zombie_before_the_lease_check(url: &str, database: &str) {
+    a_zombie_doubles_nothing(&Bench::new(url, database).await, "intent_committed:4:stop", &[]).await;
+}
+
+/// Stopped between the lease check and the insert.
+pub async fn a_zombie_after_the_lease_check(url: &str, database: &str) {
+    a_zombie_doubles_nothing(&Bench::new(url, database).await, "lease_checked:5:stop", &[]).await;
+}
+
+/// How many partitions a member has; 0 before its endpoint answers.
+async fn assigned(member: &Server) -> u32 {
+    if !member.stderr().contains("http://") {
+        return 0;
+    }
+    let metrics = http(member, "/metrics").await;
+    let count = metrics.lines().find_map(|line| line.strip_prefix("tallyhouse_assigned_partitions "));
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// Rebalances that a member has seen, of all kinds.
+async fn rebalances(member: &Server) -> Vec<String> {
+    let metrics = http(member, "/metrics").await;
+    metrics.lines().filter(|line| line.starts_with("tallyhouse_rebalances_total{")).map(str::to_owned).collect()
+}
+
+/// A static member that is killed and comes back within its session gets its partitions back, and the others see no rebalance.
+pub async fn a_static_member_comes_back_without_a_rebalance(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let session = ("TALLYHOUSE__KAFKA__SESSION_TIMEOUT_MS", "60000");
+    let named = |name| [session, ("TALLYHOUSE__KAFKA__GROUP_INSTANCE_ID", name)];
+    let mut producer = bench.producer();
+    let events = Events::default();
+    producer.send_events(&events, 0..6_000).unwrap();
+    let (one, two) = (bench.start(&named("one")), bench.start(&named("two")));
+    // The first assignment of the second may be empty: it is over when each has its share.
+    let deadline = Instant::now() + DEADLINE;
+    while (assigned(&one).await, assigned(&two).await) != (1, 2)
+        && (assigned(&one).await, assigned(&two).await) != (2, 1)
+    {
+        assert!(Instant::now() < deadline, "{}\n{}", one.stderr(), two.stderr());
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    bench.await_stored(6_000, &[&one, &two]).await;
+    let before = rebalances(&two).await;
+    one.kill9().unwrap();
+    producer.send_events(&events, 6_000..12_000).unwrap();
+    let one = bench.start(&named("one"));
+    await_http(&one, "/readyz", "\"ready\":true").await;
+    let ledger = producer.finish().unwrap();
+    bench.await_stored(ledger.produced, &[&one, &two]).await;
+    assert_eq!(rebalances(&two).await, before);
+    end(&one);
+    end(&two);
+    bench.assert_exact(&ledger, "after a static member came back").await;
+}
+
+/// Two members with one `group_instance_id`: one of them ends with status 1 and says why, and nothing is doubled.
+async fn one_of_two_with_one_name_ends(bench: &Bench, settings: &[(&str, &str)], text: &str, newcomer_ends: bool) {
+    let settings = [settings, &[("TALLYHOUSE__KAFKA__GROUP_INSTANCE_ID", "same")]].concat();
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..20_000).unwrap();
+    let first = bench.start(&settings);
+    bench.await_stored(2_000, &[&first]).await;
+    let second = bench.start(&settings);
+    let (ended, stays) = if newcomer_ends { (&second, &first) } else { (&first, &second) };
+    let status = ended.wait(DEADLINE).unwrap();
+    let log = ended.stderr();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("tallyhouse: kafka refuses this member for good") && log.contains(text), "{log}");
+    producer.send_events(&Events::default(), 20_000..30_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    bench.await_stored(ledger.produced, &[stays]).await;
+    end(stays);
+    bench.assert_exact(&ledger, "after a member was refused").await;
+}
+
+/// In the classic protocol the newcomer fences the member that was there.
+pub async fn a_fenced_static_member_ends(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    one_of_two_with_one_name_ends(&bench, &[], "fenced", false).await;
+}
+
+/// In the consumer protocol the broker refuses the newcomer until the name is free.
+pub async fn a_second_static_member_ends_in_the_consumer_protocol(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    one_of_two_with_one_name_ends(&bench, &[CONSUMER], "instance", true).await;
+}
+
+/// The consumer protocol end to end: members join, one is killed with -9, one leaves; the lease counts on the broker's session.
+pub async fn the_consumer_protocol_is_exact(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let settings = [CONSUMER, ("TALLYHOUSE__KAFKA__SESSION_TIMEOUT_MS", "45000")];
+    let mut producer = bench.producer();
+    let events = Events::default();
+    producer.send_events(&events, 0..10_000).unwrap();
+    let first = bench.start(&settings);
+    bench.await_stored(2_000, &[&first]).await;
+    assert!(first.stderr().contains("configured_ms=45000 broker_ms=6000"), "{}", first.stderr());
+    let second = bench.start(&settings);
+    await_http(&second, "/readyz", "\"ready\":true").await;
+    producer.send_events(&events, 10_000..20_000).unwrap();
+    bench.await_stored(12_000, &[&first, &second]).await;
+    first.kill9().unwrap();
+    producer.send_events(&events, 20_000..30_000).unwrap();
+    bench.await_stored(30_000, &[&second]).await;
+    let third = bench.start(&settings);
+    await_http(&third, "/readyz", "\"ready\":true").await;
+    producer.send_events(&events, 30_000..40_000).unwrap();
+    end(&second);
+    let ledger = producer.finish().unwrap();
+    bench.await_stored(ledger.produced, &[&third]).await;
+    end(&third);
+    bench.assert_exact(&ledger, "in the consumer protocol").await;
+}
+
+/// A zombie in the consumer protocol.
+pub async fn a_zombie_in_the_consumer_protocol(url: &str, database: &str) {
+    a_zombie_doubles_nothing(&Bench::new(url, database).await, "lease_checked:5:stop", &[CONSUMER]).await;
+}
+
+/// Partitions that are added while members run are consumed from their beginning.
+pub async fn added_partitions_are_consumed_from_their_beginning(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let settings = [("TALLYHOUSE__KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "1000")];
+    let mut old = bench.producer();
+    old.send_events(&Events::default(), 0..6_000).unwrap();
+    let before = old.finish().unwrap();
+    let (one, two) = (bench.start(&settings), bench.start(&settings));
+    bench.await_stored(before.produced, &[&one, &two]).await;
+    let more = NewPartitions::new(&bench.topic, 8);
+    admin().create_partitions([&more], &options()).await.unwrap();
+    let mut producer = Producer::new(kafka(), &bench.topic, 8).unwrap();
+    producer.send_events(&Events::default(), 6_000..22_000).unwrap();
+    let after = producer.finish().unwrap();
+    let ledger = before.plus(&after);
+    bench.await_stored(ledger.produced, &[&one, &two]).await;
+    end(&one);
+    end(&two);
+    bench.assert_exact(&ledger, "with more partitions").await;
+    assert_eq!(bench.count("SELECT uniqExact(source) FROM email_events").await, 8);
+}

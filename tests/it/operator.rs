@@ -1,0 +1,176 @@
+//! What an operator does by hand to the log, the committed offset and the tables, with the commands that `docs/stops/` names.
+
+use crate::service::{Bench, await_http, http, kafka};
+use devstack::producer::create_topic;
+use devstack::{Server, kafka as broker};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{Offset, TopicPartitionList};
+use std::time::{Duration, Instant};
+use tallyhouse::core::intent::Metadata;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub fn admin() -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", kafka()).create().unwrap()
+}
+
+pub fn options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)))
+}
+
+/// A batch that a dead member left announced.
+#[derive(Debug, Clone)]
+pub struct OpenBatch {
+    pub partition: i32,
+    pub start: u64,
+    pub end: u64,
+    pub metadata: String,
+}
+
+impl Bench {
+    fn simple_consumer(&self) -> BaseConsumer {
+        ClientConfig::new().set("bootstrap.servers", kafka()).set("group.id", &self.topic).create().unwrap()
+    }
+
+    /// The group's committed offset of a partition, with its metadata.
+    pub fn committed(&self, partition: i32) -> Option<(u64, String)> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.topic, partition);
+        let list = self.simple_consumer().committed_offsets(list, KAFKA_TIMEOUT).unwrap();
+        let element = list.find_partition(&self.topic, partition).unwrap();
+        let offset = element.offset().to_raw().and_then(|offset| u64::try_from(offset).ok())?;
+        Some((offset, element.metadata().to_owned()))
+    }
+
+    /// The batches that are announced and not committed.
+    pub fn open_batches(&self, partitions: i32) -> Vec<OpenBatch> {
+        let open = |partition| {
+            let (start, metadata) = self.committed(partition)?;
+            let (end, _) = Metadata::decode(metadata.as_bytes()).unwrap()?.next?;
+            Some(OpenBatch { partition, start, end, metadata })
+        };
+        (0..partitions).filter_map(open).collect()
+    }
+
+    /// Commits any offset with any metadata, as soon as the group has no members any more.
+    pub async fn commit_by_hand(&self, partition: i32, offset: u64, metadata: &[u8]) {
+        // SAFETY: what is not UTF-8 is never read as text: `set_metadata` copies the bytes.
+        let metadata = unsafe { std::str::from_utf8_unchecked(metadata) };
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, partition, Offset::Offset(offset as i64)).unwrap();
+        list.find_partition(&self.topic, partition).unwrap().set_metadata(metadata);
+        let consumer = self.simple_consumer();
+        let deadline = Instant::now() + DEADLINE;
+        while let Err(error) = consumer.commit(&list, CommitMode::Sync) {
+            assert!(Instant::now() < deadline, "{error}");
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// `kafka-consumer-groups.sh` for this group, as soon as the group has no members any more.
+    pub async fn consumer_groups(&self, arguments: &[&str]) {
+        let arguments = [&["--bootstrap-server", kafka(), "--group", &self.topic], arguments].concat();
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let printed = broker::tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand", &arguments);
+            // The tool ends with 0 whatever it prints.
+            let printed = printed.unwrap_or_else(|error| error.to_string());
+            if !printed.contains("Error") && !printed.contains("is not empty") {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{arguments:?}: {printed}");
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// `--delete-offsets` for these partitions (`0,2`).
+    pub async fn delete_offsets(&self, partitions: &str) {
+        self.consumer_groups(&["--delete-offsets", "--topic", &format!("{}:{partitions}", self.topic)]).await;
+    }
+
+    /// `--reset-offsets` for one partition.
+    pub async fn reset_offsets(&self, partition: i32, to: &[&str]) {
+        let topic = format!("{}:{partition}", self.topic);
+        self.consumer_groups(&[&["--reset-offsets", "--execute", "--topic", &topic], to].concat()).await;
+    }
+
+    pub async fn delete_records(&self, partition: i32, before: u64) {
+        let mut gone = TopicPartitionList::new();
+        gone.add_partition_offset(&self.topic, partition, Offset::Offset(before as i64)).unwrap();
+        admin().delete_records(&gone, &options()).await.unwrap();
+    }
+
+    /// Deletes the topic and makes it again, with another topic id.
+    pub async fn recreate_topic(&self, partitions: i32) {
+        admin().delete_topics(&[&self.topic], &options()).await.unwrap();
+        while matches!(create_topic(kafka(), &self.topic, partitions), Err(KafkaError::AdminOp(_))) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn execute(&self, sql: &str) {
+        self.client.query(sql).execute().await.unwrap();
+    }
+
+    /// The text of the `source` column of a partition, from the tables.
+    pub async fn source(&self, partition: i32) -> String {
+        let sql = format!("SELECT DISTINCT source FROM email_events WHERE source LIKE '{}/{partition}@%'", self.topic);
+        let sources: Vec<String> = self.client.query(&sql).rows().await.unwrap();
+        assert_eq!(sources.len(), 1, "{sources:?}");
+        sources[0].clone()
+    }
+
+    /// Counts the rows of a batch that will never be completed, where they are not counted yet: the statement of `docs/stops/`.
+    pub async fn count_leftovers(&self, source: &str, start: u64, end: u64) {
+        let page = include_str!("../../docs/stops/intent_gone.md");
+        let sql =
+            page.split("```sql").filter_map(|part| part.split("```").next()).find(|sql| sql.contains("INSERT INTO"));
+        let sql = sql.unwrap().replace("<source>", source).replace("<start>", &start.to_string());
+        self.execute(sql.replace("<end>", &end.to_string()).trim().trim_end_matches(';')).await;
+    }
+
+    /// Starts a member that dies at a fail point, and gives the batch it had under way there: the one that `applied` (SQL for
+    /// a count of rows, `{source}` and `{end}` filled in) finds in the tables.
+    pub async fn die_at(&self, point: &str, applied: &str, partitions: i32) -> OpenBatch {
+        let member = self.start(&[("TALLYHOUSE_FAILPOINT", point)]);
+        member.wait(DEADLINE).unwrap();
+        for batch in self.open_batches(partitions) {
+            let OpenBatch { partition, start, end, .. } = batch;
+            let source = format!("source LIKE '{}/{partition}@%'", self.topic);
+            let sql = applied.replace("{source}", &source).replace("{end}", &end.to_string());
+            if self.count(&sql.replace("{start}", &start.to_string())).await > 0 {
+                return batch;
+            }
+        }
+        panic!("no open batch for {applied}: {:?}\n{}", self.open_batches(partitions), member.stderr());
+    }
+}
+
+/// The batch is announced and nothing of it is in the tables.
+pub const ANNOUNCED: &str =
+    "SELECT toUInt64(count() = 0) FROM email_events WHERE {source} AND source_offset >= {start}";
+/// Its rows are in `email_events` and its counters are not in `daily`.
+pub const HALF_APPLIED: &str = "SELECT count() FROM email_events WHERE {source} AND source_offset >= {start} \
+     AND (SELECT max(end_offset) FROM daily WHERE {source}) < {end}";
+/// Its counters, which are written last, are in `daily`.
+pub const APPLIED: &str = "SELECT count() FROM daily WHERE {source} AND end_offset >= {end}";
+
+/// Waits until partitions have stopped for this reason (several, where a kill left several batches open), and checks that all that shows it names its page.
+pub async fn await_stop(member: &Server, code: &str, text: &str) {
+    await_http(member, "/readyz", text).await;
+    await_http(member, "/readyz", &format!("Step by step: docs/stops/{code}.md")).await;
+    let gauge = format!("tallyhouse_stopped_partitions{{reason=\"{code}\"}} ");
+    await_http(member, "/metrics", &gauge).await;
+    let metrics = http(member, "/metrics").await;
+    let stopped =
+        metrics.lines().find_map(|line| line.strip_prefix(&gauge)).and_then(|count| count.parse::<u32>().ok());
+    assert!(stopped >= Some(1), "{metrics}");
+    let log = member.stderr();
+    assert!(log.contains("partition stopped") && log.contains(&format!("docs/stops/{code}.md")), "{log}");
+}

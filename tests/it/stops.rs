@@ -1,0 +1,308 @@
+//! Every state in which a partition stops, made on real servers, and the remedy of its page in `docs/stops/`, carried out.
+
+use crate::operator::{ANNOUNCED, APPLIED, HALF_APPLIED, OpenBatch, await_stop};
+use crate::service::{Bench, await_http, end};
+use devstack::producer::Events;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+const PARTITIONS: i32 = 3;
+const RECORDS: u64 = 6_000;
+const PER_PARTITION: u64 = RECORDS / PARTITIONS as u64;
+
+/// Records removed before they were consumed: the remedy goes on with what is left.
+pub async fn a_retention_gap_is_left_behind(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    bench.produce(RECORDS);
+    let member = bench.start(&[]);
+    bench.await_stored(RECORDS, &[&member]).await;
+    end(&member);
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
+    producer.finish().unwrap();
+    bench.delete_records(1, PER_PARTITION + 500).await;
+    let member = bench.start(&[]);
+    bench.await_stored(2 * RECORDS - PER_PARTITION, &[&member]).await;
+    await_stop(&member, "retention_gap", "offsets 2000 up to 2500 were removed").await;
+    end(&member);
+    bench.reset_offsets(1, &["--to-earliest"]).await;
+    let member = bench.start(&[]);
+    bench.await_stored(2 * RECORDS - 500, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    assert_eq!(bench.stored().await, 2 * RECORDS - 500);
+    bench.assert_consistent("behind the gap").await;
+}
+
+/// Records of an announced batch removed before it was applied: the partition stops, the others go on; the remedy leaves the
+/// batch behind and counts what of it is in the tables.
+pub async fn an_announced_batch_that_is_gone_stops(url: &str, database: &str) {
+    for (point, applied) in [("intent_committed:1", ANNOUNCED), ("raw_inserted:2", HALF_APPLIED)] {
+        let bench = Bench::new(url, &format!("{database}_{}", &point[..3])).await;
+        bench.produce(RECORDS);
+        let OpenBatch { partition, start, end: batch_end, .. } = bench.die_at(point, applied, PARTITIONS).await;
+        bench.delete_records(partition, start + 1).await;
+        let member = bench.start(&[]);
+        await_stop(&member, "intent_gone", &format!("batch [{start}, {batch_end}) was begun and its records are gone"))
+            .await;
+        // Of this partition, what came before the batch.
+        bench.await_stored(RECORDS - PER_PARTITION + start, &[&member]).await;
+        end(&member);
+
+        bench.reset_offsets(partition, &["--to-offset", &batch_end.to_string()]).await;
+        if applied == HALF_APPLIED {
+            let source = bench.source(partition).await;
+            bench.count_leftovers(&source, start, batch_end).await;
+        }
+        let member = bench.start(&[]);
+        let lost = match applied {
+            HALF_APPLIED => 0,
+            _ => batch_end - start,
+        };
+        // The rejects of a half applied batch are lost.
+        bench.await_stored(RECORDS - lost.max(100), &[&member]).await;
+        await_http(&member, "/readyz", "\"ready\":true").await;
+        await_http(&member, "/metrics", &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\"}} 0"))
+            .await;
+        end(&member);
+        bench.assert_consistent(point).await;
+        assert!(bench.stored().await <= RECORDS - lost);
+    }
+}
+
+/// Records of an announced batch removed after it was applied: it is committed, and nothing stops.
+pub async fn an_applied_batch_that_is_gone_goes_on(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let ledger = bench.produce(RECORDS);
+    let batch = bench.die_at("daily_inserted:2", APPLIED, PARTITIONS).await;
+    bench.delete_records(batch.partition, batch.end).await;
+    let member = bench.start(&[]);
+    bench.await_stored(RECORDS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    bench.assert_exact(&ledger, "with an applied batch gone").await;
+}
+
+/// An offset committed beyond the log's end by hand: deleted, the marks say where to go on.
+pub async fn an_offset_ahead_of_the_log_is_deleted(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..RECORDS).unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(RECORDS, &[&member]).await;
+    end(&member);
+    bench.commit_by_hand(1, 50_000, b"").await;
+    producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
+    let ledger = producer.finish().unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(2 * RECORDS - PER_PARTITION, &[&member]).await;
+    await_stop(&member, "ahead_of_log", "the committed offset is 50000, but the log ends at 4000").await;
+    end(&member);
+    bench.delete_offsets("1").await;
+    let member = bench.start(&[]);
+    bench.await_stored(2 * RECORDS, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&ledger, "after the offset was deleted").await;
+}
+
+/// Marks beyond the log's end: rows written by hand under this source are deleted, and it goes on.
+pub async fn marks_ahead_of_the_log_stop(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..RECORDS).unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(RECORDS, &[&member]).await;
+    end(&member);
+    let source = bench.source(2).await;
+    bench
+        .execute(&format!(
+            "INSERT INTO daily (day, event_type, source, total, end_offset) VALUES (today(), 'open', '{source}', 1, 90000)"
+        ))
+        .await;
+    producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
+    let ledger = producer.finish().unwrap();
+    let member = bench.start(&[]);
+    await_stop(&member, "ahead_of_log", "the mark in `daily` is 90000, but the log ends at 4000").await;
+    bench.await_stored(2 * RECORDS - PER_PARTITION + 1, &[&member]).await;
+    end(&member);
+    bench.execute(&format!("DELETE FROM daily WHERE source = '{source}' AND end_offset > 4000")).await;
+    let member = bench.start(&[]);
+    bench.await_stored(2 * RECORDS, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&ledger, "after the marks were deleted").await;
+}
+
+/// The log ends before an announced batch does, as after an unclean leader election: the topic made anew is another source.
+pub async fn a_log_cut_before_an_announced_end_stops(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let first = bench.produce(RECORDS);
+    let member = bench.start(&[]);
+    bench.await_stored(RECORDS, &[&member]).await;
+    end(&member);
+    let (offset, metadata) = bench.committed(0).unwrap();
+    bench.commit_by_hand(0, offset, format!("{metadata} end={} rows=7 rejects=0", offset + 7).as_bytes()).await;
+    let member = bench.start(&[]);
+    await_stop(&member, "ahead_of_log", "the announced batch's end is 2007, but the log ends at 2000").await;
+    end(&member);
+    bench.recreate_topic(PARTITIONS).await;
+    let second = bench.produce(RECORDS);
+    bench.delete_offsets("0,1,2").await;
+    let member = bench.start(&[]);
+    bench.await_stored(first.produced + second.produced, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    bench.assert_consistent("with the topic made anew").await;
+    assert_eq!(bench.stored().await, first.produced + second.produced);
+}
+
+/// Metadata that is not ours, damaged, of a later version or not text at all: nothing is guessed, and without the offset the
+/// marks say where to go on.
+pub async fn metadata_that_cannot_be_read_stops(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    let events = Events::default();
+    producer.send_events(&events, 0..RECORDS).unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(RECORDS, &[&member]).await;
+    end(&member);
+    producer.send_events(&events, RECORDS..2 * RECORDS).unwrap();
+    let bad: [(u64, &[u8], &str); 4] = [
+        (500, b"flink:7", "was not written by Tallyhouse: flink:7"),
+        // Further than what is consumed: going on from here would lose 1,000 records.
+        (3_000, b"tallyhouse/1 end=5", "the metadata is damaged"),
+        (2_000, b"tallyhouse/2 whatever", "format version 2, this build reads version 1"),
+        (2_000, b"\xff\xfe\x00", "was not written by Tallyhouse"),
+    ];
+    for (number, (offset, metadata, text)) in bad.into_iter().enumerate() {
+        let partition = (number % 3) as i32;
+        bench.commit_by_hand(partition, offset, metadata).await;
+        let member = bench.start(&[]);
+        await_stop(&member, "bad_metadata", text).await;
+        end(&member);
+        bench.delete_offsets(&partition.to_string()).await;
+    }
+    let ledger = producer.finish().unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(2 * RECORDS, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&ledger, "after the offsets were deleted").await;
+}
+
+/// The commit of an old member arrives after the topic was made anew: its batch cannot be completed, the new topic is consumed.
+pub async fn a_topic_recreated_under_an_open_batch_stops(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    bench.produce(RECORDS);
+    let batch = bench.die_at("raw_inserted:2", HALF_APPLIED, PARTITIONS).await;
+    let olds: Vec<String> = bench.client.query("SELECT DISTINCT source FROM email_events").rows().await.unwrap();
+    bench.recreate_topic(PARTITIONS).await;
+    let second = bench.produce(RECORDS);
+    // Kafka deletes the offsets with the topic, which would be harmless: but a commit may be under way.
+    bench.commit_by_hand(batch.partition, batch.start, batch.metadata.as_bytes()).await;
+    let member = bench.start(&[]);
+    let text = format!("while batch [{}, {}) of the old topic was open", batch.start, batch.end);
+    await_stop(&member, "topic_recreated", &text).await;
+    end(&member);
+    bench.delete_offsets(&batch.partition.to_string()).await;
+    for old in &olds {
+        let counted = bench.count(&format!("SELECT max(end_offset) FROM daily WHERE source = '{old}'")).await;
+        let stored = bench.count(&format!("SELECT max(source_offset) FROM email_events WHERE source = '{old}'")).await;
+        bench.count_leftovers(old, counted, stored + 1).await;
+    }
+    bench.assert_consistent("of the old topic").await;
+    let (of_old, before) = (olds.join("', '"), bench.stored().await);
+    let of_new = bench.count(&format!("SELECT count() FROM email_events WHERE source NOT IN ('{of_old}')")).await;
+    assert!(of_new < second.produced - second.broken, "the stopped partition is not consumed");
+    let rejects_of_old =
+        bench.count(&format!("SELECT count() FROM rejected_events WHERE source IN ('{of_old}')")).await;
+    let total_of_old =
+        bench.count(&format!("SELECT sum(total) FROM daily WHERE source IN ('{of_old}')")).await + rejects_of_old;
+    let member = bench.start(&[]);
+    bench.await_stored(total_of_old + second.produced, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    assert!(before < bench.stored().await);
+    assert_eq!(bench.stored().await, total_of_old + second.produced);
+    bench.assert_consistent("with the topic made anew").await;
+}
+
+/// A row of a half applied batch deleted by hand: the partition stops. With the batch's rows of that day gone and their token
+/// forgotten they are written again.
+pub async fn a_row_deleted_by_hand_is_a_conflict(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let ledger = bench.produce(RECORDS);
+    let OpenBatch { partition, start, end: batch_end, .. } =
+        bench.die_at("raw_inserted:2", HALF_APPLIED, PARTITIONS).await;
+    let source = bench.source(partition).await;
+    let of_batch = format!("source = '{source}' AND source_offset >= {start} AND source_offset < {batch_end}");
+    let row = bench.count(&format!("SELECT min(source_offset) FROM email_events WHERE {of_batch}")).await;
+    let day =
+        format!("SELECT toYYYYMMDD(event_time) FROM email_events WHERE source = '{source}' AND source_offset = {row}");
+    let day: u32 = bench.client.query(&day).rows().await.unwrap()[0];
+    bench.execute(&format!("DELETE FROM email_events WHERE source = '{source}' AND source_offset = {row}")).await;
+    let member = bench.start(&[]);
+    await_stop(&member, "conflict", &format!("rows for partition {day} of `email_events`, ClickHouse has")).await;
+    end(&member);
+
+    bench.execute(&format!("DELETE FROM email_events WHERE {of_batch} AND toYYYYMMDD(event_time) = {day}")).await;
+    bench.execute("ALTER TABLE email_events MODIFY SETTING non_replicated_deduplication_window = 0").await;
+    bench.execute("ALTER TABLE email_events MODIFY SETTING non_replicated_deduplication_window = 10000").await;
+    let member = bench.start(&[]);
+    bench.await_stored(RECORDS, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&ledger, "after the conflict").await;
+}
+
+/// Another `decode.*` setting with a batch open: harmless while nothing of it is applied, a stop where part of it is.
+pub async fn a_batch_rebuilt_with_other_counts_stops(url: &str, database: &str) {
+    let other = [("TALLYHOUSE__DECODE__PAST_DAYS_MAX", "1")];
+    let bench = Bench::new(url, &format!("{database}_none")).await;
+    bench.produce(RECORDS);
+    let member = bench.start(&[("TALLYHOUSE_FAILPOINT", "intent_committed:1")]);
+    member.wait(Duration::from_secs(60)).unwrap();
+    assert_eq!(bench.count("SELECT count() FROM email_events").await, 0);
+    let member = bench.start(&other);
+    bench.await_stored(RECORDS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    assert_eq!(bench.stored().await, RECORDS);
+    assert!(bench.count("SELECT count() FROM rejected_events WHERE reason = 'time_implausible'").await > RECORDS / 10);
+    bench.assert_consistent("made anew").await;
+
+    let bench = Bench::new(url, &format!("{database}_part")).await;
+    let ledger = bench.produce(RECORDS);
+    let batch = bench.die_at("raw_inserted:1", HALF_APPLIED, PARTITIONS).await;
+    let member = bench.start(&other);
+    await_stop(&member, "rebuilt_differs", &format!("batch [{}, {}) was rebuilt with", batch.start, batch.end)).await;
+    end(&member);
+    // The other partitions were consumed with the other setting meanwhile.
+    let stored = bench.stored().await;
+    let member = bench.start(&[]);
+    bench.await_stored(RECORDS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    assert!(stored < RECORDS && bench.stored().await == ledger.produced);
+    bench.assert_consistent("with the first setting again").await;
+}
+
+/// Every statement of the pages runs, on tables with nothing in them, and changes nothing there.
+pub async fn the_pages_statements_run(url: &str, database: &str) {
+    let client = crate::schema::migrated(url, database).await;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/stops");
+    let mut run = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let page = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let blocks = page.split("```sql").skip(1).map(|part| part.split("```").next().unwrap());
+        for statement in blocks.flat_map(|block| block.split(";\n")).map(str::trim).filter(|sql| !sql.is_empty()) {
+            let mut sql = statement.replace("<source>", "a/1@b").replace("<day>", "20261101");
+            for offset in ["<start>", "<end>", "<log_end>"] {
+                sql = sql.replace(offset, "7");
+            }
+            if let Err(error) = client.query(&sql.replace('?', "??")).execute().await {
+                panic!("{statement}: {error}");
+            }
+            run += 1;
+        }
+    }
+    assert!(run > 15, "{run}");
+}
