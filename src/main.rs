@@ -7,9 +7,9 @@ use tallyhouse::cli::Cli;
 #[tokio::main]
 async fn main() -> ExitCode {
     match Cli::parse().run().await {
-        Ok(output) => {
-            print!("{output}");
-            ExitCode::SUCCESS
+        Ok(done) => {
+            print!("{}", done.output);
+            ExitCode::from(done.status)
         }
         Err(error) => {
             eprintln!("tallyhouse: {error}");

@@ -3,6 +3,7 @@
 //! Must never decide where to start or what to commit: that is the core's protocol. Must never commit by itself.
 
 pub mod consumer;
+pub mod observer;
 pub mod offsets;
 pub mod topic;
 

@@ -8,6 +8,7 @@
     reason = "a test's panic is its report, and clippy does not see tests without the harness"
 )]
 
+mod audit;
 mod cli;
 mod protocol;
 mod recovery;
@@ -73,6 +74,15 @@ fn main() -> ExitCode {
         recovery::a_member_ended_in_a_replay_leaves_it_to_the_next,
         recovery::a_retention_gap_stops_its_partition_only,
         recovery::a_recreated_topic_is_another_source,
+        audit::an_ordinary_run_is_clean_at_any_moment,
+        audit::what_is_changed_by_hand_is_named_exactly,
+        audit::a_lost_committed_offset_is_named,
+        audit::gaps_of_transactions_are_no_losses,
+        audit::a_kill_leaves_an_open_intent_that_is_told,
+        audit::repair_counts_a_month_again,
+        audit::repair_refuses_what_would_lose_counts,
+        audit::repair_beside_a_member_is_exact,
+        audit::a_repair_that_was_killed_is_taken_over,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,

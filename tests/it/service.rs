@@ -38,8 +38,15 @@ impl Bench {
 
     /// Starts a member with small batches and a short session, and more settings.
     pub fn start(&self, settings: &[(&str, &str)]) -> Server {
+        let mut command = self.command(&["run"]);
+        command.envs(settings.iter().copied());
+        process::spawn("tallyhouse", command, Output::Captured).unwrap()
+    }
+
+    /// The program with this bench's configuration.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
-        command.env_clear().current_dir(std::env::temp_dir()).arg("run");
+        command.env_clear().current_dir(std::env::temp_dir()).args(arguments);
         for (key, value) in [
             ("KAFKA__BROKERS", kafka()),
             ("KAFKA__GROUP_ID", self.topic.as_str()),
@@ -54,8 +61,15 @@ impl Bench {
         ] {
             command.env(format!("TALLYHOUSE__{key}"), value);
         }
-        command.envs(settings.iter().copied());
-        process::spawn("tallyhouse", command, Output::Captured).unwrap()
+        command
+    }
+
+    pub async fn execute(&self, sql: &str) {
+        self.client.query(sql).execute().await.unwrap();
+    }
+
+    pub async fn rows<T: clickhouse::RowOwned + clickhouse::RowRead>(&self, sql: &str) -> Vec<T> {
+        self.client.query(sql).rows().await.unwrap()
     }
 
     pub async fn count(&self, sql: &str) -> u64 {
