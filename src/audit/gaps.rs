@@ -84,7 +84,8 @@ async fn range_to_check(
     position: &Position,
     span: &Span,
 ) -> Result<Option<(OffsetRange, u64)>, AuditError> {
-    let (Some(committed), Some(first)) = (position.committed(), position.first_stored) else { return Ok(None) };
+    let Some(committed) = position.committed() else { return Ok(None) };
+    let first = position.first_stored.unwrap_or(u64::MAX);
     let partition = position.source.partition;
     let (first_ms, end_ms) = (span.first_ms(), span.end_ms());
     let (since, until) = reader
@@ -123,7 +124,7 @@ async fn look_up(
     let bounds = reader.time_bounds();
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
     let found = reader.kafka(move |observer| {
-        let mut found = LookedUp { unchecked, ..LookedUp::default() };
+        let mut found = LookedUp { unchecked: unchecked.clone(), ..LookedUp::default() };
         for span in judge::spans(&gaps) {
             let (missing, expired) = (&mut found.missing, &mut found.expired_rejects);
             let look = observer.look(partition, span, deadline, &mut |record| {

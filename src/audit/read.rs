@@ -9,8 +9,13 @@ use crate::clickhouse::sink::Sink;
 use crate::config::Config;
 use crate::core::decode::TimeBounds;
 use crate::kafka::observer::Observer;
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a group or partition may be without a broker.
+const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Connections to both servers.
 pub struct Reader {
@@ -46,16 +51,27 @@ impl Reader {
         self.time_bounds
     }
 
-    /// Asks Kafka on a thread that may block.
+    /// Asks Kafka on a thread that may block; again, for a while, where a broker is only about to take over its part.
     ///
     /// # Errors
     /// [`AuditError::Kafka`] if it does not answer well.
     pub async fn kafka<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&Observer) -> KafkaResult<T> + Send + 'static,
+        ask: impl Fn(&Observer) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, AuditError> {
         let observer = Arc::clone(&self.observer);
-        let answer = tokio::task::spawn_blocking(move || ask(&observer)).await?;
+        let patient = move || {
+            let deadline = Instant::now() + TAKE_OVER_TIME;
+            loop {
+                match ask(&observer) {
+                    Err(error) if is_changing_hands(&error) && Instant::now() < deadline => {
+                        std::thread::sleep(RETRY_INTERVAL);
+                    }
+                    answer => return answer,
+                }
+            }
+        };
+        let answer = tokio::task::spawn_blocking(patient).await?;
         answer.map_err(|error| AuditError::Kafka { brokers: self.brokers.clone(), error })
     }
 
@@ -81,4 +97,18 @@ impl Reader {
         }
         Ok(positions)
     }
+}
+
+/// A broker was just started or lost; in a fresh cluster the first question for a group makes its coordinator.
+fn is_changing_hands(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
+                | RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+        )
+    )
 }

@@ -65,13 +65,14 @@ impl Outcome {
         Outcome { check, scope, violations: 0, notices: 0, findings: Vec::new() }
     }
 
-    /// Counts a finding, and lists it if there are fewer than `limit` yet.
+    /// Counts a finding, and lists it if there are fewer than `limit` of its severity yet.
     pub fn add(&mut self, finding: Finding, limit: usize) {
+        let listed = self.findings.iter().filter(|listed| listed.severity == finding.severity).count();
         match finding.severity {
             Severity::Violation => self.violations += 1,
             Severity::Notice => self.notices += 1,
         }
-        if self.findings.len() < limit {
+        if listed < limit {
             self.findings.push(finding);
         }
     }

@@ -40,6 +40,7 @@ use crate::config::Config;
 use crate::failpoint;
 use fence::Fence;
 use staging::{Borders, Staging};
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Differences that are printed per month.
@@ -159,6 +160,7 @@ async fn rebuild(
     }
     failpoint::hit("repair_counted");
     say("members wait from here on");
+    let fenced_at = Instant::now();
     fence.put_up(reader.client()).await?;
     fence.drain(reader.client()).await?;
     failpoint::hit("repair_fenced");
@@ -174,7 +176,7 @@ async fn rebuild(
     staging.swap().await?;
     failpoint::hit("repair_swapped");
     staging.verify().await?;
-    say("swapped and verified");
+    say(&format!("swapped and verified; members waited {:.1} s", fenced_at.elapsed().as_secs_f64()));
     Ok(())
 }
 

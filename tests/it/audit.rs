@@ -81,7 +81,7 @@ pub async fn an_ordinary_run_is_clean_at_any_moment(url: &str, database: &str) {
     assert!(report["checks"][1]["scope"].as_str().unwrap().starts_with(&ledger.produced.to_string()), "{report:#}");
     let (status, table, _) = run(&bench, &["audit", "--since", "2026-11-01", "--until", "2026-11-02"], &[]);
     assert!(status == Some(0) && table.contains("since 2026-11-01") && table.ends_with("clean\n"), "{table}");
-    for (arguments, status) in [(["--since", "yesterday"], 2), (["--set", "kafka.brokers=127.0.0.1:1"], 1)] {
+    for (arguments, status) in [(["--since", "yesterday"], 64), (["--set", "kafka.brokers=127.0.0.1:1"], 1)] {
         let (found, _, error) = run(&bench, &[&["audit"], &arguments[..]].concat(), &[]);
         assert!(found == Some(status) && error.contains(arguments[1].trim_start_matches("kafka.brokers=")), "{error}");
     }
@@ -329,6 +329,49 @@ pub async fn repair_beside_a_member_is_exact(url: &str, database: &str) {
     end(&member);
     bench.assert_exact(&ledger, "after repairs beside a member").await;
     assert_clean(&bench, "after repairs beside a member");
+}
+
+/// When the fence stands, no insert is under way any more, and later ones are refused for that month and no other.
+pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    producer.send_events(&two_months(), 0..1_500).unwrap();
+    let ledger = producer.finish().unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    double_a_counter(&bench, 202611).await;
+    let columns = "day, event_type, campaign_id, workspace_id, source";
+    let insert = |day: &str, total: &str, rows: u64| {
+        format!(
+            "INSERT INTO daily ({columns}, total, end_offset) SELECT '{day}', 'open', generateUUIDv4(), generateUUIDv4(), \
+             'elsewhere/0', {total}, 1 FROM numbers({rows}) SETTINGS max_block_size = 1"
+        )
+    };
+    let slow = insert("2026-11-01", "1 + sleepEachRow(1)", 5);
+    let inserting = bench.execute(&slow);
+    let repairing = async {
+        let running = format!(
+            "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO daily%' AND current_database = '{database}'"
+        );
+        while bench.count(&running).await == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let repair = ["repair", "daily", "--month", "202611", "--allow-fewer"];
+        let mut command = bench.command(&repair);
+        command.env("TALLYHOUSE_FAILPOINT", "repair_fenced");
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert_eq!(output.status.code(), None, "{output:?}");
+        bench.count("SELECT count() FROM daily WHERE source = 'elsewhere/0'").await
+    };
+    let ((), inserted) = tokio::join!(inserting, repairing);
+    assert_eq!(inserted, 5, "the fence stood while an insert was under way");
+    let refused = bench.try_execute(&insert("2026-11-01", "1", 1)).await.unwrap_err();
+    assert!(refused.to_string().contains("VIOLATED_CONSTRAINT"), "{refused}");
+    bench.execute(&insert("2026-10-31", "1", 1)).await;
+    let (status, output, error) = run(&bench, &["repair", "clean"], &[]);
+    assert_eq!(status, Some(0), "{output}{error}");
+    bench.execute(&insert("2026-11-01", "1", 1)).await;
 }
 
 /// A repair killed at each step leaves a fence that is reported and holds members; the next one removes it and is exact.

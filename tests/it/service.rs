@@ -5,6 +5,7 @@ use devstack::{ClickHouse, ClickHouseOptions, Output, Server, Stack, process};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tallyhouse::clickhouse::client::Client;
+use tallyhouse::clickhouse::error::ClickHouseError;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -65,7 +66,11 @@ impl Bench {
     }
 
     pub async fn execute(&self, sql: &str) {
-        self.client.query(sql).execute().await.unwrap();
+        self.try_execute(sql).await.unwrap();
+    }
+
+    pub async fn try_execute(&self, sql: &str) -> Result<(), ClickHouseError> {
+        self.client.query(sql).execute().await
     }
 
     pub async fn rows<T: clickhouse::RowOwned + clickhouse::RowRead>(&self, sql: &str) -> Vec<T> {
