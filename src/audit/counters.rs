@@ -80,11 +80,12 @@ impl Difference {
 
     /// As a finding.
     pub fn finding(&self) -> Finding {
-        let Difference { day, event_type, campaign_id, rows, total, .. } = self;
+        let Difference { day, rows, total, .. } = self;
+        let month = day.replace('-', "");
         let message = format!(
-            "daily says {total}, email_events has {rows} {event_type} rows on {day} for campaign {campaign_id} of this source. \
-             `tallyhouse repair daily --month {}` counts the month again",
-            day.replace('-', "").get(..6).unwrap_or_default()
+            "daily says {total}, email_events has {rows}. Where no offset is missing or doubled, `tallyhouse repair daily \
+             --month {}` mends it",
+            month.get(..6).unwrap_or_default()
         );
         let mut finding = Finding::new(Code::DailyDiffers, message).of(&self.source);
         finding.counter = Some(self.counter());

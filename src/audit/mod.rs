@@ -91,6 +91,16 @@ pub async fn run(
     })
 }
 
+/// Checks that the rows themselves are complete and single, before `daily` is counted from those of `span`.
+///
+/// # Errors
+/// Any of [`AuditError`].
+pub async fn rows(reader: &Reader, span: &Span, limit: usize) -> Result<[Outcome; 2], AuditError> {
+    let positions = reader.positions().await?;
+    let gaps = gaps::check(reader, &positions, &Span::new(None, None), limit).await?;
+    Ok([duplicates(reader, span, limit).await?, gaps])
+}
+
 async fn duplicates(reader: &Reader, span: &Span, limit: usize) -> Result<Outcome, AuditError> {
     let mut outcome = Outcome::new(Check::Duplicates, "email_events and rejected_events".to_owned());
     let (found, all) = tables::duplicates(reader.client(), span, limit as u64).await?;

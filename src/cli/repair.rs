@@ -12,7 +12,7 @@ pub(super) enum Command {
     /// Count months of daily again from email_events, while the service runs.
     ///
     /// Prints first what differs. Members cannot count these months for the short end of the work; they wait by themselves.
-    /// The raw rows are believed: let `tallyhouse audit` find no duplicate in them first. Use the configuration of the members.
+    /// Refuses where the raw rows themselves are incomplete or doubled. Use the configuration of the members.
     #[command(after_help = "Exit status: 0 nothing differs any more, 2 something does, 1 it was not done.")]
     Daily {
         /// Month to count again, such as 202611; may be repeated.
@@ -21,9 +21,9 @@ pub(super) enum Command {
         /// Print what differs and the statements; change nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Go on although rows are gone (TTL, dropped partitions) and their counts would be lost.
+        /// Go on although rows are gone (TTL, dropped partitions) or doubled: daily becomes what email_events has.
         #[arg(long)]
-        allow_fewer: bool,
+        trust_rows: bool,
         /// No member writes sources of other topics or earlier topic ids any more: count their rows to the last.
         #[arg(long)]
         others_closed: bool,
@@ -47,11 +47,11 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
             repair::clean(reader.client(), &say).await?;
             Ok("clean\n".to_owned().into())
         }
-        Command::Daily { mut months, dry_run, allow_fewer, others_closed, query_timeout_s } => {
+        Command::Daily { mut months, dry_run, trust_rows, others_closed, query_timeout_s } => {
             months.sort_unstable();
             months.dedup();
             let reader = audit::reader(config, query_timeout_s)?;
-            let options = Options { months, dry_run, allow_fewer, others_closed };
+            let options = Options { months, dry_run, trust_rows, others_closed };
             let stop = CancellationToken::new();
             end_on_signals(stop.clone())?;
             let left = repair::daily(config, &reader, &options, &stop, &say).await?;

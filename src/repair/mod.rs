@@ -33,8 +33,9 @@ pub use error::RepairError;
 pub use fence::clean;
 
 use crate::audit::counters::{self, Bounds, Difference};
+use crate::audit::finding::Severity;
 use crate::audit::span::Month;
-use crate::audit::{Reader, tables};
+use crate::audit::{self, Reader, tables};
 use crate::clickhouse::schema::Schema;
 use crate::config::Config;
 use crate::failpoint;
@@ -53,8 +54,8 @@ pub struct Options {
     pub months: Vec<Month>,
     /// Change nothing.
     pub dry_run: bool,
-    /// Go on although counters would be lost whose rows are gone.
-    pub allow_fewer: bool,
+    /// Go on although rows are gone or doubled: `daily` becomes what `email_events` has.
+    pub trust_rows: bool,
     /// Nobody writes sources of other topics or topic ids any more, so their rows are counted to the last.
     pub others_closed: bool,
 }
@@ -105,14 +106,18 @@ async fn repair_month(
     if all == 0 {
         return Ok(0);
     }
-    if !options.allow_fewer {
+    if !options.trust_rows {
         staging::refuse_fewer(reader.client(), month).await?;
+        refuse_damaged_rows(reader, month).await?;
     }
     let staging = Staging::new(reader.client(), month);
     let fence = Fence::new(&staging);
     if options.dry_run {
         say("would run, with the offsets of that moment:");
-        staging.statements().iter().chain(&fence.statements()).for_each(|sql| say(&format!("  {sql};")));
+        let [create, insert, replace, drop_table] = staging.statements();
+        let [add, drop] = fence.statements();
+        let statements = [&create, &insert, &add, &insert, &replace, &drop, &drop_table];
+        statements.iter().for_each(|sql| say(&format!("  {sql};")));
         return Ok(all);
     }
     let rebuilt = rebuild(reader, &staging, &fence, options, stop, say).await;
@@ -124,6 +129,21 @@ async fn repair_month(
         say("what is left may belong to earlier topics: --others-closed counts them to their last row");
     }
     Ok(left)
+}
+
+/// A row that is missing or doubled would be carried into `daily`, where the right count may still stand.
+async fn refuse_damaged_rows(reader: &Reader, month: Month) -> Result<(), RepairError> {
+    let damaged = audit::rows(reader, &month.span(), 1).await?;
+    let first = damaged.iter().flat_map(|outcome| &outcome.findings).find(|f| f.severity == Severity::Violation);
+    match first {
+        None => Ok(()),
+        Some(finding) => Err(RepairError::Refused(format!(
+            "the rows to count from are not right themselves: {}: {}. `tallyhouse audit` lists all; mend the rows first, or count \
+             what is there with --trust-rows",
+            finding.source.as_deref().unwrap_or_default(),
+            finding.message
+        ))),
+    }
 }
 
 async fn differences(config: &Config, reader: &Reader, month: Month) -> Result<(Vec<Difference>, u64), RepairError> {
@@ -167,7 +187,7 @@ async fn rebuild(
     let after = borders(reader, staging, options).await?;
     after.check_not_before(&before)?;
     staging.count(Some(&before), &after).await?;
-    if !options.allow_fewer {
+    if !options.trust_rows {
         staging.refuse_lower_marks().await?;
     }
     if stop.is_cancelled() {

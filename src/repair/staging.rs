@@ -77,8 +77,8 @@ impl<'a> Staging<'a> {
     }
 
     /// The statements, in order, without the fence.
-    pub(super) fn statements(&self) -> Vec<String> {
-        vec![self.create_table(), self.insert(), self.replace(), self.drop_table()]
+    pub(super) fn statements(&self) -> [String; 4] {
+        [self.create_table(), self.insert(), self.replace(), self.drop_table()]
     }
 
     pub(super) fn drop_table(&self) -> String {
@@ -153,7 +153,7 @@ impl<'a> Staging<'a> {
         }
         let why = format!(
             "counted again from the rows, these sources would have a lower mark in {} than they have, so rows are missing: {}. \
-             `tallyhouse audit` names them; --allow-fewer counts what is left",
+             `tallyhouse audit` names them; --trust-rows counts what is left",
             self.month(),
             lower.join(", ")
         );
@@ -202,7 +202,7 @@ pub(super) async fn refuse_fewer(client: &Client, month: Month) -> Result<(), Re
         if !gone.is_empty() {
             let why = format!(
                 "in {}, daily has counters of {what} {}, of which email_events has no row any more: counting again would lose \
-                 them. If that is wanted: --allow-fewer",
+                 them. If that is wanted: --trust-rows",
                 month.number(),
                 gone.join(", ")
             );
