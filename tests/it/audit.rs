@@ -359,12 +359,7 @@ pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &st
     let slow = insert("2026-11-01", "1 + sleepEachRow(1)", 5);
     let inserting = bench.execute(&slow);
     let repairing = async {
-        let running = format!(
-            "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO daily%' AND current_database = '{database}'"
-        );
-        while bench.count(&running).await == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        await_insert(&bench, database).await;
         let repair = ["repair", "daily", "--month", "202611", "--trust-rows"];
         let mut command = bench.command(&repair);
         command.env("TALLYHOUSE_FAILPOINT", "repair_fenced");
@@ -380,6 +375,50 @@ pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &st
     let (status, output, error) = run(&bench, &["repair", "clean"], &[]);
     assert_eq!(status, Some(0), "{output}{error}");
     bench.execute(&insert("2026-11-01", "1", 1)).await;
+}
+
+/// Counters that a member inserts between the long count and the fence are in the month that is swapped in, mark and all.
+pub async fn repair_counts_what_is_inserted_meanwhile(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    producer.send_events(&two_months(), 0..1_500).unwrap();
+    let ledger = producer.finish().unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    double_a_counter(&bench, 202611).await;
+    // What a member does with a batch of eight, but slowly: rows, then counters.
+    let of_source = "source LIKE '%/1@%' AND toYYYYMM(event_time) = 202611";
+    bench
+        .execute(&format!(
+            "INSERT INTO email_events SELECT * REPLACE (500 + rowNumberInAllBlocks() AS source_offset) \
+             FROM (SELECT * FROM email_events WHERE {of_source} LIMIT 8)"
+        ))
+        .await;
+    let slow = "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) \
+                SELECT toDate(event_time), event_type, campaign_id, workspace_id, source, 1 + sleepEachRow(1), 508 \
+                FROM email_events WHERE source LIKE '%/1@%' AND source_offset >= 500 \
+                SETTINGS function_sleep_max_microseconds_per_block = 60000000";
+    let repairing = async {
+        await_insert(&bench, database).await;
+        let mut command = bench.command(&["repair", "daily", "--month", "202611"]);
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    };
+    let ((), output) = tokio::join!(bench.execute(slow), repairing);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let counted = bench.count("SELECT sum(total) FROM daily WHERE toYYYYMM(day) = 202611").await;
+    assert_eq!(counted, bench.count("SELECT count() FROM email_events WHERE toYYYYMM(event_time) = 202611").await);
+    assert_eq!(bench.count("SELECT max(end_offset) FROM daily WHERE toYYYYMM(day) = 202611").await, 508);
+}
+
+/// Waits until an insert into `daily` is under way.
+async fn await_insert(bench: &Bench, database: &str) {
+    let running = format!(
+        "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO daily%' AND current_database = '{database}'"
+    );
+    while bench.count(&running).await == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// A repair killed at each step leaves a fence that is reported and holds members; the next one removes it and is exact.

@@ -83,6 +83,7 @@ fn main() -> ExitCode {
         audit::repair_refuses_what_would_lose_counts,
         audit::repair_beside_a_member_is_exact,
         audit::a_fence_waits_for_inserts_under_way_and_refuses_later_ones,
+        audit::repair_counts_what_is_inserted_meanwhile,
         audit::a_repair_that_was_killed_is_taken_over,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
