@@ -187,9 +187,7 @@ async fn rebuild(
     let after = borders(reader, staging, options).await?;
     after.check_not_before(&before)?;
     staging.count(Some(&before), &after).await?;
-    if !options.trust_rows {
-        staging.refuse_lower_marks().await?;
-    }
+    staging.refuse_lower_marks(&after, options.trust_rows).await?;
     if stop.is_cancelled() {
         return Err(RepairError::Interrupted);
     }
@@ -208,10 +206,14 @@ async fn borders(reader: &Reader, staging: &Staging<'_>, options: &Options) -> R
         let why = format!("the committed offset of {source} cannot be read: `tallyhouse audit` says what to do");
         return Err(RepairError::Refused(why));
     }
-    let mut ends = Vec::new();
+    let (mut ends, mut needed) = (Vec::new(), Vec::new());
     for found in staging.sources().await? {
         let mark = Some(found.mark).filter(|&mark| mark > 0);
-        let end = match positions.iter().find(|position| position.source.name() == found.source) {
+        let position = positions.iter().find(|position| position.source.name() == found.source);
+        if position.is_some_and(|position| position.committed().is_none_or(|committed| committed < found.mark)) {
+            needed.push(found.source.clone());
+        }
+        let end = match position {
             Some(position) => position.counted_up_to(mark).map_err(|range| {
                 let (source, mark) = (&found.source, found.mark);
                 RepairError::Refused(format!("the mark {mark} of {source} lies inside its open batch {range}"))
@@ -221,5 +223,5 @@ async fn borders(reader: &Reader, staging: &Staging<'_>, options: &Options) -> R
         };
         ends.push((found.source, end));
     }
-    Ok(Borders::new(ends))
+    Ok(Borders::new(ends, needed))
 }

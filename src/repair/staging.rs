@@ -32,13 +32,15 @@ pub(super) struct Found {
 pub(super) struct Borders {
     sources: Vec<String>,
     ends: Vec<u64>,
+    /// Sources whose mark is ahead of the committed offset: a member may still ask it.
+    needed: Vec<String>,
 }
 
 impl Borders {
-    /// From pairs of source and end.
-    pub(super) fn new(ends: Vec<(String, u64)>) -> Borders {
+    /// From pairs of source and end, and the sources whose mark a member may still ask.
+    pub(super) fn new(ends: Vec<(String, u64)>, needed: Vec<String>) -> Borders {
         let (sources, ends) = ends.into_iter().unzip();
-        Borders { sources, ends }
+        Borders { sources, ends, needed }
     }
 
     fn end(&self, source: &str) -> u64 {
@@ -129,7 +131,7 @@ impl<'a> Staging<'a> {
     pub(super) async fn count(&self, after: Option<&Borders>, until: &Borders) -> Result<(), ClickHouseError> {
         let starts: Vec<u64> =
             until.sources.iter().map(|source| after.map_or(0, |borders| borders.end(source))).collect();
-        let Borders { sources, ends } = until;
+        let Borders { sources, ends, .. } = until;
         if sources.is_empty() {
             return Ok(());
         }
@@ -138,8 +140,9 @@ impl<'a> Staging<'a> {
         query.execute().await
     }
 
-    /// A mark that falls would make a member count again what is counted.
-    pub(super) async fn refuse_lower_marks(&self) -> Result<(), RepairError> {
+    /// A mark that falls would make a member count again what is counted. Where rows are to be trusted, only the marks matter that
+    /// a member may still ask.
+    pub(super) async fn refuse_lower_marks(&self, borders: &Borders, trust_rows: bool) -> Result<(), RepairError> {
         let sql = format!(
             "SELECT toString(d.source) FROM (SELECT source, max(end_offset) AS mark FROM daily WHERE {} GROUP BY source) AS d \
              LEFT JOIN (SELECT source, max(end_offset) AS mark FROM {} GROUP BY source) AS s USING (source) \
@@ -147,13 +150,14 @@ impl<'a> Staging<'a> {
             self.month.span().of_counters(),
             self.table
         );
-        let lower: Vec<String> = self.client.query(&sql).rows().await?;
+        let mut lower: Vec<String> = self.client.query(&sql).rows().await?;
+        lower.retain(|source| !trust_rows || borders.needed.contains(source));
         if lower.is_empty() {
             return Ok(());
         }
         let why = format!(
             "counted again from the rows, these sources would have a lower mark in {} than they have, so rows are missing: {}. \
-             `tallyhouse audit` names them; --trust-rows counts what is left",
+             `tallyhouse audit` names them. --trust-rows counts what is left, once no batch of these sources is open",
             self.month(),
             lower.join(", ")
         );
