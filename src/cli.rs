@@ -2,10 +2,15 @@
 //!
 //! Must never print a secret, and never do work itself: each command calls the module that does it.
 
+mod audit;
+mod repair;
+
+use crate::audit::AuditError;
 use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::config::{self, Config, ConfigError, FlagValue, Sources};
+use crate::repair::RepairError;
 use crate::service::{self, RunError};
 use crate::telemetry;
 use clap::{Args, Parser, Subcommand};
@@ -15,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Exit status for a command line or configuration that cannot be used (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
+
+/// Exit status of an audit that found violations, or of a repair that left some.
+pub const EXIT_VIOLATIONS: u8 = 2;
 
 /// Turns a Kafka stream of email-campaign events into exact, queryable counts in ClickHouse.
 #[derive(Debug, Parser)]
@@ -50,6 +58,12 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         cluster: Option<String>,
     },
+    /// Check the tables against Kafka and daily against the rows; changes nothing, may run beside the service.
+    #[command(after_help = audit::HELP)]
+    Audit(audit::Arguments),
+    /// Mend what an audit has found.
+    #[command(subcommand)]
+    Repair(repair::Command),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -79,6 +93,15 @@ pub enum CliError {
     /// The service cannot run.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// An audit could not be done.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// A repair was not done.
+    #[error(transparent)]
+    Repair(#[from] RepairError),
+    /// The report cannot be written.
+    #[error("the report: {0}")]
+    Report(#[from] serde_json::Error),
     /// Signals cannot be listened to.
     #[error("signals: {0}")]
     Signals(#[from] std::io::Error),
@@ -90,8 +113,24 @@ impl CliError {
         match self {
             CliError::Set(_) | CliError::Config(_) | CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
             CliError::Run(RunError::ClickHouse(ClickHouseError::Config(_)) | RunError::Consumer(_)) => EXIT_USAGE,
-            CliError::ClickHouse(_) | CliError::Schema(_) | CliError::Run(_) | CliError::Signals(_) => 1,
+            CliError::Audit(AuditError::Consumer(_)) => EXIT_USAGE,
+            _ => 1,
         }
+    }
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Done {
+    /// What is to be printed.
+    pub output: String,
+    /// The exit status.
+    pub status: u8,
+}
+
+impl From<String> for Done {
+    fn from(output: String) -> Done {
+        Done { output, status: 0 }
     }
 }
 
@@ -100,7 +139,7 @@ impl Cli {
     ///
     /// # Errors
     /// Any of [`CliError`].
-    pub async fn run(self) -> Result<String, CliError> {
+    pub async fn run(self) -> Result<Done, CliError> {
         let flags: Result<Vec<FlagValue>, CliError> = self
             .settings
             .set
@@ -112,9 +151,13 @@ impl Cli {
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
         let resolved = config::load(&Sources { file: self.settings.config, env, flags: flags? })?;
         match self.command {
-            Command::Run => run(&resolved.config).await,
-            Command::Config(ConfigCommand::Explain) => Ok(resolved.explain()),
-            Command::Migrate { dry_run, cluster } => migrate(&resolved.config, dry_run, cluster.as_deref()).await,
+            Command::Run => Ok(run(&resolved.config).await?.into()),
+            Command::Config(ConfigCommand::Explain) => Ok(resolved.explain().into()),
+            Command::Migrate { dry_run, cluster } => {
+                Ok(migrate(&resolved.config, dry_run, cluster.as_deref()).await?.into())
+            }
+            Command::Audit(arguments) => audit::run(&resolved.config, arguments).await,
+            Command::Repair(command) => repair::run(&resolved.config, command).await,
         }
     }
 }

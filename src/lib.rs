@@ -3,6 +3,7 @@
 //! Must stay in two halves: [`core`] decides and does no I/O, everything else carries out.
 
 pub mod admin;
+pub mod audit;
 pub mod cli;
 pub mod clickhouse;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod failpoint;
 pub mod health;
 pub mod kafka;
 pub mod metrics;
+pub mod repair;
 pub mod retry;
 pub mod service;
 pub mod telemetry;

@@ -2,14 +2,22 @@
 
 use clap::Parser;
 use std::process::ExitCode;
-use tallyhouse::cli::Cli;
+use tallyhouse::cli::{Cli, EXIT_USAGE};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match Cli::parse().run().await {
-        Ok(output) => {
-            print!("{output}");
-            ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // Not clap's own 2, which is an audit's word for violations.
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.run().await {
+        Ok(done) => {
+            print!("{}", done.output);
+            ExitCode::from(done.status)
         }
         Err(error) => {
             eprintln!("tallyhouse: {error}");

@@ -5,6 +5,7 @@
 pub mod consumer;
 pub mod group;
 mod native;
+pub mod observer;
 pub mod offsets;
 pub mod topic;
 

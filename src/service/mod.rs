@@ -313,7 +313,7 @@ fn limits(config: &Config) -> Limits {
     Limits { rows_max: flush.rows_max as u64, bytes_max: flush.bytes_max, days_max: flush.days_max }
 }
 
-fn time_bounds(config: &Config) -> TimeBounds {
+pub(crate) fn time_bounds(config: &Config) -> TimeBounds {
     let seconds = |days: u32| i64::from(days) * i64::from(SECONDS_PER_DAY);
     TimeBounds {
         past_seconds_max: seconds(config.decode.past_days_max),

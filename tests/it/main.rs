@@ -8,6 +8,7 @@
     reason = "a test's panic is its report, and clippy does not see tests without the harness"
 )]
 
+mod audit;
 mod chaos;
 mod cli;
 mod gaps;
@@ -100,6 +101,17 @@ fn main() -> ExitCode {
         group::added_partitions_are_consumed_from_their_beginning,
         gaps::aborted_transactions_never_happened,
         gaps::a_replay_ends_where_only_control_records_follow,
+        audit::an_ordinary_run_is_clean_at_any_moment,
+        audit::what_is_changed_by_hand_is_named_exactly,
+        audit::a_lost_committed_offset_is_named,
+        audit::gaps_of_transactions_are_no_losses,
+        audit::a_kill_leaves_an_open_intent_that_is_told,
+        audit::repair_counts_a_month_again,
+        audit::repair_refuses_what_would_lose_counts,
+        audit::repair_beside_a_member_is_exact,
+        audit::a_fence_waits_for_inserts_under_way_and_refuses_later_ones,
+        audit::repair_counts_what_is_inserted_meanwhile,
+        audit::a_repair_that_was_killed_is_taken_over,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,

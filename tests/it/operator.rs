@@ -114,10 +114,6 @@ impl Bench {
         }
     }
 
-    pub async fn execute(&self, sql: &str) {
-        self.client.query(sql).execute().await.unwrap();
-    }
-
     /// The text of the `source` column of a partition, from the tables.
     pub async fn source(&self, partition: i32) -> String {
         let sql = format!("SELECT DISTINCT source FROM email_events WHERE source LIKE '{}/{partition}@%'", self.topic);

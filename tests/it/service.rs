@@ -5,6 +5,7 @@ use devstack::{ClickHouse, ClickHouseOptions, Output, Server, Stack, process};
 use std::process::Command;
 use std::time::{Duration, Instant};
 use tallyhouse::clickhouse::client::Client;
+use tallyhouse::clickhouse::error::ClickHouseError;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -38,8 +39,15 @@ impl Bench {
 
     /// Starts a member with small batches and a short session, and more settings.
     pub fn start(&self, settings: &[(&str, &str)]) -> Server {
+        let mut command = self.command(&["run"]);
+        command.envs(settings.iter().copied());
+        process::spawn("tallyhouse", command, Output::Captured).unwrap()
+    }
+
+    /// The program with this bench's configuration.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
-        command.env_clear().current_dir(std::env::temp_dir()).arg("run");
+        command.env_clear().current_dir(std::env::temp_dir()).args(arguments);
         for (key, value) in [
             ("KAFKA__BROKERS", kafka()),
             ("KAFKA__GROUP_ID", self.topic.as_str()),
@@ -54,8 +62,19 @@ impl Bench {
         ] {
             command.env(format!("TALLYHOUSE__{key}"), value);
         }
-        command.envs(settings.iter().copied());
-        process::spawn("tallyhouse", command, Output::Captured).unwrap()
+        command
+    }
+
+    pub async fn execute(&self, sql: &str) {
+        self.try_execute(sql).await.unwrap();
+    }
+
+    pub async fn try_execute(&self, sql: &str) -> Result<(), ClickHouseError> {
+        self.client.query(sql).execute().await
+    }
+
+    pub async fn rows<T: clickhouse::RowOwned + clickhouse::RowRead>(&self, sql: &str) -> Vec<T> {
+        self.client.query(sql).rows().await.unwrap()
     }
 
     pub async fn count(&self, sql: &str) -> u64 {

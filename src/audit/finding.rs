@@ -1,0 +1,211 @@
+//! What an audit can find: stable codes, and what each one is about.
+//!
+//! A code must never change its meaning, and a JSON field never its name: scripts and alerts rest on them (`docs/audit.md`).
+
+use serde::Serialize;
+
+/// One of the things that are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// No offset is in the tables twice.
+    Duplicates,
+    /// Every record up to the committed offset is in the tables.
+    Gaps,
+    /// `daily` is the GROUP BY of `email_events`.
+    Daily,
+    /// Batches that are announced and not yet committed.
+    Intents,
+    /// Kafka's committed offset fits the tables and the log.
+    Offsets,
+    /// How far back repeated inserts are recognised.
+    Tokens,
+}
+
+impl Check {
+    /// Every check, in the order of the report.
+    pub const ALL: [Check; 6] =
+        [Check::Duplicates, Check::Gaps, Check::Daily, Check::Intents, Check::Offsets, Check::Tokens];
+
+    /// What holds when the check finds nothing.
+    pub fn promise(self) -> &'static str {
+        match self {
+            Check::Duplicates => "no offset is stored twice",
+            Check::Gaps => "every record up to the committed offset is stored",
+            Check::Daily => "daily is the GROUP BY of email_events",
+            Check::Intents => "announced batches and how far they are",
+            Check::Offsets => "committed offsets fit the tables and the log",
+            Check::Tokens => "repeated inserts are recognised",
+        }
+    }
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Something that is promised does not hold.
+    Violation,
+    /// Worth knowing; nothing is wrong.
+    Notice,
+}
+
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// One offset has several rows.
+    Duplicate,
+    /// Kafka has records that the tables have not.
+    Missing,
+    /// Offsets that the tables have not, and that could not be looked up in Kafka.
+    Unchecked,
+    /// Rejected records older than `rejected_events` keeps them.
+    ExpiredRejects,
+    /// The log holds records from before the first one that was stored.
+    BeforeFirst,
+    /// Rows beyond the committed offset that no intent announces.
+    UnannouncedRows,
+    /// A counter is not the number of its rows.
+    DailyDiffers,
+    /// What an interrupted (or running) repair has put up.
+    RepairLeftover,
+    /// A batch is announced and not yet committed.
+    OpenIntent,
+    /// The tables have rows of a partition that has no committed offset.
+    LostOffset,
+    /// The committed offset is before the marks.
+    OffsetBehindMarks,
+    /// `run` stops this partition.
+    Stops,
+    /// How much the deduplication window covers.
+    TokenHeadroom,
+    /// A table has no deduplication window.
+    TokenWindowOff,
+}
+
+impl Code {
+    /// The check it belongs to.
+    pub fn check(self) -> Check {
+        match self {
+            Code::Duplicate => Check::Duplicates,
+            Code::Missing | Code::Unchecked | Code::ExpiredRejects | Code::BeforeFirst => Check::Gaps,
+            Code::DailyDiffers | Code::RepairLeftover => Check::Daily,
+            Code::OpenIntent => Check::Intents,
+            Code::UnannouncedRows | Code::LostOffset | Code::OffsetBehindMarks | Code::Stops => Check::Offsets,
+            Code::TokenHeadroom | Code::TokenWindowOff => Check::Tokens,
+        }
+    }
+
+    /// How bad it is.
+    pub fn severity(self) -> Severity {
+        match self {
+            Code::Unchecked | Code::ExpiredRejects | Code::BeforeFirst | Code::OpenIntent | Code::TokenHeadroom => {
+                Severity::Notice
+            }
+            _ => Severity::Violation,
+        }
+    }
+
+    /// The stable word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Code::Duplicate => "duplicate",
+            Code::Missing => "missing",
+            Code::Unchecked => "unchecked",
+            Code::ExpiredRejects => "expired_rejects",
+            Code::BeforeFirst => "before_first",
+            Code::UnannouncedRows => "unannounced_rows",
+            Code::DailyDiffers => "daily_differs",
+            Code::RepairLeftover => "repair_leftover",
+            Code::OpenIntent => "open_intent",
+            Code::LostOffset => "lost_offset",
+            Code::OffsetBehindMarks => "offset_behind_marks",
+            Code::Stops => "stops",
+            Code::TokenHeadroom => "token_headroom",
+            Code::TokenWindowOff => "token_window_off",
+        }
+    }
+}
+
+/// One counter: the key of `daily`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CounterName {
+    /// UTC day, `2026-11-24`.
+    pub day: String,
+    /// `delivered`, `open`, `click`, `bounce` or `unsubscribe`.
+    pub event_type: String,
+    /// Campaign.
+    pub campaign_id: String,
+    /// Its owner.
+    pub workspace_id: String,
+}
+
+/// One finding. Fields that do not apply are left out of the JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was checked.
+    pub check: Check,
+    /// What was found.
+    pub code: Code,
+    /// How bad it is.
+    pub severity: Severity,
+    /// `topic/partition@topic_id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// First offset concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_offset: Option<u64>,
+    /// One past the last offset concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_offset: Option<u64>,
+    /// The counter concerned.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub counter: Option<CounterName>,
+    /// Rows or records concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
+    /// What `daily` says instead of `rows`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// Table concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Why `run` stops: a code of `StopReason`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// In words, with what to do next.
+    pub message: String,
+}
+
+impl Finding {
+    /// A finding that says only what and why.
+    pub fn new(code: Code, message: impl Into<String>) -> Finding {
+        Finding {
+            check: code.check(),
+            code,
+            severity: code.severity(),
+            source: None,
+            first_offset: None,
+            end_offset: None,
+            counter: None,
+            rows: None,
+            total: None,
+            table: None,
+            reason: None,
+            message: message.into(),
+        }
+    }
+
+    /// Names the source.
+    pub fn of(mut self, source: impl Into<String>) -> Finding {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Names the offsets `first..end`.
+    pub fn at(mut self, first: u64, end: u64) -> Finding {
+        (self.first_offset, self.end_offset) = (Some(first), Some(end));
+        self
+    }
+}

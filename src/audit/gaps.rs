@@ -1,0 +1,180 @@
+//! Offsets that the tables lack, looked up in Kafka before they are called missing.
+//!
+//! Kafka's offsets have gaps of their own (transaction markers, aborted records, compaction), so only a committed record at the
+//! offset makes a gap a loss. How long Kafka is read is bounded: what could not be looked up is said to be unchecked.
+
+use super::error::AuditError;
+use super::finding::{Check, Code, Finding};
+use super::judge::{self, Runs};
+use super::position::Position;
+use super::read::Reader;
+use super::report::Outcome;
+use super::span::Span;
+use super::tables;
+use crate::core::decode::decode;
+use crate::core::source::OffsetRange;
+use crate::kafka::observer::Look;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Longest time that Kafka's log is read, over all partitions.
+const LOOK_UP_TIME: Duration = Duration::from_secs(120);
+
+/// `rejected_events` keeps its rows so long.
+const REJECTS_KEPT_MS: i64 = 30 * 86_400_000;
+
+/// What Kafka has of offsets that the tables have not.
+#[derive(Default)]
+struct LookedUp {
+    missing: Runs,
+    expired_rejects: Runs,
+    /// Not looked up, and why.
+    unchecked: Vec<(OffsetRange, &'static str)>,
+}
+
+/// Looks for offsets between the first stored one and the committed one that are in neither table.
+///
+/// # Errors
+/// Any of [`AuditError`].
+pub(super) async fn check(
+    reader: &Reader,
+    positions: &[Position],
+    span: &Span,
+    limit: usize,
+) -> Result<Outcome, AuditError> {
+    let mut ranges = Vec::new();
+    let mut before_first = Vec::new();
+    for position in positions {
+        let Some((range, first)) = range_to_check(reader, position, span).await? else { continue };
+        if first > range.start {
+            before_first.push((position.source.name(), range.start, first.min(range.end)));
+        }
+        if first < range.end {
+            let range = OffsetRange { start: range.start.max(first), ..range };
+            ranges.push((position.source.partition, position.source.name(), range));
+        }
+    }
+    let offsets: u64 = ranges.iter().map(|(_, _, range)| range.end - range.start).sum();
+    let mut outcome = Outcome::new(Check::Gaps, format!("{offsets} offsets"));
+    for (name, start, first) in before_first {
+        let message = format!(
+            "the log has offsets {start} up to {first} from before the first one that is stored: the group began there, or they \
+             were removed from the tables"
+        );
+        outcome.add(Finding::new(Code::BeforeFirst, message).of(name).at(start, first), limit);
+    }
+    if ranges.is_empty() {
+        return Ok(outcome);
+    }
+    let named: Vec<_> = ranges.iter().map(|(_, name, range)| (name.clone(), *range)).collect();
+    let stored = tables::stored_by_bucket(reader.client(), &named).await?;
+    let deadline = Instant::now() + LOOK_UP_TIME;
+    let nothing = BTreeMap::new();
+    for (partition, name, range) in ranges {
+        let suspects = judge::suspects(range, stored.get(&name).unwrap_or(&nothing));
+        let looked_up = look_up(reader, partition, &name, suspects, deadline).await?;
+        report(&mut outcome, &name, looked_up, limit);
+    }
+    Ok(outcome)
+}
+
+/// The offsets that are in the log, committed and of the days in question, and the first stored one.
+async fn range_to_check(
+    reader: &Reader,
+    position: &Position,
+    span: &Span,
+) -> Result<Option<(OffsetRange, u64)>, AuditError> {
+    let Some(committed) = position.committed() else { return Ok(None) };
+    let first = position.first_stored.unwrap_or(u64::MAX);
+    let partition = position.source.partition;
+    let (first_ms, end_ms) = (span.first_ms(), span.end_ms());
+    let (since, until) = reader
+        .kafka(move |observer| {
+            let at = |time: Option<i64>| time.map(|time| observer.offset_at(partition, time)).transpose();
+            Ok((at(first_ms)?, at(end_ms)?))
+        })
+        .await?;
+    // No record that is so young: nothing of the days is in the log.
+    let start = since.map_or(Some(position.log.low), |since| since.map(|since| since.max(position.log.low)));
+    let end = until.flatten().map_or(committed, |until| until.min(committed));
+    Ok(start.filter(|&start| start < end).map(|start| (OffsetRange { start, end }, first)))
+}
+
+async fn look_up(
+    reader: &Reader,
+    partition: i32,
+    name: &str,
+    suspects: Vec<judge::Suspect>,
+    deadline: Instant,
+) -> Result<LookedUp, AuditError> {
+    let mut gaps: Vec<OffsetRange> = Vec::new();
+    let mut unchecked = Vec::new();
+    for suspect in suspects {
+        if gaps.len() >= Runs::RANGES_MAX {
+            unchecked.push((suspect.range, "there are too many gaps before it"));
+        } else if suspect.empty {
+            gaps.push(suspect.range);
+        } else {
+            gaps.extend(tables::missing(reader.client(), name, suspect.range).await?);
+        }
+    }
+    if gaps.is_empty() {
+        return Ok(LookedUp { unchecked, ..LookedUp::default() });
+    }
+    let bounds = reader.time_bounds();
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+    let found = reader.kafka(move |observer| {
+        let mut found = LookedUp { unchecked: unchecked.clone(), ..LookedUp::default() };
+        for span in judge::spans(&gaps) {
+            let (missing, expired) = (&mut found.missing, &mut found.expired_rejects);
+            let look = observer.look(partition, span, deadline, &mut |record| {
+                if !judge::contains(&gaps, record.offset) {
+                    return;
+                }
+                let is_old = record.timestamp_ms.is_some_and(|time| time < now_ms - REJECTS_KEPT_MS);
+                let is_expired = is_old && decode(record.payload, record.timestamp_ms, &bounds).is_err();
+                if is_expired { expired.push(record.offset) } else { missing.push(record.offset) }
+            })?;
+            match look {
+                Look::Done => {}
+                Look::Gone => found.unchecked.push((span, "they are gone from the log")),
+                Look::TimeUp(next) => {
+                    found.unchecked.push((OffsetRange { start: next, ..span }, "reading the log took too long"));
+                }
+            }
+        }
+        Ok(found)
+    });
+    found.await
+}
+
+fn report(outcome: &mut Outcome, name: &str, looked_up: LookedUp, limit: usize) {
+    let LookedUp { missing, expired_rejects, unchecked } = looked_up;
+    let listed: u64 = missing.ranges.iter().map(|range| range.end - range.start).sum();
+    for range in missing.ranges {
+        let records = range.end - range.start;
+        let message = format!(
+            "Kafka has records at the offsets {range}, which are committed, but neither email_events nor rejected_events has them"
+        );
+        let mut finding = Finding::new(Code::Missing, message).of(name).at(range.start, range.end);
+        finding.rows = Some(records);
+        outcome.add(finding, limit);
+    }
+    if missing.offsets > listed {
+        outcome.violations += 1;
+    }
+    if let (Some(first), Some(last)) = (expired_rejects.ranges.first(), expired_rejects.ranges.last()) {
+        let message = format!(
+            "{} records between offsets {} and {} are no events and older than the 30 days that rejected_events keeps them",
+            expired_rejects.offsets, first.start, last.end
+        );
+        let mut finding = Finding::new(Code::ExpiredRejects, message).of(name).at(first.start, last.end);
+        finding.rows = Some(expired_rejects.offsets);
+        outcome.add(finding, limit);
+    }
+    for (range, why) in unchecked {
+        let message =
+            format!("the tables have gaps within offsets {range}, which could not be looked up in Kafka: {why}");
+        outcome.add(Finding::new(Code::Unchecked, message).of(name).at(range.start, range.end), limit);
+    }
+}

@@ -1,0 +1,54 @@
+//! `tallyhouse audit` on the command line.
+
+use super::{CliError, Done, EXIT_VIOLATIONS, clickhouse_options};
+use crate::audit::{self, Options, Reader, span::Day};
+use crate::clickhouse::client::Client;
+use crate::config::Config;
+use clap::Args;
+use std::io::IsTerminal as _;
+
+pub(super) const HELP: &str = "\
+Exit status: 0 clean, 2 violations found, 1 the audit could not be done, 64 wrong usage or configuration.
+What each code means and what to do: docs/audit.md.";
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// First UTC day of event_time to look at, such as 2026-11-01. For gaps: of the Kafka record's timestamp.
+    #[arg(long, value_name = "DAY")]
+    since: Option<Day>,
+    /// Last UTC day to look at, inclusive.
+    #[arg(long, value_name = "DAY")]
+    until: Option<Day>,
+    /// Print JSON; its field names are stable.
+    #[arg(long)]
+    json: bool,
+    /// Findings listed per check; all are counted.
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    limit: u32,
+    /// Seconds that one query may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    query_timeout_s: u64,
+}
+
+pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
+    let Arguments { since, until, json, limit, query_timeout_s } = arguments;
+    let reader = reader(config, query_timeout_s)?;
+    // 0 would find nothing to say "and n more" about.
+    let options = Options { since, until, limit: limit.max(1) as usize };
+    let shown = std::io::stderr().is_terminal();
+    let progress = |step: &str| {
+        if shown {
+            eprintln!("audit: {step}");
+        }
+    };
+    let report = audit::run(config, &reader, &options, &progress).await?;
+    let output = if json { report.json()? } else { report.table() };
+    Ok(Done { output, status: if report.violations() > 0 { EXIT_VIOLATIONS } else { 0 } })
+}
+
+/// Connections with a limit of their own: these queries read whole tables.
+pub(super) fn reader(config: &Config, query_timeout_s: u64) -> Result<Reader, CliError> {
+    let mut options = clickhouse_options(config);
+    options.query_timeout_ms = query_timeout_s * 1_000;
+    Ok(Reader::new(config, Client::new(&options)?)?)
+}

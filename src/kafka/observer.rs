@@ -1,0 +1,175 @@
+//! Looks at a topic and at a group's committed offsets from outside of the group.
+//!
+//! Must never subscribe, commit, or seek anywhere but in its own assignment: a member must not notice that it is watched. All
+//! calls block; each has a timeout.
+
+use super::consumer::{self, Consumer, Rebalances};
+use super::{offsets, topic};
+use crate::config::Config;
+use crate::core::protocol::LogView;
+use crate::core::source::{OffsetRange, Source};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
+use rdkafka::statistics::Statistics;
+use rdkafka::{Offset, TopicPartitionList};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest wait for one answer from Kafka.
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A consumer with the group's name that never joins the group.
+pub struct Observer {
+    consumer: Consumer,
+    topic: String,
+}
+
+/// One record, as far as an observer cares.
+pub struct Record<'a> {
+    /// Its offset.
+    pub offset: u64,
+    /// Its timestamp, in milliseconds since 1970-01-01 UTC.
+    pub timestamp_ms: Option<i64>,
+    /// Its value.
+    pub payload: Option<&'a [u8]>,
+}
+
+/// How a look at a range of the log ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// All committed records of the range were seen.
+    Done,
+    /// The log does not have the range's beginning any more.
+    Gone,
+    /// The time was up; the records before this offset were seen.
+    TimeUp(u64),
+}
+
+/// There is no group, so there is nothing to be told.
+struct Nobody;
+
+impl Rebalances for Nobody {
+    fn assigned(&self, _: &[i32]) {}
+    fn revoked(&self, _: &[i32], _: bool) {}
+    fn statistics(&self, _: &Statistics) {}
+}
+
+impl Observer {
+    /// Makes the consumer; connects in the background.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn new(config: &Config) -> KafkaResult<Observer> {
+        let consumer = consumer::create(config, Arc::new(Nobody))?;
+        Ok(Observer { consumer, topic: config.kafka.topics.events.clone() })
+    }
+
+    /// Every partition of the topic, under the name that its rows carry today.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or the topic does not exist.
+    pub fn sources(&self) -> KafkaResult<Vec<Source>> {
+        let topic_id = topic::topic_id(&self.consumer, &self.topic, KAFKA_TIMEOUT)?;
+        let metadata = self.consumer.fetch_metadata(Some(&self.topic), KAFKA_TIMEOUT)?;
+        let partitions = metadata.topics().first().map(|topic| topic.partitions()).unwrap_or_default();
+        let mut numbers: Vec<i32> = partitions.iter().map(|partition| partition.id()).collect();
+        numbers.sort_unstable();
+        let source = |partition| Source {
+            cluster: String::new(),
+            topic: self.topic.clone(),
+            topic_id: topic_id.clone(),
+            partition,
+        };
+        Ok(numbers.into_iter().map(source).collect())
+    }
+
+    /// The committed offset of one partition, then the log's bounds.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or answers with an error.
+    pub fn log_view(&self, source: &Source) -> KafkaResult<LogView> {
+        let committed = offsets::committed(&self.consumer, &self.topic, source.partition, KAFKA_TIMEOUT)?;
+        let (low, high) = offsets::bounds(&self.consumer, &self.topic, source.partition, KAFKA_TIMEOUT)?;
+        Ok(LogView { committed, topic_id: source.topic_id.clone(), low, high })
+    }
+
+    /// The first offset whose record is not older than `timestamp_ms`; `None` if all are older.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or answers with an error.
+    pub fn offset_at(&self, partition: i32, timestamp_ms: i64) -> KafkaResult<Option<u64>> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, partition, Offset::Offset(timestamp_ms))?;
+        let list = self.consumer.offsets_for_times(list, KAFKA_TIMEOUT)?;
+        Ok(match list.find_partition(&self.topic, partition).map(|element| element.offset()) {
+            Some(Offset::Offset(offset)) => u64::try_from(offset).ok(),
+            _ => None,
+        })
+    }
+
+    /// Shows every committed record of a range to `visit`, in order, until `deadline`.
+    ///
+    /// # Errors
+    /// Kafka does not answer, or answers with an error.
+    pub fn look(
+        &self,
+        partition: i32,
+        range: OffsetRange,
+        deadline: Instant,
+        visit: &mut dyn FnMut(Record<'_>),
+    ) -> KafkaResult<Look> {
+        let start = i64::try_from(range.start).map_err(|_| KafkaError::Seek("offset too large".to_owned()))?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, partition, Offset::Offset(start))?;
+        self.consumer.assign(&list)?;
+        let look = self.read(range, deadline, visit);
+        self.consumer.unassign()?;
+        look
+    }
+
+    fn read(&self, range: OffsetRange, deadline: Instant, visit: &mut dyn FnMut(Record<'_>)) -> KafkaResult<Look> {
+        let mut next = range.start;
+        while next < range.end {
+            if Instant::now() > deadline {
+                return Ok(Look::TimeUp(next));
+            }
+            let message = match self.consumer.poll(POLL_INTERVAL) {
+                None => continue,
+                Some(Ok(message)) => message,
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Look::Done),
+                Some(Err(error)) if is_gone(&error) => return Ok(Look::Gone),
+                // Connections come and go; the deadline bounds the waiting.
+                Some(Err(error)) if is_passing(&error) => continue,
+                Some(Err(error)) => return Err(error),
+            };
+            let offset = message.offset().max(0).unsigned_abs();
+            if (next..range.end).contains(&offset) {
+                let timestamp_ms = message.timestamp().to_millis();
+                visit(Record { offset, timestamp_ms, payload: message.payload() });
+            }
+            next = next.max(offset + 1);
+        }
+        Ok(Look::Done)
+    }
+}
+
+fn is_gone(error: &KafkaError) -> bool {
+    // `auto.offset.reset=error` turns an offset that is gone into the second of these.
+    matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset))
+}
+
+fn is_passing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
+        )
+    )
+}
