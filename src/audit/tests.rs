@@ -21,7 +21,13 @@ fn position(committed: Option<(u64, Vec<u8>)>, counted_end: Option<u64>, stored_
     let source = Source { cluster: String::new(), topic: "t".into(), topic_id: ID.into(), partition: 3 };
     let committed = committed.map(|(offset, metadata)| Committed { offset, metadata });
     let log = LogView { committed, topic_id: ID.into(), low: 0, high: 1_000 };
-    Position { source, progress: Progress { counted_end, stored_end, ..Progress::default() }, log, first_stored: Some(0), marks: None }
+    Position {
+        source,
+        progress: Progress { counted_end, stored_end, ..Progress::default() },
+        log,
+        first_stored: Some(0),
+        marks: None,
+    }
 }
 
 fn codes(position: &Position) -> Vec<Code> {
