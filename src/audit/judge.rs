@@ -41,15 +41,8 @@ pub fn offsets(position: &Position, group: &str) -> Vec<Finding> {
     };
     let end = position.intent().map_or(committed, |(range, _)| range.end);
     if let Some(mark) = counted.filter(|&mark| mark > end) {
-        let advice = match position.intent() {
-            None => next.clone(),
-            Some((range, _)) => format!(
-                "`tallyhouse run` would complete {range} and then store again what follows. Stop all members and reset this \
-                 partition to offset {mark} with `kafka-consumer-groups.sh --reset-offsets` before starting them"
-            ),
-        };
         let message =
-            format!("the group {group} has committed offset {committed}, but daily is counted up to {mark}. {advice}");
+            format!("the group {group} has committed offset {committed}, but daily is counted up to {mark}. {next}");
         findings.push(Finding::new(Code::OffsetBehindMarks, message).of(&name).at(committed, mark));
     }
     if let Some(stored) = stored.filter(|&stored| stored > end) {

@@ -60,10 +60,10 @@ fn what_does_not_fit_is_named_with_what_run_does() {
     assert!(says(&lost).contains("completes [200, 300) first and reads on from offset 300"), "{}", says(&lost));
     let behind = position(Some((100, metadata(None))), Some(200), None);
     assert_eq!(codes(&behind), [Code::OffsetBehindMarks]);
-    assert!(says(&behind).contains("reads on from offset 200"), "{}", says(&behind));
+    assert!(says(&behind).contains("commits offset 200"), "{}", says(&behind));
     let restored = position(Some((100, metadata(Some((150, COUNTS))))), Some(200), None);
     assert_eq!(codes(&restored), [Code::OffsetBehindMarks]);
-    assert!(says(&restored).contains("reset this partition to offset 200"), "{}", says(&restored));
+    assert!(says(&restored).contains("commits offset 200"), "{}", says(&restored));
     let unannounced = position(Some((200, metadata(None))), Some(200), Some(250));
     assert_eq!(codes(&unannounced), [Code::UnannouncedRows]);
     let beyond = position(Some((2_000, metadata(None))), Some(200), None);
