@@ -61,7 +61,7 @@ impl Position {
         let committed = self.committed();
         match self.intent() {
             Some((range, _)) => range.start,
-            None => self.progress.uncounted.or(committed.max(self.progress.counted_end)).unwrap_or(0),
+            None => committed.max(self.progress.uncounted.or(self.progress.counted_end)).unwrap_or(0),
         }
     }
 

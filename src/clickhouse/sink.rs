@@ -14,6 +14,9 @@ use std::time::Duration;
 /// How often `system.processes` is asked whether an insert has ended.
 const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
+/// No batch covers more offsets than that: it is one block, which has at most `max_insert_block_size` rows.
+const BATCH_OFFSETS_MAX: u64 = 1_048_449;
+
 /// Writes batches of one consumer group into one database.
 #[derive(Clone, Debug)]
 pub struct Sink {
@@ -160,7 +163,8 @@ impl Sink {
         self.client.query(sql).bind(source).rows().await
     }
 
-    /// First offset in the range of a row that the counters of its month end before.
+    /// First offset in the range of a row that the counters of its month end before. Only the last batch can have such
+    /// rows: what is further back was taken away by hand.
     async fn uncounted(
         &self,
         source: &str,
@@ -168,10 +172,11 @@ impl Sink {
         ends: &[(u32, u64)],
     ) -> Result<Option<u64>, ClickHouseError> {
         let (months, ends): (Vec<u32>, Vec<u64>) = ends.iter().copied().unzip();
+        let start = range.start.max(range.end.saturating_sub(BATCH_OFFSETS_MAX));
         let sql = "SELECT count(), min(source_offset) FROM email_events \
                    WHERE source = ? AND source_offset >= ? AND source_offset < ? \
                    AND source_offset >= transform(toYYYYMM(event_time), ?, ?, toUInt64(0))";
-        let query = self.client.query(sql).bind(source).bind(range.start).bind(range.end).bind(months).bind(ends);
+        let query = self.client.query(sql).bind(source).bind(start).bind(range.end).bind(months).bind(ends);
         let found = query.rows::<(u64, u64)>().await?;
         Ok(found.first().filter(|(rows, _)| *rows > 0).map(|(_, first)| *first))
     }
