@@ -241,7 +241,8 @@ pub enum Compression {
 section! {
     /// When a partition's window becomes a batch. The first limit that is reached decides.
     Flush "flush" {
-        /// Milliseconds from a window's first event to its flush.
+        /// Milliseconds from a window's first event to its flush. A window of 1,000 records or more is flushed earlier when its
+        /// partition has had no more for half a second.
         age_ms: u64 = "5000", Integer(50..=600_000);
         /// Rows in one batch. Stays below ClickHouse's max_insert_block_size of 1048449.
         rows_max: usize = "500000", Integer(1..=1_000_000);

@@ -46,6 +46,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use windows::Ages;
 pub use windows::{Glance, Windows};
 
 /// Longest wait for an answer from Kafka at the start.
@@ -166,16 +167,17 @@ impl Shared {
         let _ = self.commands.send(command);
     }
 
-    /// The age at which a window is flushed: the configured one, or more with so many partitions that ClickHouse would get
+    /// The ages at which a window is flushed: the configured one, or more with so many partitions that ClickHouse would get
     /// more than `flush.batches_per_second_max`.
-    fn flush_age(&self) -> Duration {
+    fn flush_ages(&self) -> Ages {
         let paced = self.assigned.load(Ordering::Relaxed) as f64 / self.batches_per_second_max;
-        self.flush_age.max(Duration::from_secs_f64(paced))
+        let paced = Duration::from_secs_f64(paced);
+        Ages { most: self.flush_age.max(paced), idle: paced }
     }
 
     fn set_assigned(&self, partitions: usize) {
         self.assigned.store(partitions, Ordering::Relaxed);
-        gauge!(FLUSH_AGE).set(self.flush_age().as_secs_f64());
+        gauge!(FLUSH_AGE).set(self.flush_ages().most.as_secs_f64());
     }
 
     fn stop(&self, partition: i32, reason: &StopReason) {

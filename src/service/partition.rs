@@ -183,9 +183,9 @@ impl Partition {
         let number = self.source.partition;
         let windows = Arc::clone(&self.shared.windows);
         loop {
-            let age = self.shared.flush_age();
+            let ages = self.shared.flush_ages();
             let drain = *self.drain.borrow_and_update();
-            let due = if drain == Drain::Flush || self.shared.memory.is_pressed() { Due::Now } else { Due::Aged(age) };
+            let due = if drain == Drain::Flush || self.shared.memory.is_pressed() { Due::Now } else { Due::Aged(ages) };
             if drain != Drain::Abandon
                 && let Some(held) = windows.take(number, due, &self.wake)
             {
@@ -200,11 +200,11 @@ impl Partition {
                 return seen;
             }
             let wake = Arc::clone(&self.wake);
-            let due_at = windows.due_at(number, age);
+            let due_at = windows.due_at(number, ages);
             tokio::select! {
                 () = wake.notified() => {}
                 _ = self.drain.changed() => {}
-                () = tokio::time::sleep_until(due_at.unwrap_or_else(|| Instant::now() + age).into()) => {}
+                () = tokio::time::sleep_until(due_at.unwrap_or_else(|| Instant::now() + ages.most).into()) => {}
             }
         }
     }
@@ -249,7 +249,7 @@ impl Partition {
     fn take_batch(&mut self) -> Seen {
         self.note_applied();
         let due = match *self.drain.borrow() {
-            Drain::No => Due::Aged(self.shared.flush_age()),
+            Drain::No => Due::Aged(self.shared.flush_ages()),
             Drain::Flush => Due::Now,
             Drain::Abandon => return Seen::NoBatch,
         };

@@ -155,7 +155,7 @@ impl Reader {
 
     fn on_error(&self, error: &KafkaError) {
         match error {
-            KafkaError::PartitionEOF(partition) => self.windows.check(Some(*partition)),
+            KafkaError::PartitionEOF(partition) => self.windows.reached_end(*partition),
             // The position is outside of the log (`auto.offset.reset=error`); which partition's, the crate does not tell.
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => self.windows.check(None),
             error => tracing::warn!("consuming: {error}"),

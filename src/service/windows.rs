@@ -15,14 +15,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
+/// A window with many records does not wait for its age once the log has had no more for so long: a burst is over, or what
+/// had piled up is read, and a batch of this size is worth its parts.
+const IDLE: Duration = Duration::from_millis(500);
+const IDLE_RECORDS_MIN: u64 = 1_000;
+
 struct Live {
     window: Window,
     /// When the window took its first record.
     opened: Option<Instant>,
+    /// When the reader came to the log's end, if nothing came after that.
+    caught_up: Option<Instant>,
     /// Where the window must be closed, in a replay.
     until: Option<u64>,
     sealed: VecDeque<(Window, u64)>,
-    /// The reader came to the log's end, or lost its position: the task looks which.
+    /// The reader came to the log's end in a replay, or lost its position: the task looks which.
     check: bool,
     wake: Arc<Notify>,
 }
@@ -34,6 +41,14 @@ impl Live {
         self.opened = None;
         self.until = None;
         self.wake.notify_one();
+    }
+
+    /// When the window becomes due; `None` while it is empty or replaying.
+    fn due_at(&self, ages: Ages) -> Option<Instant> {
+        let opened = self.opened.filter(|_| self.until.is_none())?;
+        let idle = self.caught_up.filter(|_| self.window.records() >= IDLE_RECORDS_MIN);
+        let idle = idle.map(|since| (since + IDLE).max(opened + ages.idle));
+        Some(idle.map_or(opened + ages.most, |idle| idle.min(opened + ages.most)))
     }
 
     fn bytes(&self) -> usize {
@@ -54,11 +69,20 @@ impl Drop for Held {
     }
 }
 
+/// The ages at which a window is due.
+#[derive(Clone, Copy, Debug)]
+pub struct Ages {
+    /// In any case.
+    pub most: Duration,
+    /// At the earliest, when the log has no more for now.
+    pub idle: Duration,
+}
+
 /// Which window is taken.
 #[derive(Clone, Copy, Debug)]
 pub enum Due {
-    /// One that is this old.
-    Aged(Duration),
+    /// One that is old enough.
+    Aged(Ages),
     /// Any that is not empty.
     Now,
 }
@@ -91,7 +115,7 @@ impl Windows {
     /// Starts a partition's window, in place of any it had. `wake` is notified when there is something to look at.
     pub fn open(&self, partition: i32, from: u64, until: Option<u64>, wake: Arc<Notify>) {
         let window = Window::new(from);
-        let live = Live { window, opened: None, until, sealed: VecDeque::new(), check: false, wake };
+        let live = Live { window, opened: None, caught_up: None, until, sealed: VecDeque::new(), check: false, wake };
         if let Some(old) = self.live.insert(partition, live) {
             self.memory.sub(old.bytes());
         }
@@ -111,6 +135,7 @@ impl Windows {
             live.seal(end);
         }
         let added = live.window.push(record, decoded);
+        live.caught_up = None;
         if live.opened.is_none() && added > 0 {
             live.opened = Some(Instant::now());
         }
@@ -131,7 +156,7 @@ impl Windows {
             if live.sealed.is_empty() && live.until.is_none() && !live.window.is_empty() {
                 let aged = match due {
                     Due::Now => true,
-                    Due::Aged(age) => live.opened.is_some_and(|opened| opened.elapsed() >= age),
+                    Due::Aged(ages) => live.due_at(ages).is_some_and(|due| due <= Instant::now()),
                 };
                 if aged {
                     let end = live.window.next();
@@ -143,13 +168,21 @@ impl Windows {
         Some(Held { batch: Batch::freeze(window, end), memory: Arc::clone(&self.memory) })
     }
 
-    /// When the open window becomes due at this age; `None` while it is empty or replaying.
-    pub fn due_at(&self, partition: i32, age: Duration) -> Option<Instant> {
-        let live = self.live.get(&partition)?;
-        live.opened.filter(|_| live.until.is_none()).map(|opened| opened + age)
+    /// When the open window becomes due; `None` while it is empty or replaying.
+    pub fn due_at(&self, partition: i32, ages: Ages) -> Option<Instant> {
+        self.live.get(&partition)?.due_at(ages)
     }
 
-    /// The reader is at the log's end of this partition, or without one lost a position: tasks look.
+    /// The reader is at the log's end: a replay may end there.
+    pub fn reached_end(&self, partition: i32) {
+        if let Some(mut live) = self.live.get_mut(&partition) {
+            live.check |= live.until.is_some();
+            live.caught_up = Some(Instant::now());
+            live.wake.notify_one();
+        }
+    }
+
+    /// The task of this partition, or without one of each, looks where it is in the log.
     pub fn check(&self, partition: Option<i32>) {
         for mut live in self.live.iter_mut().filter(|live| partition.is_none_or(|p| p == *live.key())) {
             live.check = true;
@@ -208,17 +241,40 @@ mod tests {
     use super::*;
     use crate::core::decode::{TimeBounds, decode};
 
-    #[test]
-    fn a_window_of_an_earlier_fill_is_never_taken() {
-        let windows =
-            Windows::new(Limits { rows_max: 2, bytes_max: 1 << 20, days_max: 9 }, Arc::new(Memory::new(1 << 20)));
-        let (earlier, wake) = (Arc::default(), Arc::default());
-        windows.open(0, 10, None, Arc::clone(&earlier));
+    fn windows(rows_max: u64) -> Windows {
+        Windows::new(Limits { rows_max, bytes_max: 1 << 20, days_max: 9 }, Arc::new(Memory::new(1 << 20)))
+    }
+
+    fn push(windows: &Windows, offsets: std::ops::Range<u64>) {
         let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
-        for offset in 10..13 {
+        for offset in offsets {
             let record = Record { offset, timestamp_ms: None, key: None, payload: None };
             assert!(windows.push(0, &record, &decode(None, None, &bounds)));
         }
+    }
+
+    /// Only a large window is flushed early, only when nothing more comes, and not before its pace allows.
+    #[test]
+    fn a_window_does_not_wait_for_its_age_when_a_burst_is_over() {
+        let ages = Ages { most: Duration::from_secs(60), idle: Duration::from_secs(2) };
+        let windows = windows(10 * IDLE_RECORDS_MIN);
+        windows.open(0, 0, None, Arc::default());
+        let due_in = || windows.due_at(0, ages).map(|due| due.duration_since(Instant::now()));
+        push(&windows, 0..IDLE_RECORDS_MIN - 1);
+        windows.reached_end(0);
+        assert!(due_in() > Some(ages.idle), "too small");
+        push(&windows, IDLE_RECORDS_MIN - 1..IDLE_RECORDS_MIN);
+        assert!(due_in() > Some(ages.idle), "a record came after the end");
+        windows.reached_end(0);
+        assert!((Some(IDLE)..=Some(ages.idle)).contains(&due_in()), "{:?}", due_in());
+    }
+
+    #[test]
+    fn a_window_of_an_earlier_fill_is_never_taken() {
+        let windows = windows(2);
+        let (earlier, wake) = (Arc::default(), Arc::default());
+        windows.open(0, 10, None, Arc::clone(&earlier));
+        push(&windows, 10..13);
         windows.check(Some(0));
         // The task has asked for another fill, which the reader has not obeyed yet.
         assert!(windows.take(0, Due::Now, &wake).is_none() && windows.take_check(0, &wake).is_none());
