@@ -41,7 +41,10 @@ macro_rules! trials {
 
 fn main() -> ExitCode {
     devstack::init();
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Half of a test's time is spent on waiting for servers: for sessions to expire, for groups to settle.
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get() * 3 / 2);
+    arguments.test_threads.get_or_insert(threads);
     let clickhouse = match Stack::shared().clickhouse() {
         Ok(clickhouse) => clickhouse,
         Err(error) => {
