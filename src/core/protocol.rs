@@ -14,10 +14,12 @@
 //! table, `Commit` of its end (which carries the next batch's intent when that batch is ready).
 //! Failure paths: a commit that failed is tried again after a comparison; a commit found changed by somebody else
 //! starts over from what is committed; an insert of unknown outcome asks the marks; an expired lease is renewed by
-//! committing the intent again and then asks the marks; what only an operator can decide is [`Action::Stop`].
+//! committing the intent again and then asks the marks; whatever is inserted after asking is asked for again, as the
+//! acknowledgement of a repeat proves nothing; what only an operator can decide is [`Action::Stop`].
 //!
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert that is not covered by an intent
-//! it knows to be committed, write counters before the batch's rows and rejects, nor commit an end before all inserts of the batch are known to be applied.
+//! it knows to be committed, write counters before the batch's rows and rejects, nor commit an end before all inserts of the
+//! batch are known to be applied.
 
 use super::guard::{self, Guard};
 use super::intent::{Counts, Intent, Metadata};
@@ -202,11 +204,6 @@ impl Protocol {
     pub fn start() -> (Protocol, Action) {
         let protocol = Protocol { state: State::Reading, known: None, wanted: None, topic_id: String::new() };
         (protocol, Action::ReadCommitted)
-    }
-
-    /// Whether a batch that was announced earlier is being completed.
-    pub fn is_replaying(&self) -> bool {
-        matches!(self.state, State::Replaying { .. })
     }
 
     /// Takes what was seen and tells what to do next. An answer that does not belong to the last action starts the
