@@ -71,6 +71,10 @@ async fn drain(running: Vec<Running>, how: Drain, grace: Duration) -> bool {
     let deadline = tokio::time::Instant::now() + grace;
     for one in &running {
         let _ = one.drain.send(how);
+        // All at once: one that goes on while another is waited for would commit what is no longer its own.
+        if grace.is_zero() {
+            one.task.abort();
+        }
     }
     let mut all_ended = true;
     for Running { mut task, gate, .. } in running {

@@ -19,6 +19,7 @@ use crate::metrics::{
 };
 use crate::retry::Backoff;
 use metrics::{counter, histogram};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -296,6 +297,11 @@ impl Partition {
             // A process that was stopped since it asked may have been overtaken since.
             if sent.saturating_sub(begun) > within {
                 return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut));
+            }
+            // Once its session has ended librdkafka commits without a member id and generation: that is accepted for a group
+            // that has no members, and ends a static member for good.
+            if consumer.assignment_lost() {
+                return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::AssignmentLost));
             }
             offsets::commit(consumer, &name, number, &to_commit)?;
             Ok(Some(sent))

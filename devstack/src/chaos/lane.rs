@@ -174,6 +174,11 @@ impl<'a> Lane<'a> {
         }
     }
 
+    /// Whether its members are static ones.
+    pub fn is_static(&self) -> bool {
+        self.membership.is_static
+    }
+
     fn endpoint(&self, number: usize) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.ports.port(number as u16)))
     }

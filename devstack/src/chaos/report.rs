@@ -16,6 +16,8 @@ pub(super) struct RoundResult {
     pub records: u64,
     /// From the first fault to the last check.
     pub took: Duration,
+    /// Static members that Kafka fenced.
+    pub fenced: u64,
     /// The most that a member's windows and batches held.
     pub held_bytes: u64,
     /// The most resident memory of a member.
@@ -36,6 +38,7 @@ pub struct Report {
     rounds: u64,
     violated: u64,
     records: u64,
+    fenced: u64,
     held_bytes: u64,
     rss_bytes: u64,
     slowest: Duration,
@@ -50,6 +53,7 @@ impl Report {
             rounds: 0,
             violated: 0,
             records: 0,
+            fenced: 0,
             held_bytes: 0,
             rss_bytes: 0,
             slowest: Duration::ZERO,
@@ -69,6 +73,7 @@ impl Report {
         self.rounds += 1;
         self.violated += u64::from(violated);
         self.records += result.records;
+        self.fenced += result.fenced;
         self.held_bytes = self.held_bytes.max(result.held_bytes);
         self.rss_bytes = self.rss_bytes.max(result.rss_bytes);
         self.slowest = self.slowest.max(result.took);
@@ -133,7 +138,8 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s; windows and batches held at most \
-             {} MiB, a member's resident memory was at most {} MiB. ClickHouse ended by itself {} times.",
+             {} MiB, a member's resident memory was at most {} MiB. ClickHouse ended by itself {} times; {} static members were fenced and \
+             started again.",
             self.rounds,
             self.records,
             self.violated,
@@ -141,6 +147,7 @@ impl fmt::Display for Report {
             mib(self.held_bytes),
             mib(self.rss_bytes),
             self.clickhouse_deaths,
+            self.fenced,
         )
     }
 }
