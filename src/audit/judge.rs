@@ -2,7 +2,6 @@
 
 use super::finding::{Code, Finding};
 use super::position::{Outlook, Position};
-use crate::core::intent::Counts;
 use crate::core::marks::Marks;
 use crate::core::source::OffsetRange;
 use std::collections::BTreeMap;
@@ -58,10 +57,9 @@ pub fn intent(position: &Position) -> Option<Finding> {
     let (range, counts) = position.intent()?;
     let none = Marks::default();
     let marks = position.marks.as_ref().unwrap_or(&none);
-    let found = Counts { rows: marks.raw.values().sum(), rejects: marks.rejected };
-    let counted = |day: &u32| marks.daily.get(&(day / 100)).is_some_and(|&end| end >= range.end);
+    let found = marks.counts();
     let months = marks.daily.values().filter(|&&end| end >= range.end).count();
-    let state = match found == counts && marks.raw.keys().all(counted) {
+    let state = match marks.show_applied(range, counts) {
         true => "applied, and about to be committed",
         false if found.rows + found.rejects + months as u64 == 0 => "not applied yet",
         false => "partly applied; the member that owns the partition completes it",

@@ -43,9 +43,7 @@ impl Position {
 
     /// The committed offset, if it is one of this topic id and its metadata can be read.
     pub fn committed(&self) -> Option<u64> {
-        let metadata = self.metadata().ok()?;
-        let ours = metadata.is_none_or(|metadata| metadata.topic_id == self.log.topic_id);
-        self.log.committed.as_ref().filter(|_| ours).map(|committed| committed.offset)
+        self.log.committed_offset()
     }
 
     /// The open intent and its counts.

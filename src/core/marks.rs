@@ -5,6 +5,7 @@
 //! of a batch is applied whole or not at all; anything between is a conflict and must never be "repaired" by guessing.
 
 use super::guard::{self, Guard};
+use super::intent::Counts;
 use super::source::{OffsetRange, Table};
 use std::collections::BTreeMap;
 
@@ -53,6 +54,20 @@ pub struct Marks {
     pub daily: BTreeMap<PartitionId, u64>,
     /// Rows of `rejected_events` with an offset in the range.
     pub rejected: u64,
+}
+
+impl Marks {
+    /// The rows and rejects that the tables hold of the batch.
+    pub fn counts(&self) -> Counts {
+        Counts { rows: self.raw.values().sum(), rejects: self.rejected }
+    }
+
+    /// Whether a batch of which only its counts are known is applied: all of them are there, and so are the counters of each of
+    /// its months.
+    pub fn show_applied(&self, range: OffsetRange, counts: Counts) -> bool {
+        let counted = |day: &PartitionId| self.daily.get(&(day / 100)).is_some_and(|&end| end >= range.end);
+        self.counts() == counts && self.raw.keys().all(counted)
+    }
 }
 
 /// The tables hold something that no order of our inserts leaves behind.

@@ -49,6 +49,15 @@ pub struct LogView {
     pub high: u64,
 }
 
+impl LogView {
+    /// The committed offset, if its metadata can be read and does not belong to a deleted topic of the same name.
+    pub fn committed_offset(&self) -> Option<u64> {
+        let committed = self.committed.as_ref()?;
+        let metadata = Metadata::decode(&committed.metadata).ok()?;
+        metadata.is_none_or(|metadata| metadata.topic_id == self.topic_id).then_some(committed.offset)
+    }
+}
+
 /// Whether a commit may be made: Kafka holds what the member expects, or already what it wants. To be asked as close
 /// before the commit as can be, each time.
 pub fn may_commit(found: Option<&Committed>, expected: Option<&Committed>, wanted: &Committed) -> bool {
@@ -334,9 +343,7 @@ impl Protocol {
     /// Where to start without an open intent: at the committed offset or at the marks, whichever is further. Rows
     /// beyond that belong to a batch whose intent was lost; it is rebuilt up to its last row.
     fn on_progress(&mut self, log: &LogView, progress: Progress) -> Action {
-        let same_topic =
-            |c: &&Committed| Metadata::decode(&c.metadata).is_ok_and(|m| m.is_none_or(|m| m.topic_id == log.topic_id));
-        let committed = log.committed.as_ref().filter(same_topic).map(|c| c.offset);
+        let committed = log.committed_offset();
         let marks = [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)];
         for (what, offset) in marks.into_iter().chain([("a row's offset", progress.stored_end)]) {
             if let Some(offset) = offset.filter(|&offset| offset > log.high) {
@@ -367,9 +374,7 @@ impl Protocol {
 
     fn on_gone_marks(&mut self, intent: Intent, low: u64, marks: &Marks) -> Action {
         let Intent { range, counts } = intent;
-        let counted = |day: &u32| marks.daily.get(&(day / 100)).is_some_and(|&end| end >= range.end);
-        let found = Counts { rows: marks.raw.values().sum(), rejects: marks.rejected };
-        if counts == Some(found) && marks.raw.keys().all(counted) {
+        if counts.is_some_and(|counts| marks.show_applied(range, counts)) {
             let wanted = self.position(range.end, None);
             return self.commit(State::Settling, wanted);
         }

@@ -1,4 +1,8 @@
-//! Objects of librdkafka's C API, freed when they are dropped.
+//! librdkafka's C API, as far as two modules need it: objects that are freed when they are dropped, and admin requests.
+
+use rdkafka::bindings as c;
+use rdkafka::types::{RDKafka, RDKafkaErrorCode, RDKafkaRespErr};
+use std::time::Duration;
 
 /// A C object with the function that frees it.
 pub struct Owned<T>(pub *mut T, pub unsafe extern "C" fn(*mut T));
@@ -10,4 +14,43 @@ impl<T> Drop for Owned<T> {
             unsafe { self.1(self.0) }
         }
     }
+}
+
+/// Sends an admin request over a client's own connections and reads the answer. Blocks.
+///
+/// # Errors
+/// No answer in time, the error that was answered, or what `read` makes of the answer.
+///
+/// # Safety
+/// `client` lives until this returns; `send` makes the request of `operation` with these options and this queue; `read` keeps
+/// nothing of the event, which is not null.
+pub unsafe fn ask<T>(
+    client: *mut RDKafka,
+    operation: c::rd_kafka_admin_op_t,
+    within: Duration,
+    send: impl FnOnce(*const c::rd_kafka_AdminOptions_t, *mut c::rd_kafka_queue_t),
+    read: impl FnOnce(*mut c::rd_kafka_event_t) -> Result<T, RDKafkaErrorCode>,
+) -> Result<T, RDKafkaErrorCode> {
+    let timeout_ms = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: every object made here is owned by an `Owned`, and the event goes before what it came from.
+    unsafe {
+        let queue = Owned(c::rd_kafka_queue_new(client), c::rd_kafka_queue_destroy);
+        let options = Owned(c::rd_kafka_AdminOptions_new(client, operation), c::rd_kafka_AdminOptions_destroy);
+        c::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, std::ptr::null_mut(), 0);
+        send(options.0, queue.0);
+        let event = Owned(c::rd_kafka_queue_poll(queue.0, timeout_ms), c::rd_kafka_event_destroy);
+        if event.0.is_null() {
+            return Err(RDKafkaErrorCode::OperationTimedOut);
+        }
+        well(c::rd_kafka_event_error(event.0))?;
+        read(event.0)
+    }
+}
+
+/// An error code of librdkafka as a result.
+///
+/// # Errors
+/// The code, unless it means that there was none.
+pub fn well(code: RDKafkaRespErr) -> Result<(), RDKafkaErrorCode> {
+    if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(code.into()) }
 }

@@ -91,9 +91,7 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
     pub fn log_view(&self, source: &Source) -> KafkaResult<LogView> {
-        let committed = offsets::committed(&self.consumer, &self.topic, source.partition, KAFKA_TIMEOUT)?;
-        let (low, high) = offsets::bounds(&self.consumer, &self.topic, source.partition, KAFKA_TIMEOUT)?;
-        Ok(LogView { committed, topic_id: source.topic_id.clone(), low, high })
+        offsets::log_view(&self.consumer, &self.topic, source.topic_id.clone(), source.partition, KAFKA_TIMEOUT)
     }
 
     /// The first offset whose record is not older than `timestamp_ms`; `None` if all are older.

@@ -1,7 +1,7 @@
 //! Committed offsets with their metadata, and the log's bounds. All calls block; each has a timeout.
 
 use super::consumer::Consumer;
-use crate::core::protocol::Committed;
+use crate::core::protocol::{Committed, LogView};
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
@@ -48,6 +48,23 @@ pub fn commit(consumer: &Consumer, topic: &str, partition: i32, wanted: &Committ
     list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     list.find_partition(topic, partition).ok_or_else(unusable)?.set_metadata(metadata);
     consumer.commit(&list, CommitMode::Sync)
+}
+
+/// What Kafka says of a partition of the topic with this id: first the committed offset, then the bounds, which are thus never
+/// the older ones.
+///
+/// # Errors
+/// Kafka does not answer in time, or answers with an error.
+pub fn log_view(
+    consumer: &Consumer,
+    topic: &str,
+    topic_id: String,
+    partition: i32,
+    within: Duration,
+) -> KafkaResult<LogView> {
+    let committed = committed(consumer, topic, partition, within)?;
+    let (low, high) = bounds(consumer, topic, partition, within)?;
+    Ok(LogView { committed, topic_id, low, high })
 }
 
 /// First offset of the log and one past its last.

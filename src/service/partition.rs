@@ -9,7 +9,7 @@ use super::windows::{Due, Held};
 use super::{Drain, Shared};
 use crate::core::lease::Lease;
 use crate::core::marks::Insert;
-use crate::core::protocol::{Action, Committed, LogView, Protocol, Seen, may_commit};
+use crate::core::protocol::{Action, Committed, Protocol, Seen, may_commit};
 use crate::core::source::{OffsetRange, Source, Table};
 use crate::core::window::ARRIVAL_STEP_MS;
 use crate::failpoint;
@@ -111,9 +111,7 @@ impl Partition {
             let (name, number) = (self.source.topic.clone(), self.source.partition);
             let view = self.shared.kafka(move |consumer| {
                 let topic_id = topic::topic_id(consumer, &name, KAFKA_TIMEOUT)?;
-                let committed = offsets::committed(consumer, &name, number, KAFKA_TIMEOUT)?;
-                let (low, high) = offsets::bounds(consumer, &name, number, KAFKA_TIMEOUT)?;
-                Ok(LogView { committed, topic_id, low, high })
+                offsets::log_view(consumer, &name, topic_id, number, KAFKA_TIMEOUT)
             });
             match view.await {
                 Ok(view) => {

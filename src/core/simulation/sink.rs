@@ -84,8 +84,8 @@ impl Sink {
         waiting
     }
 
-    pub fn forget_tokens(&mut self) -> bool {
-        !std::mem::take(&mut self.tokens).is_empty()
+    pub fn forget_tokens(&mut self) {
+        self.tokens.clear();
     }
 
     pub fn is_running(&self, range: OffsetRange) -> bool {

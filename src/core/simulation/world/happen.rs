@@ -75,9 +75,7 @@ impl World {
                     }
                 }
             }
-            Fault::ForgetTokens(p) => {
-                self.partitions[p].sink.forget_tokens();
-            }
+            Fault::ForgetTokens(p) => self.partitions[p].sink.forget_tokens(),
             Fault::DeleteRecords(p) => {
                 let partition = &mut self.partitions[p];
                 partition.log.low = partition.committed.as_ref().map_or(0, |committed| committed.offset);
