@@ -132,6 +132,14 @@ impl ClickHouse {
         query(&self.url, sql, QUERY_TIMEOUT).map_err(|message| Error::Query { sql: sql.to_owned(), message })
     }
 
+    /// The one number that a query gives.
+    ///
+    /// Fails as [`ClickHouse::query`] does, and when the answer is no number.
+    pub fn number(&self, sql: &str) -> Result<u64> {
+        let answer = self.query(sql)?;
+        answer.parse().map_err(|_| Error::Query { sql: sql.to_owned(), message: format!("{answer:?} is no number") })
+    }
+
     /// Ends everything now, for an end of the process that drops nothing.
     pub(crate) fn dispose(&self) {
         if let Some(owned) = &self.owned {

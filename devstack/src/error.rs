@@ -54,6 +54,12 @@ pub enum Error {
         /// What it printed.
         output: String,
     },
+    /// The program under test could not be built.
+    #[error("building tallyhouse failed ({arguments})")]
+    Build {
+        /// What cargo was to build.
+        arguments: String,
+    },
     /// A file, folder or process could not be handled.
     #[error("cannot {action}: {cause}")]
     Io {

@@ -17,6 +17,7 @@
 //!
 //! Must never depend on the `tallyhouse` crate, and must never be a dependency of what is shipped.
 
+pub mod build;
 pub mod cache;
 pub mod chaos;
 pub mod clickhouse;
@@ -25,6 +26,7 @@ pub mod dice;
 mod error;
 pub mod fetch;
 mod host;
+pub mod http;
 pub mod kafka;
 mod ports;
 pub mod process;

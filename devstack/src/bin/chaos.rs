@@ -7,7 +7,7 @@ use devstack::chaos::plan::Kind;
 use devstack::chaos::{AnyError, Options, run};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -76,7 +76,8 @@ fn main() -> ExitCode {
 fn chaos(arguments: Arguments) -> Result<bool, AnyError> {
     let program = match arguments.program {
         Some(program) => program,
-        None => build()?,
+        // Without --release: its fail points need debug assertions.
+        None => devstack::build::tallyhouse(&["--bin", "tallyhouse"])?,
     };
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -103,18 +104,4 @@ fn chaos(arguments: Arguments) -> Result<bool, AnyError> {
     let report = run(&options)?;
     println!("\n{report}");
     Ok(report.violations() == 0 && report.rounds() > 0)
-}
-
-/// Builds the program with debug assertions, which its fail points need, with what cargo is at hand.
-fn build() -> Result<PathBuf, AnyError> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "tallyhouse", "--bin", "tallyhouse"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()?;
-    if !status.success() {
-        return Err("building tallyhouse failed".into());
-    }
-    // This binary lies beside it: both are in the folder of the dev profile.
-    Ok(std::env::current_exe()?.with_file_name("tallyhouse"))
 }

@@ -4,7 +4,7 @@
 
 use clap::Parser;
 use devstack::producer::{EVENT_TYPES, Events, Ledger, Producer, create_topic, uuid};
-use devstack::{ClickHouse, Error, Output, Server, Stack, process};
+use devstack::{ClickHouse, Error, Output, Server, Stack, build, http, process};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -20,6 +20,7 @@ const PARTITIONS: i32 = 4;
 /// Give up when nothing new arrived for this long.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 type AnyError = Box<dyn std::error::Error>;
@@ -52,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn demo(arguments: &Arguments) -> Result<bool, AnyError> {
-    let program = build()?;
+    let program = build::tallyhouse(&["--release", "--bin", "tallyhouse"])?;
     let stack = Stack::shared();
     let kafka = stack.kafka().map_err(Error::to_string)?;
     let clickhouse = stack.clickhouse().map_err(Error::to_string)?;
@@ -118,20 +119,6 @@ struct Member {
     admin: String,
 }
 
-/// Builds the real program, in release, with what cargo is at hand.
-fn build() -> Result<PathBuf, AnyError> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--package", "tallyhouse", "--bin", "tallyhouse"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()?;
-    if !status.success() {
-        return Err("building tallyhouse failed".into());
-    }
-    // The demo lies beside it: both are in the release folder.
-    Ok(std::env::current_exe()?.with_file_name("tallyhouse"))
-}
-
 /// Produces on a thread of its own and shows how the member follows, until all is in ClickHouse.
 fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &ClickHouse) -> Result<Ledger, AnyError> {
     let brokers = brokers.to_owned();
@@ -149,7 +136,7 @@ fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &C
         }
         // Counters are written last, so that what is counted is stored as well.
         let sql = "(SELECT sum(total) FROM campaigns.daily) + (SELECT count() FROM campaigns.rejected_events)";
-        let now = number(clickhouse, &format!("SELECT {sql}"))?;
+        let now = clickhouse.number(&format!("SELECT {sql}"))?;
         if now != stored {
             (stored, changed) = (now, Instant::now());
         } else if changed.elapsed() > STALL_TIMEOUT {
@@ -168,7 +155,7 @@ fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &C
 
 /// Consumed, lag and counters, as the member's own endpoint tells them.
 fn progress(member: &Member, events: u64) -> String {
-    let metrics = http(&member.admin, "/metrics").unwrap_or_default();
+    let metrics = http::get(&member.admin, "/metrics", HTTP_TIMEOUT).unwrap_or_default();
     let metric = |name: &str| {
         let line = metrics.lines().find(|line| line.starts_with(name) && !line.starts_with('#'));
         line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0)
@@ -177,15 +164,6 @@ fn progress(member: &Member, events: u64) -> String {
     let batches = metric("tallyhouse_flushed_batches_total");
     let held_mib = metric("tallyhouse_memory_used_bytes") / f64::from(1 << 20);
     format!("consumed {consumed}, lag {}, batches {batches}, held {held_mib:.0} MiB", events as f64 - consumed)
-}
-
-fn http(address: &str, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 fn stop(member: &Member) -> Result<(), AnyError> {
@@ -226,13 +204,9 @@ fn query_in_database(clickhouse: &ClickHouse, sql: &str) -> Result<String, AnyEr
     if head.contains(" 200 ") { Ok(body.to_owned()) } else { Err(body.to_owned().into()) }
 }
 
-fn number(clickhouse: &ClickHouse, sql: &str) -> Result<u64, AnyError> {
-    Ok(clickhouse.query(sql)?.trim().parse()?)
-}
-
 /// Compares what was produced with what ClickHouse has; tells whether all holds.
 fn prove(clickhouse: &ClickHouse, ledger: &Ledger) -> Result<bool, AnyError> {
-    let ask = |sql: &str| number(clickhouse, sql);
+    let ask = |sql: &str| clickhouse.number(sql);
     let rows = ask("SELECT count() FROM campaigns.email_events")?;
     let rejected = ask("SELECT count() FROM campaigns.rejected_events")?;
     let total = ask("SELECT sum(total) FROM campaigns.daily")?;

@@ -7,12 +7,12 @@ use super::feed::Feed;
 use super::plan::{MEMBERS, Membership, SESSION_TIMEOUT_MS};
 use super::{AnyError, Servers};
 use crate::dice::mix;
+use crate::http;
 use crate::ports::PortBlock;
 use crate::process::{self, Output, Server};
 use crate::proxy::Proxy;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -71,13 +71,7 @@ impl Slot {
 
     /// The answer of the member's endpoint.
     pub fn http(&self, path: &str) -> Result<String, AnyError> {
-        let address = self.address;
-        let mut stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(HTTP_TIMEOUT))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+        Ok(http::get(self.address, path, HTTP_TIMEOUT)?)
     }
 }
 

@@ -183,12 +183,7 @@ impl Server {
 
     /// Processor time used by all threads of this run so far, user and system, in steps of a clock tick (10 ms).
     pub fn cpu_time(&self) -> Result<Duration> {
-        let stat = self.read_proc("stat")?;
-        // The second field is the program's name in parentheses and may hold anything.
-        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-        let ticks =
-            fields.split_whitespace().skip(11).take(2).map_while(|field| field.parse::<u64>().ok()).sum::<u64>();
-        Ok(Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64))
+        Ok(cpu_in(&self.read_proc("stat")?, 14))
     }
 
     /// Resident memory in bytes.
@@ -257,6 +252,21 @@ impl Server {
     fn child(&self) -> MutexGuard<'_, Child> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Processor time of all children of this process that have ended so far, and of theirs, as [`Server::cpu_time`].
+pub fn ended_children_cpu() -> Result<Duration> {
+    let path = "/proc/self/stat";
+    Ok(cpu_in(&fs::read_to_string(path).context("read", Path::new(path))?, 16))
+}
+
+/// The sum of two fields of `/proc/PID/stat` that count clock ticks, the first of which has this number (proc(5)).
+fn cpu_in(stat: &str, field: usize) -> Duration {
+    // The second field is the program's name in parentheses and may hold anything.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks: u64 =
+        fields.split_whitespace().skip(field - 3).take(2).map_while(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
 }
 
 impl Drop for Server {

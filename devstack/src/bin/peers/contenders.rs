@@ -2,12 +2,13 @@
 //!
 //! Must never hand on a run whose counts are not those of the ledger.
 
-use crate::measure::{Cost, Meter, Run, ended_children_cpu, number, parts_written};
+use crate::measure::{Cost, Meter, Run, parts_written};
 use crate::{AnyError, Programs};
 use clap::ValueEnum;
+use devstack::process::ended_children_cpu;
 use devstack::producer::{EVENT_TYPES, Ledger};
-use devstack::{ClickHouse, Output, Server, Stack, process};
-use std::net::TcpListener;
+use devstack::{ClickHouse, Output, Server, Stack, http, process};
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const RUN_TIMEOUT: Duration = Duration::from_secs(1_800);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const KAFKA_ENGINE: &str = include_str!("kafka_engine.sql");
 const PLAIN_TABLES: &str = include_str!("tables.sql");
@@ -137,7 +139,7 @@ impl Bench<'_> {
             if !stopped {
                 return Ok(counted(self.clickhouse, &database)? >= wanted);
             }
-            let consumed = consumed(&format!("http://{admin}/metrics"));
+            let consumed = consumed(admin);
             if consumed > 0 {
                 first.get_or_insert_with(Instant::now);
             }
@@ -283,23 +285,22 @@ fn counted(clickhouse: &ClickHouse, database: &str) -> Result<u64, AnyError> {
     let sql = format!(
         "SELECT least((SELECT count() FROM {database}.email_events), (SELECT sum(total) FROM {database}.daily))"
     );
-    number(clickhouse, &sql)
+    Ok(clickhouse.number(&sql)?)
 }
 
 /// Records that a member has consumed, as it tells itself; 0 while it does not answer.
-fn consumed(url: &str) -> u64 {
-    let metrics = ureq::get(url).call().ok().and_then(|mut answer| answer.body_mut().read_to_string().ok());
-    let metrics = metrics.unwrap_or_default();
+fn consumed(address: SocketAddr) -> u64 {
+    let metrics = http::get(address, "/metrics", HTTP_TIMEOUT).unwrap_or_default();
     let value = metrics.lines().find_map(|line| line.strip_prefix("tallyhouse_consumed_records_total "));
     value.and_then(|value| value.parse().ok()).unwrap_or(0)
 }
 
 fn compare(clickhouse: &ClickHouse, database: &str, ledger: &Ledger) -> Result<(), AnyError> {
-    let rows = number(clickhouse, &format!("SELECT count() FROM {database}.email_events"))?;
+    let rows = clickhouse.number(&format!("SELECT count() FROM {database}.email_events"))?;
     let mut counts = vec![("rows".to_owned(), ledger.produced - ledger.broken, rows)];
     for (event_type, wanted) in EVENT_TYPES.iter().zip(ledger.by_type) {
         let sql = format!("SELECT sum(total) FROM {database}.daily WHERE level = '{event_type}'");
-        counts.push((format!("sum(total) of {event_type}"), wanted, number(clickhouse, &sql)?));
+        counts.push((format!("sum(total) of {event_type}"), wanted, clickhouse.number(&sql)?));
     }
     match counts.iter().find(|(_, wanted, found)| wanted != found) {
         Some((what, wanted, found)) => Err(format!("wrong counts: {what} is {found} instead of {wanted}").into()),

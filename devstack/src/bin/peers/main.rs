@@ -15,11 +15,11 @@ mod targets;
 use clap::Parser;
 use contenders::{Bench, Contender, Topic};
 use devstack::producer::{Events, Producer, create_topic};
-use devstack::{Error, Stack};
+use devstack::{Error, Stack, build};
 use measure::Run;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -102,7 +102,7 @@ fn peers(arguments: &Arguments) -> Result<(), AnyError> {
     if arguments.against.is_some() && !wanted.contains(&Contender::Other) {
         wanted.push(Contender::Other);
     }
-    let programs = build(arguments.against.clone())?;
+    let programs = build_all(arguments.against.clone())?;
     let python = if wanted.contains(&Contender::Python) { python::interpreter() } else { None };
     wanted.retain(|contender| *contender != Contender::Python || python.is_some());
 
@@ -155,25 +155,12 @@ struct Programs {
 }
 
 /// Builds the real programs, in release, with what cargo is at hand.
-fn build(other: Option<PathBuf>) -> Result<Programs, AnyError> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+fn build_all(other: Option<PathBuf>) -> Result<Programs, AnyError> {
     // One after the other: together, the features of what only examples need would come into the program.
-    for target in [["--bin", "tallyhouse"], ["--example", "consume_loop"]] {
-        let status = Command::new(&cargo)
-            .args(["build", "--release", "--quiet", "--package", "tallyhouse"])
-            .args(target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()?;
-        if !status.success() {
-            return Err(format!("building {} failed", target[1]).into());
-        }
-    }
-    let release = std::env::current_exe()?;
-    Ok(Programs {
-        tallyhouse: release.with_file_name("tallyhouse"),
-        consume_loop: release.with_file_name("examples").join("consume_loop"),
-        other,
-    })
+    let tallyhouse = build::tallyhouse(&["--release", "--bin", "tallyhouse"])?;
+    build::tallyhouse(&["--release", "--example", "consume_loop"])?;
+    let consume_loop = tallyhouse.with_file_name("examples").join("consume_loop");
+    Ok(Programs { tallyhouse, consume_loop, other })
 }
 
 /// Makes a topic and produces that many events to it.

@@ -5,7 +5,6 @@
 use crate::AnyError;
 use crate::contenders::Contender;
 use devstack::ClickHouse;
-use rustix::param::clock_ticks_per_second;
 use std::time::{Duration, Instant};
 
 /// ClickHouse has settled when nothing was merged for this long.
@@ -88,7 +87,7 @@ fn settle(clickhouse: &ClickHouse) -> Result<(), AnyError> {
     let started = Instant::now();
     let mut quiet_since = started;
     while quiet_since.elapsed() < SETTLED_AFTER && started.elapsed() < SETTLE_TIMEOUT {
-        if number(clickhouse, "SELECT count() FROM system.merges")? > 0 {
+        if clickhouse.number("SELECT count() FROM system.merges")? > 0 {
             quiet_since = Instant::now();
         }
         std::thread::sleep(SETTLE_LOOK_INTERVAL);
@@ -102,19 +101,5 @@ pub fn parts_written(clickhouse: &ClickHouse, database: &str) -> Result<u64, Any
         "SELECT sum(last) FROM (SELECT max(max_block_number) AS last FROM system.parts \
          WHERE database = '{database}' GROUP BY table)"
     );
-    number(clickhouse, &sql)
-}
-
-/// CPU of all children that have ended so far, and of theirs.
-pub fn ended_children_cpu() -> Result<Duration, AnyError> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The second field is the program's name in parentheses and may hold anything.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks: u64 = fields.split_whitespace().skip(13).take(2).map_while(|field| field.parse::<u64>().ok()).sum();
-    Ok(Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64))
-}
-
-/// The one number that a query gives.
-pub fn number(clickhouse: &ClickHouse, sql: &str) -> Result<u64, AnyError> {
-    Ok(clickhouse.query(sql)?.trim().parse()?)
+    Ok(clickhouse.number(&sql)?)
 }
