@@ -1,13 +1,11 @@
 //! `tallyhouse audit` and `tallyhouse repair` on real servers: what is wrong is named exactly, and nothing else is.
 
+use crate::operator::{admin, options};
 use crate::service::{Bench, await_http, end, kafka};
 use chrono::NaiveDate;
-use devstack::producer::Events;
-use rdkafka::admin::{AdminClient, AdminOptions};
-use rdkafka::client::DefaultClientContext;
+use devstack::producer::{Events, Ledger};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
-use rdkafka::{Offset, TopicPartitionList};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -40,14 +38,6 @@ fn findings(report: &Value, severity: &str) -> Vec<(String, Value)> {
 fn assert_clean(bench: &Bench, what: &str) {
     let (status, report) = audit(bench, &[]);
     assert_eq!((status, &report["clean"]), (Some(0), &Value::Bool(true)), "{what}: {report:#}");
-}
-
-fn admin() -> AdminClient<DefaultClientContext> {
-    ClientConfig::new().set("bootstrap.servers", kafka()).create().unwrap()
-}
-
-fn options() -> AdminOptions {
-    AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)))
 }
 
 /// Three days on both sides of the turn of a month.
@@ -92,9 +82,7 @@ pub async fn an_ordinary_run_is_clean_at_any_moment(url: &str, database: &str) {
 pub async fn what_is_changed_by_hand_is_named_exactly(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(9_000);
-    let member = bench.start(&[]);
-    bench.await_stored(ledger.produced, &[&member]).await;
-    end(&member);
+    bench.consume(ledger.produced).await;
     assert_clean(&bench, "before anything is changed");
     // The last day of the order, the first and one in between: three rows of different counters.
     let sql = "SELECT toString(toDate(event_time)) AS day, toString(event_type), toString(campaign_id), toString(source), \
@@ -155,9 +143,7 @@ pub async fn what_is_changed_by_hand_is_named_exactly(url: &str, database: &str)
     let (_, report) = audit(&bench, &["--until", "2020-01-01"]);
     assert_eq!(report["violations"], 0, "{report:#}");
     // What is gone from the log cannot be looked up any more, and nothing is claimed of it.
-    let mut gone = TopicPartitionList::new();
-    gone.add_partition_offset(&bench.topic, 1, Offset::Offset(2)).unwrap();
-    admin().delete_records(&gone, &options()).await.unwrap();
+    bench.delete_records(1, 2).await;
     let (_, report) = audit(&bench, &[]);
     assert!(findings(&report, "violation").iter().all(|(code, _)| code != "missing"), "{report:#}");
 }
@@ -166,9 +152,7 @@ pub async fn what_is_changed_by_hand_is_named_exactly(url: &str, database: &str)
 pub async fn a_lost_committed_offset_is_named(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(6_000);
-    let member = bench.start(&[]);
-    bench.await_stored(ledger.produced, &[&member]).await;
-    end(&member);
+    bench.consume(ledger.produced).await;
     admin().delete_groups(&[&bench.topic], &options()).await.unwrap();
     let (status, report) = audit(&bench, &[]);
     let found = findings(&report, "violation");
@@ -177,13 +161,9 @@ pub async fn a_lost_committed_offset_is_named(url: &str, database: &str) {
         let says = finding["message"].as_str().unwrap();
         assert!(code == "lost_offset" && says.contains("commits offset 2000, up to which all is applied"), "{finding}");
     }
-    let consumer: rdkafka::consumer::BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", kafka()).set("group.id", &bench.topic).create().unwrap();
-    let mut back = TopicPartitionList::new();
-    back.add_partition_offset(&bench.topic, 0, Offset::Offset(10)).unwrap();
-    back.add_partition_offset(&bench.topic, 1, Offset::Offset(2_000)).unwrap();
-    back.add_partition_offset(&bench.topic, 2, Offset::Offset(3_000)).unwrap();
-    rdkafka::consumer::Consumer::commit(&consumer, &back, rdkafka::consumer::CommitMode::Sync).unwrap();
+    for (partition, offset) in [(0, 10), (1, 2_000), (2, 3_000)] {
+        bench.commit_by_hand(partition, offset, b"").await;
+    }
     let (_, report) = audit(&bench, &[]);
     let found = findings(&report, "violation");
     let codes: Vec<(&str, &Value)> = found.iter().map(|(code, finding)| (code.as_str(), finding)).collect();
@@ -215,9 +195,7 @@ pub async fn gaps_of_transactions_are_no_losses(url: &str, database: &str) {
             committed += 20;
         }
     }
-    let member = bench.start(&[]);
-    bench.await_stored(committed, &[&member]).await;
-    end(&member);
+    bench.consume(committed).await;
     assert_eq!(bench.count("SELECT toUInt64(max(source_offset) + 1 - count()) FROM email_events").await, 4 * 20 + 11);
     assert_clean(&bench, "with gaps that Kafka made");
     bench.execute("ALTER TABLE email_events DELETE WHERE source_offset = 50 SETTINGS mutations_sync = 2").await;
@@ -261,15 +239,19 @@ async fn double_a_counter(bench: &Bench, month: u32) {
     bench.execute(&sql).await;
 }
 
+/// Events of two months, in the tables.
+async fn store_two_months(bench: &Bench, events: u64) -> Ledger {
+    let mut producer = bench.producer();
+    producer.send_events(&two_months(), 0..events).unwrap();
+    let ledger = producer.finish().unwrap();
+    bench.consume(ledger.produced).await;
+    ledger
+}
+
 /// `--dry-run` changes nothing; without it the month is right again, marks included, and the other month is left alone.
 pub async fn repair_counts_a_month_again(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
-    let mut producer = bench.producer();
-    producer.send_events(&two_months(), 0..9_000).unwrap();
-    let ledger = producer.finish().unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(ledger.produced, &[&member]).await;
-    end(&member);
+    let ledger = store_two_months(&bench, 9_000).await;
     let repair = ["repair", "daily", "--month", "202611"];
     let (status, output, _) = run(&bench, &repair, &[]);
     assert!(status == Some(0) && output.contains("0 counters differ"), "{output}");
@@ -298,12 +280,7 @@ pub async fn repair_counts_a_month_again(url: &str, database: &str) {
 /// Where rows are gone, counting again would lose counts: refused unless asked for.
 pub async fn repair_refuses_what_would_lose_counts(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
-    let mut producer = bench.producer();
-    producer.send_events(&two_months(), 0..3_000).unwrap();
-    let ledger = producer.finish().unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(ledger.produced, &[&member]).await;
-    end(&member);
+    store_two_months(&bench, 3_000).await;
     let before = content(&bench).await;
     bench.execute("ALTER TABLE email_events DROP PARTITION 20261101").await;
     let repair = ["repair", "daily", "--month", "202611"];
@@ -342,12 +319,7 @@ pub async fn repair_beside_a_member_is_exact(url: &str, database: &str) {
 /// When the fence stands, no insert is under way any more, and later ones are refused for that month and no other.
 pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
-    let mut producer = bench.producer();
-    producer.send_events(&two_months(), 0..1_500).unwrap();
-    let ledger = producer.finish().unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(ledger.produced, &[&member]).await;
-    end(&member);
+    store_two_months(&bench, 1_500).await;
     double_a_counter(&bench, 202611).await;
     let columns = "day, event_type, campaign_id, workspace_id, source";
     let insert = |day: &str, total: &str, rows: u64| {
@@ -380,12 +352,7 @@ pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &st
 /// Counters that a member inserts between the long count and the fence are in the month that is swapped in, mark and all.
 pub async fn repair_counts_what_is_inserted_meanwhile(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
-    let mut producer = bench.producer();
-    producer.send_events(&two_months(), 0..1_500).unwrap();
-    let ledger = producer.finish().unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(ledger.produced, &[&member]).await;
-    end(&member);
+    store_two_months(&bench, 1_500).await;
     double_a_counter(&bench, 202611).await;
     // What a member does with a batch of eight, but slowly: rows, then counters.
     let of_source = "source LIKE '%/1@%' AND toYYYYMM(event_time) = 202611";

@@ -9,9 +9,7 @@ pub async fn a_lost_committed_offset_is_found_in_the_marks(url: &str, database: 
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
     producer.send_events(&Events::default(), 0..10_000).unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(10_000, &[&member]).await;
-    end(&member);
+    bench.consume(10_000).await;
     producer.send_events(&Events::default(), 10_000..15_000).unwrap();
     let ledger = producer.finish().unwrap();
     let member = bench.start(&[("TALLYHOUSE__KAFKA__GROUP_ID", &format!("{}-other", bench.topic))]);
@@ -59,9 +57,7 @@ pub async fn a_member_ended_in_a_replay_leaves_it_to_the_next(url: &str, databas
 pub async fn a_recreated_topic_is_another_source(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let first = bench.produce(6_000);
-    let member = bench.start(&[]);
-    bench.await_stored(first.produced, &[&member]).await;
-    end(&member);
+    bench.consume(first.produced).await;
     bench.recreate_topic(3).await;
     let mut producer = bench.producer();
     producer.send_events(&Events::default(), 6_000..18_000).unwrap();

@@ -99,6 +99,13 @@ impl Bench {
         }
     }
 
+    /// Runs a member until at least so many records are counted or rejected, and ends it.
+    pub async fn consume(&self, records: u64) {
+        let member = self.start(&[]);
+        self.await_stored(records, &[&member]).await;
+        end(&member);
+    }
+
     /// Every record is a row or a reject exactly once, and the counters are the GROUP BY of the rows.
     pub async fn assert_exact(&self, ledger: &Ledger, what: &str) {
         let rows = self.count("SELECT count() FROM email_events").await;
@@ -142,17 +149,8 @@ pub fn end(member: &Server) -> String {
 pub async fn http(member: &Server, path: &str) -> String {
     let log = member.stderr();
     let address = log.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    tokio::task::spawn_blocking(move || {
-        use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(address).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    })
-    .await
-    .unwrap()
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || devstack::http::get(address, &path, DEADLINE).unwrap()).await.unwrap()
 }
 
 /// Waits until the member's answer at `path` contains `text`.
@@ -219,12 +217,8 @@ pub async fn sigterm_flushes_what_was_consumed(url: &str, database: &str) {
 pub async fn a_restart_in_the_middle_is_exact(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(30_000);
-    let first = bench.start(&[]);
-    bench.await_stored(2_000, &[&first]).await;
-    end(&first);
-    let second = bench.start(&[]);
-    bench.await_stored(ledger.produced, &[&second]).await;
-    end(&second);
+    bench.consume(2_000).await;
+    bench.consume(ledger.produced).await;
     bench.assert_exact(&ledger, "after a restart").await;
 }
 
@@ -242,21 +236,10 @@ pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     ];
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
-    for (number, point) in
-        points.iter().flat_map(|point| [(1, point), (3, point)]).enumerate().map(|(n, p)| (n as u64, p))
-    {
-        let (passing, point) = point;
+    for (number, (passing, point)) in (0..).zip(points.iter().flat_map(|point| [(1, point), (3, point)])) {
         producer.send_events(&Events::default(), number * 5_000..(number + 1) * 5_000).unwrap();
         let member = bench.start(&[("TALLYHOUSE_FAILPOINT", &format!("{point}:{passing}"))]);
-        // A partition is read once, and a commit of an end may always carry the next intent: fewer passings than asked for are
-        // possible there, and then it is ended from here.
-        let is_rare = passing > 1 && ["committed_read", "end_committed"].contains(point);
-        let within = if is_rare { Duration::from_secs(15) } else { DEADLINE };
-        let ended = member.wait(within);
-        if ended.is_err() {
-            assert!(is_rare, "{point}:{passing} was not reached\n{}", member.stderr());
-            member.kill9().unwrap();
-        }
+        member.wait(DEADLINE).unwrap_or_else(|_| panic!("{point}:{passing} was not reached\n{}", member.stderr()));
     }
     let ledger = producer.finish().unwrap();
     let member = bench.start(&[]);
@@ -348,9 +331,7 @@ pub async fn the_memory_limit_pauses_consumption(url: &str, database: &str) {
     end(&member);
     let distinct = bench.count("SELECT uniqExact(source, source_offset) FROM email_events").await;
     assert_eq!((bench.stored().await, distinct), (distinct, distinct));
-    let next = bench.start(&[]);
-    bench.await_stored(300, &[&next]).await;
-    end(&next);
+    bench.consume(300).await;
     assert_eq!(bench.count("SELECT sum(total) FROM daily").await, 300);
     assert_eq!(bench.stored().await, 300);
 }
@@ -362,9 +343,7 @@ pub async fn the_python_producers_bytes_are_read(url: &str, database: &str) {
     let mut producer = bench.producer();
     payloads.iter().for_each(|payload| producer.send(Some(payload.as_bytes())).unwrap());
     producer.finish().unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(payloads.len() as u64, &[&member]).await;
-    end(&member);
+    bench.consume(payloads.len() as u64).await;
     let mut stored: Vec<[String; 6]> = bench
         .client
         .query(
@@ -427,9 +406,7 @@ pub async fn bad_input_is_kept_with_its_reason(url: &str, database: &str) {
     bad.iter().for_each(|(_, payload)| producer.send(payload.as_deref()).unwrap());
     edges.iter().for_each(|edge| producer.send(Some(&with(&time, edge))).unwrap());
     producer.finish().unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored((bad.len() + edges.len()) as u64, &[&member]).await;
-    end(&member);
+    bench.consume((bad.len() + edges.len()) as u64).await;
 
     let mut stored: Vec<(String, String)> =
         bench.client.query("SELECT reason, hex(payload) FROM rejected_events").rows().await.unwrap();

@@ -15,9 +15,7 @@ const PER_PARTITION: u64 = RECORDS / PARTITIONS as u64;
 pub async fn a_retention_gap_is_left_behind(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.produce(RECORDS);
-    let member = bench.start(&[]);
-    bench.await_stored(RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(RECORDS).await;
     let mut producer = bench.producer();
     producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
     producer.finish().unwrap();
@@ -89,9 +87,7 @@ pub async fn an_offset_ahead_of_the_log_is_deleted(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
     producer.send_events(&Events::default(), 0..RECORDS).unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(RECORDS).await;
     bench.commit_by_hand(1, 50_000, b"").await;
     producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
     let ledger = producer.finish().unwrap();
@@ -100,9 +96,7 @@ pub async fn an_offset_ahead_of_the_log_is_deleted(url: &str, database: &str) {
     await_stop(&member, "ahead_of_log", "the committed offset is 50000, but the log ends at 4000").await;
     end(&member);
     bench.delete_offsets("1").await;
-    let member = bench.start(&[]);
-    bench.await_stored(2 * RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(2 * RECORDS).await;
     bench.assert_exact(&ledger, "after the offset was deleted").await;
 }
 
@@ -111,9 +105,7 @@ pub async fn marks_ahead_of_the_log_stop(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
     producer.send_events(&Events::default(), 0..RECORDS).unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(RECORDS).await;
     let source = bench.source(2).await;
     bench
         .execute(&format!(
@@ -127,9 +119,7 @@ pub async fn marks_ahead_of_the_log_stop(url: &str, database: &str) {
     bench.await_stored(2 * RECORDS - PER_PARTITION + 1, &[&member]).await;
     end(&member);
     bench.execute(&format!("DELETE FROM daily WHERE source = '{source}' AND end_offset > 4000")).await;
-    let member = bench.start(&[]);
-    bench.await_stored(2 * RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(2 * RECORDS).await;
     bench.assert_exact(&ledger, "after the marks were deleted").await;
 }
 
@@ -137,9 +127,7 @@ pub async fn marks_ahead_of_the_log_stop(url: &str, database: &str) {
 pub async fn a_log_cut_before_an_announced_end_stops(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let first = bench.produce(RECORDS);
-    let member = bench.start(&[]);
-    bench.await_stored(RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(RECORDS).await;
     let (offset, metadata) = bench.committed(0).unwrap();
     bench.commit_by_hand(0, offset, format!("{metadata} end={} rows=7 rejects=0", offset + 7).as_bytes()).await;
     let member = bench.start(&[]);
@@ -163,9 +151,7 @@ pub async fn metadata_that_cannot_be_read_stops(url: &str, database: &str) {
     let mut producer = bench.producer();
     let events = Events::default();
     producer.send_events(&events, 0..RECORDS).unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(RECORDS).await;
     producer.send_events(&events, RECORDS..2 * RECORDS).unwrap();
     let bad: [(u64, &[u8], &str); 4] = [
         (500, b"flink:7", "was not written by Tallyhouse: flink:7"),
@@ -183,9 +169,7 @@ pub async fn metadata_that_cannot_be_read_stops(url: &str, database: &str) {
         bench.delete_offsets(&partition.to_string()).await;
     }
     let ledger = producer.finish().unwrap();
-    let member = bench.start(&[]);
-    bench.await_stored(2 * RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(2 * RECORDS).await;
     bench.assert_exact(&ledger, "after the offsets were deleted").await;
 }
 
@@ -246,9 +230,7 @@ pub async fn a_row_deleted_by_hand_is_a_conflict(url: &str, database: &str) {
 
     // The table remembers the token of the rows that are gone, as it does when it dies between writing down the two.
     bench.execute(&format!("DELETE FROM email_events WHERE {of_batch} AND toYYYYMMDD(event_time) = {day}")).await;
-    let member = bench.start(&[]);
-    bench.await_stored(RECORDS, &[&member]).await;
-    end(&member);
+    bench.consume(RECORDS).await;
     bench.assert_exact(&ledger, "after the conflict").await;
 }
 
