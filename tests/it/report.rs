@@ -13,6 +13,8 @@ const CAMPAIGNS: [&str; 3] = [
 ];
 
 /// Two campaigns of one workspace on two days, in unmerged rows of two sources, and one of another of which all bounced.
+///
+/// No two rows are the same insert: without a token ClickHouse drops the second as a repetition.
 async fn known_set(client: &Client) {
     for (day, event, campaign, workspace, source, total) in [
         ("2026-11-01", "delivered", 0, 0, "t/0@id", 600),
@@ -20,7 +22,6 @@ async fn known_set(client: &Client) {
         ("2026-11-01", "open", 0, 0, "t/0@id", 250),
         ("2026-11-01", "click", 0, 0, "t/0@id", 50),
         ("2026-11-01", "bounce", 0, 0, "t/1@id", 20),
-        ("2026-11-02", "open", 0, 0, "t/0@id", 75),
         ("2026-11-02", "open", 0, 0, "t/0@id", 75),
         ("2026-11-02", "unsubscribe", 0, 0, "t/0@id", 4),
         ("2026-11-02", "delivered", 1, 0, "t/0@id", 3),
@@ -91,19 +92,26 @@ pub async fn the_views_count_as_the_report_does(url: &str, database: &str) {
     let sql = "SELECT toString(campaign_id), open_rate, click_rate, click_to_open_rate, bounce_rate, unsubscribe_rate \
                FROM campaign_report ORDER BY delivered DESC";
     let viewed: Vec<Rates> = client.query(sql).rows().await.unwrap();
+    let viewed: Vec<Rates> = viewed.into_iter().map(rounded).collect();
     let reported = json(url, database, &[]);
-    let reported: Vec<Rates> = reported["rows"].as_array().unwrap().iter().map(rates).collect();
+    let reported: Vec<Rates> = reported["rows"].as_array().unwrap().iter().map(|row| rounded(rates(row))).collect();
     assert_eq!(viewed, reported);
-    let open_rate = 0.4;
+    let open_rate = 0.325;
     assert_eq!((viewed.len(), viewed[0].1, viewed[2].1), (3, Some(open_rate), None));
     for view in ["campaign_daily", "workspace_daily", "campaign_report"] {
         let sql = format!("SELECT sum(delivered + opens + clicks + bounces + unsubscribes) FROM {view}");
-        assert_eq!(client.query(&sql).scalar_u64().await.unwrap(), 1_489, "{view}");
+        assert_eq!(client.query(&sql).scalar_u64().await.unwrap(), 1_414, "{view}");
         let sql = "SELECT count() FROM system.columns WHERE database = ? AND table = ? AND comment = ''";
         assert_eq!(client.query(sql).bind(database).bind(view).scalar_u64().await.unwrap(), 0, "{view}");
     }
     let sql = "SELECT sum(campaigns) FROM workspace_daily WHERE day = '2026-11-02'";
     assert_eq!(client.query(sql).scalar_u64().await.unwrap(), 3);
+}
+
+/// serde_json reads a number up to one bit beside what was written.
+fn rounded((campaign, open, click, click_to_open, bounce, unsubscribe): Rates) -> Rates {
+    let round = |rate: Option<f64>| rate.map(|rate| (rate * 1e9).round() / 1e9);
+    (campaign, round(open), round(click), round(click_to_open), round(bounce), round(unsubscribe))
 }
 
 fn rates(row: &Value) -> Rates {
