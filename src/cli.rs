@@ -4,6 +4,7 @@
 
 mod audit;
 mod repair;
+mod report;
 
 use crate::audit::AuditError;
 use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
@@ -64,6 +65,9 @@ enum Command {
     /// Mend what an audit has found.
     #[command(subcommand)]
     Repair(repair::Command),
+    /// Print what came of the campaigns: delivered, opens, clicks, bounces, unsubscribes and their rates.
+    #[command(after_help = report::HELP)]
+    Report(report::Arguments),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -81,6 +85,10 @@ pub enum CliError {
     /// A `--set` that is not `KEY=VALUE`.
     #[error("--set {0:?}: expected KEY=VALUE")]
     Set(String),
+    /// The first day is after the last.
+    #[error("--since {since} is after --until {until}; give the earlier day to --since")]
+    #[expect(missing_docs, reason = "described above")]
+    Days { since: String, until: String },
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -111,7 +119,8 @@ impl CliError {
     /// The exit status.
     pub fn exit_status(&self) -> u8 {
         match self {
-            CliError::Set(_) | CliError::Config(_) | CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
+            CliError::Set(_) | CliError::Days { .. } | CliError::Config(_) => EXIT_USAGE,
+            CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
             CliError::Run(RunError::ClickHouse(ClickHouseError::Config(_)) | RunError::Consumer(_)) => EXIT_USAGE,
             CliError::Audit(AuditError::Consumer(_)) => EXIT_USAGE,
             _ => 1,
@@ -158,6 +167,7 @@ impl Cli {
             }
             Command::Audit(arguments) => audit::run(&resolved.config, arguments).await,
             Command::Repair(command) => repair::run(&resolved.config, command).await,
+            Command::Report(arguments) => report::run(&resolved.config, arguments).await,
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod health;
 pub mod kafka;
 pub mod metrics;
 pub mod repair;
+pub mod report;
 pub mod retry;
 pub mod service;
 pub mod telemetry;

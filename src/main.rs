@@ -1,6 +1,7 @@
 //! The `tallyhouse` program: reads the command line, runs the command, and turns its end into an exit status.
 
 use clap::Parser;
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 use tallyhouse::cli::{Cli, EXIT_USAGE};
 
@@ -16,8 +17,14 @@ async fn main() -> ExitCode {
     };
     match cli.run().await {
         Ok(done) => {
-            print!("{}", done.output);
-            ExitCode::from(done.status)
+            match std::io::stdout().write_all(done.output.as_bytes()) {
+                // `| head` has seen enough.
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                    eprintln!("tallyhouse: standard output: {error}");
+                    ExitCode::FAILURE
+                }
+                _ => ExitCode::from(done.status),
+            }
         }
         Err(error) => {
             eprintln!("tallyhouse: {error}");

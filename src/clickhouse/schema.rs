@@ -32,9 +32,9 @@ macro_rules! migration {
 
 /// Creates the database and `schema_migrations`; not recorded there.
 const SINGLE_BOOKKEEPING: Migration = migration!(0, "single/0000_bookkeeping");
-const SINGLE: &[Migration] = &[migration!(1, "single/0001_tables")];
+const SINGLE: &[Migration] = &[migration!(1, "single/0001_tables"), migration!(2, "single/0002_views")];
 const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping");
-const CLUSTER: &[Migration] = &[migration!(1, "cluster/0001_tables")];
+const CLUSTER: &[Migration] = &[migration!(1, "cluster/0001_tables"), migration!(2, "cluster/0002_views")];
 
 /// The schema in one of its two forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,9 +135,9 @@ impl Schema {
     }
 
     /// Creates the database and brings its tables to this binary's version. Running it again, or twice at once, is
-    /// harmless. If a table is missing, all files are run again.
+    /// harmless. If a table or view is missing, all files are run again.
     ///
-    /// The user needs the grants CREATE DATABASE, CREATE TABLE, SELECT and INSERT on the database; CLUSTER on a cluster.
+    /// The user needs the grants CREATE DATABASE, CREATE TABLE, CREATE VIEW, SELECT and INSERT on the database; CLUSTER on a cluster.
     ///
     /// # Errors
     /// [`SchemaProblem::Newer`] and [`SchemaProblem::Changed`], before any table is touched;
@@ -145,7 +145,8 @@ impl Schema {
     pub async fn migrate(&self, client: &Client) -> Result<Report, SchemaProblem> {
         self.run(client, self.bookkeeping()).await?;
         let applied = self.applied(client).await?;
-        let repair = !check::missing_tables(client, self).await?.is_empty();
+        let repair =
+            !check::missing_tables(client, self).await?.is_empty() || !check::missing_views(client).await?.is_empty();
         let mut report = Report { applied: Vec::new(), already_applied: Vec::new() };
         for migration in self.migrations() {
             let recorded = applied.contains(&migration.version);
@@ -162,7 +163,16 @@ impl Schema {
         Ok(report)
     }
 
-    /// Whether this binary can work with what is in the database.
+    /// Names of the views for people that do not exist, or that the user has no right to see.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn missing_views(&self, client: &Client) -> Result<Vec<String>, ClickHouseError> {
+        check::missing_views(client).await
+    }
+
+    /// Whether this binary can write to what is in the database. Views are left out: the service does not read them, and its
+    /// user may not even see them.
     ///
     /// # Errors
     /// The first [`SchemaProblem`] found.

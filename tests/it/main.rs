@@ -16,6 +16,7 @@ mod group;
 mod operator;
 mod protocol;
 mod recovery;
+mod report;
 mod schema;
 mod service;
 mod stops;
@@ -115,6 +116,9 @@ fn main() -> ExitCode {
         audit::a_fence_waits_for_inserts_under_way_and_refuses_later_ones,
         audit::repair_counts_what_is_inserted_meanwhile,
         audit::a_repair_that_was_killed_is_taken_over,
+        report::the_report_is_the_known_set,
+        report::the_views_count_as_the_report_does,
+        report::a_report_that_cannot_be_made_says_why,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,

@@ -74,6 +74,9 @@ const TABLES: [Table; 3] = [
     },
 ];
 
+/// The views for people; `tallyhouse report` reads one.
+const VIEWS: [&str; 3] = ["campaign_daily", "campaign_report", "workspace_daily"];
+
 /// A row of `system.tables`.
 #[derive(Row, Deserialize)]
 struct FoundTable {
@@ -112,6 +115,13 @@ pub(super) async fn missing_tables(client: &Client, schema: &Schema) -> Result<V
     wanted.dedup();
     wanted.retain(|name| !found.iter().any(|table| &table.name == name));
     Ok(wanted)
+}
+
+/// Names of the views that are to be there and are not.
+pub(super) async fn missing_views(client: &Client) -> Result<Vec<String>, ClickHouseError> {
+    let found = tables(client).await?;
+    let is_missing = |name: &&str| !found.iter().any(|table| table.name == *name);
+    Ok(VIEWS.iter().copied().filter(is_missing).map(str::to_owned).collect())
 }
 
 /// Compares the tables that INSERTs go to.
