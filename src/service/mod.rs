@@ -214,7 +214,8 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
-    let metrics = metrics::install().map_err(|error| RunError::Metrics(error.to_string()))?;
+    let metrics =
+        metrics::install(&config.kafka.topics.events).map_err(|error| RunError::Metrics(error.to_string()))?;
     let health = Arc::new(Health::default());
     health.set("assignment", "no partitions are assigned yet");
     let memory = Arc::new(Memory::new(config.memory.limit_bytes));

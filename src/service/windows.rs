@@ -8,7 +8,9 @@ use crate::core::batch::Batch;
 use crate::core::event::{Event, EventType};
 use crate::core::reject::Rejection;
 use crate::core::window::{Limits, Record, Window};
+use crate::metrics::OFFSET_GAPS;
 use dashmap::DashMap;
+use metrics::counter;
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -133,6 +135,11 @@ impl Windows {
         let Some(mut live) = self.live.get_mut(&partition) else { return false };
         if let Some(end) = live.until.filter(|&end| record.offset >= end) {
             live.seal(end);
+        }
+        // The window takes what follows; the audit tells which rows miss. A loss would show here first.
+        let passed_over = record.offset.saturating_sub(live.window.next());
+        if passed_over > 0 {
+            counter!(OFFSET_GAPS).increment(passed_over);
         }
         let added = live.window.push(record, decoded);
         live.caught_up = None;

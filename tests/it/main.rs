@@ -12,6 +12,7 @@ mod audit;
 mod chaos;
 mod cli;
 mod gaps;
+mod grafana;
 mod group;
 mod operator;
 mod protocol;
@@ -103,6 +104,8 @@ fn main() -> ExitCode {
         group::the_consumer_protocol_is_exact,
         group::a_zombie_in_the_consumer_protocol,
         group::added_partitions_are_consumed_from_their_beginning,
+        grafana::alerts_fire_and_are_silent,
+        grafana::every_panel_and_rule_has_an_answer,
         gaps::aborted_transactions_never_happened,
         gaps::a_replay_ends_where_only_control_records_follow,
         audit::an_ordinary_run_is_clean_at_any_moment,

@@ -1,0 +1,118 @@
+//! Dashboards and alerts on a real Prometheus and ClickHouse: an expression that is wrong, or shows nothing, fails here.
+
+use crate::service::{Bench, end, http};
+use devstack::prometheus::promtool;
+use devstack::{Prometheus, Server};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// What comes to be only when something goes wrong, so that its panels are empty on a healthy run.
+const RARE: [&str; 2] = ["tallyhouse_stopped_partitions", "tallyhouse_retries_total"];
+
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(file(path)).unwrap()
+}
+
+/// What the panels of a dashboard ask, each with its panel's title.
+fn asked(dashboard: &str, field: &str) -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(&read(dashboard)).unwrap();
+    let mut asked = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+        let title = panel["title"].as_str().unwrap().to_owned();
+        assert!(panel["description"].as_str().is_some_and(|text| !text.is_empty()), "{title} says not what it shows");
+        assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title} has no unit");
+        for target in panel["targets"].as_array().unwrap() {
+            asked.push((title.clone(), target[field].as_str().unwrap().to_owned()));
+        }
+    }
+    assert!(!asked.is_empty());
+    asked
+}
+
+/// The rules' fields of that name; each stands on a line of its own.
+fn of_rules(field: &str) -> Vec<String> {
+    let rules = read("prometheus/alerts.yml");
+    let prefix = format!("{field}: ");
+    let lines = rules.lines().map(|line| line.trim().trim_start_matches("- "));
+    lines.filter_map(|line| line.strip_prefix(&prefix)).map(|value| value.trim().to_owned()).collect()
+}
+
+/// promtool accepts the rules, each fires and is silent where its test says, and each has its page.
+pub async fn alerts_fire_and_are_silent(_url: &str, _database: &str) {
+    let path = |name| file(name).to_str().unwrap().to_owned();
+    promtool(&["check", "rules", &path("prometheus/alerts.yml")]).unwrap();
+    promtool(&["check", "config", &path("prometheus/prometheus.yml")]).unwrap();
+    promtool(&["test", "rules", &path("prometheus/alerts_test.yml")]).unwrap();
+    let tests = read("prometheus/alerts_test.yml");
+    let alerts = of_rules("alert");
+    assert!(!alerts.is_empty());
+    for alert in &alerts {
+        let cases: Vec<&str> = tests.split("alertname: ").skip(1).filter(|case| case.starts_with(alert)).collect();
+        assert!(cases.iter().any(|case| case.contains("exp_alerts: []")), "{alert} is never tested to be silent");
+        assert!(cases.iter().any(|case| case.contains("exp_labels")), "{alert} is never tested to fire");
+        assert!(file(&format!("docs/runbooks/{alert}.md")).is_file(), "{alert} has no runbook");
+    }
+    let severities = of_rules("severity").len();
+    assert_eq!((of_rules("runbook_url").len(), severities), (alerts.len(), alerts.len()));
+}
+
+fn result_count(answer: &str) -> usize {
+    let answer: Value = serde_json::from_str(answer).unwrap();
+    assert_eq!(answer["status"], "success", "{answer}");
+    // A quantile over no observation is NaN: the panel would be empty.
+    let shown = |series: &&Value| series["value"][1] != "NaN";
+    answer["data"]["result"].as_array().unwrap().iter().filter(shown).count()
+}
+
+async fn address(member: &Server) -> String {
+    crate::service::await_http(member, "/readyz", "\"ready\":true").await;
+    member.stderr().split("http://").nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
+}
+
+/// Every expression of every panel and rule, and every SQL of the campaign figures, on what a real run left.
+pub async fn every_panel_and_rule_has_an_answer(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let member = bench.start(&[]);
+    let prometheus = Prometheus::start(&address(&member).await, &file("prometheus/alerts.yml")).unwrap();
+    let panels = asked("grafana/dashboards/tallyhouse.json", "expr");
+    let substituted =
+        |text: &str| text.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$topic", ".*");
+    let mut ledger = bench.produce(3_000);
+    let deadline = Instant::now() + DEADLINE;
+    // Rates need two scrapes with work between them, so events go on coming until all is shown.
+    loop {
+        let empty: Vec<&str> = panels
+            .iter()
+            .filter(|(_, expression)| !RARE.iter().any(|name| expression.contains(name)))
+            .filter(|(_, expression)| result_count(&prometheus.query(&substituted(expression)).unwrap()) == 0)
+            .map(|(_, expression)| expression.as_str())
+            .collect();
+        if empty.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "panels stay empty: {empty:#?}\n{}", http(&member, "/metrics").await);
+        ledger.produced += bench.produce(300).produced;
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    for (_, expression) in panels.iter().filter(|(_, text)| RARE.iter().any(|name| text.contains(name))) {
+        prometheus.query(&substituted(expression)).unwrap();
+    }
+    for expression in of_rules("expr") {
+        prometheus.query(&expression).unwrap();
+    }
+    bench.await_stored(ledger.produced, &[&member]).await;
+    for (title, sql) in asked("grafana/dashboards/campaigns.json", "rawSql") {
+        let sql =
+            sql.replace("$__dateFilter(day)", "day >= toDate('1970-01-01')").replace("${workspace:sqlstring}", "''");
+        let rows = bench.count(&format!("SELECT count() FROM ({})", sql.replace("$database", database))).await;
+        assert!(rows > 0, "{title} is empty");
+    }
+    end(&member);
+}
