@@ -116,7 +116,7 @@ section! {
         /// Group protocol: classic, or consumer (KIP-848, Kafka 4.0), in which the broker shares the partitions out. classic
         /// is the default as librdkafka before 2.15 has known stalls with the other; 2.12.1 is built in.
         group_protocol: GroupProtocol = "classic", OneOf(&["classic", "consumer"]);
-        /// How partitions are shared out: cooperative-sticky moves only those that must move; eager (range) revokes all.
+        /// How partitions are shared out: cooperative-sticky moves only those that must move; eager (range) revokes all, and is needed with group_instance_id.
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
         /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
         group_instance_id: Option<String> = "", Text;

@@ -133,6 +133,16 @@ fn conflicts(config: &Config) -> Vec<Conflict> {
             "must be cooperative-sticky, as nothing is revoked eagerly with kafka.group_protocol = consumer".into();
         found.push((["kafka.assignment", "kafka.group_protocol"], reason));
     }
+    let moved_in_steps = config.kafka.assignment == Assignment::CooperativeSticky;
+    if config.kafka.group_protocol == GroupProtocol::Classic
+        && moved_in_steps
+        && config.kafka.group_instance_id.is_some()
+    {
+        let reason = "must be eager with kafka.group_instance_id, or kafka.group_protocol consumer: a static member that \
+                      restarts between the two steps of a cooperative rebalance would leave a partition without an owner"
+            .into();
+        found.push((["kafka.assignment", "kafka.group_instance_id"], reason));
+    }
     let queue_kbytes = config.kafka.properties.get("queued.max.messages.kbytes");
     let queue_kbytes_max = memory.limit_bytes / 2 / 1024;
     let queue_kbytes = queue_kbytes.and_then(|text| text.expose().parse::<usize>().ok());

@@ -75,7 +75,8 @@ async fn rebalances(member: &Server) -> Vec<String> {
 pub async fn a_static_member_comes_back_without_a_rebalance(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let session = ("TALLYHOUSE__KAFKA__SESSION_TIMEOUT_MS", "60000");
-    let named = |name| [session, ("TALLYHOUSE__KAFKA__GROUP_INSTANCE_ID", name)];
+    let eager = ("TALLYHOUSE__KAFKA__ASSIGNMENT", "eager");
+    let named = |name| [session, eager, ("TALLYHOUSE__KAFKA__GROUP_INSTANCE_ID", name)];
     let mut producer = bench.producer();
     let events = Events::default();
     producer.send_events(&events, 0..6_000).unwrap();
@@ -125,7 +126,7 @@ async fn one_of_two_with_one_name_ends(bench: &Bench, settings: &[(&str, &str)],
 /// In the classic protocol the newcomer fences the member that was there.
 pub async fn a_fenced_static_member_ends(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
-    one_of_two_with_one_name_ends(&bench, &[], "fenced", false).await;
+    one_of_two_with_one_name_ends(&bench, &[("TALLYHOUSE__KAFKA__ASSIGNMENT", "eager")], "fenced", false).await;
 }
 
 /// In the consumer protocol the broker refuses the newcomer until the name is free.

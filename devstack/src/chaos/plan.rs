@@ -209,11 +209,13 @@ pub struct Membership {
 }
 
 impl Membership {
-    /// The settings of an epoch: all four combinations in any four epochs.
+    /// The settings of an epoch: all three combinations in any three epochs. A static member cannot be cooperative.
     pub fn of(seed: u64, epoch: u64) -> Membership {
-        let choice = seed.wrapping_add(epoch);
-        let assignment = if choice.is_multiple_of(2) { "cooperative-sticky" } else { "eager" };
-        Membership { assignment, is_static: choice / 2 % 2 == 1 }
+        match seed.wrapping_add(epoch) % 3 {
+            0 => Membership { assignment: "cooperative-sticky", is_static: false },
+            1 => Membership { assignment: "eager", is_static: false },
+            _ => Membership { assignment: "eager", is_static: true },
+        }
     }
 }
 
