@@ -1,13 +1,14 @@
 //! The HTTP endpoint for operators: metrics, liveness, readiness, the live windows. Read-only, without secrets or payloads.
 
 use crate::health::Health;
-use crate::metrics::QUERYABLE;
+use crate::metrics::{self, QUERYABLE};
 use crate::service::{Glance, Windows};
 use axum::extract::State as Extract;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
+use metrics_process::Collector;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -27,6 +28,8 @@ const INDEX: &str = "tallyhouse\n\n/metrics  Prometheus metrics\n/livez    alive
 pub struct State {
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
+    /// Looks at this process.
+    pub process: Collector,
     /// Whether the service is ready.
     pub health: Arc<Health>,
     /// The live windows.
@@ -63,6 +66,7 @@ pub async fn start(address: SocketAddr, state: State) -> std::io::Result<()> {
 }
 
 async fn metrics_text(Extract(state): Extract<State>) -> String {
+    metrics::sample_process(&state.process, state.health.reasons().is_empty());
     state.metrics.render() + &QUERYABLE.render()
 }
 

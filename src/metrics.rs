@@ -7,8 +7,10 @@
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics_process::Collector;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 // What each counts stands in the table below.
 pub const CONSUMED: &str = "tallyhouse_consumed_records_total";
@@ -34,6 +36,20 @@ pub const ASSIGNED: &str = "tallyhouse_assigned_partitions";
 pub const STOPPED: &str = "tallyhouse_stopped_partitions";
 pub const OFFSET_GAPS: &str = "tallyhouse_offset_gaps_total";
 pub const INFO: &str = "tallyhouse_info";
+pub const READY: &str = "tallyhouse_ready";
+pub const LAG_SECONDS: &str = "tallyhouse_lag_seconds";
+pub const READER_BUSY: &str = "tallyhouse_reader_busy_seconds_total";
+pub const WINDOW_SECONDS: &str = "tallyhouse_window_age_seconds";
+pub const DEDUP_HEADROOM: &str = "tallyhouse_dedup_headroom_seconds";
+pub const FETCH_QUEUE_RECORDS: &str = "tallyhouse_fetch_queue_records";
+pub const FETCH_QUEUE_BYTES: &str = "tallyhouse_fetch_queue_bytes";
+pub const RECEIVED_BYTES: &str = "tallyhouse_kafka_received_bytes_total";
+pub const BROKER_CONNECTED: &str = "tallyhouse_kafka_broker_connected";
+pub const BROKER_RTT: &str = "tallyhouse_kafka_broker_rtt_seconds";
+pub const BROKER_ERRORS: &str = "tallyhouse_kafka_broker_errors_total";
+pub const RUNTIME_TASKS: &str = "tallyhouse_runtime_tasks";
+pub const RUNTIME_QUEUE: &str = "tallyhouse_runtime_queue_tasks";
+pub const RUNTIME_BUSY: &str = "tallyhouse_runtime_busy_seconds_total";
 pub const FLUSH_AGE: &str = "tallyhouse_flush_age_seconds";
 
 /// How a metric behaves.
@@ -104,6 +120,14 @@ pub const METRICS: &[Metric] = &[
         &["version", "topic"],
         "Always 1: the version that runs and the topic it consumes",
     ),
+    metric(Kind::Gauge, READY, Unit::Count, &[], "1 while nothing keeps the member from counting: /readyz says what does"),
+    metric(
+        Kind::Gauge,
+        LAG_SECONDS,
+        Unit::Seconds,
+        &["partition"],
+        "Age of the oldest record that is consumed and not stored, by partition; 0 while nothing is held",
+    ),
     metric(
         Kind::Gauge,
         POSITION_LAG,
@@ -141,6 +165,42 @@ pub const METRICS: &[Metric] = &[
         Unit::Seconds,
         &[],
         "Age at which a window is flushed; above flush.age_ms while the pace is slowed",
+    ),
+    metric(
+        Kind::Gauge,
+        DEDUP_HEADROOM,
+        Unit::Seconds,
+        &["table"],
+        "How long ClickHouse still knows an insert's token, at the pace of the last five minutes, by table",
+    ),
+    metric(
+        Kind::Counter,
+        READER_BUSY,
+        Unit::Seconds,
+        &[],
+        "Time that the reader thread took records and did not wait for them; its rate is a share of one core",
+    ),
+    metric(Kind::Gauge, FETCH_QUEUE_RECORDS, Unit::Count, &[], "Records that librdkafka has fetched and nobody has taken"),
+    metric(Kind::Gauge, FETCH_QUEUE_BYTES, Unit::Bytes, &[], "Bytes that librdkafka has fetched and nobody has taken"),
+    metric(Kind::Counter, RECEIVED_BYTES, Unit::Bytes, &[], "Bytes received from Kafka, compressed as they came"),
+    metric(Kind::Gauge, BROKER_CONNECTED, Unit::Count, &["broker"], "1 while the broker of this id is connected"),
+    metric(Kind::Gauge, BROKER_RTT, Unit::Seconds, &["broker"], "99th percentile of the time to a broker's answer"),
+    metric(Kind::Counter, BROKER_ERRORS, Unit::Count, &["broker"], "Requests that failed or timed out, by broker"),
+    metric(Kind::Gauge, RUNTIME_TASKS, Unit::Count, &[], "Tasks of the tokio runtime that are alive"),
+    metric(Kind::Gauge, RUNTIME_QUEUE, Unit::Count, &[], "Tasks that wait for a thread of the tokio runtime"),
+    metric(
+        Kind::Counter,
+        RUNTIME_BUSY,
+        Unit::Seconds,
+        &[],
+        "Time that the threads of the tokio runtime were not idle; its rate is in cores",
+    ),
+    metric(
+        Kind::Histogram,
+        WINDOW_SECONDS,
+        Unit::Seconds,
+        &[],
+        "Age of a window when it is closed: how long its first record waited for the flush",
     ),
     metric(Kind::Histogram, FLUSH_SECONDS, Unit::Seconds, &[], "Time from freezing a batch to committing its end"),
     metric(Kind::Histogram, INSERT_SECONDS, Unit::Seconds, &["table"], "Time of one insert, by table"),
@@ -220,6 +280,17 @@ pub fn install(topic: &str) -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
+/// Sets what is the process's and the runtime's own, at the moment of asking.
+pub fn sample_process(process: &Collector, ready: bool) {
+    process.collect();
+    let runtime = tokio::runtime::Handle::current().metrics();
+    let busy: Duration = (0..runtime.num_workers()).map(|worker| runtime.worker_total_busy_duration(worker)).sum();
+    gauge!(READY).set(f64::from(u8::from(ready)));
+    gauge!(RUNTIME_TASKS).set(runtime.num_alive_tasks() as f64);
+    gauge!(RUNTIME_QUEUE).set(runtime.global_queue_depth() as f64);
+    counter!(RUNTIME_BUSY).absolute(busy.as_secs());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,7 +300,8 @@ mod tests {
     #[test]
     fn the_page_is_true() {
         let mut page = String::from(
-            "# Metrics\n\nServed at `/metrics` of `admin.listen`. A metric with labels comes to be with its first value.\n\n\
+            "# Metrics\n\nServed at `/metrics` of `admin.listen`. A metric with labels comes to be with its first value. \
+             Beside these, the usual `process_*` metrics tell CPU, memory, open files and threads of the process.\n\n\
              | metric | kind | unit | labels | what it tells |\n|---|---|---|---|---|\n",
         );
         for Metric { name, kind, unit, labels, help } in METRICS {

@@ -31,6 +31,7 @@ pub use read::Reader;
 /// What the audit asks of ClickHouse.
 pub mod tables;
 
+use crate::clickhouse::dedup;
 use crate::config::Config;
 use finding::{Check, Code, Finding};
 use position::Position;
@@ -152,8 +153,9 @@ async fn daily(
 
 async fn tokens(reader: &Reader, limit: usize) -> Result<Outcome, AuditError> {
     let mut outcome = Outcome::new(Check::Tokens, "the deduplication windows of the three tables".to_owned());
-    for window in tables::windows(reader.client()).await? {
-        let tables::Window { table, blocks, recent, at_least_s } = window;
+    for window in dedup::windows(reader.client()).await? {
+        let headroom_s = window.headroom_s();
+        let dedup::Window { table, blocks, recent, at_least_s } = window;
         let code = if blocks == 0 { Code::TokenWindowOff } else { Code::TokenHeadroom };
         let message = match (blocks, recent) {
             (0, _) => format!(
@@ -164,9 +166,8 @@ async fn tokens(reader: &Reader, limit: usize) -> Result<Outcome, AuditError> {
                 "a window of {blocks} blocks, none inserted in the last 5 minutes; it covers at least the last {at_least_s} s"
             ),
             _ => format!(
-                "a window of {blocks} blocks, {recent} inserted in the last 5 minutes; at that pace it covers {} s, and it \
-                 covers at least the last {at_least_s} s",
-                blocks * 300 / recent
+                "a window of {blocks} blocks, {recent} inserted in the last 5 minutes; at that pace it covers {headroom_s} s, and \
+                 it covers at least the last {at_least_s} s"
             ),
         };
         let mut finding = Finding::new(code, message);

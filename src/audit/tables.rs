@@ -129,38 +129,6 @@ pub async fn missing(client: &Client, source: &str, range: OffsetRange) -> Resul
     Ok(rows.into_iter().map(|(start, end)| OffsetRange { start, end }).collect())
 }
 
-/// What is known of one table's deduplication window.
-#[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
-pub struct Window {
-    /// Table.
-    pub table: String,
-    /// Number of insert blocks it remembers.
-    pub blocks: u64,
-    /// Blocks inserted in the last five minutes: parts of level 0, which ClickHouse keeps for eight minutes after a merge.
-    pub recent: u64,
-    /// Seconds that the window covers at least: it is known of a part with a block of the window that it is so old.
-    pub at_least_s: u64,
-}
-
-/// The deduplication windows, and how fast they fill.
-///
-/// # Errors
-/// Any of [`ClickHouseError`].
-pub async fn windows(client: &Client) -> Result<Vec<Window>, ClickHouseError> {
-    let database = client.database();
-    let sql = format!(
-        "SELECT t.name AS table, t.blocks AS blocks, \
-         countIf(p.newest > 0 AND p.level = 0 AND p.modification_time > now() - 300) AS recent, \
-         toUInt64(greatest(0, maxIf(dateDiff('second', p.modification_time, now()), p.newest > 0 AND \
-         p.max_block_number + toInt64(t.blocks) > p.newest))) AS at_least_s \
-         FROM (SELECT name, toUInt64OrZero(extract(engine_full, 'deduplication_window = ([0-9]+)')) AS blocks \
-         FROM system.tables WHERE database = '{database}' AND name IN ('email_events', 'rejected_events', 'daily')) AS t \
-         LEFT JOIN (SELECT table, level, modification_time, max_block_number, max(max_block_number) OVER (PARTITION BY table) \
-         AS newest FROM system.parts WHERE database = '{database}') AS p ON p.table = t.name GROUP BY ALL ORDER BY t.name"
-    );
-    client.query(&sql).rows().await
-}
-
 /// Names of what repairs have put up: constraints on `daily` and staging tables.
 ///
 /// # Errors

@@ -236,6 +236,11 @@ impl Window {
         REJECTED_ROW_BYTES + rejection.error.len() + key.len() + payload.len()
     }
 
+    /// Kafka timestamp of the first record that had one, rounded down to [`ARRIVAL_STEP_MS`].
+    pub fn oldest_ms(&self) -> Option<i64> {
+        self.arrivals.first().map(|&(arrival_ms, _)| arrival_ms)
+    }
+
     fn note_arrival(&mut self, timestamp_ms: Option<i64>) {
         let Some(timestamp_ms) = timestamp_ms else { return };
         let step = timestamp_ms - timestamp_ms.rem_euclid(ARRIVAL_STEP_MS);

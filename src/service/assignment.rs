@@ -3,9 +3,9 @@
 //! Must never let a revocation return while a task of the revoked partitions still runs, or a commit of theirs.
 
 use super::partition::{CommitGate, Partition};
-use super::{Drain, Shared};
+use super::{Drain, Shared, gauges};
 use crate::kafka::consumer::Rebalances;
-use crate::metrics::{ASSIGNED, COMMITTED_LAG, POSITION_LAG, REBALANCES};
+use crate::metrics::{ASSIGNED, REBALANCES};
 use metrics::{counter, gauge};
 use rdkafka::statistics::Statistics;
 use std::collections::HashMap;
@@ -88,14 +88,6 @@ async fn drain(running: Vec<Running>, how: Drain, grace: Duration) -> bool {
     all_ended
 }
 
-fn set_lag(partition: i32, position: u64, committed: Option<u64>) {
-    let label = partition.to_string();
-    gauge!(POSITION_LAG, "partition" => label.clone()).set(position as f64);
-    if let Some(committed) = committed {
-        gauge!(COMMITTED_LAG, "partition" => label).set(committed as f64);
-    }
-}
-
 impl Rebalances for Assignment {
     fn assigned(&self, partitions: &[i32]) {
         counter!(REBALANCES, "kind" => "assigned").increment(1);
@@ -120,8 +112,7 @@ impl Rebalances for Assignment {
         if let Some(shared) = self.shared.get() {
             for &partition in partitions {
                 shared.forget(partition);
-                // The next owner tells its lag; ours would be added to that.
-                set_lag(partition, 0, Some(0));
+                gauges::forget(partition);
             }
         }
         if !removed.is_empty() {
@@ -131,14 +122,8 @@ impl Rebalances for Assignment {
     }
 
     fn statistics(&self, statistics: &Statistics) {
-        let Some(shared) = self.shared.get() else { return };
-        let Some(topic) = statistics.topics.get(&shared.topic) else { return };
-        for partition in topic.partitions.values() {
-            let Some(next) = shared.windows.next(partition.partition) else { continue };
-            let end = partition.ls_offset.max(0).unsigned_abs();
-            let committed = u64::try_from(partition.committed_offset).ok();
-            let lag_to = |offset: u64| end.saturating_sub(offset);
-            set_lag(partition.partition, lag_to(next), committed.map(lag_to));
+        if let Some(shared) = self.shared.get() {
+            gauges::take(shared, statistics);
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod assignment;
 mod clock;
+mod gauges;
 mod memory;
 mod partition;
 mod reader;
@@ -32,7 +33,9 @@ use crate::kafka::consumer::{self, Consumer};
 use crate::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
 use assignment::Assignment;
+use dashmap::DashMap;
 use memory::Memory;
+use metrics_process::Collector;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use reader::{Command, Reader, Tally};
@@ -148,6 +151,8 @@ struct Shared {
     batches_per_second_max: f64,
     assigned: AtomicUsize,
     stopped: Mutex<BTreeMap<i32, &'static str>>,
+    /// Kafka timestamp of the oldest record that is frozen and not stored, by partition.
+    frozen_ms: DashMap<i32, i64>,
     flushed_rows: AtomicU64,
     flushed_batches: AtomicU64,
 }
@@ -180,6 +185,12 @@ impl Shared {
         gauge!(FLUSH_AGE).set(self.flush_ages().most.as_secs_f64());
     }
 
+    /// Kafka timestamp of the oldest record of a partition that is consumed and not stored.
+    fn unstored_ms(&self, partition: i32) -> Option<i64> {
+        let frozen_ms = self.frozen_ms.get(&partition).map(|oldest_ms| *oldest_ms);
+        frozen_ms.or_else(|| self.windows.oldest_ms(partition))
+    }
+
     fn stop(&self, partition: i32, reason: &StopReason) {
         let told = reason.told();
         tracing::error!(partition, reason = reason.code(), "partition stopped: {told}");
@@ -191,6 +202,7 @@ impl Shared {
 
     fn forget(&self, partition: i32) {
         self.windows.close(partition);
+        self.frozen_ms.remove(&partition);
         self.health.clear(&format!("partition {partition}"));
         self.update_stopped(|stopped| stopped.remove(&partition));
     }
@@ -220,7 +232,7 @@ pub async fn run(
     health.set("assignment", "no partitions are assigned yet");
     let memory = Arc::new(Memory::new(config.memory.limit_bytes));
     let windows = Arc::new(Windows::new(limits(config), Arc::clone(&memory)));
-    let state = admin::State { metrics, health: Arc::clone(&health), windows: Arc::clone(&windows) };
+    let state = admin::State { metrics, process: Collector::default(), health: Arc::clone(&health), windows: Arc::clone(&windows) };
     admin::start(config.admin.listen, state)
         .await
         .map_err(|error| RunError::Admin { address: config.admin.listen, error })?;
@@ -234,6 +246,8 @@ pub async fn run(
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
     let Some(cluster_id) = await_topic(&consumer, config, &health, &stop).await? else { return Ok(nothing()) };
+
+    tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
 
     let (commands, obeyed) = channel();
     let shared = Arc::new(Shared {
@@ -251,6 +265,7 @@ pub async fn run(
         batches_per_second_max: config.flush.batches_per_second_max,
         assigned: AtomicUsize::new(0),
         stopped: Mutex::default(),
+        frozen_ms: DashMap::new(),
         flushed_rows: AtomicU64::new(0),
         flushed_batches: AtomicU64::new(0),
     });

@@ -4,6 +4,7 @@
 //! ClickHouse) is tried again with backoff for as long as the partition is ours.
 
 use super::clock::boot_time;
+use super::gauges::now_ms;
 use super::reader::Command;
 use super::windows::{Due, Held};
 use super::{Drain, Shared};
@@ -24,7 +25,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 /// Longest wait for one answer from Kafka.
@@ -261,6 +262,7 @@ impl Partition {
     fn frozen(&mut self, held: Held) -> Seen {
         let frozen = held.batch.frozen();
         self.batches.push_back((held, Instant::now()));
+        self.note_oldest();
         failpoint::hit("batch_frozen");
         Seen::Batch(frozen)
     }
@@ -268,7 +270,7 @@ impl Partition {
     /// Everything of the first batch is in ClickHouse.
     fn note_applied(&self) {
         let Some((held, _)) = self.batches.front() else { return };
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        let now_ms = now_ms();
         for &(arrival_ms, records) in held.batch.arrivals() {
             let delay_ms = (now_ms - arrival_ms - ARRIVAL_STEP_MS / 2).max(0);
             QUERYABLE.record(delay_ms.unsigned_abs(), records);
@@ -340,6 +342,16 @@ impl Partition {
             self.shared.flushed_batches.fetch_add(1, Ordering::Relaxed);
             self.batches.pop_front();
         }
+        self.note_oldest();
+    }
+
+    /// Tells the gauges how old the oldest frozen record is.
+    fn note_oldest(&self) {
+        let first = self.batches.front().and_then(|(held, _)| held.batch.arrivals().first());
+        match first {
+            Some(&(arrival_ms, _)) => self.shared.frozen_ms.insert(self.source.partition, arrival_ms),
+            None => self.shared.frozen_ms.remove(&self.source.partition).map(|(_, arrival_ms)| arrival_ms),
+        };
     }
 
     async fn insert(&mut self, range: OffsetRange, insert: Insert, attempt: u32) -> Seen {

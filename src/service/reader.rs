@@ -10,7 +10,7 @@ use crate::core::reject::Reason;
 use crate::core::window::Record;
 use crate::health::Health;
 use crate::kafka::consumer::Consumer;
-use crate::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, REJECTED, UNKNOWN_FIELDS};
+use crate::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
 use metrics::{counter, gauge};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -20,7 +20,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
 /// Longest wait for a record; also how late a command may be looked at.
@@ -92,6 +92,10 @@ struct Turn {
     consumed: u64,
     decoded: u64,
     unknown_fields: u64,
+    /// Time without a record to take, in this turn.
+    waited: Duration,
+    /// Time that was not waited, in all turns.
+    busy: Duration,
 }
 
 impl Reader {
@@ -100,18 +104,19 @@ impl Reader {
     pub fn run(self) -> Option<String> {
         let mut turn = Turn::default();
         while !turn.ended {
+            let begun = Instant::now();
             for _ in 0..RECORDS_PER_TURN {
                 if self.memory.is_full() && !turn.paused {
                     break;
                 }
-                match self.poll() {
+                match self.poll(&mut turn) {
                     Some(Ok(message)) => self.take(&message, &mut turn),
                     Some(Err(error)) => self.on_error(&error),
                     None => break,
                 }
             }
             self.health.beat();
-            self.report(&mut turn);
+            self.report(&mut turn, begun);
             self.obey(&mut turn);
             self.mind_memory(&mut turn);
             if std::mem::take(&mut turn.rejoin) && !turn.quiet {
@@ -125,8 +130,13 @@ impl Reader {
     }
 
     /// The next record. In a backlog there is always one, and a poll that must not wait need not look at the clock.
-    fn poll(&self) -> Option<KafkaResult<BorrowedMessage<'_>>> {
-        self.consumer.poll(Duration::ZERO).or_else(|| self.consumer.poll(POLL_WAIT))
+    fn poll(&self, turn: &mut Turn) -> Option<KafkaResult<BorrowedMessage<'_>>> {
+        self.consumer.poll(Duration::ZERO).or_else(|| {
+            let begun = Instant::now();
+            let polled = self.consumer.poll(POLL_WAIT);
+            turn.waited += begun.elapsed();
+            polled
+        })
     }
 
     fn take(&self, message: &BorrowedMessage<'_>, turn: &mut Turn) {
@@ -162,7 +172,9 @@ impl Reader {
         }
     }
 
-    fn report(&self, turn: &mut Turn) {
+    fn report(&self, turn: &mut Turn, begun: Instant) {
+        turn.busy += begun.elapsed().saturating_sub(std::mem::take(&mut turn.waited));
+        counter!(READER_BUSY).absolute(turn.busy.as_secs());
         if turn.consumed > 0 {
             counter!(CONSUMED).increment(turn.consumed);
             counter!(DECODED).increment(turn.decoded);

@@ -8,9 +8,9 @@ use crate::core::batch::Batch;
 use crate::core::event::{Event, EventType};
 use crate::core::reject::Rejection;
 use crate::core::window::{Limits, Record, Window};
-use crate::metrics::OFFSET_GAPS;
+use crate::metrics::{OFFSET_GAPS, WINDOW_SECONDS};
 use dashmap::DashMap;
-use metrics::counter;
+use metrics::{counter, histogram};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -40,7 +40,9 @@ impl Live {
     fn seal(&mut self, end: u64) {
         let window = std::mem::replace(&mut self.window, Window::new(end));
         self.sealed.push_back((window, end));
-        self.opened = None;
+        if let Some(opened) = self.opened.take() {
+            histogram!(WINDOW_SECONDS).record(opened.elapsed());
+        }
         self.until = None;
         self.wake.notify_one();
     }
@@ -221,6 +223,12 @@ impl Windows {
     /// The next offset of a partition.
     pub fn next(&self, partition: i32) -> Option<u64> {
         self.live.get(&partition).map(|live| live.window.next())
+    }
+
+    /// Kafka timestamp of the oldest record that was not taken yet.
+    pub fn oldest_ms(&self, partition: i32) -> Option<i64> {
+        let live = self.live.get(&partition)?;
+        live.sealed.front().map_or(&live.window, |(window, _)| window).oldest_ms()
     }
 
     /// The partitions that have a window.
