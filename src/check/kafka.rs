@@ -20,6 +20,9 @@ const CODES: [Code; 8] = [
     Code::Memory,
 ];
 
+/// How long the group may be without a coordinator.
+const COORDINATOR_TIME: Duration = Duration::from_secs(10);
+
 /// How long partitions may be asked for, in all.
 const PARTITIONS_TIME: Duration = Duration::from_secs(10);
 
@@ -56,13 +59,8 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
         Ok(may_read) => judge::topic_rights(may_read),
         Err(error) => fails(Code::TopicRights, &error),
     });
-    made.push(match kafka::patiently(ANSWER_TIMEOUT, || observer.group()) {
-        Ok(group) => judge::group_rights(group.may_read),
-        Err(error) => group_fails(Code::GroupRights, &error),
-    });
     made.push(session_timeout(config, observer));
     made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
-    // Last, as the check of the log is skipped without them.
     match logs(observer, &sources) {
         Ok(logs) => {
             let committed = logs.iter().filter(|(_, view)| view.committed.is_some()).count();
@@ -70,8 +68,16 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             made.push(Outcome::ok(Code::Offsets, seen));
             made.push(judge::log(&logs));
         }
-        Err(error) => made.push(group_fails(Code::Offsets, &error)),
+        Err(error) => {
+            made.push(group_fails(Code::Offsets, &error));
+            made.push(Outcome::skipped(Code::Log, Code::Offsets));
+        }
     }
+    // After the offsets, whose first question makes the coordinator in a fresh cluster.
+    made.push(match kafka::patiently(COORDINATOR_TIME, || observer.group()) {
+        Ok(group) => judge::group_rights(group.may_read),
+        Err(error) => group_fails(Code::GroupRights, &error),
+    });
     made
 }
 
