@@ -3,14 +3,17 @@
 //! Must never print a secret, and never do work itself: each command calls the module that does it.
 
 mod audit;
+mod check;
+mod pages;
 mod repair;
 mod report;
+mod status;
 
 use crate::audit::AuditError;
 use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
-use crate::config::{self, Config, ConfigError, FlagValue, Sources};
+use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
 use crate::repair::RepairError;
 use crate::service::{self, RunError};
 use crate::telemetry;
@@ -25,9 +28,16 @@ pub const EXIT_USAGE: u8 = 64;
 /// Exit status of an audit that found violations, or of a repair that left some.
 pub const EXIT_VIOLATIONS: u8 = 2;
 
+/// Exit status of a check that failed, or of a status that has something wrong.
+pub const EXIT_WRONG: u8 = 1;
+
 /// Turns a Kafka stream of email-campaign events into exact, queryable counts in ClickHouse.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true, after_help = "Start with `tallyhouse config explain`.")]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "Start with `tallyhouse check`, and with `tallyhouse config explain`."
+)]
 pub struct Cli {
     #[command(flatten)]
     settings: Settings,
@@ -68,9 +78,21 @@ enum Command {
     /// Print what came of the campaigns: delivered, opens, clicks, bounces, unsubscribes and their rates.
     #[command(after_help = report::HELP)]
     Report(report::Arguments),
+    /// Look at everything that `run` needs before it is started, and say how to mend what is missing.
+    #[command(after_help = check::HELP)]
+    Check(check::Arguments),
+    /// Show the members, how far each partition is, and what is wrong.
+    #[command(after_help = status::HELP)]
+    Status(status::Arguments),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print a script that completes this command line in a shell.
+    #[command(after_help = pages::COMPLETIONS_HELP)]
+    Completions(pages::Completions),
+    /// Print the manual page.
+    #[command(after_help = pages::MAN_HELP)]
+    Man(pages::Man),
 }
 
 #[derive(Debug, Subcommand)]
@@ -108,11 +130,15 @@ pub enum CliError {
     #[error(transparent)]
     Repair(#[from] RepairError),
     /// The report cannot be written.
-    #[error("the report: {0}")]
+    #[error("the output: {0}")]
     Report(#[from] serde_json::Error),
-    /// Signals cannot be listened to.
-    #[error("signals: {0}")]
-    Signals(#[from] std::io::Error),
+    /// A manual page cannot be written.
+    #[error("{path}: {error}. Give a folder that exists and can be written to")]
+    #[expect(missing_docs, reason = "described above")]
+    Page { path: String, error: std::io::Error },
+    /// Signals cannot be listened to, or standard output cannot be written.
+    #[error("signals or standard output: {0}")]
+    Io(#[from] std::io::Error),
 }
 
 impl CliError {
@@ -149,8 +175,29 @@ impl Cli {
     /// # Errors
     /// Any of [`CliError`].
     pub async fn run(self) -> Result<Done, CliError> {
+        let settings = self.settings;
+        match self.command {
+            Command::Run => Ok(run(&settings.load()?.config).await?.into()),
+            Command::Config(ConfigCommand::Explain) => Ok(settings.load()?.explain().into()),
+            Command::Migrate { dry_run, cluster } => {
+                Ok(migrate(&settings.load()?.config, dry_run, cluster.as_deref()).await?.into())
+            }
+            Command::Audit(arguments) => audit::run(&settings.load()?.config, arguments).await,
+            Command::Repair(command) => repair::run(&settings.load()?.config, command).await,
+            Command::Report(arguments) => report::run(&settings.load()?.config, arguments).await,
+            Command::Check(arguments) => check::run(&settings.load()?.config, arguments).await,
+            Command::Status(arguments) => status::run(&settings.load()?.config, arguments).await,
+            // These two need no configuration, so a broken one is not looked at.
+            Command::Completions(arguments) => Ok(pages::completions(&arguments)),
+            Command::Man(arguments) => pages::man(&arguments),
+        }
+    }
+}
+
+impl Settings {
+    /// The configuration that these, the environment and the file make together.
+    fn load(self) -> Result<Resolved, CliError> {
         let flags: Result<Vec<FlagValue>, CliError> = self
-            .settings
             .set
             .iter()
             // Only the key is repeated: the value may be a secret.
@@ -158,17 +205,7 @@ impl Cli {
             .collect();
         let env =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-        let resolved = config::load(&Sources { file: self.settings.config, env, flags: flags? })?;
-        match self.command {
-            Command::Run => Ok(run(&resolved.config).await?.into()),
-            Command::Config(ConfigCommand::Explain) => Ok(resolved.explain().into()),
-            Command::Migrate { dry_run, cluster } => {
-                Ok(migrate(&resolved.config, dry_run, cluster.as_deref()).await?.into())
-            }
-            Command::Audit(arguments) => audit::run(&resolved.config, arguments).await,
-            Command::Repair(command) => repair::run(&resolved.config, command).await,
-            Command::Report(arguments) => report::run(&resolved.config, arguments).await,
-        }
+        Ok(config::load(&Sources { file: self.config, env, flags: flags? })?)
     }
 }
 

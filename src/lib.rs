@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod audit;
+pub mod check;
 pub mod cli;
 pub mod clickhouse;
 pub mod config;
@@ -16,4 +17,5 @@ pub mod repair;
 pub mod report;
 pub mod retry;
 pub mod service;
+pub mod status;
 pub mod telemetry;

@@ -75,6 +75,23 @@ impl Position {
         }
     }
 
+    /// Why `tallyhouse run` stops the partition whatever the tables have; `None` where it depends on them.
+    pub fn stops_by_log(log: &LogView) -> Option<StopReason> {
+        let (mut protocol, _) = Protocol::start();
+        let mut action = protocol.observe(Seen::Log(log.clone()));
+        if matches!(action, Action::ReadProgress { .. }) {
+            // The committed offset lies beyond the log's end: no progress changes that.
+            action = match protocol.observe(Seen::Progress(Progress::default())) {
+                Action::ReadCommitted => protocol.observe(Seen::Log(log.clone())),
+                _ => return None,
+            };
+        }
+        match action {
+            Action::Stop(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
     /// What `tallyhouse run` does with the partition as it stands.
     pub fn outlook(&self) -> Outlook {
         let (mut protocol, _) = Protocol::start();

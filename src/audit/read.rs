@@ -8,14 +8,14 @@ use crate::clickhouse::schema::Schema;
 use crate::clickhouse::sink::Sink;
 use crate::config::Config;
 use crate::core::decode::TimeBounds;
+use crate::kafka;
 use crate::kafka::observer::Observer;
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::KafkaResult;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a group or partition may be without a broker.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Connections to both servers.
 pub struct Reader {
@@ -60,17 +60,7 @@ impl Reader {
         ask: impl Fn(&Observer) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, AuditError> {
         let observer = Arc::clone(&self.observer);
-        let patient = move || {
-            let deadline = Instant::now() + TAKE_OVER_TIME;
-            loop {
-                match ask(&observer) {
-                    Err(error) if is_changing_hands(&error) && Instant::now() < deadline => {
-                        std::thread::sleep(RETRY_INTERVAL);
-                    }
-                    answer => return answer,
-                }
-            }
-        };
+        let patient = move || kafka::patiently(TAKE_OVER_TIME, || ask(&observer));
         let answer = tokio::task::spawn_blocking(patient).await?;
         answer.map_err(|error| AuditError::Kafka { brokers: self.brokers.clone(), error })
     }
@@ -97,18 +87,4 @@ impl Reader {
         }
         Ok(positions)
     }
-}
-
-/// A broker was just started or lost; in a fresh cluster the first question for a group makes its coordinator.
-fn is_changing_hands(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::NotCoordinator
-                | RDKafkaErrorCode::CoordinatorNotAvailable
-                | RDKafkaErrorCode::CoordinatorLoadInProgress
-                | RDKafkaErrorCode::NotLeaderForPartition
-                | RDKafkaErrorCode::LeaderNotAvailable
-        )
-    )
 }

@@ -4,12 +4,16 @@
 
 pub mod consumer;
 pub mod group;
+pub mod members;
 mod native;
 pub mod observer;
 pub mod offsets;
 pub mod topic;
 
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use std::time::{Duration, Instant};
+
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Whether an error will not go away by waiting: wrong credentials, or a right that is missing.
 pub fn is_permanent(error: &KafkaError) -> bool {
@@ -21,6 +25,34 @@ pub fn is_permanent(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::GroupAuthorizationFailed
                 | RDKafkaErrorCode::TopicAuthorizationFailed
                 | RDKafkaErrorCode::ClusterAuthorizationFailed
+        )
+    )
+}
+
+/// Asks again, for so long, where a broker is only about to take over its part. Blocks.
+///
+/// # Errors
+/// What `ask` gives otherwise, or when the time is up.
+pub fn patiently<T>(within: Duration, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+    let deadline = Instant::now() + within;
+    loop {
+        match ask() {
+            Err(error) if is_changing_hands(&error) && Instant::now() < deadline => std::thread::sleep(RETRY_INTERVAL),
+            answer => return answer,
+        }
+    }
+}
+
+/// A broker was just started or lost; in a fresh cluster the first question for a group makes its coordinator.
+fn is_changing_hands(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
+                | RDKafkaErrorCode::NotLeaderForPartition
+                | RDKafkaErrorCode::LeaderNotAvailable
         )
     )
 }

@@ -1,4 +1,4 @@
-//! librdkafka's C API, as far as two modules need it: objects that are freed when they are dropped, and admin requests.
+//! librdkafka's C API, as far as a few modules need it: objects that are freed when they are dropped, and admin requests.
 
 use rdkafka::bindings as c;
 use rdkafka::types::{RDKafka, RDKafkaErrorCode, RDKafkaRespErr};
@@ -53,4 +53,32 @@ pub unsafe fn ask<T>(
 /// The code, unless it means that there was none.
 pub fn well(code: RDKafkaRespErr) -> Result<(), RDKafkaErrorCode> {
     if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(code.into()) }
+}
+
+/// Asks the broker to tell as well what this client may do with what it describes.
+///
+/// # Safety
+/// `options` are those of a request that is not sent yet, made for an operation that describes.
+pub unsafe fn ask_for_rights(options: *const c::rd_kafka_AdminOptions_t) {
+    // SAFETY: `ask` has made the options and nobody else uses them; an error is ours to free. With one, nothing is told.
+    unsafe {
+        let error = c::rd_kafka_AdminOptions_set_include_authorized_operations(options.cast_mut(), 1);
+        drop(Owned(error, c::rd_kafka_error_destroy));
+    }
+}
+
+/// Whether an operation is among those that the broker allows; `None` where it has told none.
+///
+/// # Safety
+/// `operations` has `count` elements, or is null.
+pub unsafe fn may(
+    operations: *const c::rd_kafka_AclOperation_t,
+    count: usize,
+    wanted: c::rd_kafka_AclOperation_t,
+) -> Option<bool> {
+    if operations.is_null() || count == 0 {
+        return None;
+    }
+    // SAFETY: the caller's word.
+    Some(unsafe { std::slice::from_raw_parts(operations, count) }.contains(&wanted))
 }

@@ -4,7 +4,8 @@
 //! calls block; each has a timeout.
 
 use super::consumer::{self, Consumer, Rebalances};
-use super::{offsets, topic};
+use super::members::{self, Group};
+use super::{group, is_permanent, offsets, topic};
 use crate::config::Config;
 use crate::core::protocol::LogView;
 use crate::core::source::{OffsetRange, Source};
@@ -25,6 +26,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Observer {
     consumer: Consumer,
     topic: String,
+    group: String,
+    within: Duration,
 }
 
 /// One record, as far as an observer cares.
@@ -63,8 +66,55 @@ impl Observer {
     /// # Errors
     /// librdkafka refuses a property.
     pub fn new(config: &Config) -> KafkaResult<Observer> {
+        Observer::hurried(config, KAFKA_TIMEOUT)
+    }
+
+    /// As [`Observer::new`], with another longest wait for one answer.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn hurried(config: &Config, within: Duration) -> KafkaResult<Observer> {
         let consumer = consumer::create(config, Arc::new(Nobody))?;
-        Ok(Observer { consumer, topic: config.kafka.topics.events.clone() })
+        let (topic, group) = (config.kafka.topics.events.clone(), config.kafka.group_id.clone());
+        Ok(Observer { consumer, topic, group, within })
+    }
+
+    /// How many brokers there are, and the cluster's id, which is empty where it has none.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time.
+    pub fn cluster(&self) -> KafkaResult<(usize, String)> {
+        // Of this topic only: all topics of a cluster are many.
+        let metadata = self.consumer.fetch_metadata(Some(&self.topic), self.within);
+        // What goes wrong in the background, such as a refused login, says more than that the time is up.
+        let metadata =
+            metadata.map_err(|error| self.consumer.context().take_error().filter(is_permanent).unwrap_or(error))?;
+        let cluster_id = self.consumer.client().fetch_cluster_id(self.within).unwrap_or_default();
+        Ok((metadata.brokers().len(), cluster_id))
+    }
+
+    /// Whether the topic may be read; `None` where the broker does not tell.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or the topic does not exist.
+    pub fn may_read_topic(&self) -> KafkaResult<Option<bool>> {
+        topic::may_read(&self.consumer, &self.topic, self.within)
+    }
+
+    /// The group and its members.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or answers with an error.
+    pub fn group(&self) -> KafkaResult<Group> {
+        members::describe(&self.consumer, &self.group, &self.topic, self.within)
+    }
+
+    /// The group's session timeout in milliseconds where the broker decides it (KIP-848); `None` where it tells none.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or answers with an error.
+    pub fn session_timeout_ms(&self) -> KafkaResult<Option<u64>> {
+        group::session_timeout_ms(&self.consumer, &self.group, self.within)
     }
 
     /// Every partition of the topic, under the name that its rows carry today.
@@ -72,8 +122,8 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or the topic does not exist.
     pub fn sources(&self) -> KafkaResult<Vec<Source>> {
-        let topic_id = topic::topic_id(&self.consumer, &self.topic, KAFKA_TIMEOUT)?;
-        let metadata = self.consumer.fetch_metadata(Some(&self.topic), KAFKA_TIMEOUT)?;
+        let topic_id = topic::topic_id(&self.consumer, &self.topic, self.within)?;
+        let metadata = self.consumer.fetch_metadata(Some(&self.topic), self.within)?;
         let partitions = metadata.topics().first().map(|topic| topic.partitions()).unwrap_or_default();
         let mut numbers: Vec<i32> = partitions.iter().map(|partition| partition.id()).collect();
         numbers.sort_unstable();
@@ -91,7 +141,7 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
     pub fn log_view(&self, source: &Source) -> KafkaResult<LogView> {
-        offsets::log_view(&self.consumer, &self.topic, source.topic_id.clone(), source.partition, KAFKA_TIMEOUT)
+        offsets::log_view(&self.consumer, &self.topic, source.topic_id.clone(), source.partition, self.within)
     }
 
     /// The first offset whose record is not older than `timestamp_ms`; `None` if all are older.
@@ -101,7 +151,7 @@ impl Observer {
     pub fn offset_at(&self, partition: i32, timestamp_ms: i64) -> KafkaResult<Option<u64>> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, partition, Offset::Offset(timestamp_ms))?;
-        let list = self.consumer.offsets_for_times(list, KAFKA_TIMEOUT)?;
+        let list = self.consumer.offsets_for_times(list, self.within)?;
         Ok(match list.find_partition(&self.topic, partition).map(|element| element.offset()) {
             Some(Offset::Offset(offset)) => u64::try_from(offset).ok(),
             _ => None,

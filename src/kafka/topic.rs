@@ -1,4 +1,4 @@
-//! The topic's id (KIP-516), which tells a re-created topic from its predecessor.
+//! The topic's id (KIP-516), which tells a re-created topic from its predecessor, and what this client may do with the topic.
 //!
 //! librdkafka knows it (`rd_kafka_DescribeTopics`), rust-rdkafka does not pass it on, hence the C calls here.
 
@@ -19,18 +19,56 @@ const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 /// # Errors
 /// Kafka does not answer in time, or answers with an error; `UnknownTopicOrPartition` when the topic does not exist.
 pub fn topic_id(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<String> {
+    let id = describe(consumer, topic, within, false, |described| {
+        // SAFETY: `described` lives until this returns, the strings inside too.
+        let id =
+            unsafe { CStr::from_ptr(c::rd_kafka_Uuid_base64str(c::rd_kafka_TopicDescription_topic_id(described))) };
+        // librdkafka writes base64 with + and /, Kafka's tools with - and _: people compare the two, and `source` has a /.
+        id.to_string_lossy().replace('+', "-").replace('/', "_")
+    })?;
+    Ok(if id == NO_TOPIC_ID { String::new() } else { id })
+}
+
+/// Whether this client may read the topic; `None` where the broker does not tell. Blocks.
+///
+/// # Errors
+/// As [`topic_id`].
+pub fn may_read(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<Option<bool>> {
+    describe(consumer, topic, within, true, |described| {
+        let mut count = 0;
+        // SAFETY: `described` lives until this returns; the operations belong to it.
+        unsafe {
+            let operations = c::rd_kafka_TopicDescription_authorized_operations(described, &raw mut count);
+            native::may(operations, count, c::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ)
+        }
+    })
+}
+
+/// `read` gets a description that lives until it returns.
+fn describe<T>(
+    consumer: &Consumer,
+    topic: &str,
+    within: Duration,
+    rights: bool,
+    read: impl FnOnce(*const c::rd_kafka_TopicDescription_t) -> T,
+) -> KafkaResult<T> {
     let name = CString::new(topic).map_err(|_| KafkaError::MetadataFetch(RDKafkaErrorCode::InvalidTopic))?;
     let client = consumer.client().native_ptr();
     let operation = c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
     // SAFETY: `client` lives as long as `consumer`, `topics` and `name` until the answer is read. What
-    // `DescribeTopics_result_topics` gives belongs to the event, the strings inside too.
-    let id = unsafe {
+    // `DescribeTopics_result_topics` gives belongs to the event.
+    let answer = unsafe {
         let mut names = [name.as_ptr()];
         let topics = Owned(
             c::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), 1),
             c::rd_kafka_TopicCollection_destroy,
         );
-        let send = |options, queue| c::rd_kafka_DescribeTopics(client, topics.0, options, queue);
+        let send = |options, queue| {
+            if rights {
+                native::ask_for_rights(options);
+            }
+            c::rd_kafka_DescribeTopics(client, topics.0, options, queue);
+        };
         native::ask(client, operation, within, send, |event| {
             let mut count = 0;
             let result = c::rd_kafka_event_DescribeTopics_result(event);
@@ -39,11 +77,8 @@ pub fn topic_id(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
                 return Err(RDKafkaErrorCode::UnknownTopic);
             }
             native::well(c::rd_kafka_error_code(c::rd_kafka_TopicDescription_error(*described)))?;
-            let id = c::rd_kafka_Uuid_base64str(c::rd_kafka_TopicDescription_topic_id(*described));
-            // librdkafka writes base64 with + and /, Kafka's tools with - and _: people compare the two, and `source` has a /.
-            Ok(CStr::from_ptr(id).to_string_lossy().replace('+', "-").replace('/', "_"))
+            Ok(read(*described))
         })
     };
-    let id = id.map_err(KafkaError::MetadataFetch)?;
-    Ok(if id == NO_TOPIC_ID { String::new() } else { id })
+    answer.map_err(KafkaError::MetadataFetch)
 }

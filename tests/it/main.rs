@@ -14,6 +14,7 @@ mod cli;
 mod gaps;
 mod grafana;
 mod group;
+mod operate;
 mod operator;
 mod protocol;
 mod recovery;
@@ -122,6 +123,14 @@ fn main() -> ExitCode {
         report::the_report_is_the_known_set,
         report::the_views_count_as_the_report_does,
         report::a_report_that_cannot_be_made_says_why,
+        operate::a_good_stack_is_all_ok,
+        operate::a_check_names_the_server_that_is_away,
+        operate::a_check_says_how_to_mend,
+        operate::a_status_tells_who_counts,
+        operate::a_status_names_the_server_that_is_away,
+        operate::a_status_tells_what_stops,
+        operate::looking_leaves_no_trace,
+        operate::pages_need_no_configuration,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,

@@ -1,0 +1,104 @@
+//! ClickHouse's half of the checks. There are only questions here, and only identifiers that the client has seen.
+
+use super::{Code, Outcome, judge, with_skipped};
+use crate::clickhouse::dedup;
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::schema::Schema;
+use crate::core::source::Table;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+const CODES: [Code; 8] = [
+    Code::Clickhouse,
+    Code::ClickhouseVersion,
+    Code::Clock,
+    Code::Schema,
+    Code::Views,
+    Code::InsertRights,
+    Code::SelectRights,
+    Code::DedupWindows,
+];
+
+/// The first question pays for the connection; the quickest of these tells the clock best.
+const CLOCK_LOOKS: usize = 4;
+
+/// Everything about ClickHouse.
+pub async fn checks(client: &Client) -> Vec<Outcome> {
+    with_skipped(made(client).await, &CODES)
+}
+
+/// The checks up to the first one without which the others cannot be made.
+async fn made(client: &Client) -> Vec<Outcome> {
+    let mut made = Vec::new();
+    let version = match client.server_query("SELECT version()").rows::<String>().await {
+        Ok(rows) => rows.into_iter().next().unwrap_or_default(),
+        Err(error) => return vec![Outcome::failed_with(Code::Clickhouse, &error.to_string())],
+    };
+    made.push(Outcome::ok(Code::Clickhouse, "answers, and lets the user in"));
+    let fails = |code, error: ClickHouseError| Outcome::failed_with(code, &error.to_string());
+    made.push(match settings_missing(client).await {
+        Ok(missing) => judge::version(&version, &missing),
+        Err(error) => fails(Code::ClickhouseVersion, error),
+    });
+    made.push(match clock(client).await {
+        Ok((skew_ms, round_trip_ms)) => judge::clock(skew_ms, round_trip_ms),
+        Err(error) => fails(Code::Clock, error),
+    });
+    if let Err(problem) = Schema::single().check(client).await {
+        made.push(Outcome::failed_with(Code::Schema, &problem.to_string()));
+        return made;
+    }
+    made.push(Outcome::ok(Code::Schema, "the tables are this binary's"));
+    made.push(match Schema::single().missing_views(client).await {
+        Ok(missing) => judge::views(&missing),
+        Err(error) => fails(Code::Views, error),
+    });
+    for (code, right) in [(Code::InsertRights, "INSERT"), (Code::SelectRights, "SELECT")] {
+        let mut answers = Vec::new();
+        for table in Table::ALL.map(Table::name) {
+            answers.push((table, has_grant(client, right, table).await.map_err(|error| error.to_string())));
+        }
+        made.push(judge::grants(code, right, client.database(), &answers));
+    }
+    made.push(match dedup::windows(client).await {
+        Ok(windows) => judge::dedup_windows(&windows),
+        Err(error) => fails(Code::DedupWindows, error),
+    });
+    made
+}
+
+/// Settings of the service's inserts that the server does not know: it would refuse every insert.
+async fn settings_missing(client: &Client) -> Result<Vec<String>, ClickHouseError> {
+    let sql = "SELECT arrayJoin(['insert_deduplication_token', 'deduplicate_insert', 'async_insert']) AS wanted \
+               WHERE wanted NOT IN (SELECT name FROM system.settings)";
+    client.server_query(sql).rows().await
+}
+
+/// `right` and `table` are ours, the database is an identifier.
+async fn has_grant(client: &Client, right: &str, table: &str) -> Result<bool, ClickHouseError> {
+    let sql = format!("CHECK GRANT {right} ON {}.{table}", client.database());
+    let rows: Vec<u8> = client.server_query(&sql).rows().await?;
+    Ok(rows.first() == Some(&1))
+}
+
+/// How far ClickHouse's clock is ahead of ours in milliseconds, and the round trip within which that was seen.
+async fn clock(client: &Client) -> Result<(i64, u64), ClickHouseError> {
+    let mut best: Option<(i64, u64)> = None;
+    for _ in 0..CLOCK_LOOKS {
+        let (sent_ms, sent) = (unix_ms(), Instant::now());
+        let sql = "SELECT toUInt64(toUnixTimestamp64Milli(now64(3)))";
+        let server_ms = i64::try_from(client.server_query(sql).scalar_u64().await?).unwrap_or(i64::MAX);
+        let round_trip_ms = u64::try_from(sent.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if best.is_none_or(|(_, least_ms)| round_trip_ms < least_ms) {
+            let half_ms = i64::try_from(round_trip_ms / 2).unwrap_or(i64::MAX);
+            best = Some((server_ms.saturating_sub(sent_ms.saturating_add(half_ms)), round_trip_ms));
+        }
+    }
+    Ok(best.unwrap_or_default())
+}
+
+fn unix_ms() -> i64 {
+    // A clock before 1970 is as wrong as one at 1970.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,107 @@
+//! Kafka's half of the checks. Must never wait long for brokers that are away.
+
+use super::{Code, Outcome, judge, with_skipped};
+use crate::config::{Config, GroupProtocol};
+use crate::core::protocol::LogView;
+use crate::core::source::Source;
+use crate::kafka::{self, observer::Observer};
+use crate::status::{ANSWER_TIMEOUT, in_words};
+use rdkafka::error::KafkaError;
+use std::time::{Duration, Instant};
+
+const CODES: [Code; 8] = [
+    Code::Brokers,
+    Code::Topic,
+    Code::TopicRights,
+    Code::GroupRights,
+    Code::Offsets,
+    Code::Log,
+    Code::SessionTimeout,
+    Code::Memory,
+];
+
+/// How long the group may be without a coordinator.
+const COORDINATOR_TIME: Duration = Duration::from_secs(10);
+
+/// How long partitions may be asked for, in all.
+const PARTITIONS_TIME: Duration = Duration::from_secs(10);
+
+/// Everything about Kafka, on a thread that may block.
+pub async fn checks(config: &Config, observer: Observer) -> Vec<Outcome> {
+    let config = config.clone();
+    let made = tokio::task::spawn_blocking(move || made(&config, &observer)).await;
+    let failed = |error| vec![Outcome::failed_with(Code::Brokers, &format!("a call to Kafka did not end: {error}"))];
+    with_skipped(made.unwrap_or_else(failed), &CODES)
+}
+
+/// The checks up to the first one without which the others cannot be made.
+fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
+    let mut made = Vec::new();
+    let fails = |code, error: &KafkaError| {
+        Outcome::failed_with(code, &in_words(error, &config.kafka.brokers, &config.kafka.topics.events))
+    };
+    match observer.cluster() {
+        Ok((brokers, cluster_id)) => {
+            made.push(Outcome::ok(Code::Brokers, format!("{brokers} brokers, cluster id {cluster_id}")));
+        }
+        Err(error) => return vec![fails(Code::Brokers, &error)],
+    }
+    let sources = match kafka::patiently(ANSWER_TIMEOUT, || observer.sources()) {
+        Ok(sources) => sources,
+        Err(error) => {
+            made.push(fails(Code::Topic, &error));
+            return made;
+        }
+    };
+    let id = sources.first().map_or("", |source| source.topic_id.as_str());
+    made.push(Outcome::ok(Code::Topic, format!("{} partitions, topic id {id}", sources.len())));
+    made.push(match observer.may_read_topic() {
+        Ok(may_read) => judge::topic_rights(may_read),
+        Err(error) => fails(Code::TopicRights, &error),
+    });
+    made.push(session_timeout(config, observer));
+    made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
+    match logs(observer, &sources) {
+        Ok(logs) => {
+            let committed = logs.iter().filter(|(_, view)| view.committed.is_some()).count();
+            let seen = format!("may be read; {committed} of {} partitions have one", logs.len());
+            made.push(Outcome::ok(Code::Offsets, seen));
+            made.push(judge::log(&logs));
+        }
+        Err(error) => {
+            made.push(group_fails(Code::Offsets, &error));
+            made.push(Outcome::skipped(Code::Log, Code::Offsets));
+        }
+    }
+    // After the offsets, whose first question makes the coordinator in a fresh cluster.
+    made.push(match kafka::patiently(COORDINATOR_TIME, || observer.group()) {
+        Ok(group) => judge::group_rights(group.may_read),
+        Err(error) => group_fails(Code::GroupRights, &error),
+    });
+    made
+}
+
+fn session_timeout(config: &Config, observer: &Observer) -> Outcome {
+    let asked = config.kafka.group_protocol == GroupProtocol::Consumer;
+    let answer = asked.then(|| observer.session_timeout_ms().map_err(|error| error.to_string()));
+    judge::session_timeout(config, answer)
+}
+
+fn logs(observer: &Observer, sources: &[Source]) -> Result<Vec<(i32, LogView)>, KafkaError> {
+    let deadline = Instant::now() + PARTITIONS_TIME;
+    let mut logs = Vec::with_capacity(sources.len());
+    for source in sources {
+        let within = deadline.saturating_duration_since(Instant::now()).min(ANSWER_TIMEOUT);
+        if within.is_zero() {
+            return Err(KafkaError::OffsetFetch(rdkafka::types::RDKafkaErrorCode::OperationTimedOut));
+        }
+        logs.push((source.partition, kafka::patiently(within, || observer.log_view(source))?));
+    }
+    Ok(logs)
+}
+
+fn group_fails(code: Code, error: &KafkaError) -> Outcome {
+    let fix = "allow this user Describe and Read on the group of kafka.group_id, and see that the coordinator and the \
+               partitions' leaders run";
+    Outcome::failed(code, error.to_string(), fix)
+}

@@ -1,0 +1,36 @@
+//! `tallyhouse check` on the command line.
+
+use super::status::hurried_client;
+use super::{CliError, Done, EXIT_WRONG};
+use crate::audit::AuditError;
+use crate::check;
+use crate::config::Config;
+use crate::kafka::observer::Observer;
+use crate::status::ANSWER_TIMEOUT;
+use clap::Args;
+
+pub(super) const HELP: &str = "\
+Examples:
+  tallyhouse check                          before the first `tallyhouse run`, and after each change of the configuration
+  tallyhouse check --set clickhouse.url=https://new:8443
+  tallyhouse check --json | jq '.checks[] | select(.status == \"failed\")'
+
+Every check that fails says what to do. A server that is away fails its own checks within seconds; those of the other one are
+still made. Changes nothing, and never joins the group. Each check is described in docs/check.md.
+
+Exit status: 0 nothing failed (there may be warnings), 1 a check failed, 64 wrong usage or configuration.";
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Print JSON; its field names are stable.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
+    let client = hurried_client(config)?;
+    let observer = Observer::hurried(config, ANSWER_TIMEOUT).map_err(AuditError::Consumer)?;
+    let report = check::run(config, observer, &client).await;
+    let output = if arguments.json { report.json()? } else { report.table() };
+    Ok(Done { output, status: if report.failed() > 0 { EXIT_WRONG } else { 0 } })
+}

@@ -1,0 +1,144 @@
+//! Who is in a consumer group, and what this client may do with the group, asked from outside of it.
+//!
+//! librdkafka can ask (`rd_kafka_DescribeConsumerGroups`, for the classic and the consumer protocol) and reads the assignments
+//! itself; rust-rdkafka only passes on the bytes of the classic protocol. Must never join the group.
+
+use super::consumer::Consumer;
+use super::native;
+use rdkafka::bindings as c;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::types::RDKafkaErrorCode;
+use serde::Serialize;
+use std::ffi::{CStr, CString, c_char};
+use std::time::Duration;
+
+/// What a group is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupState {
+    /// Every member knows its partitions.
+    Stable,
+    /// Partitions are being shared out.
+    Rebalancing,
+    /// It has committed offsets and no members.
+    Empty,
+    /// Kafka does not know it: nobody has joined or committed.
+    Unknown,
+    /// Kafka does not tell.
+    Untold,
+}
+
+/// A consumer group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What it is doing.
+    pub state: GroupState,
+    /// Its members.
+    pub members: Vec<Member>,
+    /// Whether this client may read it, which joining and committing take; `None` where the broker does not tell.
+    pub may_read: Option<bool>,
+}
+
+/// One member of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Member {
+    /// `kafka.client_id` of its configuration.
+    pub client_id: String,
+    /// Where it connects from.
+    pub host: String,
+    /// `kafka.group_instance_id`, if it is a static member.
+    pub instance_id: Option<String>,
+    /// Its partitions of the topic, in order; `None` where the broker does not tell.
+    pub partitions: Option<Vec<i32>>,
+}
+
+/// Describes a group and its members' partitions of `topic`. Blocks.
+///
+/// # Errors
+/// Kafka does not answer in time, or answers with an error; the right to describe the group may be missing.
+pub fn describe(consumer: &Consumer, group: &str, topic: &str, within: Duration) -> KafkaResult<Group> {
+    let name = CString::new(group).map_err(|_| KafkaError::AdminOp(RDKafkaErrorCode::InvalidGroupId))?;
+    let client = consumer.client().native_ptr();
+    let operation = c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
+    // SAFETY: `client` lives as long as `consumer`, `names` and `name` until the answer is read. What
+    // `DescribeConsumerGroups_result_groups` gives belongs to the event, everything inside too.
+    let described = unsafe {
+        let mut names = [name.as_ptr()];
+        let send = |options: *const c::rd_kafka_AdminOptions_t, queue| {
+            native::ask_for_rights(options);
+            c::rd_kafka_DescribeConsumerGroups(client, names.as_mut_ptr(), 1, options, queue);
+        };
+        native::ask(client, operation, within, send, |event| {
+            let mut count = 0;
+            let result = c::rd_kafka_event_DescribeConsumerGroups_result(event);
+            let groups = c::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
+            if count != 1 {
+                return Err(RDKafkaErrorCode::GroupIdNotFound);
+            }
+            read(*groups, topic)
+        })
+    };
+    described.map_err(KafkaError::AdminOp)
+}
+
+/// Safety: `group` is a description that lives until this returns.
+unsafe fn read(group: *const c::rd_kafka_ConsumerGroupDescription_t, topic: &str) -> Result<Group, RDKafkaErrorCode> {
+    use c::rd_kafka_consumer_group_state_t as State;
+    // SAFETY: `group` is valid, and what these give belongs to it; `operations` has `count` elements or is null.
+    unsafe {
+        let error = c::rd_kafka_ConsumerGroupDescription_error(group);
+        if !error.is_null() {
+            native::well(c::rd_kafka_error_code(error))?;
+        }
+        let state = match c::rd_kafka_ConsumerGroupDescription_state(group) {
+            State::RD_KAFKA_CONSUMER_GROUP_STATE_STABLE => GroupState::Stable,
+            State::RD_KAFKA_CONSUMER_GROUP_STATE_PREPARING_REBALANCE
+            | State::RD_KAFKA_CONSUMER_GROUP_STATE_COMPLETING_REBALANCE => GroupState::Rebalancing,
+            State::RD_KAFKA_CONSUMER_GROUP_STATE_EMPTY => GroupState::Empty,
+            State::RD_KAFKA_CONSUMER_GROUP_STATE_DEAD => GroupState::Unknown,
+            _ => GroupState::Untold,
+        };
+        let mut count = 0;
+        let operations = c::rd_kafka_ConsumerGroupDescription_authorized_operations(group, &raw mut count);
+        let members = c::rd_kafka_ConsumerGroupDescription_member_count(group);
+        let members = (0..members).map(|index| {
+            let member = c::rd_kafka_ConsumerGroupDescription_member(group, index);
+            Member {
+                client_id: text(c::rd_kafka_MemberDescription_client_id(member)).unwrap_or_default(),
+                host: text(c::rd_kafka_MemberDescription_host(member)).unwrap_or_default(),
+                instance_id: text(c::rd_kafka_MemberDescription_group_instance_id(member)),
+                partitions: partitions(c::rd_kafka_MemberDescription_assignment(member), topic),
+            }
+        });
+        let may_read = native::may(operations, count, c::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ);
+        Ok(Group { state, members: members.collect(), may_read })
+    }
+}
+
+/// Safety: `assignment` is null or lives until this returns.
+unsafe fn partitions(assignment: *const c::rd_kafka_MemberAssignment_t, topic: &str) -> Option<Vec<i32>> {
+    if assignment.is_null() {
+        return None;
+    }
+    // SAFETY: `assignment` is valid; its list, which is null or belongs to it, has `cnt` elements at `elems`.
+    let mut numbers = unsafe {
+        let list = c::rd_kafka_MemberAssignment_partitions(assignment);
+        if list.is_null() {
+            return None;
+        }
+        let count = usize::try_from((*list).cnt).unwrap_or(0);
+        let elements = (0..count).map(|index| &*(*list).elems.add(index));
+        let ours = elements.filter(|element| text(element.topic).as_deref() == Some(topic));
+        ours.map(|element| element.partition).collect::<Vec<_>>()
+    };
+    numbers.sort_unstable();
+    Some(numbers)
+}
+
+/// Safety: `chars` is null or ends with a null byte. `None` where it is null or empty.
+unsafe fn text(chars: *const c_char) -> Option<String> {
+    // SAFETY: the caller's word.
+    let text = (!chars.is_null()).then(|| unsafe { CStr::from_ptr(chars) }.to_string_lossy().into_owned());
+    text.filter(|text| !text.is_empty())
+}

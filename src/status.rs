@@ -1,0 +1,202 @@
+//! `tallyhouse status`: who counts, how far each partition is, and what is wrong.
+//!
+//! Must never change anything, join the group, or give up as a whole because one of the servers is away: what the other
+//! one tells is shown, and the cause is named.
+
+mod print;
+mod read;
+#[cfg(test)]
+mod tests;
+
+pub use read::{ANSWER_TIMEOUT, Watcher, in_words};
+
+use crate::audit::position::Outlook;
+use crate::core::source::OffsetRange;
+use crate::kafka::members::{Group, GroupState, Member};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What was seen in one look at both servers. An `Err` is in words, for people.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// `kafka.brokers`.
+    pub brokers: String,
+    /// `clickhouse.url`, which never holds credentials.
+    pub url: String,
+    /// ClickHouse database.
+    pub database: String,
+    /// Topic.
+    pub topic: String,
+    /// Consumer group.
+    pub group_id: String,
+    /// Whether ClickHouse answers and has the tables.
+    pub clickhouse: Result<(), String>,
+    /// The group and its members.
+    pub group: Result<Group, String>,
+    /// The partitions of the topic.
+    pub partitions: Result<Vec<Partition>, String>,
+}
+
+/// One partition of the topic.
+#[derive(Clone, Debug)]
+pub struct Partition {
+    /// Its number.
+    pub number: i32,
+    /// Where it stands.
+    pub seen: Result<Standing, String>,
+}
+
+/// Where a partition stands.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// First offset in the log.
+    pub start: u64,
+    /// One past the last offset in the log.
+    pub end: u64,
+    /// The group's committed offset, if there is one that can be read and is of this topic.
+    pub committed: Option<u64>,
+    /// The batch that is announced and not yet committed.
+    pub intent: Option<OffsetRange>,
+    /// What `tallyhouse run` makes of it; `None` where that depends on ClickHouse, which was not asked.
+    pub outlook: Option<Outlook>,
+}
+
+/// Kinds of problems. A code never changes its meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// Kafka could not be asked.
+    Kafka,
+    /// ClickHouse could not be asked, or lacks tables.
+    Clickhouse,
+    /// The group could not be asked for.
+    Group,
+    /// Nobody is in the group, and records wait.
+    NoMembers,
+    /// A partition stops when a member takes it.
+    PartitionStops,
+    /// One partition could not be asked for.
+    PartitionUnknown,
+    /// The group is stable, records wait, and no member has the partition.
+    PartitionWithoutMember,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// Which kind.
+    pub code: Code,
+    /// The partition, if it is about one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<i32>,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// How fast the log grows and how fast the group follows, from two looks.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Rates {
+    /// Records added to the log, per second.
+    pub produced_per_s: f64,
+    /// Records committed, per second.
+    pub committed_per_s: f64,
+    /// Seconds until all is committed at this pace; `None` while the lag does not shrink.
+    pub catch_up_s: Option<f64>,
+}
+
+impl Standing {
+    /// Records in the log that are not committed; control records of transactions count as well.
+    pub fn lag(&self) -> u64 {
+        self.end.saturating_sub(self.committed.unwrap_or(0).max(self.start))
+    }
+}
+
+impl Status {
+    /// The partitions that could be asked for.
+    pub fn standings(&self) -> impl Iterator<Item = (i32, &Standing)> {
+        let partitions = self.partitions.iter().flatten();
+        partitions.filter_map(|partition| Some((partition.number, partition.seen.as_ref().ok()?)))
+    }
+
+    /// Records that are not committed, of all partitions that could be asked for.
+    pub fn lag(&self) -> u64 {
+        self.standings().map(|(_, standing)| standing.lag()).sum()
+    }
+
+    fn members(&self) -> &[Member] {
+        self.group.as_ref().map_or(&[], |group| &group.members)
+    }
+
+    /// Position in the list of members of the one that has the partition.
+    pub fn holder(&self, partition: i32) -> Option<usize> {
+        self.members().iter().position(|member| member.partitions.as_ref().is_some_and(|all| all.contains(&partition)))
+    }
+
+    /// What is wrong, the most far-reaching first. Empty when all is well.
+    pub fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut add = |code, partition, message| problems.push(Problem { code, partition, message });
+        if let Err(message) = &self.partitions {
+            add(Code::Kafka, None, message.clone());
+        }
+        if let Err(message) = &self.clickhouse {
+            add(Code::Clickhouse, None, message.clone());
+        }
+        match &self.group {
+            Err(message) if self.partitions.is_ok() => add(Code::Group, None, message.clone()),
+            Ok(group) if group.members.is_empty() && self.lag() > 0 => {
+                let waiting = self.lag();
+                let message = format!("no members: nothing is counted, {waiting} records wait. Start `tallyhouse run`");
+                add(Code::NoMembers, None, message);
+            }
+            _ => {}
+        }
+        for partition in self.partitions.iter().flatten() {
+            let number = partition.number;
+            match &partition.seen {
+                Err(message) => add(Code::PartitionUnknown, Some(number), format!("partition {number}: {message}")),
+                Ok(standing) => {
+                    if let Some(Outlook::Stops(reason)) = &standing.outlook {
+                        add(Code::PartitionStops, Some(number), format!("partition {number} stops: {}", reason.told()));
+                    }
+                    if standing.lag() > 0 && self.is_without_member(number) {
+                        let message = format!(
+                            "partition {number}: no member has it. If that stays, restart a member: `tallyhouse run`"
+                        );
+                        add(Code::PartitionWithoutMember, Some(number), message);
+                    }
+                }
+            }
+        }
+        problems.sort_by_key(|problem| problem.code);
+        problems
+    }
+
+    /// Only where it is known: the group is stable, and every member's partitions are told.
+    fn is_without_member(&self, partition: i32) -> bool {
+        let settled = self.group.as_ref().is_ok_and(|group| group.state == GroupState::Stable);
+        let told = self.members().iter().all(|member| member.partitions.is_some());
+        settled && told && !self.members().is_empty() && self.holder(partition).is_none()
+    }
+}
+
+impl Rates {
+    /// `None` where the two looks have no partition in common, or no time lies between them.
+    pub fn between(earlier: &Status, later: &Status, elapsed: Duration) -> Option<Rates> {
+        let before: BTreeMap<i32, &Standing> = earlier.standings().collect();
+        let both: Vec<_> = later.standings().filter_map(|(number, now)| Some((before.get(&number)?, now))).collect();
+        if both.is_empty() || elapsed.is_zero() {
+            return None;
+        }
+        let per_s = |records: u64| records as f64 / elapsed.as_secs_f64();
+        let produced = both.iter().map(|(before, now)| now.end.saturating_sub(before.end)).sum();
+        // Without a committed offset the group stands at the log's start.
+        let done = |standing: &Standing| standing.committed.unwrap_or(standing.start);
+        let committed = both.iter().map(|(before, now)| done(now).saturating_sub(done(before))).sum();
+        let (produced_per_s, committed_per_s) = (per_s(produced), per_s(committed));
+        let gained_per_s = committed_per_s - produced_per_s;
+        let catch_up_s = (gained_per_s > 0.0).then(|| later.lag() as f64 / gained_per_s);
+        Some(Rates { produced_per_s, committed_per_s, catch_up_s })
+    }
+}

@@ -1,0 +1,186 @@
+//! Looks at both servers. Must never write, nor wait long for one that is away.
+
+use super::{Partition, Standing, Status};
+use crate::audit::position::{Outlook, Position};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::schema::Schema;
+use crate::clickhouse::sink::Sink;
+use crate::config::Config;
+use crate::core::marks::Progress;
+use crate::core::protocol::LogView;
+use crate::core::source::Source;
+use crate::kafka;
+use crate::kafka::members::Group;
+use crate::kafka::observer::Observer;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Longest wait for one answer, of either server.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How long a look may go on asking for more partitions.
+const LOOK_TIME: Duration = Duration::from_secs(20);
+
+/// What is read of all partitions before ClickHouse is asked.
+struct Logs {
+    sources: Vec<Source>,
+    views: Vec<Result<LogView, String>>,
+    group: Result<Group, String>,
+}
+
+/// Connections to both servers, kept between looks.
+pub struct Watcher {
+    observer: Arc<Observer>,
+    client: Client,
+    sink: Sink,
+    empty: Status,
+}
+
+impl Watcher {
+    /// Prepares the connections; connects to nothing yet. `client` should have a short time limit.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn new(config: &Config, client: Client) -> KafkaResult<Watcher> {
+        let empty = Status {
+            brokers: config.kafka.brokers.clone(),
+            url: config.clickhouse.url.clone(),
+            database: config.clickhouse.database.clone(),
+            topic: config.kafka.topics.events.clone(),
+            group_id: config.kafka.group_id.clone(),
+            clickhouse: Ok(()),
+            group: Err(String::new()),
+            partitions: Ok(Vec::new()),
+        };
+        let observer = Arc::new(Observer::hurried(config, ANSWER_TIMEOUT)?);
+        let sink = Sink::new(client.clone(), Schema::single());
+        Ok(Watcher { observer, client, sink, empty })
+    }
+
+    /// Looks at everything once. What could not be asked is said in the status itself.
+    pub async fn look(&self) -> Status {
+        let mut status = self.empty.clone();
+        let deadline = Instant::now() + LOOK_TIME;
+        let schema = Schema::single();
+        let (logs, answered) = tokio::join!(self.logs(deadline), schema.check(&self.client));
+        status.clickhouse = answered.map_err(|problem| problem.to_string());
+        match logs {
+            Ok(Logs { sources, views, group }) => {
+                status.group = group;
+                let mut partitions = Vec::with_capacity(sources.len());
+                for (source, view) in sources.into_iter().zip(views) {
+                    let number = source.partition;
+                    let seen = match view {
+                        Ok(log) => self.standing(source, log, &mut status.clickhouse).await,
+                        Err(error) => Err(error),
+                    };
+                    partitions.push(Partition { number, seen });
+                }
+                status.partitions = Ok(partitions);
+            }
+            Err(error) => {
+                status.group = Err(error.clone());
+                status.partitions = Err(error);
+            }
+        }
+        status
+    }
+
+    async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
+        let (brokers, topic) = (self.empty.brokers.clone(), self.empty.topic.clone());
+        let read = move |observer: &Observer| {
+            let sources = observer.cluster().and_then(|_| kafka::patiently(ANSWER_TIMEOUT, || observer.sources()));
+            let sources = sources.map_err(|error| in_words(&error, &brokers, &topic))?;
+            let group = kafka::patiently(ANSWER_TIMEOUT, || observer.group());
+            let group = group.map_err(|error| format!("the group cannot be asked for: {error}"));
+            let view = |source: &Source| match Instant::now() < deadline {
+                true => log_view(observer, source),
+                false => Err("not asked: Kafka answered too slowly".to_owned()),
+            };
+            let views = sources.iter().map(view).collect();
+            Ok(Logs { sources, views, group })
+        };
+        self.blocking(read).await
+    }
+
+    /// Asks the tables and then Kafka again, so that what is in the tables is in the log that they are compared with.
+    async fn standing(
+        &self,
+        source: Source,
+        log: LogView,
+        clickhouse: &mut Result<(), String>,
+    ) -> Result<Standing, String> {
+        let mut position = Position { source, progress: Progress::default(), log, first_stored: None, marks: None };
+        let mut outlook = None;
+        // A stop is told only when a second look finds it as well: members go on while this looks.
+        for _ in 0..2 {
+            if clickhouse.is_err() {
+                outlook = None;
+                break;
+            }
+            let asked = self.ask(&mut position).await?;
+            *clickhouse = asked.map_err(|error| error.to_string());
+            outlook = clickhouse.is_ok().then(|| position.outlook());
+            if !matches!(outlook, Some(Outlook::Stops(_))) {
+                break;
+            }
+        }
+        let outlook = outlook.or_else(|| Position::stops_by_log(&position.log).map(Outlook::Stops));
+        Ok(Standing {
+            start: position.log.low,
+            end: position.log.high,
+            committed: position.committed(),
+            intent: position.intent().map(|(range, _)| range),
+            outlook,
+        })
+    }
+
+    async fn ask(&self, position: &mut Position) -> Result<Result<(), ClickHouseError>, String> {
+        // From where a member would ask: all the rows before are many.
+        let from = position.committed().unwrap_or(0);
+        position.progress = match self.sink.progress(from, &position.source).await {
+            Ok(progress) => progress,
+            Err(error) => return Ok(Err(error)),
+        };
+        let source = position.source.clone();
+        position.log = self.blocking(move |observer: &Observer| log_view(observer, &source)).await?;
+        if let Some((range, _)) = position.intent() {
+            position.marks = match self.sink.marks(range, &position.source).await {
+                Ok(marks) => Some(marks),
+                Err(error) => return Ok(Err(error)),
+            };
+        }
+        Ok(Ok(()))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Observer) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let observer = Arc::clone(&self.observer);
+        let answer = tokio::task::spawn_blocking(move || ask(&observer)).await;
+        answer.unwrap_or_else(|error| Err(format!("a call to Kafka did not end properly: {error}")))
+    }
+}
+
+fn log_view(observer: &Observer, source: &Source) -> Result<LogView, String> {
+    kafka::patiently(ANSWER_TIMEOUT, || observer.log_view(source)).map_err(|error| error.to_string())
+}
+
+/// What failed, and what to do.
+pub fn in_words(error: &KafkaError, brokers: &str, topic: &str) -> String {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
+            format!("the topic {topic} does not exist at {brokers}. Create it, or set kafka.topics.events")
+        }
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
+            format!("this user may not describe the topic {topic} ({error}). Allow it Describe and Read on the topic")
+        }
+        _ if kafka::is_permanent(error) => {
+            format!("Kafka at {brokers} refuses this user: {error}. Check kafka.sasl, kafka.tls and the ACLs")
+        }
+        _ => format!("Kafka at {brokers} does not answer: {error}. Check that it runs and that kafka.brokers is right"),
+    }
+}
