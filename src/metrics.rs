@@ -36,6 +36,7 @@ pub const ASSIGNED: &str = "tallyhouse_assigned_partitions";
 pub const STOPPED: &str = "tallyhouse_stopped_partitions";
 pub const OFFSET_GAPS: &str = "tallyhouse_offset_gaps_total";
 pub const INFO: &str = "tallyhouse_info";
+pub const PARTITIONS: &str = "tallyhouse_topic_partitions";
 pub const READY: &str = "tallyhouse_ready";
 pub const LAG_SECONDS: &str = "tallyhouse_lag_seconds";
 pub const READER_BUSY: &str = "tallyhouse_reader_busy_seconds_total";
@@ -120,7 +121,13 @@ pub const METRICS: &[Metric] = &[
         &["version", "topic"],
         "Always 1: the version that runs and the topic it consumes",
     ),
-    metric(Kind::Gauge, READY, Unit::Count, &[], "1 while nothing keeps the member from counting: /readyz says what does"),
+    metric(
+        Kind::Gauge,
+        READY,
+        Unit::Count,
+        &[],
+        "1 while nothing keeps the member from counting: /readyz says what does",
+    ),
     metric(
         Kind::Gauge,
         LAG_SECONDS,
@@ -154,6 +161,13 @@ pub const METRICS: &[Metric] = &[
     metric(Kind::Gauge, ASSIGNED, Unit::Count, &[], "Partitions that are ours"),
     metric(
         Kind::Gauge,
+        PARTITIONS,
+        Unit::Count,
+        &[],
+        "Partitions of the topic; all members' assigned ones together make as many",
+    ),
+    metric(
+        Kind::Gauge,
         STOPPED,
         Unit::Count,
         &["reason"],
@@ -180,7 +194,13 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Time that the reader thread took records and did not wait for them; its rate is a share of one core",
     ),
-    metric(Kind::Gauge, FETCH_QUEUE_RECORDS, Unit::Count, &[], "Records that librdkafka has fetched and nobody has taken"),
+    metric(
+        Kind::Gauge,
+        FETCH_QUEUE_RECORDS,
+        Unit::Count,
+        &[],
+        "Records that librdkafka has fetched and nobody has taken",
+    ),
     metric(Kind::Gauge, FETCH_QUEUE_BYTES, Unit::Bytes, &[], "Bytes that librdkafka has fetched and nobody has taken"),
     metric(Kind::Counter, RECEIVED_BYTES, Unit::Bytes, &[], "Bytes received from Kafka, compressed as they came"),
     metric(Kind::Gauge, BROKER_CONNECTED, Unit::Count, &["broker"], "1 while the broker of this id is connected"),

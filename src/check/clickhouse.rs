@@ -1,8 +1,8 @@
 //! ClickHouse's half of the checks. There are only questions here, and only identifiers that the client has seen.
 
 use super::{Code, Outcome, judge, with_skipped};
-use crate::clickhouse::dedup;
 use crate::clickhouse::client::Client;
+use crate::clickhouse::dedup;
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::Schema;
 use crate::core::source::Table;

@@ -7,7 +7,7 @@ use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
 use crate::metrics::{
     BROKER_CONNECTED, BROKER_ERRORS, BROKER_RTT, COMMITTED_LAG, DEDUP_HEADROOM, FETCH_QUEUE_BYTES, FETCH_QUEUE_RECORDS,
-    LAG_SECONDS, POSITION_LAG, RECEIVED_BYTES,
+    LAG_SECONDS, PARTITIONS, POSITION_LAG, RECEIVED_BYTES,
 };
 use metrics::{counter, gauge};
 use rdkafka::statistics::{Broker, Partition, Statistics};
@@ -29,6 +29,9 @@ pub fn take(shared: &Shared, statistics: &Statistics) {
     counter!(RECEIVED_BYTES).absolute(statistics.rx_bytes.unsigned_abs());
     let Some(topic) = statistics.topics.get(&shared.topic) else { return };
     let (mut records, mut bytes) = (0, 0);
+    // One with number -1 stands for records without a partition, and a deleted one is unknown.
+    let real = topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
+    gauge!(PARTITIONS).set(real.count() as f64);
     for partition in topic.partitions.values() {
         records += partition.fetchq_cnt;
         bytes += partition.fetchq_size;

@@ -232,7 +232,12 @@ pub async fn run(
     health.set("assignment", "no partitions are assigned yet");
     let memory = Arc::new(Memory::new(config.memory.limit_bytes));
     let windows = Arc::new(Windows::new(limits(config), Arc::clone(&memory)));
-    let state = admin::State { metrics, process: Collector::default(), health: Arc::clone(&health), windows: Arc::clone(&windows) };
+    let state = admin::State {
+        metrics,
+        process: Collector::default(),
+        health: Arc::clone(&health),
+        windows: Arc::clone(&windows),
+    };
     admin::start(config.admin.listen, state)
         .await
         .map_err(|error| RunError::Admin { address: config.admin.listen, error })?;
