@@ -7,7 +7,7 @@
 use metrics::gauge;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::metrics::{MEMORY_LIMIT, MEMORY_USED};
+use crate::metrics::{MEMORY_LIMIT, MEMORY_USED, PAUSED};
 
 /// What windows and batches hold.
 #[derive(Debug)]
@@ -22,6 +22,7 @@ impl Memory {
     pub fn new(configured_bytes: usize) -> Memory {
         let limit_bytes = configured_bytes / 2;
         gauge!(MEMORY_LIMIT).set(limit_bytes as f64);
+        gauge!(PAUSED).set(0.0);
         Memory { limit_bytes, used_bytes: AtomicUsize::new(0), pressed: AtomicBool::new(false) }
     }
 
