@@ -103,6 +103,8 @@ impl Bench {
     pub async fn consume(&self, records: u64) {
         let member = self.start(&[]);
         self.await_stored(records, &[&member]).await;
+        // All may be stored before this one is up, but a signal before it listens to signals ends it the hard way.
+        await_http(&member, "/readyz", "\"ready\":true").await;
         end(&member);
     }
 
@@ -244,7 +246,6 @@ pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     let ledger = producer.finish().unwrap();
     let member = bench.start(&[]);
     bench.await_stored(ledger.produced, &[&member]).await;
-    // All may be counted before this one is up, but a signal before it listens to signals ends it the hard way.
     await_http(&member, "/readyz", "\"ready\":true").await;
     end(&member);
     bench.assert_exact(&ledger, "after kill -9 at every step").await;

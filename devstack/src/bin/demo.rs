@@ -234,6 +234,11 @@ fn keep(service: &Service, member: &Member) -> Result<(), AnyError> {
     println!("  Kafka        {brokers}   topic {TOPIC}");
     println!("  ClickHouse   {url}   database {DATABASE}");
     println!("  Tallyhouse   http://{}   pid {}   {}", member.admin, member.server.pid(), program.display());
+    println!("\nLook at it, in another terminal:");
+    println!("  export TALLYHOUSE__KAFKA__BROKERS={brokers} TALLYHOUSE__CLICKHOUSE__URL={url}");
+    for subcommand in ["check", "status", "report --by day", "audit"] {
+        println!("  {} {subcommand}", program.display());
+    }
     Signals::new([SIGINT, SIGTERM])?.forever().next();
     Ok(())
 }
