@@ -71,9 +71,17 @@ pub fn prometheus(cache: &Cache) -> Result<PathBuf> {
     let folder = cache.ensure("prometheus-debian-1", |folder| {
         need("apt-get", "to fetch Prometheus where it is not installed", "prometheus")?;
         need("dpkg", "to unpack Prometheus", "prometheus")?;
-        let mut download = Command::new("apt-get");
-        download.args(["download", "-q", "prometheus"]).current_dir(folder);
-        progress::during("fetching Prometheus with apt-get", || run(download))?;
+        let apt_get = |arguments: &[&str]| {
+            let mut command = Command::new("apt-get");
+            command.args(arguments).current_dir(folder);
+            progress::during("fetching Prometheus with apt-get", || run(command))
+        };
+        let download = ["download", "-q", "prometheus"];
+        // A fresh image knows no packages until its lists are fetched.
+        if apt_get(&download).is_err() {
+            apt_get(&["update", "-q"])?;
+            apt_get(&download)?;
+        }
         for entry in fs::read_dir(folder).context("list", folder)? {
             let archive = entry.context("list", folder)?.path();
             let mut unpack = Command::new("dpkg");
