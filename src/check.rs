@@ -13,6 +13,7 @@ mod tests;
 use crate::clickhouse::client::Client;
 use crate::config::Config;
 use crate::kafka::observer::Observer;
+use crate::table;
 use serde::Serialize;
 
 /// What is looked at. A code never changes its meaning; `docs/check.md` describes each.
@@ -117,20 +118,13 @@ impl Outcome {
     fn failed_with(code: Code, error: &str) -> Outcome {
         match error.rsplit_once(". ") {
             Some((seen, fix)) => Outcome::failed(code, seen, fix),
-            None => Outcome::failed(code, error, format!("docs/check.md#{} says more", code.word())),
+            None => Outcome::failed(code, error, format!("docs/check.md#{} says more", table::word(code))),
         }
     }
 
     fn skipped(code: Code, because: Code) -> Outcome {
-        let seen = format!("not looked at, as {} failed", because.word());
+        let seen = format!("not looked at, as {} failed", table::word(because));
         Outcome { code, status: State::Skipped, seen, fix: None }
-    }
-}
-
-impl Code {
-    /// The code as it stands in JSON.
-    pub fn word(self) -> String {
-        serde_json::to_string(&self).unwrap_or_default().trim_matches('"').to_owned()
     }
 }
 

@@ -53,6 +53,8 @@ pub const RUNTIME_QUEUE: &str = "tallyhouse_runtime_queue_tasks";
 pub const RUNTIME_BUSY: &str = "tallyhouse_runtime_busy_seconds_total";
 pub const FLUSH_AGE: &str = "tallyhouse_flush_age_seconds";
 
+const QUERYABLE_HELP: &str = "Time from a record's Kafka timestamp to its batch being in ClickHouse";
+
 /// How a metric behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -225,13 +227,7 @@ pub const METRICS: &[Metric] = &[
     metric(Kind::Histogram, FLUSH_SECONDS, Unit::Seconds, &[], "Time from freezing a batch to committing its end"),
     metric(Kind::Histogram, INSERT_SECONDS, Unit::Seconds, &["table"], "Time of one insert, by table"),
     metric(Kind::Histogram, COMMIT_SECONDS, Unit::Seconds, &[], "Time of one commit with its comparison"),
-    metric(
-        Kind::Histogram,
-        QUERYABLE_SECONDS,
-        Unit::Seconds,
-        &[],
-        "Time from a record's Kafka timestamp to its batch being in ClickHouse",
-    ),
+    metric(Kind::Histogram, QUERYABLE_SECONDS, Unit::Seconds, &[], QUERYABLE_HELP),
 ];
 
 const SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -266,7 +262,7 @@ impl Delays {
     /// The histogram in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut text = format!(
-            "# HELP {QUERYABLE_SECONDS} Time from a record's Kafka timestamp to its batch being in ClickHouse\n\
+            "# HELP {QUERYABLE_SECONDS} {QUERYABLE_HELP}\n\
              # TYPE {QUERYABLE_SECONDS} histogram\n"
         );
         let bounds = DELAY_MS.iter().map(|&ms| (ms as f64 / 1_000.0).to_string()).chain(["+Inf".to_owned()]);

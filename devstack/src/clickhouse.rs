@@ -9,7 +9,7 @@ use crate::{
     cache::Cache,
     data::DataFolder,
     error::{Context, Error, Result},
-    fetch, host,
+    fetch, host, http,
     ports::PortBlock,
     process::{self, Output, Server},
 };
@@ -189,8 +189,7 @@ fn health_check(url: String) -> impl Fn() -> Result<(), String> + Send + Sync + 
 
 /// A new connection for each query: a pooled one could belong to a server killed since.
 fn query(url: &str, sql: &str, timeout: Duration) -> Result<String, String> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).build();
-    let mut answer = config.new_agent().post(url).send(sql).map_err(|error| error.to_string())?;
+    let mut answer = http::agent(timeout).post(url).send(sql).map_err(|error| error.to_string())?;
     // An exception can follow a status of 200 that has been sent already.
     let failed = !answer.status().is_success() || answer.headers().contains_key("X-ClickHouse-Exception-Code");
     let text = answer.body_mut().read_to_string().map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! One question to an HTTP endpoint on this machine, such as a member's `/metrics`.
+//! Questions to HTTP endpoints on this machine, such as a member's `/metrics` or a server's queries.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -14,4 +14,9 @@ pub fn get(address: impl ToSocketAddrs, path: &str, within: Duration) -> io::Res
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// A client with a connection of its own, which gives up after `timeout` and takes an answer of any status.
+pub(crate) fn agent(timeout: Duration) -> ureq::Agent {
+    ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).build().new_agent()
 }

@@ -6,7 +6,7 @@ use crate::{
     cache::Cache,
     data::DataFolder,
     error::{Context, Error, Result},
-    fetch,
+    fetch, http,
     ports::PortBlock,
     process::{self, Output, Server},
 };
@@ -66,8 +66,7 @@ pub fn promtool(arguments: &[&str]) -> Result<String> {
 }
 
 fn get(url: &str, query: &[(&str, &str)]) -> Result<String, String> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).build();
-    let request = config.new_agent().get(url).query_pairs(query.iter().copied());
+    let request = http::agent(TIMEOUT).get(url).query_pairs(query.iter().copied());
     let mut answer = request.call().map_err(|error| error.to_string())?;
     let text = answer.body_mut().read_to_string().map_err(|error| error.to_string())?;
     if answer.status().is_success() { Ok(text) } else { Err(text) }

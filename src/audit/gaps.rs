@@ -11,11 +11,12 @@ use super::read::Reader;
 use super::report::Outcome;
 use super::span::Span;
 use super::tables;
+use crate::clock::unix_ms;
 use crate::core::decode::decode;
 use crate::core::source::OffsetRange;
 use crate::kafka::observer::Look;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Longest time that Kafka's log is read, over all partitions.
 const LOOK_UP_TIME: Duration = Duration::from_secs(120);
@@ -122,7 +123,7 @@ async fn look_up(
         return Ok(LookedUp { unchecked, ..LookedUp::default() });
     }
     let bounds = reader.time_bounds();
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+    let now_ms = unix_ms();
     let found = reader.kafka(move |observer| {
         let mut found = LookedUp { unchecked: unchecked.clone(), ..LookedUp::default() };
         for span in judge::spans(&gaps) {

@@ -3,12 +3,10 @@
 //! The JSON's field names are stable (`docs/audit.md`): fields are added, never renamed or given another meaning.
 
 use super::finding::{Check, Finding, Severity};
-use comfy_table::{ContentArrangement, Table, presets};
+use crate::table;
+use comfy_table::Table;
 use serde::Serialize;
 use std::fmt::Write as _;
-
-/// Width of the table, in columns: it must read well in a mail of cron's.
-const WIDTH: u16 = 120;
 
 /// What one check came to.
 #[derive(Clone, Debug, Serialize)]
@@ -116,11 +114,10 @@ impl Report {
         days.iter().filter_map(|(word, day)| day.as_ref().map(|day| (word, day))).for_each(|(word, day)| {
             let _ = write!(text, ", {word} {day}");
         });
-        let mut checks = new_table(&["check", "promise", "looked at", "violations", "notices"]);
+        let mut checks = table::new(&["check", "promise", "looked at", "violations", "notices"]);
         for outcome in &self.checks {
-            let name = serde_json::to_string(&outcome.check).unwrap_or_default();
             checks.add_row([
-                name.trim_matches('"').to_owned(),
+                table::word(outcome.check),
                 outcome.check.promise().to_owned(),
                 outcome.scope.clone(),
                 outcome.violations.to_string(),
@@ -143,7 +140,7 @@ impl Report {
 
     fn findings_table(&self, severity: Severity) -> Option<Table> {
         let title = if severity == Severity::Violation { "VIOLATION" } else { "notice" };
-        let mut table = new_table(&[title, "where", "what"]);
+        let mut table = table::new(&[title, "where", "what"]);
         for outcome in &self.checks {
             let of_severity = outcome.findings.iter().filter(|finding| finding.severity == severity);
             of_severity.for_each(|finding| {
@@ -174,11 +171,4 @@ fn place(finding: &Finding) -> String {
         _ => {}
     }
     lines.join("\n")
-}
-
-fn new_table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_BORDERS_ONLY_CONDENSED);
-    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH).set_header(header);
-    table
 }

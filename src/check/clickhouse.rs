@@ -5,8 +5,9 @@ use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::Schema;
+use crate::clock::unix_ms;
 use crate::core::source::Table;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 const CODES: [Code; 8] = [
     Code::Clickhouse,
@@ -95,10 +96,4 @@ async fn clock(client: &Client) -> Result<(i64, u64), ClickHouseError> {
         }
     }
     Ok(best.unwrap_or_default())
-}
-
-fn unix_ms() -> i64 {
-    // A clock before 1970 is as wrong as one at 1970.
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

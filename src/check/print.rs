@@ -3,12 +3,9 @@
 //! The JSON's names are stable: names are added, never changed.
 
 use super::{Outcome, Report, State};
-use comfy_table::{ContentArrangement, Table, presets};
+use crate::table;
 use serde::Serialize;
 use std::fmt::Write as _;
-
-/// Width of the table, in columns.
-const WIDTH: u16 = 120;
 
 #[derive(Serialize)]
 struct Json<'a> {
@@ -50,10 +47,7 @@ impl Report {
         let Report { brokers, url, database, topic, group_id, .. } = self;
         let mut text =
             format!("Kafka {brokers}, topic {topic}, group {group_id}\nClickHouse {url}, database {database}\n\n");
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_BORDERS_ONLY_CONDENSED);
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
-        table.set_header(["check", "status", "seen, and what to do"]);
+        let mut table = table::new(&["check", "status", "seen, and what to do"]);
         for check in &self.checks {
             let status = match check.status {
                 State::Ok => "ok",
@@ -62,7 +56,7 @@ impl Report {
                 State::Skipped => "skipped",
             };
             let fix = check.fix.as_ref().map_or(String::new(), |fix| format!("\n-> {fix}"));
-            table.add_row([check.code.word(), status.to_owned(), format!("{}{fix}", check.seen)]);
+            table.add_row([table::word(check.code), status.to_owned(), format!("{}{fix}", check.seen)]);
         }
         let verdict = match (self.failed(), self.count(State::Warning)) {
             (0, 0) => "all is ready for `tallyhouse run`".to_owned(),
@@ -70,7 +64,6 @@ impl Report {
             (failed, warnings) => format!("{failed} failed, {warnings} warnings; each says what to do after ->"),
         };
         let _ = writeln!(text, "{table}\n\n{verdict}");
-        // What servers answer never moves a cursor.
-        text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+        table::printable(&text)
     }
 }

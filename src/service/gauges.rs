@@ -5,22 +5,18 @@
 use super::Shared;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
+use crate::clock::unix_ms;
 use crate::metrics::{
     BROKER_CONNECTED, BROKER_ERRORS, BROKER_RTT, COMMITTED_LAG, DEDUP_HEADROOM, FETCH_QUEUE_BYTES, FETCH_QUEUE_RECORDS,
     LAG_SECONDS, PARTITIONS, POSITION_LAG, RECEIVED_BYTES,
 };
 use metrics::{counter, gauge};
 use rdkafka::statistics::{Broker, Partition, Statistics};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// How often the deduplication windows are looked at.
 const HEADROOM_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Milliseconds since 1970, as in Kafka's timestamps.
-pub fn now_ms() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64
-}
 
 /// Takes over librdkafka's statistics.
 pub fn take(shared: &Shared, statistics: &Statistics) {
@@ -60,7 +56,7 @@ fn take_lags(shared: &Shared, partition: &Partition) {
         gauge!(COMMITTED_LAG, "partition" => label.clone()).set(end.saturating_sub(committed) as f64);
     }
     let oldest_ms = shared.unstored_ms(partition.partition);
-    let age_ms = oldest_ms.map_or(0, |oldest_ms| (now_ms() - oldest_ms).max(0));
+    let age_ms = oldest_ms.map_or(0, |oldest_ms| (unix_ms() - oldest_ms).max(0));
     gauge!(LAG_SECONDS, "partition" => label).set(age_ms as f64 / 1_000.0);
 }
 

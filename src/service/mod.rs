@@ -10,7 +10,6 @@
 //! waiting does not mend.
 
 mod assignment;
-mod clock;
 mod gauges;
 mod memory;
 mod partition;

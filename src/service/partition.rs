@@ -3,11 +3,10 @@
 //! Must never do anything the protocol did not ask for, and never answer what it did not see. What may fail for a while (Kafka,
 //! ClickHouse) is tried again with backoff for as long as the partition is ours.
 
-use super::clock::boot_time;
-use super::gauges::now_ms;
 use super::reader::Command;
 use super::windows::{Due, Held};
 use super::{Drain, Shared};
+use crate::clock::{boot_time, unix_ms};
 use crate::core::lease::Lease;
 use crate::core::marks::Insert;
 use crate::core::protocol::{Action, Committed, Protocol, Seen, may_commit};
@@ -270,7 +269,7 @@ impl Partition {
     /// Everything of the first batch is in ClickHouse.
     fn note_applied(&self) {
         let Some((held, _)) = self.batches.front() else { return };
-        let now_ms = now_ms();
+        let now_ms = unix_ms();
         for &(arrival_ms, records) in held.batch.arrivals() {
             let delay_ms = (now_ms - arrival_ms - ARRIVAL_STEP_MS / 2).max(0);
             QUERYABLE.record(delay_ms.unsigned_abs(), records);

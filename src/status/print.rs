@@ -6,13 +6,11 @@
 use super::{Problem, Rates, Standing, Status};
 use crate::audit::position::Outlook;
 use crate::kafka::members::{GroupState, Member};
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use crate::table;
+use comfy_table::{Cell, CellAlignment, Table};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::Duration;
-
-/// Width of the tables, in columns.
-const WIDTH: u16 = 120;
 
 #[derive(Serialize)]
 struct Json<'a> {
@@ -139,12 +137,11 @@ impl Status {
         if let Some(rates) = rates {
             let _ = writeln!(text, "\n{}", in_words(&rates, self.lag()));
         }
-        // Line ends are ours; everything else that moves a cursor came from outside.
-        text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+        table::printable(&text)
     }
 
     fn partitions_table(&self) -> Table {
-        let mut table = new_table(&[
+        let mut table = table::new(&[
             "partition",
             "log start",
             "log end",
@@ -201,7 +198,7 @@ impl Status {
 }
 
 fn members_table(members: &[Member]) -> Table {
-    let mut table = new_table(&["member", "client id", "host", "instance id", "partitions"]);
+    let mut table = table::new(&["member", "client id", "host", "instance id", "partitions"]);
     for (index, member) in members.iter().enumerate() {
         let partitions = match &member.partitions {
             None => "not told by the broker".to_owned(),
@@ -241,11 +238,4 @@ fn duration(seconds: f64) -> String {
 
 fn number_cell(text: String) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
-}
-
-fn new_table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_BORDERS_ONLY_CONDENSED);
-    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH).set_header(header);
-    table
 }

@@ -148,10 +148,14 @@ pub fn end(member: &Server) -> String {
     member.stdout()
 }
 
-pub async fn http(member: &Server, path: &str) -> String {
+/// Where the endpoint of a member listens, as its log tells once it does.
+pub fn address(member: &Server) -> String {
     let log = member.stderr();
-    let address = log.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
-    let path = path.to_owned();
+    log.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned()
+}
+
+pub async fn http(member: &Server, path: &str) -> String {
+    let (address, path) = (address(member), path.to_owned());
     tokio::task::spawn_blocking(move || devstack::http::get(address, &path, DEADLINE).unwrap()).await.unwrap()
 }
 
