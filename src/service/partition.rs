@@ -106,7 +106,7 @@ impl Partition {
     }
 
     async fn read_committed(&mut self) -> Seen {
-        self.batches.clear();
+        self.drop_all();
         loop {
             let (name, number) = (self.source.topic.clone(), self.source.partition);
             let view = self.shared.kafka(move |consumer| {
@@ -160,7 +160,7 @@ impl Partition {
     }
 
     async fn fill(&mut self, from: u64, until: Option<u64>) -> Seen {
-        self.batches.clear();
+        self.drop_all();
         let number = self.source.partition;
         if let Some(until) = until {
             counter!(REPLAYS).increment(1);
@@ -341,6 +341,12 @@ impl Partition {
             self.shared.flushed_batches.fetch_add(1, Ordering::Relaxed);
             self.batches.pop_front();
         }
+        self.note_oldest();
+    }
+
+    /// The partition starts over: its records are read again.
+    fn drop_all(&mut self) {
+        self.batches.clear();
         self.note_oldest();
     }
 
