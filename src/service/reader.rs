@@ -28,6 +28,8 @@ const POLL_WAIT: Duration = Duration::from_millis(20);
 /// Records between two looks at commands and memory.
 const RECORDS_PER_TURN: usize = 1_000;
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time that waking a fetcher may keep the reader from polling.
+const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// What the tasks ask of the reader.
 pub enum Command {
@@ -254,6 +256,20 @@ impl Reader {
         let done = if paused { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
         if let Err(error) = done {
             tracing::warn!(?partitions, paused, "pausing or resuming failed: {error}");
+        }
+        if !paused {
+            self.wake_fetchers(partitions);
+        }
+    }
+
+    /// librdkafka's fetcher of a broker sleeps for up to a second (`rd_kafka_max_block_ms`) while all its partitions are paused,
+    /// and nobody tells it of a resumption. Any request to the broker wakes it; the answer does not matter, but without one
+    /// there is nothing to hurry for.
+    fn wake_fetchers(&self, partitions: &[i32]) {
+        for &partition in partitions {
+            if self.consumer.fetch_watermarks(&self.topic, partition, WAKE_TIMEOUT).is_err() {
+                break;
+            }
         }
     }
 
