@@ -47,7 +47,7 @@ struct Arguments {
     /// How many events the Python consumer gets; its figures per event stand for all.
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
     python_events: u64,
-    /// Also run Tallyhouse on a tenth of the events, to see whether memory grows with their number.
+    /// Also run Tallyhouse on ten times the events, to see whether memory grows with their number.
     #[arg(long)]
     memory: bool,
     /// A setting for Tallyhouse instead of its default, as in `tallyhouse run --set`; may be repeated.
@@ -129,15 +129,15 @@ fn peers(arguments: &Arguments) -> Result<(), AnyError> {
             runs.push(run);
         }
     }
-    let small =
-        if arguments.memory { Some(bench.run(Contender::Tallyhouse, &fill(arguments.events / 10)?)?) } else { None };
-    print(arguments, &runs, small.as_ref());
+    let large =
+        if arguments.memory { Some(bench.run(Contender::Tallyhouse, &fill(arguments.events * 10)?)?) } else { None };
+    print(arguments, &runs, large.as_ref());
     Ok(())
 }
 
-fn print(arguments: &Arguments, runs: &[Run], small: Option<&Run>) {
+fn print(arguments: &Arguments, runs: &[Run], large: Option<&Run>) {
     let results = report::summarize(runs);
-    let targets = targets::judge(&results, small);
+    let targets = targets::judge(&results, large);
     if arguments.json {
         println!("{:#}", report::json(runs, &results, &targets));
     } else if arguments.markdown {
