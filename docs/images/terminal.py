@@ -1,4 +1,5 @@
-"""Draws what a command printed as it looks in a terminal. How the pictures here were made, with `cargo demo --keep` running:
+"""Draws what a command printed as it looks in a terminal. How the pictures here were made, from two members and
+`examples/producer.py`; `cargo demo --keep` or `docker compose up` give the like:
 
     pip install rich==15.0.0
     tallyhouse status | python docs/images/terminal.py "tallyhouse status" docs/images/status.svg
@@ -15,7 +16,7 @@ from rich.text import Text
 
 command, path = sys.argv[1:]
 printed = sys.stdin.read().rstrip("\n")
-lines = Text(f"$ {command}\n", style="bold") + Text(printed)
+lines = Text.assemble((f"$ {command}\n", "bold"), printed)
 console = Console(record=True, width=max(map(len, printed.splitlines())) + 1, file=io.StringIO())
 console.print(lines, no_wrap=True, highlight=False)
 # The reader's own monospaced font, and nothing fetched from elsewhere.
