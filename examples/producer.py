@@ -2,57 +2,108 @@
 
     pip install confluent-kafka
     python examples/producer.py --brokers localhost:9092 --events 1000
+    python examples/producer.py --events 0 --rate 200      # 200 a second, until Ctrl-C
 
 With --print the payloads go to standard output instead, one a line, and nothing but Python is needed.
 """
 
 import argparse
+import itertools
 import json
 import random
+import signal
+import time
 import uuid
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
 TOPIC = "campaign.event_tracking"
-EVENT_TYPES = ["delivered", "open", "click", "bounce", "unsubscribe"]
+# Of a thousand events.
+EVENT_TYPES = {"delivered": 640, "open": 250, "click": 70, "bounce": 30, "unsubscribe": 10}
+CAMPAIGNS_PER_WORKSPACE = 10
+DAYS = 3
+# Longest time that events are held back to keep the rate.
+SLICE_S = 0.1
 
 
-def event(rng: random.Random, now: datetime) -> dict:
-    """One event, with the fields and types of the Django producer; event_time is naive and in UTC."""
-    happened = now - timedelta(seconds=rng.randrange(3 * 86_400), microseconds=rng.randrange(1_000_000))
-    return {
-        "campaign_id": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
-        "workspace_id": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
-        "email": f"persönlich{rng.randrange(1000)}@example.com",
-        "event_type": rng.choice(EVENT_TYPES),
-        "event_time": happened.isoformat(),
-        "metadata": {"ip": "203.0.113.7", "links": [1, 2.5, None], "note": "naïve \u2603"},
-    }
+class Campaigns:
+    """So many campaigns, the same ones for the same seed, ten to a workspace."""
+
+    def __init__(self, rng: random.Random, count: int) -> None:
+        identifiers = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(count)]
+        self.all = [(campaign, identifiers[i - i % CAMPAIGNS_PER_WORKSPACE]) for i, campaign in enumerate(identifiers)]
+
+    def event(self, rng: random.Random, now: datetime) -> dict:
+        """One event, with the fields and types of the Django producer; event_time is naive and in UTC."""
+        campaign, workspace = rng.choice(self.all)
+        happened = now - timedelta(seconds=rng.randrange(DAYS * 86_400), microseconds=rng.randrange(1_000_000))
+        return {
+            "campaign_id": campaign,
+            "workspace_id": workspace,
+            "email": f"persönlich{rng.randrange(1000)}@example.com",
+            "event_type": rng.choices(list(EVENT_TYPES), list(EVENT_TYPES.values()))[0],
+            "event_time": happened.isoformat(),
+            "metadata": {"ip": "203.0.113.7", "links": [1, 2.5, None], "note": "naïve \u2603"},
+        }
+
+
+def payloads(seed: int, campaigns: int, events: int) -> Iterator[str]:
+    """The payloads of so many events, or without end for 0."""
+    rng = random.Random(seed)
+    campaigns = Campaigns(rng, campaigns)
+    for _ in range(events) if events else itertools.count():
+        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        yield json.dumps(campaigns.event(rng, now))
+
+
+def paced(items: Iterator[str], rate: float) -> Iterator[str]:
+    """The items, at most so many a second; at once for 0."""
+    started = time.monotonic()
+    for number, item in enumerate(items):
+        early_s = number / rate - (time.monotonic() - started) if rate else 0
+        if early_s > SLICE_S:
+            time.sleep(early_s)
+        yield item
+
+
+def publish(items: Iterator[str], brokers: str, topic: str) -> int:
+    """Publishes until the items end or a signal does; gives how many were not acknowledged."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True})
+    # `docker stop` as Ctrl-C: what was taken is still sent.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for item in items:
+            while True:
+                try:
+                    producer.produce(topic, value=item.encode())
+                    break
+                except BufferError:  # Brokers are slower than this loop, or away: wait for them.
+                    producer.poll(SLICE_S)
+            producer.poll(0)
+    except KeyboardInterrupt:
+        pass
+    return producer.flush(30)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brokers", default="localhost:9092")
     parser.add_argument("--topic", default=TOPIC)
-    parser.add_argument("--events", type=int, default=1000)
+    parser.add_argument("--events", type=int, default=1000, help="how many; 0: until Ctrl-C (default 1000)")
+    parser.add_argument("--rate", type=float, default=0, help="at most so many a second; 0: at once (default)")
+    parser.add_argument("--campaigns", type=int, default=100, help="of how many campaigns (default 100)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--print", action="store_true", dest="show")
     arguments = parser.parse_args()
 
-    rng = random.Random(arguments.seed)
-    now = datetime.now(timezone.utc).replace(tzinfo=None)
-    payloads = (json.dumps(event(rng, now)) for _ in range(arguments.events))
+    items = paced(payloads(arguments.seed, arguments.campaigns, arguments.events), arguments.rate)
     if arguments.show:
-        for payload in payloads:
-            print(payload)
+        for item in items:
+            print(item)
         return
-
-    from confluent_kafka import Producer
-
-    producer = Producer({"bootstrap.servers": arguments.brokers, "enable.idempotence": True})
-    for payload in payloads:
-        producer.produce(arguments.topic, value=payload.encode())
-        producer.poll(0)
-    left = producer.flush(30)
+    left = publish(items, arguments.brokers, arguments.topic)
     if left:
         raise SystemExit(f"{left} events were not acknowledged")
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The reader polls many times a second; after this long without one it hangs.
-const PULSE_SECONDS_MAX: u64 = 120;
+const PULSE_AGE_MAX: Duration = Duration::from_secs(120);
 /// How often histograms are compacted between scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -71,8 +71,8 @@ async fn metrics_text(Extract(state): Extract<State>) -> String {
 }
 
 async fn livez(Extract(state): Extract<State>) -> (StatusCode, String) {
-    match state.health.pulse_age_seconds() {
-        age if age > PULSE_SECONDS_MAX => (StatusCode::SERVICE_UNAVAILABLE, format!("no poll for {age} s\n")),
+    match state.health.pulse_age() {
+        age if age > PULSE_AGE_MAX => (StatusCode::SERVICE_UNAVAILABLE, format!("no poll for {} s\n", age.as_secs())),
         _ => (StatusCode::OK, "alive\n".to_owned()),
     }
 }

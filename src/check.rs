@@ -118,7 +118,7 @@ impl Outcome {
     fn failed_with(code: Code, error: &str) -> Outcome {
         match error.rsplit_once(". ") {
             Some((seen, fix)) => Outcome::failed(code, seen, fix),
-            None => Outcome::failed(code, error, format!("docs/check.md#{} says more", table::word(code))),
+            None => Outcome::failed(code, error, format!("see {} in docs/check.md", table::word(code))),
         }
     }
 

@@ -4,19 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The reasons for not being ready, and the reader's pulse.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Health {
     reasons: Mutex<BTreeMap<String, String>>,
-    pulse: Mutex<Instant>,
-}
-
-impl Default for Health {
-    fn default() -> Health {
-        Health { reasons: Mutex::default(), pulse: Mutex::new(Instant::now()) }
-    }
+    /// None until the reader polls for the first time: before that the service waits for servers, which is no hanging.
+    pulse: Mutex<Option<Instant>>,
 }
 
 impl Health {
@@ -41,11 +36,26 @@ impl Health {
 
     /// The reader has polled.
     pub fn beat(&self) {
-        *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Seconds since the reader polled last.
-    pub fn pulse_age_seconds(&self) -> u64 {
-        self.pulse.lock().unwrap_or_else(PoisonError::into_inner).elapsed().as_secs()
+    /// How long ago the reader polled last; zero while it has not started.
+    pub fn pulse_age(&self) -> Duration {
+        let pulse = *self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
+        pulse.map_or(Duration::ZERO, |last| last.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pulse_ages_only_once_the_reader_has_started() {
+        let health = Health::default();
+        assert_eq!(health.pulse_age(), Duration::ZERO);
+        health.beat();
+        // As soon as the clock has moved.
+        assert!((0..1_000_000).any(|_| health.pulse_age() > Duration::ZERO));
     }
 }

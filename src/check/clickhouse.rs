@@ -9,7 +9,7 @@ use crate::clock::unix_ms;
 use crate::core::source::Table;
 use std::time::Instant;
 
-const CODES: [Code; 8] = [
+pub(super) const CODES: [Code; 8] = [
     Code::Clickhouse,
     Code::ClickhouseVersion,
     Code::Clock,

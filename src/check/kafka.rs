@@ -9,7 +9,7 @@ use crate::status::{ANSWER_TIMEOUT, in_words};
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 
-const CODES: [Code; 8] = [
+pub(super) const CODES: [Code; 8] = [
     Code::Brokers,
     Code::Topic,
     Code::TopicRights,

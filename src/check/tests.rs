@@ -1,8 +1,9 @@
 //! What is made of what was seen, and what a check looks like.
 
-use super::{Code, Outcome, Report, State, judge, with_skipped};
+use super::{Code, Outcome, Report, State, clickhouse, judge, kafka, with_skipped};
 use crate::core::intent::Metadata;
 use crate::core::protocol::{Committed, LogView};
+use crate::table;
 
 fn view(committed: Option<&str>, offset: u64, low: u64, high: u64) -> LogView {
     let committed = committed.map(|metadata| Committed { offset, metadata: metadata.as_bytes().to_vec() });
@@ -72,6 +73,19 @@ fn what_comes_after_a_failure_is_skipped_and_says_so() {
     assert_eq!(all[1].fix.as_deref(), Some("Create it"));
     assert_eq!((all.len(), &all[2]), (3, &Outcome::skipped(Code::Log, Code::Topic)));
     assert_eq!(all[2].seen, "not looked at, as topic failed");
+}
+
+#[test]
+fn each_code_has_its_place_in_the_documents() {
+    let page = include_str!("../../docs/check.md");
+    let rows: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next()).collect();
+    let codes = [&[Code::Configuration][..], &kafka::CODES, &clickhouse::CODES].concat();
+    for code in codes {
+        let word = format!("`{}`", table::word(code));
+        assert!(rows.iter().any(|row| row.split(", ").any(|told| told == word)), "docs/check.md lacks {word}");
+        let untold = Outcome::failed_with(code, "no end");
+        assert_eq!(untold.fix.unwrap(), format!("see {} in docs/check.md", word.trim_matches('`')));
+    }
 }
 
 fn report() -> Report {

@@ -35,6 +35,23 @@ fn asked(dashboard: &str, field: &str) -> Vec<(String, String)> {
     asked
 }
 
+/// What a dashboard's annotations or variables ask (`field` of each that has it), and by what name.
+fn asked_beside(dashboard: &str, list: &str, field: &str) -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(&read(dashboard)).unwrap();
+    let all = dashboard.pointer(&format!("/{list}/list")).unwrap().as_array().unwrap();
+    let named = |one: &Value| Some((one["name"].as_str()?.to_owned(), one.pointer(field)?.as_str()?.to_owned()));
+    let asked: Vec<_> = all.iter().filter_map(named).collect();
+    assert!(!asked.is_empty(), "{list} ask nothing");
+    asked
+}
+
+/// `label_values(series, label)`, which is Grafana's own, as an expression that gives a series for each value.
+fn values_of_variable(query: &str) -> String {
+    let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')).unwrap();
+    let (series, label) = inside.rsplit_once(", ").unwrap();
+    format!("count by ({label}) ({series})")
+}
+
 /// The rules' fields of that name; each stands on a line of its own.
 fn of_rules(field: &str) -> Vec<String> {
     let rules = read("prometheus/alerts.yml");
@@ -101,8 +118,20 @@ pub async fn every_panel_and_rule_has_an_answer(url: &str, database: &str) {
     for expression in of_rules("expr") {
         prometheus.query(&expression).unwrap();
     }
+    let dashboard = "grafana/dashboards/tallyhouse.json";
+    for (name, expression) in asked_beside(dashboard, "annotations", "/expr") {
+        let answer = prometheus.query(&substituted(&expression)).unwrap();
+        assert!(answer.contains("\"success\""), "{name}: {answer}");
+    }
+    for (name, query) in asked_beside(dashboard, "templating", "/query/query") {
+        let answer = prometheus.query(&values_of_variable(&substituted(&query))).unwrap();
+        // A label that no series has comes out as a series without labels.
+        assert!(result_count(&answer) > 0 && !answer.contains("\"metric\":{}"), "{name}: {answer}");
+    }
     bench.await_stored(ledger.produced, &[&member]).await;
-    for (title, sql) in asked("grafana/dashboards/campaigns.json", "rawSql") {
+    let dashboard = "grafana/dashboards/campaigns.json";
+    let variables = asked_beside(dashboard, "templating", "/query/rawSql");
+    for (title, sql) in asked(dashboard, "rawSql").into_iter().chain(variables) {
         // What Grafana puts in for all days and for the variable's All.
         let sql = sql.replace("$__dateFilter(day)", "day >= toDate('1970-01-01')");
         let sql = sql.replace("${workspace:sqlstring}", "SELECT workspace_id FROM workspace_daily");

@@ -11,6 +11,7 @@
 mod audit;
 mod chaos;
 mod cli;
+mod cluster;
 mod gaps;
 mod grafana;
 mod group;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         schema::merges_of_daily_sum_totals_and_keep_the_last_offset,
         schema::a_repeated_token_is_dropped,
         schema::failures_are_told_apart,
+        cluster::two_shards_are_read_as_one,
         service::what_is_produced_is_counted,
         service::sigterm_flushes_what_was_consumed,
         service::a_restart_in_the_middle_is_exact,
@@ -128,6 +130,7 @@ fn main() -> ExitCode {
         operate::a_check_says_how_to_mend,
         operate::a_status_tells_who_counts,
         operate::a_status_names_the_server_that_is_away,
+        operate::a_watch_follows_until_ctrl_c,
         operate::a_status_tells_what_stops,
         operate::looking_leaves_no_trace,
         operate::pages_need_no_configuration,

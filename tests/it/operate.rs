@@ -2,6 +2,8 @@
 
 use crate::operator::{ANNOUNCED, admin};
 use crate::service::{Bench, end};
+use devstack::{Output, Server, process};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -125,6 +127,48 @@ pub async fn a_status_tells_who_counts(url: &str, database: &str) {
     assert_eq!((status, &seen["problems"][0]["code"]), (Some(1), &"no_members".into()), "{seen:#}");
     assert_eq!(seen["lag_records"], 500);
     assert!(table(&bench, "status", &[]).starts_with("WRONG: no members: nothing is counted, 500 records wait"));
+}
+
+/// Waits for a look after the first `seen` of `status --watch --json` in which all is as wanted, and gives the number of looks.
+async fn await_look(watch: &Server, seen: usize, wanted: impl Fn(&Value) -> bool) -> usize {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let text = watch.stdout();
+        let complete = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+        let looks: Vec<Value> = complete.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        if looks.iter().skip(seen).any(&wanted) {
+            return looks.len();
+        }
+        assert!(Instant::now() < deadline, "{text}{}", watch.stderr());
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// A watch sees what changes, and Ctrl-C ends it with what it saw last.
+pub async fn a_watch_follows_until_ctrl_c(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let watching = || {
+        let command = bench.command(&["status", "--watch", "1", "--json"]);
+        process::spawn("tallyhouse status", command, Output::Captured).unwrap()
+    };
+    let ctrl_c = |watch: &Server| {
+        kill_process(Pid::from_raw(watch.pid().cast_signed()).unwrap(), Signal::INT).unwrap();
+        watch.wait(DEADLINE).unwrap().code()
+    };
+    let well = |look: &Value| look["problems"].as_array().is_some_and(Vec::is_empty);
+    let watch = watching();
+    let looks = await_look(&watch, 0, |look| well(look) && look["lag_records"] == 0).await;
+    bench.produce(500);
+    let looks = await_look(&watch, looks, |look| look["lag_records"] == 500).await;
+    let member = bench.start(&[]);
+    await_look(&watch, looks, |look| well(look) && look["lag_records"] == 0 && look["rates"].is_object()).await;
+    assert_eq!(ctrl_c(&watch), Some(0), "{}", watch.stderr());
+    end(&member);
+
+    let wrong = watching();
+    bench.produce(1);
+    await_look(&wrong, 0, |look| look["lag_records"] == 1).await;
+    assert_eq!(ctrl_c(&wrong), Some(1), "{}", wrong.stderr());
 }
 
 /// With ClickHouse away Kafka's half is there and the cause is named first; with Kafka away, the same the other way round.

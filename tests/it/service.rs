@@ -292,6 +292,12 @@ pub async fn clickhouse_away_for_a_while(_url: &str, database: &str) {
     producer.send_events(&Events::default(), 5_000..20_000).unwrap();
     let ledger = producer.finish().unwrap();
     await_http(&member, "/readyz", "does not answer").await;
+    let cause = format!("ClickHouse at {}/ does not answer", clickhouse.url());
+    assert!(http(&member, "/readyz").await.contains(&cause));
+    assert!(member.stderr().contains(&cause), "{}", member.stderr());
+    let status = bench.command(&["status"]).output().unwrap();
+    let told = String::from_utf8(status.stdout).unwrap();
+    assert!(status.status.code() == Some(1) && told.starts_with(&format!("WRONG: {cause}")), "{told}");
     clickhouse.server().unwrap().restart().unwrap();
     clickhouse.server().unwrap().wait_healthy(DEADLINE).unwrap();
     bench.await_stored(ledger.produced, &[&member]).await;

@@ -1,0 +1,89 @@
+//! The cluster form of the schema on two servers, as the two shards of one cluster.
+//!
+//! The servers here have no interserver port and no ON CLUSTER, so every statement runs on each server, and the local tables are
+//! what Replicated ones are without replication. The Distributed tables and the views are those of `sql/cluster/`, word for word.
+//! Replication itself is not run.
+
+use devstack::clickhouse::CLUSTER;
+use devstack::{ClickHouse, ClickHouseOptions};
+use tallyhouse::clickhouse::schema::Schema;
+
+/// The statements of `tallyhouse migrate --cluster`, as these servers can run them.
+fn statements(database: &str) -> Vec<String> {
+    let plan = Schema::cluster(CLUSTER).unwrap().plan(database).unwrap();
+    let code: String = plan.lines().filter(|line| !line.starts_with("--")).map(|line| format!("{line}\n")).collect();
+    let path = "ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')";
+    let alone = [
+        (format!(" ON CLUSTER `{CLUSTER}`"), ""),
+        (path.replace("{database}", database), "MergeTree"),
+        (path.replace("{database}", database).replace("Replicated", "ReplicatedSumming"), "SummingMergeTree"),
+        ("replicated_deduplication_window_seconds = 604800".into(), "min_age_to_force_merge_seconds = 0"),
+        ("replicated_deduplication_window".into(), "non_replicated_deduplication_window"),
+    ];
+    let code = alone.iter().fold(code, |code, (from, to)| {
+        assert!(code.contains(from), "{from} is not in the plan");
+        code.replace(from, to)
+    });
+    assert!(!code.contains("Replicated"), "{code}");
+    code.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
+}
+
+/// Rows of both shards are read through each server: tables, published queries, views and their sums.
+pub async fn two_shards_are_read_as_one(_url: &str, database: &str) {
+    let shards = ClickHouse::start_cluster(2, &ClickHouseOptions::default()).unwrap();
+    for shard in &shards {
+        statements(database).iter().for_each(|statement| drop(shard.query(statement).unwrap()));
+    }
+    // A campaign on both shards, one on the second alone; on different days.
+    let [both, second] = ["00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"];
+    let rows: [&[(&str, &str, &str, u32)]; 2] = [
+        &[(both, "2026-11-24", "delivered", 8), (both, "2026-11-24", "open", 3)],
+        &[(both, "2026-11-24", "delivered", 2), (both, "2026-11-25", "open", 1), (second, "2026-11-25", "bounce", 4)],
+    ];
+    for (number, (shard, rows)) in shards.iter().zip(rows).enumerate() {
+        for (offset, (campaign, day, event_type, total)) in rows.iter().enumerate() {
+            let source = format!("t/{number}@id");
+            shard
+                .query(&format!(
+                    "INSERT INTO {database}.daily_local (day, event_type, campaign_id, workspace_id, source, total, \
+                     end_offset) SETTINGS async_insert = 0 VALUES ('{day}', '{event_type}', '{campaign}', '{both}', \
+                     '{source}', {total}, {offset} + 1)"
+                ))
+                .unwrap();
+            shard
+                .query(&format!(
+                    "INSERT INTO {database}.email_events_local (campaign_id, workspace_id, email, event_type, event_time, \
+                     source, source_offset) SETTINGS async_insert = 0 VALUES ('{campaign}', '{both}', 'a@b.c', \
+                     '{event_type}', '{day} 12:00:00', '{source}', {offset})"
+                ))
+                .unwrap();
+        }
+    }
+    for shard in &shards {
+        let ask = |sql: &str| {
+            let url = format!("{}/?database={database}", shard.url());
+            ClickHouse::external(url).query(sql).unwrap()
+        };
+        let levels = ask("SELECT level, sum(total) AS total_count FROM daily GROUP BY level ORDER BY level");
+        assert_eq!(levels, "bounce\t4\ndelivered\t10\nopen\t4");
+        let opens = ask(&format!(
+            "SELECT email, event_time FROM email_events WHERE campaign_id = '{both}' AND event_type = 'open' \
+             ORDER BY event_time DESC"
+        ));
+        assert_eq!(opens, "a@b.c\t2026-11-25 12:00:00\na@b.c\t2026-11-24 12:00:00");
+        // What is on both shards is one row, and its rates are of the sums.
+        let report = "SELECT first_day, last_day, delivered, opens, open_rate, bounce_rate FROM campaign_report \
+                      ORDER BY campaign_id";
+        assert_eq!(ask(report), "2026-11-24\t2026-11-25\t10\t4\t0.4\t0\n2026-11-25\t2026-11-25\t0\t0\t\\N\t1");
+        assert_eq!(
+            ask("SELECT day, opens FROM campaign_daily WHERE opens > 0 ORDER BY day"),
+            "2026-11-24\t3\n2026-11-25\t1"
+        );
+        assert_eq!(ask("SELECT day, campaigns FROM workspace_daily ORDER BY day"), "2026-11-24\t1\n2026-11-25\t2");
+        assert_eq!(ask(&format!("SELECT count() FROM daily WHERE campaign_id = '{second}'")), "1");
+    }
+    // They are for reading: a batch that went through them would be torn apart, and its marks with it.
+    let torn = format!("INSERT INTO {database}.daily (day, total) VALUES ('2026-11-24', 1)");
+    let refused = shards[0].query(&torn).unwrap_err().to_string();
+    assert!(refused.contains("sharding key"), "{refused}");
+}
