@@ -52,6 +52,8 @@ pub enum Code {
     SelectRights,
     /// Repeated inserts are recognised.
     DedupWindows,
+    /// How long rows are kept.
+    Retention,
     /// The clocks agree.
     Clock,
 }

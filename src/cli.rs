@@ -4,6 +4,7 @@
 
 mod audit;
 mod check;
+mod erase;
 mod pages;
 mod repair;
 mod report;
@@ -12,8 +13,10 @@ mod status;
 use crate::audit::AuditError;
 use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
 use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::retention::{self, Keep, Retention};
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
+use crate::erase::{Address, EraseError, NotAnAddress};
 use crate::repair::RepairError;
 use crate::service::{self, RunError};
 use crate::telemetry;
@@ -68,6 +71,12 @@ enum Command {
         /// Make the cluster form of the schema (replicated local tables, distributed reads) on this cluster.
         #[arg(long, value_name = "NAME")]
         cluster: Option<String>,
+        /// Remove rows of email_events once their UTC day is so many days back, or `off`: keep them. Counters stay.
+        #[arg(long, value_name = "DAYS|off")]
+        raw_ttl_days: Option<Keep>,
+        /// Remove rows of rejected_events so many days after they were written, or `off`; 30 in new tables.
+        #[arg(long, value_name = "DAYS|off")]
+        rejected_ttl_days: Option<Keep>,
     },
     /// Check the tables against Kafka and daily against the rows; changes nothing, may run beside the service.
     #[command(after_help = audit::HELP)]
@@ -75,6 +84,9 @@ enum Command {
     /// Mend what an audit has found.
     #[command(subcommand)]
     Repair(repair::Command),
+    /// Blank a person's data in raw and rejected rows, with a plan first; counters stay.
+    #[command(after_help = erase::HELP)]
+    Erase(erase::Arguments),
     /// Print what came of the campaigns: delivered, opens, clicks, bounces, unsubscribes and their rates.
     #[command(after_help = report::HELP)]
     Report(report::Arguments),
@@ -111,6 +123,15 @@ pub enum CliError {
     #[error("--since {since} is after --until {until}; give the earlier day to --since")]
     #[expect(missing_docs, reason = "described above")]
     Days { since: String, until: String },
+    /// An `--email` that is no address; it is not repeated.
+    #[error("--email, number {0}: {1}")]
+    Email(usize, NotAnAddress),
+    /// The reference would put the address into the audit line.
+    #[error("--reference has the address in it, and is stored; give a ticket's number or the like")]
+    Reference,
+    /// No address, or too many.
+    #[error("--email: {0} addresses; give 1 to {max} in one go", max = Address::COUNT_MAX)]
+    Emails(usize),
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -129,6 +150,9 @@ pub enum CliError {
     /// A repair was not done.
     #[error(transparent)]
     Repair(#[from] RepairError),
+    /// An erasure was not done, or not to its end.
+    #[error(transparent)]
+    Erase(#[from] EraseError),
     /// The report cannot be written.
     #[error("the output: {0}")]
     Report(#[from] serde_json::Error),
@@ -146,6 +170,7 @@ impl CliError {
     pub fn exit_status(&self) -> u8 {
         match self {
             CliError::Set(_) | CliError::Days { .. } | CliError::Config(_) => EXIT_USAGE,
+            CliError::Email(..) | CliError::Emails(_) | CliError::Reference => EXIT_USAGE,
             CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
             CliError::Run(RunError::ClickHouse(ClickHouseError::Config(_)) | RunError::Consumer(_)) => EXIT_USAGE,
             CliError::Audit(AuditError::Consumer(_)) => EXIT_USAGE,
@@ -179,11 +204,14 @@ impl Cli {
         match self.command {
             Command::Run => Ok(run(&settings.load()?.config).await?.into()),
             Command::Config(ConfigCommand::Explain) => Ok(settings.load()?.explain().into()),
-            Command::Migrate { dry_run, cluster } => {
-                Ok(migrate(&settings.load()?.config, dry_run, cluster.as_deref()).await?.into())
+            Command::Migrate { dry_run, cluster, raw_ttl_days, rejected_ttl_days } => {
+                let schema = cluster.as_deref().map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
+                let keep = [(false, raw_ttl_days), (true, rejected_ttl_days)];
+                Ok(migrate(&settings.load()?.config, dry_run, &schema, keep).await?.into())
             }
             Command::Audit(arguments) => audit::run(&settings.load()?.config, arguments).await,
             Command::Repair(command) => repair::run(&settings.load()?.config, command).await,
+            Command::Erase(arguments) => erase::run(&settings.load()?.config, arguments).await,
             Command::Report(arguments) => report::run(&settings.load()?.config, arguments).await,
             Command::Check(arguments) => check::run(&settings.load()?.config, arguments).await,
             Command::Status(arguments) => status::run(&settings.load()?.config, arguments).await,
@@ -236,13 +264,31 @@ fn end_on_signals(stop: CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn migrate(config: &Config, dry_run: bool, cluster: Option<&str>) -> Result<String, CliError> {
-    let schema = cluster.map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
+/// `keep`: of rejected rows or not, and for how long, where that is to be changed.
+async fn migrate(
+    config: &Config,
+    dry_run: bool,
+    schema: &Schema,
+    keep: [(bool, Option<Keep>); 2],
+) -> Result<String, CliError> {
+    let database = &config.clickhouse.database;
+    let changes = |now| {
+        let wanted = keep.iter().filter_map(|&(rejected, keep)| Some((rejected, keep?)));
+        wanted.flat_map(move |(rejected, keep)| retention::statements(schema, database, rejected, keep, now))
+    };
     if dry_run {
-        return Ok(schema.plan(&config.clickhouse.database)?);
+        let mut plan = schema.plan(database)?;
+        changes(None).for_each(|sql| plan.push_str(&format!("\n{sql};\n")));
+        return Ok(plan);
     }
     let client = Client::new(&clickhouse_options(config))?;
-    Ok(schema.migrate(&client).await?.to_string())
+    let mut report = schema.migrate(&client).await?.to_string();
+    let now = Retention::read(&client, schema).await?;
+    for sql in changes(Some(&now)) {
+        client.execute(&sql).await?;
+        report.push_str(&format!("done           {sql}\n"));
+    }
+    Ok(report)
 }
 
 fn clickhouse_options(config: &Config) -> ClickHouseOptions {

@@ -10,6 +10,7 @@ pub mod clickhouse;
 mod clock;
 pub mod config;
 pub mod core;
+pub mod erase;
 pub mod failpoint;
 pub mod health;
 pub mod kafka;

@@ -62,6 +62,10 @@ pub enum Code {
     Unchecked,
     /// Rejected records older than `rejected_events` keeps them.
     ExpiredRejects,
+    /// Rows of days that `email_events` no longer keeps.
+    ExpiredRows,
+    /// Counters of days that `email_events` no longer keeps.
+    ExpiredDays,
     /// The log holds records from before the first one that was stored.
     BeforeFirst,
     /// Rows beyond the committed offset that no intent announces.
@@ -89,8 +93,8 @@ impl Code {
     pub fn check(self) -> Check {
         match self {
             Code::Duplicate => Check::Duplicates,
-            Code::Missing | Code::Unchecked | Code::ExpiredRejects | Code::BeforeFirst => Check::Gaps,
-            Code::DailyDiffers | Code::RepairLeftover => Check::Daily,
+            Code::Missing | Code::Unchecked | Code::ExpiredRejects | Code::ExpiredRows | Code::BeforeFirst => Check::Gaps,
+            Code::DailyDiffers | Code::ExpiredDays | Code::RepairLeftover => Check::Daily,
             Code::OpenIntent => Check::Intents,
             Code::UnannouncedRows | Code::LostOffset | Code::OffsetBehindMarks | Code::Stops => Check::Offsets,
             Code::TokenHeadroom | Code::TokenWindowOff => Check::Tokens,
@@ -100,9 +104,8 @@ impl Code {
     /// How bad it is.
     pub fn severity(self) -> Severity {
         match self {
-            Code::Unchecked | Code::ExpiredRejects | Code::BeforeFirst | Code::OpenIntent | Code::TokenHeadroom => {
-                Severity::Notice
-            }
+            Code::Unchecked | Code::ExpiredRejects | Code::ExpiredRows | Code::ExpiredDays => Severity::Notice,
+            Code::BeforeFirst | Code::OpenIntent | Code::TokenHeadroom => Severity::Notice,
             _ => Severity::Violation,
         }
     }
@@ -114,6 +117,8 @@ impl Code {
             Code::Missing => "missing",
             Code::Unchecked => "unchecked",
             Code::ExpiredRejects => "expired_rejects",
+            Code::ExpiredRows => "expired_rows",
+            Code::ExpiredDays => "expired_days",
             Code::BeforeFirst => "before_first",
             Code::UnannouncedRows => "unannounced_rows",
             Code::DailyDiffers => "daily_differs",

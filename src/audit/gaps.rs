@@ -11,8 +11,10 @@ use super::read::Reader;
 use super::report::Outcome;
 use super::span::Span;
 use super::tables;
+use crate::clickhouse::retention::{Retention, Ttl};
 use crate::clock::unix_ms;
 use crate::core::decode::decode;
+use crate::core::event::Day;
 use crate::core::source::OffsetRange;
 use crate::kafka::observer::Look;
 use std::collections::BTreeMap;
@@ -21,14 +23,12 @@ use std::time::{Duration, Instant};
 /// Longest time that Kafka's log is read, over all partitions.
 const LOOK_UP_TIME: Duration = Duration::from_secs(120);
 
-/// `rejected_events` keeps its rows so long.
-const REJECTS_KEPT_MS: i64 = 30 * 86_400_000;
-
 /// What Kafka has of offsets that the tables have not.
 #[derive(Default)]
 struct LookedUp {
     missing: Runs,
     expired_rejects: Runs,
+    expired_rows: Runs,
     /// Not looked up, and why.
     unchecked: Vec<(OffsetRange, &'static str)>,
 }
@@ -41,6 +41,7 @@ pub(super) async fn check(
     reader: &Reader,
     positions: &[Position],
     span: &Span,
+    retention: &Retention,
     limit: usize,
 ) -> Result<Outcome, AuditError> {
     let mut ranges = Vec::new();
@@ -73,7 +74,7 @@ pub(super) async fn check(
     let nothing = BTreeMap::new();
     for (partition, name, range) in ranges {
         let suspects = judge::suspects(range, stored.get(&name).unwrap_or(&nothing));
-        let looked_up = look_up(reader, partition, &name, suspects, deadline).await?;
+        let looked_up = look_up(reader, partition, &name, suspects, retention, deadline).await?;
         report(&mut outcome, &name, looked_up, limit);
     }
     Ok(outcome)
@@ -106,6 +107,7 @@ async fn look_up(
     partition: i32,
     name: &str,
     suspects: Vec<judge::Suspect>,
+    retention: &Retention,
     deadline: Instant,
 ) -> Result<LookedUp, AuditError> {
     let mut gaps: Vec<OffsetRange> = Vec::new();
@@ -123,18 +125,25 @@ async fn look_up(
         return Ok(LookedUp { unchecked, ..LookedUp::default() });
     }
     let bounds = reader.time_bounds();
-    let now_ms = unix_ms();
+    let rejects_from_ms = match retention.rejected {
+        Ttl::Days(days) => unix_ms() - i64::from(days) * 86_400_000,
+        Ttl::None | Ttl::Other(_) => i64::MIN,
+    };
+    let first_kept_day = retention.first_kept_day().unwrap_or(Day(0));
     let found = reader.kafka(move |observer| {
         let mut found = LookedUp { unchecked: unchecked.clone(), ..LookedUp::default() };
         for span in judge::spans(&gaps) {
-            let (missing, expired) = (&mut found.missing, &mut found.expired_rejects);
+            let LookedUp { missing, expired_rejects, expired_rows, .. } = &mut found;
             let look = observer.look(partition, span, deadline, &mut |record| {
                 if !judge::contains(&gaps, record.offset) {
                     return;
                 }
-                let is_old = record.timestamp_ms.is_some_and(|time| time < now_ms - REJECTS_KEPT_MS);
-                let is_expired = is_old && decode(record.payload, record.timestamp_ms, &bounds).is_err();
-                if is_expired { expired.push(record.offset) } else { missing.push(record.offset) }
+                let runs = match decode(record.payload, record.timestamp_ms, &bounds) {
+                    Ok(event) if Day::of(event.event_time) < first_kept_day => &mut *expired_rows,
+                    Err(_) if record.timestamp_ms.is_some_and(|time| time < rejects_from_ms) => &mut *expired_rejects,
+                    _ => &mut *missing,
+                };
+                runs.push(record.offset);
             })?;
             match look {
                 Look::Done => {}
@@ -150,7 +159,7 @@ async fn look_up(
 }
 
 fn report(outcome: &mut Outcome, name: &str, looked_up: LookedUp, limit: usize) {
-    let LookedUp { missing, expired_rejects, unchecked } = looked_up;
+    let LookedUp { missing, expired_rejects, expired_rows, unchecked } = looked_up;
     let listed: u64 = missing.ranges.iter().map(|range| range.end - range.start).sum();
     for range in missing.ranges {
         let records = range.end - range.start;
@@ -164,14 +173,17 @@ fn report(outcome: &mut Outcome, name: &str, looked_up: LookedUp, limit: usize) 
     if missing.offsets > listed {
         outcome.violations += 1;
     }
-    if let (Some(first), Some(last)) = (expired_rejects.ranges.first(), expired_rejects.ranges.last()) {
-        let message = format!(
-            "{} records between offsets {} and {} are no events and older than the 30 days that rejected_events keeps them",
-            expired_rejects.offsets, first.start, last.end
-        );
-        let mut finding = Finding::new(Code::ExpiredRejects, message).of(name).at(first.start, last.end);
-        finding.rows = Some(expired_rejects.offsets);
-        outcome.add(finding, limit);
+    for (code, runs, what) in [
+        (Code::ExpiredRejects, expired_rejects, "no events and older than rejected_events keeps them"),
+        (Code::ExpiredRows, expired_rows, "events of days that email_events no longer keeps"),
+    ] {
+        if let (Some(first), Some(last)) = (runs.ranges.first(), runs.ranges.last()) {
+            let (start, end) = (first.start, last.end);
+            let message = format!("{} records between offsets {start} and {end} are {what}", runs.offsets);
+            let mut finding = Finding::new(code, message).of(name).at(start, end);
+            finding.rows = Some(runs.offsets);
+            outcome.add(finding, limit);
+        }
     }
     for (range, why) in unchecked {
         let message =

@@ -32,7 +32,10 @@ pub use read::Reader;
 pub mod tables;
 
 use crate::clickhouse::dedup;
+use crate::clickhouse::retention::Retention;
+use crate::clickhouse::schema::Schema;
 use crate::config::Config;
+use crate::core::event;
 use finding::{Check, Code, Finding};
 use position::Position;
 use report::{Outcome, Report};
@@ -76,9 +79,10 @@ pub async fn run(
     progress("duplicates");
     let duplicates = duplicates(reader, &span, limit).await?;
     progress("gaps");
-    let gaps = gaps::check(reader, &positions, &span, limit).await?;
+    let retention = Retention::read(reader.client(), &Schema::single()).await?;
+    let gaps = gaps::check(reader, &positions, &span, &retention, limit).await?;
     progress("daily against email_events");
-    let daily = daily(config, reader, &positions, &span, limit).await?;
+    let daily = daily(config, reader, &positions, &span, &retention, limit).await?;
     progress("deduplication windows");
     let tokens = tokens(reader, limit).await?;
     Ok(Report {
@@ -98,7 +102,8 @@ pub async fn run(
 /// Any of [`AuditError`].
 pub async fn rows(reader: &Reader, span: &Span, limit: usize) -> Result<[Outcome; 2], AuditError> {
     let positions = reader.positions().await?;
-    let gaps = gaps::check(reader, &positions, &Span::new(None, None), limit).await?;
+    let retention = Retention::read(reader.client(), &Schema::single()).await?;
+    let gaps = gaps::check(reader, &positions, &Span::new(None, None), &retention, limit).await?;
     Ok([duplicates(reader, span, limit).await?, gaps])
 }
 
@@ -124,6 +129,7 @@ async fn daily(
     reader: &Reader,
     positions: &[Position],
     span: &Span,
+    retention: &Retention,
     limit: usize,
 ) -> Result<Outcome, AuditError> {
     let mut outcome = Outcome::new(Check::Daily, "per day, type, campaign, workspace and source".to_owned());
@@ -143,8 +149,19 @@ async fn daily(
         finding.table = Some(name);
         outcome.add(finding, limit);
     }
+    let (span, expired) = span.split_at(retention.first_kept_day().unwrap_or(event::Day(0)));
+    let (events, last_day) = tables::counted(reader.client(), &expired).await?;
+    if events > 0 {
+        let message = format!(
+            "not checked, expired: {events} events of days up to {last_day} are counted, and email_events no longer keeps their \
+             rows (migrate --raw-ttl-days)"
+        );
+        let mut finding = Finding::new(Code::ExpiredDays, message);
+        finding.total = Some(events);
+        outcome.add(finding, limit);
+    }
     let bounds = counters::Bounds::new(&config.kafka.topics.events, positions);
-    let (found, all) = counters::differences(reader.client(), span, &bounds, limit as u64).await?;
+    let (found, all) = counters::differences(reader.client(), &span, &bounds, limit as u64).await?;
     let listed = found.len() as u64;
     found.iter().for_each(|difference| outcome.add(difference.finding(), limit));
     outcome.violations += all - listed;

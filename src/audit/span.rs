@@ -1,6 +1,6 @@
 //! The days that are looked at: whole UTC days.
 
-use crate::core::event_time;
+use crate::core::{event, event_time};
 use std::str::FromStr;
 
 const DAY_S: u32 = 86_400;
@@ -79,6 +79,13 @@ impl Span {
         }
     }
 
+    /// The part of the span from a day on, and the part before it.
+    pub fn split_at(&self, day: event::Day) -> (Span, Span) {
+        let first_s = u32::from(day.0).saturating_mul(DAY_S);
+        let from = Span { first_s: self.first_s.max(first_s), ..*self };
+        (from, Span { last_s: self.last_s.min(first_s.saturating_sub(1)), ..*self })
+    }
+
     /// First millisecond, unless the span is open there.
     pub fn first_ms(&self) -> Option<i64> {
         (self.first_s > 0).then(|| i64::from(self.first_s) * 1_000)
@@ -115,6 +122,17 @@ mod tests {
         assert_eq!(month.span().end_ms().unwrap() - month.span().first_ms().unwrap(), 31 * 86_400_000);
         let all = Span::new(None, None);
         assert_eq!((all.first_ms(), all.end_ms()), (None, None));
+    }
+
+    #[test]
+    fn a_span_is_split_at_a_day() {
+        let day = |text: &str| text.parse::<Day>().unwrap();
+        let span = Span::new(Some(&day("2026-11-23")), Some(&day("2026-11-25")));
+        let at = event::Day::of(day("2026-11-24").start_s);
+        let (kept, before) = span.split_at(at);
+        assert_eq!(kept, Span::new(Some(&day("2026-11-24")), Some(&day("2026-11-25"))));
+        assert_eq!(before, Span::new(Some(&day("2026-11-23")), Some(&day("2026-11-23"))));
+        assert_eq!(Span::new(None, None).split_at(event::Day(0)).0, Span::new(None, None));
     }
 
     #[test]

@@ -129,6 +129,15 @@ pub async fn missing(client: &Client, source: &str, range: OffsetRange) -> Resul
     Ok(rows.into_iter().map(|(start, end)| OffsetRange { start, end }).collect())
 }
 
+/// How many events of these days are counted, and the last such day.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn counted(client: &Client, span: &Span) -> Result<(u64, String), ClickHouseError> {
+    let sql = format!("SELECT sum(total), toString(max(day)) FROM daily WHERE {}", span.of_counters());
+    Ok(client.query(&sql).rows().await?.into_iter().next().unwrap_or_default())
+}
+
 /// Names of what repairs have put up: constraints on `daily` and staging tables.
 ///
 /// # Errors

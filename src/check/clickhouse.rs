@@ -4,12 +4,13 @@ use super::{Code, Outcome, judge, with_skipped};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
 use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::retention::Retention;
 use crate::clickhouse::schema::Schema;
 use crate::clock::unix_ms;
 use crate::core::source::Table;
 use std::time::Instant;
 
-pub(super) const CODES: [Code; 8] = [
+pub(super) const CODES: [Code; 9] = [
     Code::Clickhouse,
     Code::ClickhouseVersion,
     Code::Clock,
@@ -18,6 +19,7 @@ pub(super) const CODES: [Code; 8] = [
     Code::InsertRights,
     Code::SelectRights,
     Code::DedupWindows,
+    Code::Retention,
 ];
 
 /// The first question pays for the connection; the quickest of these tells the clock best.
@@ -64,6 +66,10 @@ async fn made(client: &Client) -> Vec<Outcome> {
     made.push(match dedup::windows(client).await {
         Ok(windows) => judge::dedup_windows(&windows),
         Err(error) => fails(Code::DedupWindows, error),
+    });
+    made.push(match Retention::read(client, &Schema::single()).await {
+        Ok(retention) => judge::retention(&retention),
+        Err(error) => fails(Code::Retention, error),
     });
     made
 }

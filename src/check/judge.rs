@@ -3,6 +3,7 @@
 use super::{Code, Outcome};
 use crate::audit::position::Position;
 use crate::clickhouse::dedup::Window;
+use crate::clickhouse::retention::{Retention, Ttl};
 use crate::config::{Config, GroupProtocol};
 use crate::core::protocol::LogView;
 
@@ -169,11 +170,11 @@ pub fn grants(code: Code, right: &str, database: &str, answers: &[(&str, Result<
 
 pub fn views(missing: &[String]) -> Outcome {
     match missing {
-        [] => Outcome::ok(Code::Views, "the views for people are there"),
+        [] => Outcome::ok(Code::Views, "the views for people, and what `erase` notes, are there"),
         missing => Outcome::warning(
             Code::Views,
             format!("missing, or this user may not see them: {}", missing.join(", ")),
-            "run: tallyhouse migrate. `run` does not need them, `report` and Grafana do",
+            "run: tallyhouse migrate. `run` does not need them, `report`, `erase` and Grafana do",
         ),
     }
 }
@@ -193,6 +194,24 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
     }
     let told = windows.iter().map(|window| format!("{} {} blocks", window.table, window.blocks));
     Outcome::ok(Code::DedupWindows, told.collect::<Vec<_>>().join(", "))
+}
+
+/// How long rows are kept; a TTL of raw rows is to be of whole days, see [`crate::clickhouse::retention`].
+pub fn retention(retention: &Retention) -> Outcome {
+    let words = |ttl: &Ttl| match ttl {
+        Ttl::None => "for good".to_owned(),
+        Ttl::Days(days) => format!("{days} days"),
+        Ttl::Other(expression) => format!("by TTL {expression}"),
+    };
+    let (raw, rejected) = (words(&retention.raw), words(&retention.rejected));
+    let seen = format!("email_events keeps rows {raw}, rejected_events {rejected}; daily keeps its counters for good");
+    let fix = "run: tallyhouse migrate --raw-ttl-days with the number of days. By this TTL rows of one batch may go at different \
+               times, which can stop a partition, and the audit calls them lost";
+    match retention.raw {
+        Ttl::None => Outcome::ok(Code::Retention, seen),
+        Ttl::Days(_) if retention.by_whole_days => Outcome::ok(Code::Retention, seen),
+        Ttl::Days(_) | Ttl::Other(_) => Outcome::warning(Code::Retention, seen, fix),
+    }
 }
 
 /// `skew_ms`: how far ClickHouse's clock is ahead of ours, half of the round trip subtracted.

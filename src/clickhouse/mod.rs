@@ -5,5 +5,6 @@
 pub mod client;
 pub mod dedup;
 pub mod error;
+pub mod retention;
 pub mod schema;
 pub mod sink;

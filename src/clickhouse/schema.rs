@@ -32,9 +32,17 @@ macro_rules! migration {
 
 /// Creates the database and `schema_migrations`; not recorded there.
 const SINGLE_BOOKKEEPING: Migration = migration!(0, "single/0000_bookkeeping");
-const SINGLE: &[Migration] = &[migration!(1, "single/0001_tables"), migration!(2, "single/0002_views")];
+const SINGLE: &[Migration] = &[
+    migration!(1, "single/0001_tables"),
+    migration!(2, "single/0002_views"),
+    migration!(3, "single/0003_erasures"),
+];
 const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping");
-const CLUSTER: &[Migration] = &[migration!(1, "cluster/0001_tables"), migration!(2, "cluster/0002_views")];
+const CLUSTER: &[Migration] = &[
+    migration!(1, "cluster/0001_tables"),
+    migration!(2, "cluster/0002_views"),
+    migration!(3, "cluster/0003_erasures"),
+];
 
 /// The schema in one of its two forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +130,15 @@ impl Schema {
         }
     }
 
+    /// Where ALTERs of a table of the schema go to: the table that has the rows, on every server.
+    pub fn alter_target(&self, database: &str, table: &str) -> String {
+        let table = self.insert_target(table);
+        match &self.cluster {
+            Some(cluster) => format!("{database}.{table} ON CLUSTER `{cluster}`"),
+            None => format!("{database}.{table}"),
+        }
+    }
+
     /// All SQL that [`Self::migrate`] would run in an empty server, for people to read and review.
     ///
     /// # Errors
@@ -163,7 +180,7 @@ impl Schema {
         Ok(report)
     }
 
-    /// Names of the views for people that do not exist, or that the user has no right to see.
+    /// Names of what only people read, the views and `erasures`, that does not exist or that the user has no right to see.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].
@@ -337,6 +354,7 @@ mod tests {
         for migrations in [SINGLE, CLUSTER] {
             let versions: Vec<_> = migrations.iter().map(|file| file.version).collect();
             assert_eq!(versions, (1..=migrations.len() as u32).collect::<Vec<_>>());
+            assert!(migrations.iter().all(|file| file.name.contains(&format!("/{:04}_", file.version))));
         }
     }
 }

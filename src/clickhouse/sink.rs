@@ -5,8 +5,10 @@
 
 use super::client::Client;
 use super::error::ClickHouseError;
+use super::retention::Retention;
 use super::schema::Schema;
 use crate::core::batch::{Batch, column_list};
+use crate::core::event::Day;
 use crate::core::marks::{Insert, Marks, Progress};
 use crate::core::source::{OffsetRange, Source, Table};
 use std::time::Duration;
@@ -110,7 +112,9 @@ impl Sink {
             .bind(&name)
             .bind(range.start)
             .bind(range.end);
+        let retention = Retention::read(&self.client, &self.schema).await?;
         Ok(Marks {
+            expired_before: retention.first_kept_day().map_or(0, Day::yyyymmdd),
             raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),
             daily: self.counted_ends(&name).await?.into_iter().collect(),
             rejected: rejected.scalar_u64().await?,

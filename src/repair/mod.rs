@@ -34,10 +34,12 @@ pub use fence::clean;
 
 use crate::audit::counters::{self, Bounds, Difference};
 use crate::audit::finding::Severity;
-use crate::audit::span::Month;
+use crate::audit::span::{Month, Span};
 use crate::audit::{self, Reader, tables};
+use crate::clickhouse::retention::Retention;
 use crate::clickhouse::schema::Schema;
 use crate::config::Config;
+use crate::core::event;
 use crate::failpoint;
 use fence::Fence;
 use staging::{Borders, Staging};
@@ -100,13 +102,26 @@ async fn repair_month(
     say: Say<'_>,
 ) -> Result<u64, RepairError> {
     let number = month.number();
-    let (differences, all) = differences(config, reader, month).await?;
+    let retention = Retention::read(reader.client(), &Schema::single()).await?;
+    let (kept, expired) = month.span().split_at(retention.first_kept_day().unwrap_or(event::Day(0)));
+    let (gone, last_day) = tables::counted(reader.client(), &expired).await?;
+    let span = if options.trust_rows { month.span() } else { kept };
+    if gone > 0 {
+        say(&format!("month {number}: the rows of its days up to {last_day} have expired ({gone} events are counted)"));
+    }
+    let (differences, all) = differences(config, reader, &span).await?;
     say(&format!("month {number}: {all} counters differ from the raw rows"));
     show(&differences, all, say);
     if all == 0 {
         return Ok(0);
     }
     if !options.trust_rows {
+        if gone > 0 {
+            return Err(RepairError::Refused(format!(
+                "the rows of {number} up to {last_day} have expired (migrate --raw-ttl-days): counting the month again would lose \
+                 {gone} events. If that is wanted: --trust-rows"
+            )));
+        }
         staging::refuse_fewer(reader.client(), month).await?;
         refuse_damaged_rows(reader, month).await?;
     }
@@ -122,7 +137,7 @@ async fn repair_month(
     }
     let rebuilt = rebuild(reader, &staging, &fence, options, stop, say).await;
     fence::take_down(&staging, &fence, rebuilt, say).await?;
-    let (differences, left) = self::differences(config, reader, month).await?;
+    let (differences, left) = self::differences(config, reader, &span).await?;
     say(&format!("month {number}: {left} counters differ now"));
     show(&differences, left, say);
     if left > 0 && !options.others_closed {
@@ -146,10 +161,10 @@ async fn refuse_damaged_rows(reader: &Reader, month: Month) -> Result<(), Repair
     }
 }
 
-async fn differences(config: &Config, reader: &Reader, month: Month) -> Result<(Vec<Difference>, u64), RepairError> {
+async fn differences(config: &Config, reader: &Reader, span: &Span) -> Result<(Vec<Difference>, u64), RepairError> {
     let positions = reader.positions().await?;
     let bounds = Bounds::new(&config.kafka.topics.events, &positions);
-    Ok(counters::differences(reader.client(), &month.span(), &bounds, SHOWN_MAX).await?)
+    Ok(counters::differences(reader.client(), span, &bounds, SHOWN_MAX).await?)
 }
 
 fn show(differences: &[Difference], all: u64, say: Say<'_>) {

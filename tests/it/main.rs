@@ -12,6 +12,7 @@ mod audit;
 mod chaos;
 mod cli;
 mod cluster;
+mod erase;
 mod gaps;
 mod grafana;
 mod group;
@@ -20,6 +21,7 @@ mod operator;
 mod protocol;
 mod recovery;
 mod report;
+mod retention;
 mod schema;
 mod service;
 mod stops;
@@ -122,6 +124,12 @@ fn main() -> ExitCode {
         audit::a_fence_waits_for_inserts_under_way_and_refuses_later_ones,
         audit::repair_counts_what_is_inserted_meanwhile,
         audit::a_repair_that_was_killed_is_taken_over,
+        erase::a_person_is_erased_and_counts_stay,
+        erase::only_the_address_itself_is_found,
+        erase::an_erasure_that_was_killed_is_completed,
+        erase::a_batch_blanked_half_applied_is_completed,
+        retention::expired_days_are_no_violations,
+        retention::events_older_than_the_ttl_are_counted,
         report::the_report_is_the_known_set,
         report::the_views_count_as_the_report_does,
         report::a_report_that_cannot_be_made_says_why,

@@ -74,8 +74,9 @@ const TABLES: [Table; 3] = [
     },
 ];
 
-/// The views for people; `tallyhouse report` reads one.
-const VIEWS: [&str; 3] = ["campaign_daily", "campaign_report", "workspace_daily"];
+/// What the service neither writes nor reads: the views for people, of which `tallyhouse report` reads one, and what
+/// `tallyhouse erase` notes.
+const VIEWS: [&str; 4] = ["campaign_daily", "campaign_report", "workspace_daily", "erasures"];
 
 /// A row of `system.tables`.
 #[derive(Row, Deserialize)]

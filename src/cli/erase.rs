@@ -1,0 +1,83 @@
+//! `tallyhouse erase` on the command line.
+
+use super::{CliError, Done, EXIT_VIOLATIONS, clickhouse_options};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::schema::Schema;
+use crate::config::Config;
+use crate::erase::{self, Address, Options};
+use crate::telemetry;
+use clap::Args;
+use std::io::Read as _;
+
+pub(super) const HELP: &str = "\
+Examples:
+  tallyhouse erase --email ann@example.com                                 what would be blanked; changes nothing
+  tallyhouse erase --email ann@example.com --email Ann.B@example.com --reference GDPR-17 --yes
+  tallyhouse erase --email - --yes < addresses     keeps them out of the process list and the shell's history
+
+E-mail, metadata and rejected payloads are blanked; rows and counters stay. What is not reached, and why: docs/privacy.md.
+
+Exit status: 0 planned, or done and nothing is left; 2 rows are left, run it again; 1 not done; 64 wrong usage or configuration.";
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Whose data, in any upper and lower case; may be repeated. `-` reads addresses from standard input, one a line.
+    #[arg(long = "email", value_name = "ADDRESS", required = true)]
+    emails: Vec<String>,
+    /// Carry it out. Without it, only what would be done is printed.
+    #[arg(long)]
+    yes: bool,
+    /// Ticket or the like for the line in `erasures`; no personal data.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reference: String,
+    /// Print JSON; its field names are stable.
+    #[arg(long)]
+    json: bool,
+    /// The tables are those of `migrate --cluster`, on this cluster.
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<String>,
+    /// Seconds that one query or change may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    query_timeout_s: u64,
+}
+
+pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
+    let Arguments { emails, yes, reference, json, cluster, query_timeout_s } = arguments;
+    let addresses = addresses(&emails)?;
+    if addresses.iter().any(|address| address.is_in(&reference)) {
+        return Err(CliError::Reference);
+    }
+    telemetry::start(&config.log);
+    let schema = cluster.as_deref().map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
+    let mut options = clickhouse_options(config);
+    options.query_timeout_ms = query_timeout_s * 1_000;
+    let client = Client::new(&options)?;
+    let say = |line: &str| {
+        if !json {
+            println!("{line}");
+        }
+    };
+    let summary = erase::run(&client, &schema, &Options { addresses, carry_out: yes, reference }, &say).await?;
+    let output = if json { summary.json()? } else { summary.verdict() };
+    Ok(Done { output, status: if summary.is_unfinished() { EXIT_VIOLATIONS } else { 0 } })
+}
+
+/// The addresses given, without repeating one that cannot be used.
+fn addresses(emails: &[String]) -> Result<Vec<Address>, CliError> {
+    let mut texts = Vec::new();
+    for email in emails {
+        if email == "-" {
+            let mut lines = String::new();
+            std::io::stdin().read_to_string(&mut lines)?;
+            texts.extend(lines.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+        } else {
+            texts.push(email.clone());
+        }
+    }
+    let parsed = texts.iter().enumerate().map(|(index, text)| text.parse().map_err(|error| CliError::Email(index + 1, error)));
+    let parsed: Vec<Address> = parsed.collect::<Result<_, _>>()?;
+    if parsed.is_empty() || parsed.len() > Address::COUNT_MAX {
+        return Err(CliError::Emails(parsed.len()));
+    }
+    Ok(parsed)
+}

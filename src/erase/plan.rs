@@ -1,0 +1,156 @@
+//! Which rows are blanked, and in which statements. Pure; holds offsets, never a text of a row.
+
+use super::print::Counts;
+use std::collections::BTreeSet;
+
+/// Offsets in one statement: few enough for their text to be read as a query, and no fewer, as ClickHouse clones every part of the
+/// table for each statement (also with IN PARTITION, on a single server).
+const PART_ROWS_MAX: usize = 10_000;
+
+/// What is blanked of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum What {
+    /// E-mail and metadata of the person's own row.
+    Event,
+    /// Metadata of somebody else's row that has the address in it.
+    Mention,
+    /// Key, payload and error of a rejected record.
+    Reject,
+}
+
+impl What {
+    /// The table it is in.
+    pub fn table(self) -> &'static str {
+        match self {
+            What::Event | What::Mention => "email_events",
+            What::Reject => "rejected_events",
+        }
+    }
+}
+
+/// A row of `email_events` that was found.
+#[derive(Clone, Debug, PartialEq, Eq, clickhouse::Row, serde::Deserialize)]
+pub struct FoundEvent {
+    pub source: String,
+    pub offset: u64,
+    pub campaign_id: String,
+    /// UTC day, `2026-11-24`.
+    pub day: String,
+    /// Whether it is the person's own row, rather than a mention.
+    pub is_own: bool,
+}
+
+/// Everything that was found.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub events: Vec<FoundEvent>,
+    /// Source and offset.
+    pub rejects: Vec<(String, u64)>,
+}
+
+/// The rows of one statement.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Part {
+    pub what: What,
+    /// Each source with its offsets.
+    pub keys: Vec<(String, Vec<u64>)>,
+}
+
+impl Part {
+    /// How many rows.
+    pub fn rows(&self) -> usize {
+        self.keys.iter().map(|(_, offsets)| offsets.len()).sum()
+    }
+}
+
+impl Plan {
+    /// Nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.rows() == 0
+    }
+
+    /// Rows of both tables.
+    pub fn rows(&self) -> u64 {
+        (self.events.len() + self.rejects.len()) as u64
+    }
+
+    /// In numbers.
+    pub fn counts(&self) -> Counts {
+        let events = self.events.iter().filter(|event| event.is_own).count();
+        let campaigns: BTreeSet<&str> = self.events.iter().map(|event| event.campaign_id.as_str()).collect();
+        Counts {
+            events: events as u64,
+            mentions: (self.events.len() - events) as u64,
+            rejects: self.rejects.len() as u64,
+            campaigns: campaigns.len() as u64,
+            first_day: self.events.iter().map(|event| event.day.clone()).min(),
+            last_day: self.events.iter().map(|event| event.day.clone()).max(),
+        }
+    }
+
+    /// The statements to send.
+    pub fn parts(&self) -> Vec<Part> {
+        let event = |event: &FoundEvent| {
+            let what = if event.is_own { What::Event } else { What::Mention };
+            (what, event.source.clone(), event.offset)
+        };
+        let reject = |(source, offset): &(String, u64)| (What::Reject, source.clone(), *offset);
+        let mut all: Vec<(What, String, u64)> =
+            self.events.iter().map(event).chain(self.rejects.iter().map(reject)).collect();
+        all.sort_unstable();
+        let mut parts: Vec<Part> = Vec::new();
+        for (what, source, offset) in all {
+            if parts.last().is_none_or(|part| part.what != what || part.rows() >= PART_ROWS_MAX) {
+                parts.push(Part { what, keys: Vec::new() });
+            }
+            let Some(part) = parts.last_mut() else { continue };
+            match part.keys.last_mut().filter(|(name, _)| *name == source) {
+                Some((_, offsets)) => offsets.push(offset),
+                None => part.keys.push((source, vec![offset])),
+            }
+        }
+        parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(source: &str, offset: u64, day: &str, is_own: bool) -> FoundEvent {
+        FoundEvent { source: source.into(), offset, campaign_id: format!("c{}", offset % 2), day: day.into(), is_own }
+    }
+
+    #[test]
+    fn parts_hold_each_row_once_by_what_is_blanked() {
+        let plan = Plan {
+            events: vec![
+                event("t/1@i", 7, "2026-11-02", true),
+                event("t/0@i", 9, "2026-10-31", true),
+                event("t/0@i", 4, "2026-11-01", false),
+                event("t/0@i", 3, "2026-11-01", true),
+            ],
+            rejects: vec![("t/0@i".into(), 5)],
+        };
+        let of = |source: &str, offsets: &[u64]| (source.to_owned(), offsets.to_vec());
+        assert_eq!(
+            plan.parts(),
+            [
+                Part { what: What::Event, keys: vec![of("t/0@i", &[3, 9]), of("t/1@i", &[7])] },
+                Part { what: What::Mention, keys: vec![of("t/0@i", &[4])] },
+                Part { what: What::Reject, keys: vec![of("t/0@i", &[5])] },
+            ]
+        );
+        let counts = plan.counts();
+        assert_eq!((counts.events, counts.mentions, counts.rejects, counts.campaigns), (3, 1, 1, 2));
+        assert_eq!((counts.first_day.as_deref(), counts.last_day.as_deref()), (Some("2026-10-31"), Some("2026-11-02")));
+    }
+
+    #[test]
+    fn a_part_has_a_greatest_size() {
+        let events = (0..25_000).map(|offset| event("t/0@i", offset, "2026-11-01", true)).collect();
+        let parts = Plan { events, rejects: Vec::new() }.parts();
+        assert_eq!(parts.iter().map(Part::rows).collect::<Vec<_>>(), [10_000, 10_000, 5_000]);
+        assert!(Plan::default().parts().is_empty());
+    }
+}

@@ -1,0 +1,174 @@
+//! What an erasure asks of ClickHouse and sends to it.
+//!
+//! Must never put the pattern into a statement, nor pass on the text of an error of a query that works with it.
+
+use super::Say;
+use super::plan::{Part, Plan, What};
+use super::print::Counts;
+use crate::clickhouse::client::{Client, Statement};
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::schema::Schema;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// How often it is told how far ClickHouse is.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// ClickHouse's code for a session that another request uses.
+const SESSION_IS_LOCKED: u32 = 373;
+const SESSION_WAIT: Duration = Duration::from_secs(10);
+const SESSION_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Stands in the place of what a server said of a query that works with the address.
+const HIDDEN: &str = "its message is not shown, as it could repeat the address; the server's log has it";
+
+/// The tables as an erasure sees them.
+pub(super) struct Tables<'a> {
+    client: &'a Client,
+    schema: &'a Schema,
+    pattern: String,
+}
+
+/// Whether an erasure is about to change rows, or has looked again.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum State {
+    Begun,
+    Done,
+}
+
+/// A row of `erasures`.
+pub(super) struct Line<'a> {
+    pub(super) id: Uuid,
+    pub(super) state: State,
+    pub(super) reference: &'a str,
+    pub(super) counts: Counts,
+    pub(super) left: u64,
+}
+
+impl<'a> Tables<'a> {
+    pub(super) fn new(client: &'a Client, schema: &'a Schema, pattern: String) -> Tables<'a> {
+        Tables { client, schema, pattern }
+    }
+
+    /// The rows of both tables in which the pattern is found.
+    ///
+    /// The pattern is the one value of a temporary table, which goes with its session and is seen by nobody else.
+    pub(super) async fn find(&self) -> Result<Plan, ClickHouseError> {
+        let session = format!("tallyhouse-erase-{:032x}", rand::random::<u128>());
+        let create = "CREATE TEMPORARY TABLE erase_pattern (pattern String)";
+        self.in_session(create, &session).execute().await?;
+        patiently(async || self.send_pattern(&session).await).await?;
+        let pattern = "assumeNotNull((SELECT any(pattern) FROM erase_pattern))";
+        let events = format!(
+            "SELECT toString(source) AS source, source_offset AS offset, toString(campaign_id) AS campaign_id, \
+             toString(toDate(event_time)) AS day, toBool(match(email, {pattern})) AS is_own \
+             FROM email_events WHERE match(email, {pattern}) OR match(metadata, {pattern})"
+        );
+        // RE2 finds no end of a word at a byte that is not UTF-8.
+        let rejects = format!(
+            "SELECT toString(source), source_offset FROM rejected_events \
+             WHERE match(toValidUTF8(payload), {pattern}) OR match(toValidUTF8(key), {pattern}) OR match(error, {pattern})"
+        );
+        let events = patiently(async || self.in_session(&events, &session).rows().await).await?;
+        let rejects = patiently(async || self.in_session(&rejects, &session).rows().await).await?;
+        let drop = "DROP TEMPORARY TABLE erase_pattern";
+        patiently(async || self.in_session(drop, &session).execute().await).await?;
+        Ok(Plan { events, rejects })
+    }
+
+    fn in_session(&self, sql: &str, session: &str) -> Statement<'_> {
+        let query = self.client.query(sql).setting("session_id", session);
+        // It would print its condition, with the pattern filled in, into the server's log.
+        query.setting("use_query_condition_cache", "0")
+    }
+
+    async fn send_pattern(&self, session: &str) -> Result<(), ClickHouseError> {
+        let mut insert = self
+            .client
+            .for_insert()
+            .insert_formatted_with("INSERT INTO erase_pattern FORMAT RawBLOB")
+            .with_setting("session_id", session)
+            .with_setting("async_insert", "0")
+            .with_timeouts(Some(self.client.insert_timeout()), Some(self.client.insert_timeout()));
+        let sent = async {
+            insert.send(self.pattern.clone().into()).await?;
+            insert.end().await
+        };
+        sent.await.map_err(|error| self.client.classify(&error))
+    }
+
+    /// Blanks rows by their offsets, and waits until ClickHouse has done it.
+    pub(super) async fn blank(&self, part: &Part, say: Say<'_>) -> Result<(), ClickHouseError> {
+        let blanks = match part.what {
+            What::Event => "email = '', metadata = ''",
+            What::Mention => "metadata = ''",
+            What::Reject => "key = '', payload = '', error = 'erased'",
+        };
+        let keys = vec!["(source = ? AND source_offset IN ?)"; part.keys.len()].join(" OR ");
+        let target = self.schema.alter_target(self.client.database(), part.what.table());
+        let sql = format!("ALTER TABLE {target} UPDATE {blanks} WHERE {keys}");
+        let mut alter = self.client.query(&sql).setting("mutations_sync", "2").setting("max_query_size", "16777216");
+        for (source, offsets) in &part.keys {
+            alter = alter.bind(source).bind(offsets);
+        }
+        let blanked = alter.execute();
+        tokio::pin!(blanked);
+        loop {
+            tokio::select! {
+                done = &mut blanked => return done,
+                () = tokio::time::sleep(PROGRESS_INTERVAL) => {
+                    let parts = self.parts_to_do(part.what.table()).await?;
+                    say(&format!("{}: {parts} parts of the table are still to be done", part.what.table()));
+                }
+            }
+        }
+    }
+
+    async fn parts_to_do(&self, table: &str) -> Result<u64, ClickHouseError> {
+        let sql = "SELECT toUInt64(sum(parts_to_do)) FROM system.mutations WHERE database = ? AND table = ? AND NOT is_done";
+        self.client.query(sql).bind(self.client.database()).bind(self.schema.insert_target(table)).scalar_u64().await
+    }
+
+    /// Notes what is done.
+    pub(super) async fn write(&self, line: &Line<'_>) -> Result<(), ClickHouseError> {
+        let Line { id, state, reference, counts, left } = line;
+        let sql = format!(
+            "INSERT INTO {} (erasure_id, state, reference, events, mentions, rejects, campaigns, first_day, last_day, rows_left, \
+             version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            self.schema.insert_target("erasures")
+        );
+        let state = match state {
+            State::Begun => "begun",
+            State::Done => "done",
+        };
+        let insert = self.client.query(&sql).bind(id.to_string()).bind(state).bind(reference);
+        let insert = insert.bind(counts.events).bind(counts.mentions).bind(counts.rejects).bind(counts.campaigns);
+        let insert = insert.bind(&counts.first_day).bind(&counts.last_day).bind(left).bind(env!("CARGO_PKG_VERSION"));
+        insert.setting("async_insert", "0").execute().await
+    }
+}
+
+/// Asks again for a while where the session is in use: the server gives it back a moment after it has answered. Hides what it
+/// says if it fails.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ClickHouseError>) -> Result<T, ClickHouseError> {
+    let deadline = Instant::now() + SESSION_WAIT;
+    loop {
+        match ask().await {
+            Err(ClickHouseError::Server { code: SESSION_IS_LOCKED, .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(SESSION_INTERVAL).await;
+            }
+            answer => return answer.map_err(hide),
+        }
+    }
+}
+
+/// An error without what the server said: it may repeat the value it works with.
+fn hide(error: ClickHouseError) -> ClickHouseError {
+    let message = HIDDEN.to_owned();
+    match error {
+        ClickHouseError::ServerBusy { code, name, .. } => ClickHouseError::ServerBusy { code, name, message },
+        ClickHouseError::Server { code, name, .. } => ClickHouseError::Server { code, name, message },
+        ClickHouseError::NotClickHouse { url, .. } => ClickHouseError::NotClickHouse { url, message },
+        other => other,
+    }
+}
