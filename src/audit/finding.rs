@@ -93,7 +93,9 @@ impl Code {
     pub fn check(self) -> Check {
         match self {
             Code::Duplicate => Check::Duplicates,
-            Code::Missing | Code::Unchecked | Code::ExpiredRejects | Code::ExpiredRows | Code::BeforeFirst => Check::Gaps,
+            Code::Missing | Code::Unchecked | Code::ExpiredRejects | Code::ExpiredRows | Code::BeforeFirst => {
+                Check::Gaps
+            }
             Code::DailyDiffers | Code::ExpiredDays | Code::RepairLeftover => Check::Daily,
             Code::OpenIntent => Check::Intents,
             Code::UnannouncedRows | Code::LostOffset | Code::OffsetBehindMarks | Code::Stops => Check::Offsets,

@@ -79,9 +79,11 @@ fn an_intent_says_how_far_its_batch_is() {
     let state = |open: &Position| judge::intent(open).unwrap().message.split(": ").last().unwrap().to_owned();
     open.marks = Some(Marks { daily: [(202611, 200)].into(), ..Marks::default() });
     assert_eq!(state(&open), "not applied yet");
-    open.marks = Some(Marks { raw: [(20261101, 90)].into(), daily: [(202611, 200)].into(), rejected: 10, ..Marks::default() });
+    open.marks =
+        Some(Marks { raw: [(20261101, 90)].into(), daily: [(202611, 200)].into(), rejected: 10, ..Marks::default() });
     assert!(state(&open).starts_with("partly applied"));
-    open.marks = Some(Marks { raw: [(20261101, 90)].into(), daily: [(202611, 300)].into(), rejected: 10, ..Marks::default() });
+    open.marks =
+        Some(Marks { raw: [(20261101, 90)].into(), daily: [(202611, 300)].into(), rejected: 10, ..Marks::default() });
     assert!(state(&open).starts_with("applied"));
     assert_eq!(judge::intent(&position(Some((200, metadata(None))), None, None)), None);
 }

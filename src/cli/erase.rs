@@ -74,7 +74,8 @@ fn addresses(emails: &[String]) -> Result<Vec<Address>, CliError> {
             texts.push(email.clone());
         }
     }
-    let parsed = texts.iter().enumerate().map(|(index, text)| text.parse().map_err(|error| CliError::Email(index + 1, error)));
+    let parsed =
+        texts.iter().enumerate().map(|(index, text)| text.parse().map_err(|error| CliError::Email(index + 1, error)));
     let parsed: Vec<Address> = parsed.collect::<Result<_, _>>()?;
     if parsed.is_empty() || parsed.len() > Address::COUNT_MAX {
         return Err(CliError::Emails(parsed.len()));

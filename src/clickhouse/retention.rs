@@ -104,7 +104,8 @@ impl Retention {
 
 /// The statements that make a table of the schema keep raw rows (`rejected`: rejected ones) for so long, if it does not yet.
 pub fn statements(schema: &Schema, database: &str, rejected: bool, keep: Keep, now: Option<&Retention>) -> Vec<String> {
-    let (name, from) = if rejected { ("rejected_events", "rejected_at") } else { ("email_events", "toDate(event_time)") };
+    let (name, from) =
+        if rejected { ("rejected_events", "rejected_at") } else { ("email_events", "toDate(event_time)") };
     let table = schema.alter_target(database, name);
     let is = now.map(|now| if rejected { &now.rejected } else { &now.raw });
     let is_right = rejected || now.is_some_and(|now| now.by_whole_days);
@@ -153,7 +154,9 @@ mod tests {
 
     #[test]
     fn a_day_is_kept_until_it_is_as_many_days_back() {
-        let first = |raw, today| Retention { raw, rejected: Ttl::None, by_whole_days: true, today: Day(today) }.first_kept_day();
+        let first = |raw, today| {
+            Retention { raw, rejected: Ttl::None, by_whole_days: true, today: Day(today) }.first_kept_day()
+        };
         assert_eq!(first(Ttl::Days(1), 100), Some(Day(100)));
         assert_eq!(first(Ttl::Days(10), 100), Some(Day(91)));
         assert_eq!(first(Ttl::Days(DAYS_MAX), 100), Some(Day(0)));
@@ -173,7 +176,9 @@ mod tests {
         let rejected = |keep| statements(&schema, "d", true, keep, Some(&now(Ttl::None, false))).len();
         assert_eq!((rejected(Keep::Days(30)), rejected(Keep::Days(7)), rejected(Keep::Forever)), (0, 2, 1));
         let cluster = statements(&Schema::cluster("c").unwrap(), "d", false, Keep::Days(9), None);
-        assert!(cluster[1].starts_with("ALTER TABLE d.email_events_local ON CLUSTER `c` MODIFY TTL toDate(event_time) + "));
+        assert!(
+            cluster[1].starts_with("ALTER TABLE d.email_events_local ON CLUSTER `c` MODIFY TTL toDate(event_time) + ")
+        );
     }
 
     #[test]

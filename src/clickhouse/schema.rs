@@ -32,11 +32,8 @@ macro_rules! migration {
 
 /// Creates the database and `schema_migrations`; not recorded there.
 const SINGLE_BOOKKEEPING: Migration = migration!(0, "single/0000_bookkeeping");
-const SINGLE: &[Migration] = &[
-    migration!(1, "single/0001_tables"),
-    migration!(2, "single/0002_views"),
-    migration!(3, "single/0003_erasures"),
-];
+const SINGLE: &[Migration] =
+    &[migration!(1, "single/0001_tables"), migration!(2, "single/0002_views"), migration!(3, "single/0003_erasures")];
 const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping");
 const CLUSTER: &[Migration] = &[
     migration!(1, "cluster/0001_tables"),

@@ -180,7 +180,8 @@ mod tests {
         for found in [0, 2, 3] {
             let raw = [(20261031, found), (20261101, 4)].into();
             let marks = Marks { raw, expired_before: 20261101, ..Marks::default() };
-            let tables: Vec<_> = missing(&expected(), RANGE, &marks).unwrap().iter().map(|insert| insert.table).collect();
+            let tables: Vec<_> =
+                missing(&expected(), RANGE, &marks).unwrap().iter().map(|insert| insert.table).collect();
             assert_eq!(tables, [Table::Rejected, Table::Daily], "{found} rows");
         }
     }

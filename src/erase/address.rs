@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_without_being_repeated() {
-        for text in ["", "person", "@example.com", "person@", "per\nson@example.com", &format!("{}@x", "a".repeat(320))] {
+        for text in ["", "person", "@example.com", "person@", "per\nson@example.com", &format!("{}@x", "a".repeat(320))]
+        {
             let error = text.parse::<Address>().unwrap_err().to_string();
             assert!(text.is_empty() || !error.contains(text), "{error}");
         }

@@ -100,7 +100,9 @@ impl Summary {
             (None, 0) => "nothing to do\n".to_owned(),
             (None, _) => "nothing was changed; --yes carries it out\n".to_owned(),
             (Some(0), rows) => format!("{rows} rows are blanked; no row has the address any more\n"),
-            (Some(left), _) => format!("{left} rows have the address: they came in meanwhile. Run the same command again\n"),
+            (Some(left), _) => {
+                format!("{left} rows have the address: they came in meanwhile. Run the same command again\n")
+            }
         }
     }
 }

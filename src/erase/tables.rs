@@ -125,7 +125,8 @@ impl<'a> Tables<'a> {
     }
 
     async fn parts_to_do(&self, table: &str) -> Result<u64, ClickHouseError> {
-        let sql = "SELECT toUInt64(sum(parts_to_do)) FROM system.mutations WHERE database = ? AND table = ? AND NOT is_done";
+        let sql =
+            "SELECT toUInt64(sum(parts_to_do)) FROM system.mutations WHERE database = ? AND table = ? AND NOT is_done";
         self.client.query(sql).bind(self.client.database()).bind(self.schema.insert_target(table)).scalar_u64().await
     }
 
