@@ -53,7 +53,7 @@ impl Context {
     }
 
     /// Why a batch in the log cannot be read, in librdkafka's words, while it goes on trying. Its partition stands still
-    /// meanwhile; which one it is, the crate does not tell.
+    /// meanwhile; which one it is, the crate does not tell. (A batch with a wrong checksum librdkafka reports and skips.)
     pub fn unreadable(&self) -> Option<String> {
         let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
         unreadable.take_if(|(seen, _)| seen.elapsed() > UNREADABLE_FOR);
@@ -81,7 +81,7 @@ impl ClientContext for Context {
         if is_unreadable(&error) {
             let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
             if unreadable.replace((Instant::now(), reason.to_owned())).is_none() {
-                tracing::error!(reason, "kafka: {error}; a partition stands still until this can be read");
+                tracing::error!(reason, "kafka: {error}: a batch in the log cannot be read");
             }
             return;
         }
