@@ -140,7 +140,8 @@ pub async fn large_records_and_bombs_of_every_codec(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     set_topic(&bench, "max.message.bytes", &(LARGE + MIB).to_string()).await;
     let limit = LIMIT.to_string();
-    let member = bench.start(&[("TALLYHOUSE__MEMORY__LIMIT_BYTES", &limit)]);
+    let settings = [("TALLYHOUSE__MEMORY__LIMIT_BYTES", limit.as_str()), ("TALLYHOUSE__FLUSH__BYTES_MAX", "32MiB")];
+    let member = bench.start(&settings);
     let plain = Packer::new(&bench, "none");
     let mut produced = 0;
     for value in [event(LARGE), vec![b'{'; LARGE], event(0)] {
