@@ -205,7 +205,7 @@ fn judge(fields: &[(String, Value)]) -> Result<Wanted, BTreeSet<Reason>> {
             Some(Ok(event_time)),
         ) if faults.is_empty() => {
             let ahead = event_time - NOW_MS / 1_000;
-            if ahead < -BOUNDS.past_seconds_max || ahead > BOUNDS.future_seconds_max {
+            if !(-BOUNDS.past_seconds_max..=BOUNDS.future_seconds_max).contains(&ahead) {
                 return Err(BTreeSet::from([Reason::TimeImplausible]));
             }
             Ok(Wanted { campaign_id, workspace_id, email, event_type, event_time, metadata, unknown_fields })

@@ -2,6 +2,11 @@
 //!
 //! `TALLYHOUSE_FUZZ_SEED=7` repeats a run (a failing one prints its seed and the input), `TALLYHOUSE_FUZZ_RUNS=1000000` makes it longer.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test's panic is its report, and clippy takes only functions marked as tests for tests"
+)]
+
 #[path = "../fuzz/checks.rs"]
 mod checks;
 
