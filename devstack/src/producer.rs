@@ -86,15 +86,25 @@ impl Events {
     }
 }
 
-/// One of several ways to break an event.
+/// One of many ways to break an event.
 fn broken(json: &str, dice: u64) -> Vec<u8> {
-    match dice / 100 % 6 {
+    match dice / 100 % 16 {
         0 => json.as_bytes()[..json.len() / 2].to_vec(),
         1 => json.replace("event_type\": \"", "event_type\": \"re").into_bytes(),
         2 => json.replace("event_time", "time").into_bytes(),
         3 => json.replace("campaign_id\": \"", "campaign_id\": \"x").into_bytes(),
         4 => [json.as_bytes(), b"\xff"].concat(),
-        _ => json.replace("T", "X").into_bytes(),
+        5 => json.replace("event_time\": \"20", "event_time\": \"20x").into_bytes(),
+        6 => format!("[{json}, {json}]").into_bytes(),
+        7 => json.replace("{\"campaign", "{\"email\": \"x\", \"campaign").into_bytes(),
+        8 => vec![b'['; 2_000],
+        9 => vec![0; 200],
+        10 => json.replace("\"Mozilla/5.0\"", "NaN").into_bytes(),
+        11 => json.replace("person", "\\ud83d").into_bytes(),
+        12 => json.replace("\"email\": \"", "\"email\": null, \"x\": \"").into_bytes(),
+        13 => json.replace("event_time\": \"20", "event_time\": \"19").into_bytes(),
+        14 => Vec::new(),
+        _ => json.replace("\"event_time\": \"", "\"event_time\": 1e999, \"x\": \"").into_bytes(),
     }
 }
 

@@ -60,6 +60,8 @@ impl Sink {
             .with_setting("deduplicate_insert", "enable")
             // On by default in current ClickHouse, where it would acknowledge before the token is checked.
             .with_setting("async_insert", "0")
+            // A batch's days are bounded where it is frozen; a server's lower limit would refuse the same block for ever.
+            .with_setting("max_partitions_per_insert_block", "0")
             .with_timeouts(Some(self.client.insert_timeout()), Some(self.client.insert_timeout()));
         let sent = async {
             for chunk in chunks {

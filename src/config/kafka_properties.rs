@@ -76,7 +76,7 @@ impl Config {
     }
 
     /// Defaults that `kafka.properties` may override.
-    fn tuning(&self) -> [(&'static str, u64); 8] {
+    fn tuning(&self) -> [(&'static str, u64); 9] {
         let limit_bytes = self.memory.limit_bytes as u64;
         let session_timeout_ms = self.kafka.session_timeout_ms;
         [
@@ -92,6 +92,9 @@ impl Config {
             // ... and what is on its way when the queue is full is bounded too.
             ("fetch.max.bytes", (limit_bytes / 16).min(52_428_800)),
             ("fetch.message.max.bytes", 1_048_576),
+            // A batch is always sent whole, however large. librdkafka also refuses zstd batches that unpack to more than this, or, as
+            // it guesses in threes, to more than a third of it; refused is a partition that stands still.
+            ("receive.message.max.bytes", 1_000_000_000),
             ("statistics.interval.ms", 5_000),
         ]
     }

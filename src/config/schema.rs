@@ -248,8 +248,8 @@ section! {
         rows_max: usize = "500000", Integer(1..=1_000_000);
         /// Bytes in one batch.
         bytes_max: usize = "128MiB", Bytes(1 << 10..=1 << 30);
-        /// Distinct days in one batch. ClickHouse's max_partitions_per_insert_block is 100.
-        days_max: usize = "100", Integer(1..=100);
+        /// Distinct days in one batch; the first event of one more day closes it. Each day is a part of email_events.
+        days_max: usize = "1000", Integer(1..=5_000);
         /// Batches written per second by this instance, so that ClickHouse has time to merge parts.
         batches_per_second_max: f64 = "4.0", Float(0.01..=1_000.0);
     }

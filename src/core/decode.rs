@@ -39,14 +39,20 @@ pub fn decode<'a>(
         return Err(Rejection::new(Reason::Empty, "the value has no bytes"));
     }
     let text = simdutf8::basic::from_utf8(bytes).map_err(|_| not_utf8(bytes))?;
-    let mut refused = None;
+    let mut note = Note::default();
     let mut json = serde_json::Deserializer::from_str(text);
-    let event =
-        json.deserialize_map(EventVisitor { refused: &mut refused }).and_then(|event| json.end().map(|()| event));
+    let event = json.deserialize_map(EventVisitor { note: &mut note }).and_then(|event| json.end().map(|()| event));
     match event {
         Ok(event) => plausible(event, timestamp_ms, bounds),
-        Err(error) => Err(refused.unwrap_or_else(|| classify(text, &error))),
+        Err(error) => Err(note.refused.take().unwrap_or_else(|| classify(text, &error, &note))),
     }
+}
+
+/// What serde's errors do not carry: what a field refuses for a reason of its own, and which field was read last.
+#[derive(Default)]
+struct Note {
+    refused: Option<Rejection>,
+    field: Field,
 }
 
 fn plausible<'a>(event: Event<'a>, timestamp_ms: Option<i64>, bounds: &TimeBounds) -> Result<Event<'a>, Rejection> {
@@ -65,18 +71,23 @@ fn not_utf8(bytes: &[u8]) -> Rejection {
 }
 
 /// Finds the reason for an error that no field has given itself.
-fn classify(text: &str, error: &serde_json::Error) -> Rejection {
+fn classify(text: &str, error: &serde_json::Error, note: &Note) -> Rejection {
     let starts_object = text.trim_ascii_start().starts_with('{');
+    let error_text = error.to_string();
     let reason = match error.classify() {
         Category::Data if starts_object => Reason::WrongType,
-        Category::Data if serde_json::from_str::<IgnoredAny>(text).is_ok() => Reason::NotAnObject,
-        _ => Reason::NotJson,
+        _ if serde_json::from_str::<IgnoredAny>(text).is_err() => Reason::NotJson,
+        _ if !starts_object => Reason::NotAnObject,
+        // JSON by its grammar, with a value that serde_json cannot give: a number beyond f64, or half a surrogate pair.
+        _ if !error_text.starts_with("number out of range") => Reason::LoneSurrogate,
+        _ if note.field == Field::EventTime => Reason::TimeOutOfRange,
+        _ => Reason::WrongType,
     };
-    Rejection::new(reason, error.to_string())
+    Rejection::new(reason, error_text)
 }
 
 /// The fields of an event, and everything else.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Field {
     CampaignId,
     WorkspaceId,
@@ -84,6 +95,7 @@ enum Field {
     EventType,
     EventTime,
     Metadata,
+    #[default]
     Unknown,
 }
 
@@ -161,14 +173,14 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-/// Reads the object. What a field refuses for a reason of its own goes into `refused`, as serde's errors carry none.
-struct EventVisitor<'r> {
-    refused: &'r mut Option<Rejection>,
+/// Reads the object.
+struct EventVisitor<'n> {
+    note: &'n mut Note,
 }
 
 impl EventVisitor<'_> {
     fn refuse<E: serde::de::Error>(&mut self, reason: Reason, error: String) -> E {
-        *self.refused = Some(Rejection::new(reason, error));
+        self.note.refused = Some(Rejection::new(reason, error));
         E::custom("refused")
     }
 
@@ -216,6 +228,7 @@ impl<'de> Visitor<'de> for EventVisitor<'_> {
         let (mut event_type, mut event_time, mut metadata) = (None, None, None);
         let mut unknown_fields = 0;
         while let Some(field) = map.next_key()? {
+            self.note.field = field;
             match field {
                 Field::CampaignId => {
                     let id = self.uuid(&map.next_value::<Text>()?.0, "campaign_id")?;
@@ -253,9 +266,14 @@ impl<'de> Visitor<'de> for EventVisitor<'_> {
     }
 }
 
-/// Reads every spelling that Python's `uuid.UUID(text)` takes: with or without dashes, braces, `urn:` and `uuid:`, any case.
+/// Reads every spelling of 32 hexadecimal digits that Python's `uuid.UUID(text)` takes: with or without dashes, braces, `urn:` and
+/// `uuid:`, any case. Python's `int(text, 16)` also takes fewer digits with a sign, `0x`, underscores, spaces or digits of other
+/// scripts among the 32 characters; nobody writes an id so, and it would be another one than was meant.
 fn parse_uuid(text: &str) -> Option<UuidBytes> {
-    if let Ok(uuid) = uuid::Uuid::try_parse(text) {
+    // The two usual forms; of the others the crate knows ones that Python does not.
+    if let 32 | 36 = text.len()
+        && let Ok(uuid) = uuid::Uuid::try_parse(text)
+    {
         return Some(uuid.into_bytes());
     }
     let hex = text.replace("urn:", "").replace("uuid:", "");
@@ -314,6 +332,12 @@ mod tests {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(read(&GOOD.replace(r#"{"a": [1, 2.50]}"#, &deep)).unwrap().metadata, deep);
         assert_eq!(read(&GOOD.replace("ada@", r"\u0061da@")).unwrap(), event);
+        assert_eq!(read(&GOOD.replace("ada@", r"\u0000@")).unwrap().email, "\0@example.com");
+        // What is not looked into may be what serde_json could not read.
+        let odd = r#"{"a":1e999,"a":[99999999999999999999],"\ud800":"\udc00"}"#;
+        assert_eq!(read(&GOOD.replace(r#"{"a": [1, 2.50]}"#, odd)).unwrap().metadata, odd);
+        let unknown = format!(r#"{{"x":{odd},"x":{odd},"#);
+        assert_eq!(read(&GOOD.replacen('{', &unknown, 1)).unwrap(), Event { unknown_fields: 2, ..event });
     }
 
     #[test]
@@ -322,13 +346,23 @@ mod tests {
         assert_eq!(decode(None, None, &BOUNDS).unwrap_err().reason, Reason::Tombstone);
         assert_eq!(reason(""), Reason::Empty);
         assert_eq!(decode(Some(b"{\"email\": \"\xff\"}"), None, &BOUNDS).unwrap_err().reason, Reason::NotUtf8);
-        for text in
-            ["nonsense", "{", "\0", &GOOD[..100], &format!("{GOOD}x"), &with("2.50", "NaN"), &with("ada", r"\ud800")]
-        {
+        for text in [
+            "nonsense",
+            "{",
+            "\0",
+            &GOOD[..100],
+            &format!("{GOOD}x"),
+            &with("2.50", "NaN"),
+            &with("2.50", "-Infinity"),
+            "\u{feff}{}",
+        ] {
             assert_eq!(reason(text), Reason::NotJson, "{text}");
         }
-        for text in ["[]", "5", "null", &format!("[{GOOD}]")] {
+        for text in ["[]", "5", "null", "1e999", r#""\ud800""#, &format!("[{GOOD}]")] {
             assert_eq!(reason(text), Reason::NotAnObject, "{text}");
+        }
+        for (from, to) in [("ada", r"\ud800"), ("ada", r"\udc00x"), ("open", r"\ud83d"), ("email", r"\ud800")] {
+            assert_eq!(reason(&with(from, to)), Reason::LoneSurrogate, "{to}");
         }
         assert_eq!(reason(&with("{\"campaign", r#"{"email": "x", "campaign"#)), Reason::DuplicateField);
         for field in ["campaign_id", "workspace_id", "email", "event_type", "event_time"] {
@@ -336,7 +370,7 @@ mod tests {
         }
         assert_eq!(reason("{}"), Reason::MissingField);
         for (from, to) in
-            [("\"ada@example.com\"", "5"), ("\"open\"", "null"), ("\"2026-11-24T06:30:00.123456\"", "true")]
+            [("\"ada@example.com\"", "1e999"), ("\"open\"", "null"), ("\"2026-11-24T06:30:00.123456\"", "true")]
         {
             assert_eq!(reason(&with(from, to)), Reason::WrongType);
         }
@@ -344,7 +378,9 @@ mod tests {
         assert_eq!(reason(&with("open", "opened")), Reason::UnknownEventType);
         assert_eq!(reason(&with("2026-11-24T", "2026-11-31T")), Reason::BadTime);
         assert_eq!(reason(&with("2026-11", "1926-11")), Reason::TimeOutOfRange);
-        assert_eq!(reason(&with("\"2026-11-24T06:30:00.123456\"", "99999999999999999999999")), Reason::TimeOutOfRange);
+        for number in ["99999999999999999999999", "1e999", "-1e999"] {
+            assert_eq!(reason(&with("\"2026-11-24T06:30:00.123456\"", number)), Reason::TimeOutOfRange);
+        }
         assert_eq!(reason(&with("2026-11-24", "2026-11-13")), Reason::TimeImplausible);
         assert_eq!(reason(&with("2026-11-24", "2026-11-26")), Reason::TimeImplausible);
         assert!(decode(Some(with("2026-11", "2020-11").as_bytes()), None, &BOUNDS).is_ok());
@@ -359,15 +395,35 @@ mod tests {
             "urn:uuid:6f9619ff-8b86-d011-b42d-00cf4fc964ff",
             "6f96-19ff8b86d011b42d00cf4fc964ff",
             "{{uuid:6f9619ff8b86d011b42d00cf4fc964ff",
+            "6f9619ffurn:8b86d011b42d00cf4fc964ff",
+            "uurn:uid:6f9619ff8b86d011b42d00cf4fc964ff",
+            "}6f9619ff8b86d011b42d00cf4fc964ff{",
+            "{-6f9619ff8b86d011b42d00cf4fc964ff",
         ] {
             assert_eq!(parse_uuid(text), Some(wanted), "{text}");
         }
+        // Not taken by Python either.
         for text in [
-            "",
-            "6f9619ff-8b86-d011-b42d-00cf4fc964f",
-            "6f9619ff-8b86-d011-b42d-00cf4fc964ff0",
-            "０f9619ff8b86d011b42d00cf4fc964ff",
+            "-{6f9619ff8b86d011b42d00cf4fc964ff",
+            "URN:UUID:6f9619ff-8b86-d011-b42d-00cf4fc964ff",
+            "6f9619ff8b86d011{b42d00cf4fc964ff",
+            " 6f9619ff8b86d011b42d00cf4fc964ff",
+            "(6f9619ff-8b86-d011-b42d-00cf4fc964ff)",
         ] {
+            assert_eq!(parse_uuid(text), None, "{text}");
+        }
+        // Taken by Python, whose int(text, 16) reads them as another id than was meant.
+        for text in [
+            " 6f9619ff8b86d011b42d00cf4fc964f",
+            "6f9619ff8b86d011b42d00cf4fc964f\n",
+            "0x9619ff8b86d011b42d00cf4fc964ff",
+            "+f9619ff8b86d011b42d00cf4fc964ff",
+            "6f_619ff8b86d011b42d00cf4fc964ff",
+            "６f9619ff8b86d011b42d00cf4fc964ff",
+        ] {
+            assert_eq!(parse_uuid(text), None, "{text}");
+        }
+        for text in ["", "6f9619ff-8b86-d011-b42d-00cf4fc964f", "6f9619ff-8b86-d011-b42d-00cf4fc964ff0"] {
             assert_eq!(parse_uuid(text), None, "{text}");
         }
     }

@@ -13,6 +13,8 @@ pub enum Reason {
     NotJson,
     /// The value is JSON, but not an object.
     NotAnObject,
+    /// A string that is read holds half of a surrogate pair (`\ud800`), which is no character.
+    LoneSurrogate,
     /// One of the six fields stands there twice.
     DuplicateField,
     /// A required field is absent.
@@ -34,12 +36,13 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 13] = [
+    pub const ALL: [Reason; 14] = [
         Reason::Tombstone,
         Reason::Empty,
         Reason::NotUtf8,
         Reason::NotJson,
         Reason::NotAnObject,
+        Reason::LoneSurrogate,
         Reason::DuplicateField,
         Reason::MissingField,
         Reason::WrongType,
@@ -58,6 +61,7 @@ impl Reason {
             Reason::NotUtf8 => "not_utf8",
             Reason::NotJson => "not_json",
             Reason::NotAnObject => "not_an_object",
+            Reason::LoneSurrogate => "lone_surrogate",
             Reason::DuplicateField => "duplicate_field",
             Reason::MissingField => "missing_field",
             Reason::WrongType => "wrong_type",
@@ -92,5 +96,65 @@ impl Rejection {
             error.truncate(cut);
         }
         Rejection { reason, error }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::decode::{TimeBounds, decode};
+
+    const FIELDS: [&str; 6] = [
+        r#""campaign_id": "6f9619ff-8b86-d011-b42d-00cf4fc964ff""#,
+        r#""workspace_id": "00000000-0000-0000-0000-000000000001""#,
+        r#""email": "ada@example.com""#,
+        r#""event_type": "open""#,
+        r#""event_time": "2026-11-24T06:30:00.123456""#,
+        r#""metadata": {}"#,
+    ];
+
+    /// What an example of the page means: a whole value, or what stands in place of one of the fields.
+    fn payload(example: &str) -> Option<Vec<u8>> {
+        let example = example.trim_matches('`');
+        let absent = example.strip_prefix("(no ").and_then(|rest| rest.strip_suffix(')'));
+        match absent {
+            Some("value") => return None,
+            Some("bytes") => return Some(Vec::new()),
+            _ => {}
+        }
+        let name = absent.map(|name| format!("\"{name}\"")).or_else(|| Some(example.split_once(':')?.0.to_owned()));
+        let place = name.and_then(|name| FIELDS.iter().position(|field| field.starts_with(&name)));
+        let text = place.map_or_else(
+            || example.to_owned(),
+            |place| {
+                let mut fields = FIELDS.to_vec();
+                fields.splice(place..=place, absent.is_none().then_some(example));
+                format!("{{{}}}", fields.join(", "))
+            },
+        );
+        Some(text.split(r"\xff").map(str::as_bytes).collect::<Vec<_>>().join(&b"\xff"[..]))
+    }
+
+    /// Every reason has a row in `docs/rejects.md`, in order, whose example is rejected for that reason.
+    #[test]
+    fn the_page_has_every_reason_with_a_true_example() {
+        let page = include_str!("../../docs/rejects.md");
+        let rows: Vec<Vec<&str>> = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"))
+            .map(|row| row.split(" | ").collect())
+            .collect();
+        let codes: Vec<&str> = rows.iter().map(|row| row[0].trim_end_matches('`')).collect();
+        assert_eq!(codes, Reason::ALL.map(Reason::code));
+        let bounds = TimeBounds { past_seconds_max: 3_650 * 86_400, future_seconds_max: 86_400 };
+        let found = |example: &str| {
+            let payload = payload(example);
+            decode(payload.as_deref(), Some(1_795_501_800_000), &bounds).err().map(|rejection| rejection.reason)
+        };
+        assert_eq!(found(FIELDS[0]), None, "the event that examples change is good");
+        for (reason, row) in Reason::ALL.into_iter().zip(rows) {
+            assert_eq!(row.len(), 4, "{row:?}");
+            assert_eq!(found(row[2]), Some(reason), "{}", row[2]);
+        }
     }
 }

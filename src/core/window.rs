@@ -18,7 +18,8 @@ pub struct Limits {
     pub rows_max: u64,
     /// Greatest size in bytes (`flush.bytes_max`).
     pub bytes_max: usize,
-    /// Greatest number of distinct days (`flush.days_max`), each of which is a ClickHouse partition of one insert.
+    /// Number of distinct days (`flush.days_max`), each of which is a ClickHouse partition of one insert; the first event of
+    /// one more day is the window's last.
     pub days_max: usize,
 }
 
@@ -94,8 +95,11 @@ pub const ARRIVAL_STEP_MS: i64 = 50;
 /// More steps than this are merged: the delay of a backlog needs no finer figure.
 const ARRIVALS_MAX: usize = 1_024;
 
-/// Bytes counted for one counter entry: key, value and the table's slack.
-const COUNTER_BYTES: usize = 128;
+/// Bytes counted for one counter entry: 80 of key and value in a hash table that is half empty right after it has grown, and once
+/// more in the batch's list while the table is still there.
+const COUNTER_BYTES: usize = 240;
+/// Bytes counted for one day: the first chunk of each of its columns.
+const DAY_BYTES: usize = 7 << 10;
 /// Bytes counted for a raw row beside its strings: fixed columns and lengths.
 const RAW_ROW_BYTES: usize = 16 + 16 + 1 + 4 + 8 + 4;
 /// Bytes counted for a rejected row beside its strings.
@@ -108,6 +112,8 @@ pub struct Window {
     next: u64,
     bytes: usize,
     raw: Vec<(Day, RawRows)>,
+    /// Where in `raw` each day is, and the day of the last event is.
+    day_places: HashMap<Day, usize, FixedState>,
     last_day: usize,
     counters: HashMap<CounterKey, Totals, FixedState>,
     rejected: RejectedRows,
@@ -123,6 +129,7 @@ impl Window {
             next: start,
             bytes: 0,
             raw: Vec::new(),
+            day_places: HashMap::default(),
             last_day: 0,
             counters: HashMap::default(),
             rejected: RejectedRows::default(),
@@ -173,7 +180,7 @@ impl Window {
 
     /// Whether the window has to be frozen before it takes more.
     pub fn is_full(&self, limits: &Limits) -> bool {
-        self.records() >= limits.rows_max || self.bytes >= limits.bytes_max || self.raw.len() > limits.days_max - 1
+        self.records() >= limits.rows_max || self.bytes >= limits.bytes_max || self.raw.len() > limits.days_max
     }
 
     /// Takes a record with what it was decoded to, and returns the bytes it added. A record before [`Window::next`] was taken
@@ -194,6 +201,7 @@ impl Window {
 
     fn push_event(&mut self, offset: u64, event: &Event<'_>) -> usize {
         let day = Day::of(event.event_time);
+        let days = self.raw.len();
         let rows = self.rows_of(day);
         rows.rows += 1;
         rows.campaign_id.put_uuid(&event.campaign_id);
@@ -208,14 +216,15 @@ impl Window {
         let counters = self.counters.len();
         self.counters.entry(key).or_default()[event.event_type.index()] += 1;
         self.totals[event.event_type.index()] += 1;
-        let new_counters = self.counters.len() - counters;
-        RAW_ROW_BYTES + event.email.len() + event.metadata.len() + new_counters * COUNTER_BYTES
+        let (new_days, new_counters) = (self.raw.len() - days, self.counters.len() - counters);
+        let strings = event.email.len() + event.metadata.len();
+        RAW_ROW_BYTES + strings + new_counters * COUNTER_BYTES + new_days * DAY_BYTES
     }
 
     /// The rows of a day; most events have the day of the one before.
     fn rows_of(&mut self, day: Day) -> &mut RawRows {
         if self.raw.get(self.last_day).is_none_or(|(last, _)| *last != day) {
-            self.last_day = self.raw.iter().position(|(d, _)| *d == day).unwrap_or_else(|| {
+            self.last_day = *self.day_places.entry(day).or_insert_with(|| {
                 self.raw.push((day, RawRows::default()));
                 self.raw.len() - 1
             });
@@ -322,6 +331,19 @@ mod tests {
         assert!(window.push(&record(7), &Ok(event(1, EventType::Open, 0))) > 0);
         assert_eq!(window.push(&record(7), &Ok(event(1, EventType::Open, 0))), 0);
         assert_eq!((window.start(), window.next(), window.records()), (5, 8, 1));
+    }
+
+    /// Days that alternate do not close a window each time: only one day more than the limit does.
+    #[test]
+    fn one_day_too_many_is_the_last() {
+        let limits = Limits { rows_max: 1_000, bytes_max: 1 << 20, days_max: 3 };
+        let mut window = Window::new(0);
+        for offset in 0..100 {
+            window.push(&record(offset), &Ok(event(1, EventType::Open, 86_400 * (offset % 3) as u32)));
+            assert!(!window.is_full(&limits), "{offset}");
+        }
+        window.push(&record(100), &Ok(event(1, EventType::Open, 86_400 * 3)));
+        assert!(window.is_full(&limits));
     }
 
     proptest! {

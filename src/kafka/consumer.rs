@@ -16,6 +16,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Where a partition stands until the seek: any offset that is not a logical one.
 const PLACEHOLDER: Offset = Offset::Offset(0);
@@ -34,10 +35,15 @@ pub trait Rebalances: Send + Sync {
     fn statistics(&self, statistics: &Statistics);
 }
 
+/// How long after the last report a batch still counts as unreadable: librdkafka tries it again twice a second.
+const UNREADABLE_FOR: Duration = Duration::from_secs(10);
+
 /// Receives librdkafka's callbacks.
 pub struct Context {
     owner: Arc<dyn Rebalances>,
     last_error: Mutex<Option<KafkaError>>,
+    /// What could not be read of the log, and when that was tried last.
+    unreadable: Mutex<Option<(Instant, String)>>,
 }
 
 impl Context {
@@ -45,6 +51,21 @@ impl Context {
     pub fn take_error(&self) -> Option<KafkaError> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+
+    /// Why a batch in the log cannot be read, in librdkafka's words, while it goes on trying. Its partition stands still
+    /// meanwhile; which one it is, the crate does not tell. (A batch with a wrong checksum librdkafka reports and skips.)
+    pub fn unreadable(&self) -> Option<String> {
+        let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        unreadable.take_if(|(seen, _)| seen.elapsed() > UNREADABLE_FOR);
+        unreadable.as_ref().map(|(_, reason)| reason.clone())
+    }
+}
+
+/// Whether it is the log's content that is refused: too large, packed in a way that cannot be unpacked, damaged.
+pub fn is_unreadable(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{BadCompression, BadMessage, MessageSizeTooLarge, NotImplemented};
+    let unreadable = [BadCompression, BadMessage, MessageSizeTooLarge, NotImplemented];
+    error.rdkafka_error_code().is_some_and(|code| unreadable.contains(&code))
 }
 
 impl ClientContext for Context {
@@ -55,6 +76,13 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         // The end of a partition is reported here as well; the reader sees it in `poll`.
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
+        if is_unreadable(&error) {
+            let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+            if unreadable.replace((Instant::now(), reason.to_owned())).is_none() {
+                tracing::error!(reason, "kafka: {error}: a batch in the log cannot be read");
+            }
             return;
         }
         tracing::warn!(reason, "kafka: {error}");
@@ -111,7 +139,7 @@ pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consum
     for (property, value) in config.kafka_properties() {
         client.set(property, value);
     }
-    client.create_with_context(Context { owner, last_error: Mutex::new(None) })
+    client.create_with_context(Context { owner, last_error: Mutex::new(None), unreadable: Mutex::new(None) })
 }
 
 #[cfg(test)]
@@ -122,7 +150,6 @@ mod tests {
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::{Duration, Instant};
 
     const TOPIC: &str = "t";
     const RECORDS: i64 = 20;

@@ -9,7 +9,7 @@ use crate::core::decode::{TimeBounds, decode};
 use crate::core::reject::Reason;
 use crate::core::window::Record;
 use crate::health::Health;
-use crate::kafka::consumer::Consumer;
+use crate::kafka::consumer::{Consumer, is_unreadable};
 use crate::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
 use metrics::{counter, gauge};
 use rdkafka::consumer::Consumer as _;
@@ -27,6 +27,8 @@ use tokio::sync::{Notify, oneshot};
 const POLL_WAIT: Duration = Duration::from_millis(20);
 /// Records between two looks at commands and memory.
 const RECORDS_PER_TURN: usize = 1_000;
+/// What to do about a batch that cannot be read.
+const REMEDY: &str = "See docs/rejects.md#batches-that-cannot-be-read";
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time that waking a fetcher may keep the reader from polling.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -118,6 +120,12 @@ impl Reader {
                 }
             }
             self.health.beat();
+            match self.consumer.context().unreadable() {
+                Some(reason) => {
+                    self.health.set("unreadable", format!("a batch in Kafka cannot be read: {reason}. {REMEDY}"))
+                }
+                None => self.health.clear("unreadable"),
+            }
             self.report(&mut turn, begun);
             self.obey(&mut turn);
             self.mind_memory(&mut turn);
@@ -147,7 +155,8 @@ impl Reader {
         }
         let record = Record {
             offset: message.offset().unsigned_abs(),
-            timestamp_ms: message.timestamp().to_millis(),
+            // Kafka means "none" by a negative one.
+            timestamp_ms: message.timestamp().to_millis().filter(|timestamp_ms| *timestamp_ms >= 0),
             key: message.key(),
             payload: message.payload(),
         };
@@ -170,6 +179,8 @@ impl Reader {
             KafkaError::PartitionEOF(partition) => self.windows.reached_end(*partition),
             // The position is outside of the log (`auto.offset.reset=error`); which partition's, the crate does not tell.
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => self.windows.check(None),
+            // Told in words through `Context::unreadable`.
+            error if is_unreadable(error) => {}
             error => tracing::warn!("consuming: {error}"),
         }
     }

@@ -16,6 +16,7 @@ mod erase;
 mod gaps;
 mod grafana;
 mod group;
+mod hostile;
 mod operate;
 mod operator;
 mod protocol;
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
         service::what_is_missing_at_the_start_is_named,
         service::the_memory_limit_pauses_consumption,
         service::the_python_producers_bytes_are_read,
-        service::bad_input_is_kept_with_its_reason,
+        service::the_edges_of_a_day_are_that_days,
         service::a_zombie_that_wakes_up_doubles_nothing,
         recovery::a_lost_committed_offset_is_found_in_the_marks,
         recovery::a_lost_intent_is_completed_from_the_marks,
@@ -111,6 +112,10 @@ fn main() -> ExitCode {
         group::added_partitions_are_consumed_from_their_beginning,
         grafana::alerts_fire_and_are_silent,
         grafana::every_panel_and_rule_has_an_answer,
+        hostile::every_kind_of_bad_input_is_kept_with_its_reason,
+        hostile::large_records_and_bombs_of_every_codec,
+        hostile::a_batch_that_cannot_be_unpacked_stops_no_other_partition,
+        hostile::a_thousand_days_in_any_order,
         gaps::aborted_transactions_never_happened,
         gaps::a_replay_ends_where_only_control_records_follow,
         audit::an_ordinary_run_is_clean_at_any_moment,

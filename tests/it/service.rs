@@ -382,30 +382,12 @@ pub async fn the_python_producers_bytes_are_read(url: &str, database: &str) {
     assert_eq!(stored, wanted);
 }
 
-/// Every kind of bad input is kept byte for byte with its reason, and stops nothing; the edges of a day count for the right one.
-pub async fn bad_input_is_kept_with_its_reason(url: &str, database: &str) {
+/// The edges of a day count for the right one.
+pub async fn the_edges_of_a_day_are_that_days(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let good = String::from_utf8(Events { broken_percent: 0, ..Events::default() }.payload(1).bytes).unwrap();
-    let time = good.split("\"event_time\": ").nth(1).unwrap().split(", \"metadata").next().unwrap().to_owned();
+    let time = good.split("\"event_time\": ").nth(1).unwrap().split(", \"metadata").next().unwrap();
     let day = &time[1..11];
-    let with = |from: &str, to: &str| good.replace(from, to).into_bytes();
-    let bad: Vec<(&str, Option<Vec<u8>>)> = vec![
-        ("tombstone", None),
-        ("empty", Some(Vec::new())),
-        ("not_utf8", Some(b"{\"email\": \"\xff\xfe\"}".to_vec())),
-        ("not_json", Some(b"\0\x01 not json".to_vec())),
-        ("not_json", Some(good.as_bytes()[..40].to_vec())),
-        ("not_json", Some(with("person", r"\ud800"))),
-        ("not_an_object", Some(format!("[{good}]").into_bytes())),
-        ("duplicate_field", Some(with("{\"campaign", "{\"email\": \"x\", \"campaign"))),
-        ("missing_field", Some(with("workspace_id", "workspace"))),
-        ("wrong_type", Some(with(&time, "true"))),
-        ("bad_uuid", Some(with("campaign_id\": \"", "campaign_id\": \"z"))),
-        ("unknown_event_type", Some(with("event_type\": \"", "event_type\": \"De"))),
-        ("bad_time", Some(with(&time, "\"yesterday\""))),
-        ("time_out_of_range", Some(with(&time, "\"1969-12-31T23:59:59\""))),
-        ("time_implausible", Some(with(&time, "\"1999-12-31T23:59:59\""))),
-    ];
     let edges = [
         format!("\"{day}T00:00:00\""),
         format!("\"{day}T23:59:59.999999\""),
@@ -414,19 +396,9 @@ pub async fn bad_input_is_kept_with_its_reason(url: &str, database: &str) {
         format!("\"{day}T12:00:00Z\""),
     ];
     let mut producer = bench.producer();
-    bad.iter().for_each(|(_, payload)| producer.send(payload.as_deref()).unwrap());
-    edges.iter().for_each(|edge| producer.send(Some(&with(&time, edge))).unwrap());
+    edges.iter().for_each(|edge| producer.send(Some(good.replace(time, edge).as_bytes())).unwrap());
     producer.finish().unwrap();
-    bench.consume((bad.len() + edges.len()) as u64).await;
-
-    let mut stored: Vec<(String, String)> =
-        bench.client.query("SELECT reason, hex(payload) FROM rejected_events").rows().await.unwrap();
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>();
-    let mut wanted: Vec<(String, String)> =
-        bad.iter().map(|(reason, payload)| ((*reason).to_owned(), hex(payload.as_deref().unwrap_or(b"")))).collect();
-    stored.sort();
-    wanted.sort();
-    assert_eq!(stored, wanted);
+    bench.consume(edges.len() as u64).await;
     let days = format!(
         "SELECT assumeNotNull((SELECT sum(total) FROM daily WHERE day = '{day}') * 100 \
          + (SELECT sum(total) FROM daily WHERE day = toDate('{day}') - 1) * 10 \

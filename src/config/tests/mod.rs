@@ -255,6 +255,7 @@ fn a_property_passes_only_if_no_one_owns_it() {
     max.poll.interval.ms
     queued.max.messages.kbytes
     queued.min.messages
+    receive.message.max.bytes
     statistics.interval.ms
     ");
 }

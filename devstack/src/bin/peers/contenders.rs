@@ -31,6 +31,9 @@ pub enum Contender {
     /// Tallyhouse, stopped once everything is read.
     #[value(name = "s")]
     TallyhouseStopped,
+    /// Tallyhouse, as `s`, on a topic half of which is hostile.
+    #[value(name = "h")]
+    TallyhouseHostile,
     /// Another build of Tallyhouse, as `a`.
     #[value(name = "o")]
     Other,
@@ -54,6 +57,7 @@ impl Contender {
         match self {
             Contender::Tallyhouse => "(a) Tallyhouse",
             Contender::TallyhouseStopped => "(s) Tallyhouse, stopped once all is read",
+            Contender::TallyhouseHostile => "(h) the same, half of the records hostile",
             Contender::Other => "(o) the other Tallyhouse",
             Contender::KafkaEngine => "(b) ClickHouse Kafka engine, two views",
             Contender::Loop => "(c) bare rdkafka loop",
@@ -87,6 +91,8 @@ pub struct Bench<'a> {
     pub all: Topic,
     /// The part for the Python consumer.
     pub python_part: Topic,
+    /// As many records as events, half of them hostile.
+    pub hostile: Topic,
     /// Settings of Tallyhouse.
     pub set: Vec<String>,
     /// Ctrl-C was pressed.
@@ -94,11 +100,12 @@ pub struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Runs one contender on a topic (the Python consumer on its own part) and checks its counts.
+    /// Runs one contender on a topic (some have one of their own) and checks its counts.
     pub fn run(&self, contender: Contender, topic: &Topic) -> Result<Run, AnyError> {
         let run = match contender {
             Contender::Tallyhouse => self.tallyhouse(&self.programs.tallyhouse, topic, false),
             Contender::TallyhouseStopped => self.tallyhouse(&self.programs.tallyhouse, topic, true),
+            Contender::TallyhouseHostile => self.tallyhouse(&self.programs.tallyhouse, &self.hostile, true),
             Contender::Other => match &self.programs.other {
                 Some(program) => self.tallyhouse(program, topic, false),
                 None => return Err("contender o needs --against PROGRAM".into()),
@@ -156,6 +163,10 @@ impl Bench<'_> {
         let cpu_seconds = (ended_children_cpu()? - cpu_before).as_secs_f64();
         let program = Cost { cpu_seconds, peak_bytes };
         let read_seconds = first.map(|first| (started + wall).duration_since(first).as_secs_f64());
+        let rejected = self.clickhouse.number(&format!("SELECT count() FROM {database}.rejected_events"))?;
+        if rejected != topic.ledger.broken {
+            return Err(format!("{rejected} records are rejected instead of {}", topic.ledger.broken).into());
+        }
         let run = self.finish(&database, &topic.ledger, meter, wall)?;
         Ok(Run { program: Some(program), read_seconds, ..run })
     }

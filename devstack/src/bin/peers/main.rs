@@ -47,6 +47,12 @@ struct Arguments {
     /// How many events the Python consumer gets; its figures per event stand for all.
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
     python_events: u64,
+    /// Of how many campaigns the events are.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    campaigns: u64,
+    /// Of how many days the events are, in no order.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_650))]
+    days: u64,
     /// Also run Tallyhouse on ten times the events, to see whether memory grows with their number.
     #[arg(long)]
     memory: bool,
@@ -70,6 +76,7 @@ Contenders:
      waits for flush.age_ms (5 s), as it does in service.
   s  The same, but told to stop (SIGTERM) once everything is read: it flushes, commits and ends. The speed of catching up,
      without that wait.
+  h  As s, on as many records of which every other one is hostile in one of sixteen ways. Not run unless named: --only s,h.
   b  ClickHouse's Kafka engine, with a materialized view into the raw table and one from there into the daily table.
   c  A bare rdkafka loop that reads the records and does nothing.
   d  The same loop, each value read by Tallyhouse's decoder.
@@ -109,15 +116,21 @@ fn peers(arguments: &Arguments) -> Result<(), AnyError> {
     let stack = Stack::shared();
     let kafka = stack.kafka().map_err(Error::to_string)?;
     let clickhouse = stack.clickhouse().map_err(Error::to_string)?;
-    let fill = |events| fill(kafka.bootstrap(), &stack.fresh_topic_name("peers"), events, &interrupted);
+    let fill = |events, broken_percent| {
+        let shape =
+            Events { broken_percent, campaigns: arguments.campaigns, days: arguments.days, ..Events::default() };
+        fill(kafka.bootstrap(), &stack.fresh_topic_name("peers"), &shape, events, &interrupted)
+    };
+    let only_for = |contender, events| if wanted.contains(&contender) { events } else { 0 };
     let bench = Bench {
         stack,
         brokers: kafka.bootstrap(),
         clickhouse,
         programs,
         python,
-        all: fill(arguments.events)?,
-        python_part: fill(if wanted.contains(&Contender::Python) { arguments.python_events } else { 0 })?,
+        all: fill(arguments.events, 0)?,
+        python_part: fill(only_for(Contender::Python, arguments.python_events), 0)?,
+        hostile: fill(only_for(Contender::TallyhouseHostile, arguments.events), 50)?,
         set: arguments.set.clone(),
         interrupted: Arc::clone(&interrupted),
     };
@@ -130,7 +143,7 @@ fn peers(arguments: &Arguments) -> Result<(), AnyError> {
         }
     }
     let large =
-        if arguments.memory { Some(bench.run(Contender::Tallyhouse, &fill(arguments.events * 10)?)?) } else { None };
+        if arguments.memory { Some(bench.run(Contender::Tallyhouse, &fill(arguments.events * 10, 0)?)?) } else { None };
     print(arguments, &runs, large.as_ref());
     Ok(())
 }
@@ -164,20 +177,19 @@ fn build_all(other: Option<PathBuf>) -> Result<Programs, AnyError> {
 }
 
 /// Makes a topic and produces that many events to it.
-fn fill(brokers: &str, name: &str, events: u64, interrupted: &AtomicBool) -> Result<Topic, AnyError> {
+fn fill(brokers: &str, name: &str, shape: &Events, events: u64, interrupted: &AtomicBool) -> Result<Topic, AnyError> {
     /// Between two looks whether to go on.
     const STEP: u64 = 10_000;
     if events > 0 {
         eprintln!("peers: producing {events} events");
     }
     create_topic(brokers, name, PARTITIONS)?;
-    let shape = Events { broken_percent: 0, ..Events::default() };
     let mut producer = Producer::new(brokers, name, PARTITIONS)?;
     for start in (0..events).step_by(STEP as usize) {
         if interrupted.load(Ordering::Relaxed) {
             return Err("interrupted".into());
         }
-        producer.send_events(&shape, start..(start + STEP).min(events))?;
+        producer.send_events(shape, start..(start + STEP).min(events))?;
     }
     Ok(Topic { name: name.to_owned(), ledger: producer.finish()? })
 }

@@ -2,7 +2,9 @@
 //!
 //! Must never judge what was not run: such a target is left out.
 
-use crate::contenders::Contender::{self, KafkaEngine, LoopDecode, Python, Tallyhouse, TallyhouseStopped};
+use crate::contenders::Contender::{
+    self, KafkaEngine, LoopDecode, Python, Tallyhouse, TallyhouseHostile, TallyhouseStopped,
+};
 use crate::measure::{Cost, Run};
 use crate::report::{Summary, median};
 
@@ -84,6 +86,11 @@ pub fn judge(results: &[Summary], large: Option<&Run>) -> Vec<Target> {
             "events/s from the first record to the end / those of the Python consumer, which waits for no flush (s/e)",
             ratio(of(TallyhouseStopped, read_rate), of(Python, rate)),
             Bound::AtLeast(50.0),
+        ),
+        (
+            "records/s where half are hostile / those where all are good, from the first record to the end (h/s)",
+            ratio(of(TallyhouseHostile, read_rate), of(TallyhouseStopped, read_rate)),
+            Bound::AtLeast(0.5),
         ),
         (
             "Tallyhouse's peak memory in MiB, under memory.limit_bytes (a)",
