@@ -5,6 +5,7 @@
 mod audit;
 mod check;
 mod pages;
+mod rejects;
 mod repair;
 mod report;
 mod status;
@@ -14,6 +15,7 @@ use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
+use crate::rejects::RejectsError;
 use crate::repair::RepairError;
 use crate::service::{self, RunError};
 use crate::telemetry;
@@ -78,6 +80,9 @@ enum Command {
     /// Print what came of the campaigns: delivered, opens, clicks, bounces, unsubscribes and their rates.
     #[command(after_help = report::HELP)]
     Report(report::Arguments),
+    /// Look at what was no event, take it out, and play it again.
+    #[command(subcommand, after_help = rejects::HELP)]
+    Rejects(rejects::Command),
     /// Look at everything that `run` needs before it is started, and say how to mend what is missing.
     #[command(after_help = check::HELP)]
     Check(check::Arguments),
@@ -129,6 +134,9 @@ pub enum CliError {
     /// A repair was not done.
     #[error(transparent)]
     Repair(#[from] RepairError),
+    /// Rejected records could not be looked at or replayed.
+    #[error(transparent)]
+    Rejects(#[from] RejectsError),
     /// The report cannot be written.
     #[error("the output: {0}")]
     Report(#[from] serde_json::Error),
@@ -185,6 +193,7 @@ impl Cli {
             Command::Audit(arguments) => audit::run(&settings.load()?.config, arguments).await,
             Command::Repair(command) => repair::run(&settings.load()?.config, command).await,
             Command::Report(arguments) => report::run(&settings.load()?.config, arguments).await,
+            Command::Rejects(command) => rejects::run(&settings.load()?.config, command).await,
             Command::Check(arguments) => check::run(&settings.load()?.config, arguments).await,
             Command::Status(arguments) => status::run(&settings.load()?.config, arguments).await,
             // These two need no configuration, so a broken one is not looked at.

@@ -14,6 +14,7 @@ pub mod failpoint;
 pub mod health;
 pub mod kafka;
 pub mod metrics;
+pub mod rejects;
 pub mod repair;
 pub mod report;
 pub mod retry;
