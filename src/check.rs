@@ -28,6 +28,8 @@ pub enum Code {
     Topic,
     /// The topic may be read.
     TopicRights,
+    /// The dead-letter topic exists and may be written to; only where one is configured.
+    DeadLetter,
     /// The group may be described and read.
     GroupRights,
     /// Committed offsets may be read.

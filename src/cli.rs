@@ -6,6 +6,7 @@ mod audit;
 mod check;
 mod erase;
 mod pages;
+mod rejects;
 mod repair;
 mod report;
 mod status;
@@ -17,6 +18,7 @@ use crate::clickhouse::retention::{self, Keep, Retention};
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
 use crate::erase::{Address, EraseError, NotAnAddress};
+use crate::rejects::RejectsError;
 use crate::repair::RepairError;
 use crate::service::{self, RunError};
 use crate::telemetry;
@@ -90,6 +92,9 @@ enum Command {
     /// Print what came of the campaigns: delivered, opens, clicks, bounces, unsubscribes and their rates.
     #[command(after_help = report::HELP)]
     Report(report::Arguments),
+    /// Look at what was no event, take it out, and play it again.
+    #[command(subcommand, after_help = rejects::HELP)]
+    Rejects(rejects::Command),
     /// Look at everything that `run` needs before it is started, and say how to mend what is missing.
     #[command(after_help = check::HELP)]
     Check(check::Arguments),
@@ -153,6 +158,9 @@ pub enum CliError {
     /// An erasure was not done, or not to its end.
     #[error(transparent)]
     Erase(#[from] EraseError),
+    /// Rejected records could not be looked at or replayed.
+    #[error(transparent)]
+    Rejects(#[from] RejectsError),
     /// The report cannot be written.
     #[error("the output: {0}")]
     Report(#[from] serde_json::Error),
@@ -213,6 +221,7 @@ impl Cli {
             Command::Repair(command) => repair::run(&settings.load()?.config, command).await,
             Command::Erase(arguments) => erase::run(&settings.load()?.config, arguments).await,
             Command::Report(arguments) => report::run(&settings.load()?.config, arguments).await,
+            Command::Rejects(command) => rejects::run(&settings.load()?.config, command).await,
             Command::Check(arguments) => check::run(&settings.load()?.config, arguments).await,
             Command::Status(arguments) => status::run(&settings.load()?.config, arguments).await,
             // These two need no configuration, so a broken one is not looked at.

@@ -15,6 +15,7 @@ pub mod failpoint;
 pub mod health;
 pub mod kafka;
 pub mod metrics;
+pub mod rejects;
 pub mod repair;
 pub mod report;
 pub mod retry;

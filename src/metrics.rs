@@ -19,6 +19,7 @@ pub const REJECTED: &str = "tallyhouse_rejected_records_total";
 pub const UNKNOWN_FIELDS: &str = "tallyhouse_unknown_fields_total";
 pub const FLUSHED_ROWS: &str = "tallyhouse_flushed_rows_total";
 pub const FLUSHED_BATCHES: &str = "tallyhouse_flushed_batches_total";
+pub const DEAD_LETTERS: &str = "tallyhouse_dead_letters_total";
 pub const FLUSH_SECONDS: &str = "tallyhouse_flush_duration_seconds";
 pub const INSERT_SECONDS: &str = "tallyhouse_insert_duration_seconds";
 pub const COMMIT_SECONDS: &str = "tallyhouse_commit_duration_seconds";
@@ -105,6 +106,7 @@ pub const METRICS: &[Metric] = &[
     ),
     metric(Kind::Counter, FLUSHED_ROWS, Unit::Count, &["table"], "Rows that ClickHouse acknowledged, by table"),
     metric(Kind::Counter, FLUSHED_BATCHES, Unit::Count, &[], "Batches whose end is committed"),
+    metric(Kind::Counter, DEAD_LETTERS, Unit::Count, &[], "Rejected records that the dead-letter topic acknowledged"),
     metric(Kind::Counter, PAUSES, Unit::Count, &[], "Times that the memory limit paused consumption"),
     metric(Kind::Counter, REBALANCES, Unit::Count, &["kind"], "Rebalances, by kind (assigned, revoked, lost)"),
     metric(Kind::Counter, RETRIES, Unit::Count, &["step"], "Steps done again after a failure, by step"),

@@ -8,7 +8,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-pub use read::{ANSWER_TIMEOUT, Watcher, in_words};
+pub use read::{ANSWER_TIMEOUT, Watcher, dead_letter_in_words, in_words};
 
 use crate::audit::position::Outlook;
 use crate::core::source::OffsetRange;
@@ -30,6 +30,8 @@ pub struct Status {
     pub topic: String,
     /// Consumer group.
     pub group_id: String,
+    /// Whether the dead-letter topic is there, if one is configured.
+    pub dead_letter: Result<(), String>,
     /// Whether ClickHouse answers and has the tables.
     pub clickhouse: Result<(), String>,
     /// The group and its members.
@@ -72,6 +74,8 @@ pub enum Code {
     Clickhouse,
     /// The group could not be asked for.
     Group,
+    /// The dead-letter topic is missing or may not be written to.
+    DeadLetter,
     /// Nobody is in the group, and records wait.
     NoMembers,
     /// A partition stops when a member takes it.
@@ -142,6 +146,9 @@ impl Status {
         }
         if let Err(message) = &self.clickhouse {
             add(Code::Clickhouse, None, message.clone());
+        }
+        if let Err(message) = &self.dead_letter {
+            add(Code::DeadLetter, None, message.clone());
         }
         match &self.group {
             Err(message) if self.partitions.is_ok() => add(Code::Group, None, message.clone()),

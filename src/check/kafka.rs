@@ -5,7 +5,7 @@ use crate::config::{Config, GroupProtocol};
 use crate::core::protocol::LogView;
 use crate::core::source::Source;
 use crate::kafka::{self, observer::Observer};
-use crate::status::{ANSWER_TIMEOUT, in_words};
+use crate::status::{ANSWER_TIMEOUT, dead_letter_in_words, in_words};
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 
@@ -59,6 +59,12 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
         Ok(may_read) => judge::topic_rights(may_read),
         Err(error) => fails(Code::TopicRights, &error),
     });
+    if let Some(dead_letter) = &config.kafka.topics.dead_letter {
+        made.push(match dead_letter_in_words(dead_letter, observer.may_write(dead_letter)) {
+            Ok(()) => Outcome::ok(Code::DeadLetter, format!("{dead_letter} is there")),
+            Err(error) => Outcome::failed_with(Code::DeadLetter, &error),
+        });
+    }
     made.push(session_timeout(config, observer));
     made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
     match logs(observer, &sources) {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::schema::{Assignment, Config, GroupProtocol, Mechanism};
+use super::schema::{Assignment, Config, GroupProtocol, Mechanism, Topics};
 
 /// Properties that the protocol rests on: name, value, and why it cannot be another.
 const PROTOCOL: &[(&str, &str, &str)] = &[
@@ -47,6 +47,19 @@ const CONTENDING: &[(&str, &str)] = &[
     ("max.partition.fetch.bytes", "is another name of fetch.message.max.bytes: set that instead"),
 ];
 
+/// Properties that the producers of dead letters and replays rest on.
+const PRODUCER: &[(&str, &str)] = &[("acks", "all"), ("enable.idempotence", "true")];
+
+/// Properties that no producer gets: those of a group, and the name of transactions, which replays give themselves.
+const NOT_OF_PRODUCERS: &[&str] = &[
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "session.timeout.ms",
+    "partition.assignment.strategy",
+    "transactional.id",
+];
+
 /// Why `property` cannot be passed through, if so.
 pub(super) fn refusal(property: &str) -> Option<String> {
     let protocol = PROTOCOL.iter().map(|(name, value, why)| (name, format!("is always {value}: {why}")));
@@ -73,6 +86,22 @@ impl Config {
         all.extend(self.keyed().into_iter().map(|(name, value)| (name.to_owned(), value)));
         all.extend(PROTOCOL.iter().map(|(name, value, _)| (name.to_string(), value.to_string())));
         all.into_iter().collect()
+    }
+
+    /// All properties of a producer, by name. Credentials are in clear: never log them.
+    pub fn producer_properties(&self) -> Vec<(String, String)> {
+        let mut all: BTreeMap<String, String> = BTreeMap::new();
+        // What is too large is for the broker to say: it knows the topic's limit.
+        all.insert("message.max.bytes".to_owned(), "1000000000".to_owned());
+        // The topic's limit is one of batches, and one that is refused for its size is not made smaller.
+        all.insert("batch.size".to_owned(), "65536".to_owned());
+        // Part of what the one memory limit leaves for what is being sent.
+        let queue_kbytes = (self.memory.limit_bytes as u64 / 8 / 1024).min(2_097_151);
+        all.insert("queue.buffering.max.kbytes".to_owned(), queue_kbytes.to_string());
+        all.extend(self.kafka.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
+        all.extend(self.keyed().into_iter().map(|(name, value)| (name.to_owned(), value)));
+        all.extend(PRODUCER.iter().map(|(name, value)| (name.to_string(), value.to_string())));
+        all.into_iter().filter(|(name, _)| !NOT_OF_PRODUCERS.contains(&name.as_str())).collect()
     }
 
     /// Defaults that `kafka.properties` may override.
@@ -142,6 +171,13 @@ impl Config {
             set("sasl.password", Some(kafka.sasl.password.expose()));
         }
         properties
+    }
+}
+
+impl Topics {
+    /// `kafka.topics.replays`, or the name that stands for it.
+    pub fn replays(&self) -> String {
+        self.replays.clone().unwrap_or_else(|| format!("{}.replays", self.events))
     }
 }
 

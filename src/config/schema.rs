@@ -159,6 +159,12 @@ section! {
     Topics "kafka.topics" {
         /// Topic of the event stream.
         events: String = "campaign.event_tracking", Topic;
+        /// Topic that gets each rejected record, with headers that say why, before its row is written. Not set: none does. It
+        /// should take records at least 1 KiB larger than the event topic does.
+        dead_letter: Option<String> = "", Topic;
+        /// Topic in which `tallyhouse rejects replay` notes what it has replayed. Not set: the event topic's name with .replays
+        /// behind it.
+        replays: Option<String> = "", Topic;
     }
 }
 

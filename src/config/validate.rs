@@ -119,6 +119,7 @@ type Conflict = ([&'static str; 2], String);
 
 fn conflicts(config: &Config) -> Vec<Conflict> {
     let mut found = security_conflicts(config);
+    found.extend(topic_conflicts(config));
     let (memory, retry) = (&config.memory, &config.retry);
     if memory.limit_bytes / 2 < config.flush.bytes_max {
         let reason = "must be at least twice flush.bytes_max".into();
@@ -151,6 +152,24 @@ fn conflicts(config: &Config) -> Vec<Conflict> {
         found.push((["kafka.properties.queued.max.messages.kbytes", "memory.limit_bytes"], reason));
     }
     found
+}
+
+fn topic_conflicts(config: &Config) -> Vec<Conflict> {
+    const DEAD_LETTER: &str = "kafka.topics.dead_letter";
+    const REPLAYS: &str = "kafka.topics.replays";
+    let topics = &config.kafka.topics;
+    let (events, dead_letter, replays) = (&topics.events, topics.dead_letter.as_ref(), &topics.replays());
+    let same = [
+        (
+            dead_letter == Some(events),
+            [DEAD_LETTER, "kafka.topics.events"],
+            "each rejected record would be consumed again",
+        ),
+        (replays == events, [REPLAYS, "kafka.topics.events"], "the notes would be consumed as events"),
+        (dead_letter == Some(replays), [DEAD_LETTER, REPLAYS], "what was replayed could not be read from it"),
+    ];
+    let same = same.into_iter().filter(|(same, ..)| *same);
+    same.map(|(_, keys, why)| (keys, format!("must not be the topic of {}: {why}", keys[1]))).collect()
 }
 
 fn security_conflicts(config: &Config) -> Vec<Conflict> {

@@ -3,7 +3,7 @@
 //! A batch is immutable and its content and order are a function of the records [start, end) alone. Each insert is one Native
 //! block; encoding one must never depend on what was inserted before.
 
-use super::columns::{Column, constant_low_cardinality, low_cardinality, native_block};
+use super::columns::{Column, Values, constant_low_cardinality, low_cardinality, native_block};
 use super::event::{Day, EventType};
 use super::marks::{Expected, Insert, PartitionId};
 use super::protocol::Frozen;
@@ -42,6 +42,23 @@ struct Rejected {
     error: Chunks,
     key: Chunks,
     payload: Chunks,
+}
+
+/// One rejected record of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedRecord {
+    /// Its offset.
+    pub offset: u64,
+    /// Its timestamp in milliseconds since 1970-01-01 UTC, 0 where it had none.
+    pub timestamp_ms: i64,
+    /// Why it was rejected.
+    pub reason: Reason,
+    /// What the decoder said.
+    pub error: Bytes,
+    /// Its key; empty where it had none.
+    pub key: Bytes,
+    /// Its value; empty where it had none.
+    pub payload: Bytes,
 }
 
 /// The batch.
@@ -95,6 +112,24 @@ impl Batch {
     /// Memory held, in bytes, as counted by the window.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The rejected records, in the order of their offsets.
+    pub fn rejected(&self) -> impl Iterator<Item = RejectedRecord> + use<'_> {
+        let rows = &self.rejected;
+        let [mut offsets, mut times, mut errors, mut keys, mut payloads] =
+            [&rows.source_offset, &rows.timestamp_ms, &rows.error, &rows.key, &rows.payload]
+                .map(|chunks| Values::of(chunks.clone()));
+        rows.reasons.iter().filter_map(move |&reason| {
+            Some(RejectedRecord {
+                offset: u64::from_le_bytes(offsets.number()?),
+                timestamp_ms: i64::from_le_bytes(times.number()?),
+                reason: *Reason::ALL.get(usize::from(reason))?,
+                error: errors.string()?,
+                key: keys.string()?,
+                payload: payloads.string()?,
+            })
+        })
     }
 
     /// When its records came into Kafka.
@@ -228,6 +263,26 @@ mod tests {
                 let (rows_again, block_again) = twice.block(&insert, "t/0");
                 prop_assert_eq!((rows, block.concat()), (rows_again, block_again.concat()));
             }
+        }
+    }
+
+    #[test]
+    fn rejected_records_are_given_back_as_they_came() {
+        let mut window = Window::new(5);
+        let payloads: Vec<Vec<u8>> = (0..50).map(|n| vec![n; usize::from(n) * 700]).collect();
+        let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
+        for (offset, payload) in (5..).zip(&payloads) {
+            let record = Record { offset, timestamp_ms: Some(-7), key: Some(b"k"), payload: Some(payload) };
+            window.push(&record, &decode(record.payload, record.timestamp_ms, &bounds));
+        }
+        let batch = Batch::freeze(window, 0);
+        let found: Vec<RejectedRecord> = batch.rejected().collect();
+        assert_eq!(found.len(), payloads.len());
+        for ((offset, payload), record) in (5..).zip(payloads).zip(found) {
+            let Err(rejection) = decode(Some(&payload), Some(-7), &bounds) else { panic!("an event") };
+            let error = Bytes::from(rejection.error);
+            let (reason, key, payload) = (rejection.reason, Bytes::from_static(b"k"), Bytes::from(payload));
+            assert_eq!(record, RejectedRecord { offset, timestamp_ms: -7, reason, error, key, payload });
         }
     }
 

@@ -20,6 +20,9 @@
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert that is not covered by an intent
 //! it knows to be committed, write counters before the batch's rows and rejects, nor commit an end before all inserts of the
 //! batch are known to be applied.
+//!
+//! Dead letters are no step of it: they are delivered as the beginning of the insert into `rejected_events`, so that what vouches for
+//! the insert vouches for them, and a delivery that failed is an insert that did not happen.
 
 use super::guard::{self, Guard};
 use super::intent::{Counts, Intent, Metadata};

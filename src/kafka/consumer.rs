@@ -139,7 +139,9 @@ pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consum
     for (property, value) in config.kafka_properties() {
         client.set(property, value);
     }
-    client.create_with_context(Context { owner, last_error: Mutex::new(None), unreadable: Mutex::new(None) })
+    client
+        .create_with_context(Context { owner, last_error: Mutex::new(None), unreadable: Mutex::new(None) })
+        .map_err(super::without_value)
 }
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
-//! Everything that talks to Kafka: the consumer with its rebalances, committed offsets with their metadata, the topic's id.
+//! Everything that talks to Kafka: the consumer with its rebalances, committed offsets with their metadata, the topic's id,
+//! and producers for dead letters and replays.
 //!
 //! Must never decide where to start or what to commit: that is the core's protocol. Must never commit by itself.
 
 pub mod consumer;
+pub mod dead_letters;
 pub mod group;
 pub mod members;
 mod native;
 pub mod observer;
 pub mod offsets;
+pub mod producer;
+pub mod settings;
 pub mod topic;
 
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -27,6 +31,16 @@ pub fn is_permanent(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::ClusterAuthorizationFailed
         )
     )
+}
+
+/// The error of a property that librdkafka refuses without the property's value, which may be a secret.
+fn without_value(error: KafkaError) -> KafkaError {
+    match error {
+        KafkaError::ClientConfig(code, description, key, _) => {
+            KafkaError::ClientConfig(code, description, key, "***".to_owned())
+        }
+        other => other,
+    }
 }
 
 /// Asks again, for so long, where a broker is only about to take over its part. Blocks.

@@ -60,6 +60,14 @@ impl Rebalances for Nobody {
     fn statistics(&self, _: &Statistics) {}
 }
 
+/// A consumer that never joins the group, to be assigned by hand.
+///
+/// # Errors
+/// librdkafka refuses a property.
+pub fn apart(config: &Config) -> KafkaResult<Consumer> {
+    consumer::create(config, Arc::new(Nobody))
+}
+
 impl Observer {
     /// Makes the consumer; connects in the background.
     ///
@@ -74,7 +82,7 @@ impl Observer {
     /// # Errors
     /// librdkafka refuses a property.
     pub fn hurried(config: &Config, within: Duration) -> KafkaResult<Observer> {
-        let consumer = consumer::create(config, Arc::new(Nobody))?;
+        let consumer = apart(config)?;
         let (topic, group) = (config.kafka.topics.events.clone(), config.kafka.group_id.clone());
         Ok(Observer { consumer, topic, group, within })
     }
@@ -99,6 +107,14 @@ impl Observer {
     /// Kafka does not answer in time, or the topic does not exist.
     pub fn may_read_topic(&self) -> KafkaResult<Option<bool>> {
         topic::may_read(&self.consumer, &self.topic, self.within)
+    }
+
+    /// Whether another topic may be written to; `None` where the broker does not tell.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or the topic does not exist.
+    pub fn may_write(&self, topic: &str) -> KafkaResult<Option<bool>> {
+        topic::may_write(&self.consumer, topic, self.within)
     }
 
     /// The group and its members.
@@ -209,7 +225,8 @@ fn is_gone(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset))
 }
 
-fn is_passing(error: &KafkaError) -> bool {
+/// Whether an error is of a connection that comes and goes.
+pub fn is_passing(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(

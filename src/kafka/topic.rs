@@ -34,12 +34,29 @@ pub fn topic_id(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
 /// # Errors
 /// As [`topic_id`].
 pub fn may_read(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<Option<bool>> {
+    may(consumer, topic, c::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ, within)
+}
+
+/// Whether this client may write to the topic; `None` where the broker does not tell. Blocks.
+///
+/// # Errors
+/// As [`topic_id`].
+pub fn may_write(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<Option<bool>> {
+    may(consumer, topic, c::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE, within)
+}
+
+fn may(
+    consumer: &Consumer,
+    topic: &str,
+    operation: c::rd_kafka_AclOperation_t,
+    within: Duration,
+) -> KafkaResult<Option<bool>> {
     describe(consumer, topic, within, true, |described| {
         let mut count = 0;
         // SAFETY: `described` lives until this returns; the operations belong to it.
         unsafe {
             let operations = c::rd_kafka_TopicDescription_authorized_operations(described, &raw mut count);
-            native::may(operations, count, c::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ)
+            native::may(operations, count, operation)
         }
     })
 }

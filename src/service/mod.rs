@@ -29,6 +29,7 @@ use crate::core::stop::StopReason;
 use crate::core::window::Limits;
 use crate::health::Health;
 use crate::kafka::consumer::{self, Consumer};
+use crate::kafka::dead_letters::DeadLetters;
 use crate::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
 use assignment::Assignment;
@@ -83,7 +84,7 @@ pub enum RunError {
         error: KafkaError,
     },
     /// librdkafka refuses a property.
-    #[error("the consumer cannot be made, check kafka.* and kafka.properties: {0}")]
+    #[error("the consumer, or the producer of dead letters, cannot be made, check kafka.* and kafka.properties: {0}")]
     Consumer(String),
     /// The HTTP endpoint cannot listen.
     #[error("admin.listen {address}: {error}")]
@@ -138,6 +139,7 @@ struct Shared {
     /// Weak: the reader owns the consumer, and closes it when it ends.
     consumer: OnceLock<Weak<Consumer>>,
     sink: Sink,
+    dead_letters: Option<DeadLetters>,
     windows: Arc<Windows>,
     memory: Arc<Memory>,
     health: Arc<Health>,
@@ -257,6 +259,7 @@ pub async fn run(
     let shared = Arc::new(Shared {
         consumer: OnceLock::from(Arc::downgrade(&consumer)),
         sink: Sink::new(client, Schema::single()),
+        dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
         memory: Arc::clone(&memory),
         health: Arc::clone(&health),

@@ -15,7 +15,8 @@ use crate::core::window::ARRIVAL_STEP_MS;
 use crate::failpoint;
 use crate::kafka::{offsets, topic};
 use crate::metrics::{
-    COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS, RETRIES,
+    COMMIT_SECONDS, DEAD_LETTERS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS,
+    RETRIES,
 };
 use crate::retry::Backoff;
 use metrics::{counter, histogram};
@@ -57,6 +58,15 @@ pub struct Partition {
     wake: Arc<Notify>,
     drain: watch::Receiver<Drain>,
     gate: CommitGate,
+    /// The batch whose dead letters are delivered, since its records were read.
+    lettered: Option<OffsetRange>,
+}
+
+impl Drop for Partition {
+    /// What keeps these letters from being delivered is the next owner's to say.
+    fn drop(&mut self) {
+        self.shared.health.clear(&self.dead_letter_cause());
+    }
 }
 
 impl Partition {
@@ -70,7 +80,17 @@ impl Partition {
         };
         let lease = Lease::new(shared.session_timeout);
         let backoff = Backoff::new(&shared.retry);
-        Partition { shared, source, batches: VecDeque::new(), lease, backoff, wake: Arc::default(), drain, gate }
+        Partition {
+            shared,
+            source,
+            batches: VecDeque::new(),
+            lease,
+            backoff,
+            wake: Arc::default(),
+            drain,
+            gate,
+            lettered: None,
+        }
     }
 
     /// Runs the protocol until the partition is released or stops.
@@ -347,6 +367,7 @@ impl Partition {
     /// The partition starts over: its records are read again.
     fn drop_all(&mut self) {
         self.batches.clear();
+        self.lettered = None;
         self.note_oldest();
     }
 
@@ -360,14 +381,16 @@ impl Partition {
     }
 
     async fn insert(&mut self, range: OffsetRange, insert: Insert, attempt: u32) -> Seen {
+        // Before the lease is looked at, as this may take long: letters are harmless whoever sends them.
+        if insert.table == Table::Rejected && !self.deliver_dead_letters(range).await {
+            return Seen::InsertUnknown;
+        }
         if !self.lease.holds(boot_time()) {
             tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
             return Seen::LeaseExpired;
         }
         failpoint::hit("lease_checked");
-        let Some((held, _)) = self.batches.iter().find(|(held, _)| held.batch.range() == range) else {
-            return Seen::InsertUnknown;
-        };
+        let Some(held) = self.held(range) else { return Seen::InsertUnknown };
         let table = insert.table;
         let started = Instant::now();
         let outcome = self.shared.sink.insert(&held.batch, &insert, &self.source, attempt).await;
@@ -389,6 +412,39 @@ impl Partition {
                 Seen::InsertUnknown
             }
         }
+    }
+
+    fn held(&self, range: OffsetRange) -> Option<&Held> {
+        self.batches.iter().map(|(held, _)| held).find(|held| held.batch.range() == range)
+    }
+
+    /// Delivers a batch's dead letters where there is a topic for them; once, however often its rows are inserted. They go before
+    /// the rows: then whatever shows the rows applied shows the letters delivered, and no lost offset can lose one.
+    async fn deliver_dead_letters(&mut self, range: OffsetRange) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let Some(dead_letters) = shared.dead_letters.as_ref().filter(|_| self.lettered != Some(range)) else {
+            return true;
+        };
+        let Some(held) = self.held(range) else { return true };
+        match dead_letters.deliver(&self.source.name(), &held.batch).await {
+            Ok(letters) => {
+                counter!(DEAD_LETTERS).increment(letters);
+                self.lettered = Some(range);
+                self.succeeded(&self.dead_letter_cause());
+                failpoint::hit("dead_letters_delivered");
+                true
+            }
+            Err(error) => {
+                let topic = dead_letters.topic();
+                let error = format!("the dead-letter topic {topic} does not take a rejected record: {error}");
+                self.failed(&self.dead_letter_cause(), "dead_letter", &error).await;
+                false
+            }
+        }
+    }
+
+    fn dead_letter_cause(&self) -> String {
+        format!("dead letters of partition {}", self.source.partition)
     }
 
     fn is_draining(&self) -> bool {

@@ -28,6 +28,7 @@ struct Logs {
     sources: Vec<Source>,
     views: Vec<Result<LogView, String>>,
     group: Result<Group, String>,
+    dead_letter: Result<(), String>,
 }
 
 /// Connections to both servers, kept between looks.
@@ -36,6 +37,7 @@ pub struct Watcher {
     client: Client,
     sink: Sink,
     empty: Status,
+    dead_letter: Option<String>,
 }
 
 impl Watcher {
@@ -50,13 +52,15 @@ impl Watcher {
             database: config.clickhouse.database.clone(),
             topic: config.kafka.topics.events.clone(),
             group_id: config.kafka.group_id.clone(),
+            dead_letter: Ok(()),
             clickhouse: Ok(()),
             group: Err(String::new()),
             partitions: Ok(Vec::new()),
         };
         let observer = Arc::new(Observer::hurried(config, ANSWER_TIMEOUT)?);
         let sink = Sink::new(client.clone(), Schema::single());
-        Ok(Watcher { observer, client, sink, empty })
+        let dead_letter = config.kafka.topics.dead_letter.clone();
+        Ok(Watcher { observer, client, sink, empty, dead_letter })
     }
 
     /// Looks at everything once. What could not be asked is said in the status itself.
@@ -67,8 +71,9 @@ impl Watcher {
         let (logs, answered) = tokio::join!(self.logs(deadline), schema.check(&self.client));
         status.clickhouse = answered.map_err(|problem| problem.to_string());
         match logs {
-            Ok(Logs { sources, views, group }) => {
+            Ok(Logs { sources, views, group, dead_letter }) => {
                 status.group = group;
+                status.dead_letter = dead_letter;
                 let mut partitions = Vec::with_capacity(sources.len());
                 for (source, view) in sources.into_iter().zip(views) {
                     let number = source.partition;
@@ -90,6 +95,7 @@ impl Watcher {
 
     async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
         let (brokers, topic) = (self.empty.brokers.clone(), self.empty.topic.clone());
+        let dead_letter = self.dead_letter.clone();
         let read = move |observer: &Observer| {
             let sources = observer.cluster().and_then(|_| kafka::patiently(ANSWER_TIMEOUT, || observer.sources()));
             let sources = sources.map_err(|error| in_words(&error, &brokers, &topic))?;
@@ -100,7 +106,9 @@ impl Watcher {
                 false => Err("not asked: Kafka answered too slowly".to_owned()),
             };
             let views = sources.iter().map(view).collect();
-            Ok(Logs { sources, views, group })
+            let dead_letter =
+                dead_letter.map_or(Ok(()), |topic| dead_letter_in_words(&topic, observer.may_write(&topic)));
+            Ok(Logs { sources, views, group, dead_letter })
         };
         self.blocking(read).await
     }
@@ -167,6 +175,22 @@ impl Watcher {
 
 fn log_view(observer: &Observer, source: &Source) -> Result<LogView, String> {
     kafka::patiently(ANSWER_TIMEOUT, || observer.log_view(source)).map_err(|error| error.to_string())
+}
+
+/// What is wrong with the dead-letter topic, and what to do.
+///
+/// # Errors
+/// The words.
+pub fn dead_letter_in_words(topic: &str, may_write: KafkaResult<Option<bool>>) -> Result<(), String> {
+    let what = match may_write {
+        Ok(Some(false)) => "may not be written to by this user".to_owned(),
+        Ok(_) => return Ok(()),
+        Err(error) => format!("cannot be looked at: {error}"),
+    };
+    Err(format!(
+        "the dead-letter topic {topic} {what}: each partition with a rejected record waits for it. Create it, allow this user \
+         Describe and Write on it, or set kafka.topics.dead_letter"
+    ))
 }
 
 /// What failed, and what to do.

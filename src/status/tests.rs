@@ -29,6 +29,7 @@ fn status(members: Vec<Member>, standings: Vec<Standing>) -> Status {
         database: "campaigns".into(),
         topic: "events".into(),
         group_id: "writers".into(),
+        dead_letter: Ok(()),
         clickhouse: Ok(()),
         group: Ok(group(members)),
         partitions: Ok((0..).zip(standings).map(partition).collect()),

@@ -12,7 +12,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const CONSUMER: (&str, &str) = ("TALLYHOUSE__KAFKA__GROUP_PROTOCOL", "consumer");
 
 /// Waits until the kernel says that the member is stopped.
-async fn await_frozen(member: &Server) {
+pub async fn await_frozen(member: &Server) {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", member.pid())).unwrap_or_default();

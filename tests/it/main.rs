@@ -21,6 +21,7 @@ mod operate;
 mod operator;
 mod protocol;
 mod recovery;
+mod rejects;
 mod report;
 mod retention;
 mod schema;
@@ -138,6 +139,14 @@ fn main() -> ExitCode {
         report::the_report_is_the_known_set,
         report::the_views_count_as_the_report_does,
         report::a_report_that_cannot_be_made_says_why,
+        rejects::what_is_mended_counts_once,
+        rejects::own_bytes_are_replayed_after_a_changed_bound,
+        rejects::a_replay_killed_anywhere_is_exact,
+        rejects::random_interruptions_are_exact,
+        rejects::of_two_replays_the_later_one_goes_on,
+        rejects::a_ledger_that_forgets_is_refused,
+        rejects::every_reject_is_in_the_dead_letter_topic,
+        rejects::a_dead_letter_that_is_not_taken_holds_the_partition,
         operate::a_good_stack_is_all_ok,
         operate::a_check_names_the_server_that_is_away,
         operate::a_check_says_how_to_mend,

@@ -6,6 +6,7 @@ mod secrets;
 use std::fs;
 
 use rdkafka::consumer::BaseConsumer;
+use rdkafka::producer::BaseProducer;
 
 use super::*;
 
@@ -309,6 +310,48 @@ fn a_static_member_moves_its_partitions_in_one_step() {
     assert!(cooperative.error().contains("must be eager with kafka.group_instance_id"), "{}", cooperative.error());
     given("").set("kafka.group_instance_id=one").set("kafka.assignment=eager").load();
     given("").set("kafka.group_instance_id=one").set("kafka.group_protocol=consumer").load();
+}
+
+#[test]
+fn producers_get_what_they_rest_on_and_nothing_of_the_group() {
+    let properties = "[kafka.properties]\nacks = '1'\n'transactional.id' = 'x'\n'linger.ms' = 20\n";
+    let sasl = ["kafka.sasl.mechanism=PLAIN", "kafka.sasl.username=u", "kafka.sasl.password=p"];
+    let given = sasl.into_iter().fold(given(properties).set("kafka.tls.enabled=true"), Given::set);
+    let all: BTreeMap<String, String> = given.load().config.producer_properties().into_iter().collect();
+    assert_eq!((&*all["acks"], &*all["enable.idempotence"], &*all["linger.ms"]), ("all", "true", "20"));
+    assert_eq!((&*all["security.protocol"], &*all["sasl.password"]), ("sasl_ssl", "p"));
+    for absent in ["group.id", "session.timeout.ms", "transactional.id", "isolation.level"] {
+        assert!(!all.contains_key(absent), "{absent}");
+    }
+    let mut client = rdkafka::ClientConfig::new();
+    client.extend(all);
+    client.create::<BaseProducer>().unwrap();
+}
+
+#[test]
+fn topics_that_must_differ_are_told_apart() {
+    for (one, other) in [
+        ("kafka.topics.dead_letter=campaign.event_tracking", "log.level=info"),
+        ("kafka.topics.replays=campaign.event_tracking", "log.level=info"),
+        ("kafka.topics.dead_letter=a", "kafka.topics.replays=a"),
+        ("kafka.topics.dead_letter=a.replays", "kafka.topics.events=a"),
+    ] {
+        let error = given("").set(one).set(other).error();
+        assert!(error.contains("must not be the topic of kafka.topics."), "{error}");
+    }
+    let topics = given("").set("kafka.topics.dead_letter=a").load().config.kafka.topics;
+    assert_eq!(
+        (topics.dead_letter.as_deref(), topics.replays()),
+        (Some("a"), "campaign.event_tracking.replays".into())
+    );
+}
+
+/// Events of aborted transactions must never count, and replays rest on that.
+#[test]
+fn nobody_reads_what_is_not_committed() {
+    assert_eq!(property(&given("").load(), "isolation.level").as_deref(), Some("read_committed"));
+    let error = given("").set("kafka.properties.isolation.level=read_uncommitted").error();
+    assert!(error.contains("is always read_committed"), "{error}");
 }
 
 #[test]

@@ -1,0 +1,168 @@
+//! `tallyhouse rejects` on the command line.
+
+use super::{CliError, Done, EXIT_WRONG, clickhouse_options, end_on_signals};
+use crate::clickhouse::client::Client;
+use crate::config::Config;
+use crate::core::reject::Reason;
+use crate::rejects::{self, Counts, Filter, Listing, Moment, Pages, Shown, SourceName, replay};
+use crate::service;
+use clap::{Args, Subcommand};
+use std::io::{ErrorKind, Write as _};
+use std::path::PathBuf;
+use tokio_util::sync::CancellationToken;
+
+pub(super) const HELP: &str = "\
+Examples:
+  tallyhouse rejects count                               why, and how many
+  tallyhouse rejects list --reason bad_uuid --limit 5    the newest ones
+  tallyhouse rejects show campaign.event_tracking/3 1234
+  tallyhouse rejects export --reason bad_uuid > bad.ndjson
+  jq -c '.payload |= (fromjson | .campaign_id |= ltrimstr(\"x\") | tojson)' bad.ndjson > fixed.ndjson
+  tallyhouse rejects replay --from fixed.ndjson
+
+docs/replay.md says what to do with rejected records, and why a replay counts each once.";
+
+const REPLAY_HELP: &str = "\
+Without --from, rows are replayed with their own bytes: after an upgrade, or a change of decode.*. What this version rejects is left
+out. Use the configuration of the members. The summary goes to standard output, everything else to standard error.
+
+Exit status: 0 done, 1 not done, stopped by a signal, or a line of --from was left out, 64 wrong usage or configuration.";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List the newest rejected records.
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// No more than so many.
+        #[arg(long, value_name = "ROWS", default_value_t = 50)]
+        limit: u64,
+        /// Print JSON; its field names are stable.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one rejected record with its exact bytes, and what this version makes of it.
+    Show {
+        /// Its source, as `list` shows it; without @topic-id where that is clear.
+        source: SourceName,
+        /// Its offset.
+        offset: u64,
+        /// Print the payload's bytes and nothing else.
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Count rejected records by reason.
+    Count {
+        #[command(flatten)]
+        which: Which,
+        /// Print JSON; its field names are stable.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print rejected records as one line of JSON each, to be mended and given to `replay --from`.
+    Export {
+        #[command(flatten)]
+        which: Which,
+        /// No more than so many.
+        #[arg(long, value_name = "ROWS")]
+        limit: Option<u64>,
+    },
+    /// Put rejected records back into the event topic, each row once however often this is run or cut off.
+    #[command(after_help = REPLAY_HELP)]
+    Replay {
+        #[command(flatten)]
+        which: Which,
+        /// No more than so many.
+        #[arg(long, value_name = "ROWS", conflicts_with = "from")]
+        limit: Option<u64>,
+        /// Lines of an export, mended; - for standard input. Only the payload is taken from them.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["reason", "source", "since", "until"])]
+        from: Option<PathBuf>,
+        /// Say what would be replayed; write nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Print the summary as JSON; its field names are stable.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Which {
+    /// Only those rejected for this reason; may be repeated. docs/rejects.md lists them.
+    #[arg(long, value_name = "REASON", value_parser = rejects::reason)]
+    reason: Vec<Reason>,
+    /// Only those of this source, topic/partition or topic/partition@topic-id.
+    #[arg(long, value_name = "SOURCE")]
+    source: Option<SourceName>,
+    /// Only those with a Kafka timestamp from then on: 2026-11-24 or 2026-11-24T06:30:00, UTC.
+    #[arg(long, value_name = "TIME")]
+    since: Option<Moment>,
+    /// Only those with a Kafka timestamp before then.
+    #[arg(long, value_name = "TIME")]
+    until: Option<Moment>,
+}
+
+impl Which {
+    fn filter(self, limit: Option<u64>) -> Filter {
+        let Which { reason, source, since, until } = self;
+        Filter { reasons: reason, source, since, until, limit }
+    }
+}
+
+pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliError> {
+    let client = Client::new(&clickhouse_options(config))?;
+    match command {
+        Command::List { which, limit, json } => {
+            let rows = rejects::newest(&client, &which.filter(Some(limit))).await?;
+            let listing = Listing { rows, ledger: replay::look(config).await };
+            Ok(if json { listing.json()? } else { listing.table() }.into())
+        }
+        Command::Show { source, offset, raw } => {
+            let row = rejects::one(&client, source, offset).await?;
+            if raw {
+                print(&row.payload.unwrap_or_default())?;
+                return Ok(String::new().into());
+            }
+            let ledger = replay::look(config).await;
+            Ok(Shown { row, bounds: service::time_bounds(config), ledger }.text().into())
+        }
+        Command::Count { which, json } => {
+            let counts = Counts::new(&client, &which.filter(None), replay::look(config).await).await?;
+            Ok(if json { counts.json()? } else { counts.table() }.into())
+        }
+        Command::Export { which, limit } => {
+            let mut pages = Pages::new(&client, which.filter(limit));
+            loop {
+                let page = pages.next().await?;
+                if page.is_empty() {
+                    return Ok(String::new().into());
+                }
+                let lines: String = page.iter().map(rejects::line).collect::<Result<_, _>>()?;
+                if !print(lines.as_bytes())? {
+                    return Ok(String::new().into());
+                }
+            }
+        }
+        Command::Replay { which, limit, from, dry_run, json } => {
+            let from_lines = from.is_some();
+            let options = replay::Options { filter: which.filter(limit), from, dry_run };
+            let stop = CancellationToken::new();
+            end_on_signals(stop.clone())?;
+            let summary = replay::run(config, &client, options, &stop, &|line: &str| eprintln!("{line}")).await?;
+            let left_out = summary.refused + summary.without_row + summary.of_other_topics > 0;
+            let status = if summary.stopped || from_lines && left_out { EXIT_WRONG } else { 0 };
+            let output = if json { serde_json::to_string(&summary)? + "\n" } else { summary.to_string() };
+            Ok(Done { output, status })
+        }
+    }
+}
+
+/// Whether somebody still reads.
+fn print(bytes: &[u8]) -> Result<bool, CliError> {
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(true),
+    }
+}

@@ -1,0 +1,178 @@
+//! Producers: of dead letters ([`super::dead_letters`]) and of replays ([`crate::rejects`]).
+//!
+//! Must never be acknowledged by less than all replicas, and never give a record up without saying so.
+
+use crate::config::Config;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::future_producer::Delivery;
+use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Longest time from handing a record over to its acknowledgement.
+pub const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
+
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(20);
+
+/// A record to be produced.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Where to.
+    pub topic: &'a str,
+    /// Partition; the key decides where there is none.
+    pub partition: Option<i32>,
+    /// Key; none where it is empty.
+    pub key: &'a [u8],
+    /// Value.
+    pub payload: Option<&'a [u8]>,
+    /// Timestamp in milliseconds since 1970; the moment of sending where there is none.
+    pub timestamp_ms: Option<i64>,
+    /// Headers, in order.
+    pub headers: &'a [(&'a str, &'a [u8])],
+}
+
+/// A producer, with the newest error that librdkafka reported outside of a call.
+#[derive(Clone)]
+pub struct Producer {
+    /// For transactions.
+    pub inner: FutureProducer<Context>,
+    last_error: LastError,
+}
+
+type LastError = Arc<Mutex<Option<KafkaError>>>;
+
+/// Receives librdkafka's callbacks.
+pub struct Context(LastError);
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(reason, "kafka: {error}");
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => tracing::warn!(facility, "kafka: {message}"),
+            _ => tracing::debug!(facility, "kafka: {message}"),
+        }
+    }
+}
+
+/// The configuration of a producer.
+pub fn client_config(config: &Config) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    for (property, value) in config.producer_properties() {
+        client.set(property, value);
+    }
+    client.set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
+    client
+}
+
+impl Producer {
+    /// Makes the producer; connects in the background.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn new(client: &ClientConfig) -> KafkaResult<Producer> {
+        let last_error = LastError::default();
+        let inner = client.create_with_context(Context(Arc::clone(&last_error))).map_err(super::without_value)?;
+        Ok(Producer { inner, last_error })
+    }
+
+    /// Hands one record over to librdkafka; `None` while the queue is full.
+    ///
+    /// # Errors
+    /// librdkafka refuses the record.
+    fn hand_over(&self, record: &Outgoing<'_>) -> KafkaResult<Option<DeliveryFuture>> {
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        for &(key, value) in record.headers {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let outgoing: FutureRecord<'_, [u8], [u8]> = FutureRecord {
+            topic: record.topic,
+            partition: record.partition,
+            payload: record.payload,
+            key: Some(record.key).filter(|key| !key.is_empty()),
+            timestamp: record.timestamp_ms,
+            headers: Some(headers),
+        };
+        match self.inner.send_result(outgoing) {
+            Ok(delivery) => Ok(Some(delivery)),
+            Err((error, _)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) => Ok(None),
+            Err((error, _)) => Err(error),
+        }
+    }
+
+    /// Waits for one record's acknowledgement.
+    ///
+    /// # Errors
+    /// It was not acknowledged, and may be in the log all the same.
+    async fn delivered(&self, delivery: DeliveryFuture) -> KafkaResult<Delivery> {
+        match delivery.await {
+            Ok(Ok(delivery)) => Ok(delivery),
+            // That the time is up says less than what went wrong meanwhile, such as a refused login.
+            Ok(Err((error, _))) => Err(self.take_error().unwrap_or(error)),
+            Err(_) => Err(KafkaError::Canceled),
+        }
+    }
+
+    fn take_error(&self) -> Option<KafkaError> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Begins to send records.
+    pub fn sending(&self) -> Sending<'_> {
+        // What went wrong before says nothing of these.
+        self.take_error();
+        Sending { producer: self, waiting: VecDeque::new(), done: Vec::new() }
+    }
+}
+
+/// Records under way.
+pub struct Sending<'p> {
+    producer: &'p Producer,
+    waiting: VecDeque<DeliveryFuture>,
+    done: Vec<Delivery>,
+}
+
+impl Sending<'_> {
+    /// Sends one record; waits while the queue is full.
+    ///
+    /// # Errors
+    /// It is refused, is larger than the whole queue, or an earlier one was not acknowledged.
+    pub async fn send(&mut self, record: &Outgoing<'_>) -> KafkaResult<()> {
+        loop {
+            if let Some(delivery) = self.producer.hand_over(record)? {
+                self.waiting.push_back(delivery);
+                return Ok(());
+            }
+            match self.waiting.pop_front() {
+                Some(oldest) => self.done.push(self.producer.delivered(oldest).await?),
+                None if self.producer.inner.in_flight_count() == 0 => {
+                    return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge));
+                }
+                // Others fill the queue.
+                None => tokio::time::sleep(QUEUE_FULL_WAIT).await,
+            }
+        }
+    }
+
+    /// Waits until all are acknowledged; gives where each is, in order.
+    ///
+    /// # Errors
+    /// One was not acknowledged. The others may be in the log.
+    pub async fn finish(mut self) -> KafkaResult<Vec<Delivery>> {
+        for delivery in self.waiting {
+            self.done.push(self.producer.delivered(delivery).await?);
+        }
+        Ok(self.done)
+    }
+}
