@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const AHEAD: Duration = Duration::from_secs(1);
 /// For everything to be counted once the producer has ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
+/// Between two lines that tell how far it is.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A producer that was later than this did not keep the rate.
 const LATE_MS_MAX: u64 = 1_000;
@@ -158,21 +160,17 @@ fn run(arguments: &Arguments, bench: &Bench, age_ms: u64, rate: u64) -> Result<R
     let sent = std::thread::scope(|scope| {
         let producing = scope.spawn(|| produce_steadily(producer, &shape, pace, started, interrupt));
         while !producing.is_finished() {
-            members.iter().try_for_each(Member::check_alive)?;
-            watch.look(started)?;
-            std::thread::sleep(LOOK_INTERVAL);
+            watch.look()?;
         }
         producing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     let produced_at = Instant::now();
     while watch.witness.seen() < sent.ledger.produced {
         if produced_at.elapsed() > DRAIN_TIMEOUT {
-            return Err(format!("{} of {} events are counted", watch.witness.seen(), sent.ledger.produced).into());
+            let log = members.iter().map(|member| member.server.log_tail()).collect::<Vec<_>>().join("\n");
+            return Err(format!("{} after {DRAIN_TIMEOUT:?}; the members say:\n{log}", watch.witness.progress()).into());
         }
-        members.iter().try_for_each(Member::check_alive)?;
-        interrupt.check(started)?;
-        watch.look(started)?;
-        std::thread::sleep(LOOK_INTERVAL);
+        watch.look()?;
     }
     let (after, seconds) = (cpu()?, started.elapsed().as_secs_f64());
     let metrics: Vec<Metrics> = members.iter().map(Member::metrics).collect();
@@ -202,22 +200,35 @@ fn run(arguments: &Arguments, bench: &Bench, age_ms: u64, rate: u64) -> Result<R
 /// What is looked at while events come.
 struct Watch<'a> {
     bench: &'a Bench,
+    members: &'a [Member],
     database: &'a str,
     witness: Witness,
     parts_most: u64,
+    /// When the latest line was printed, after the start.
+    told: Duration,
+    started: Instant,
 }
 
 impl Watch<'_> {
-    fn look(&mut self, started: Instant) -> Result<(), AnyError> {
+    /// Looks once, and pauses.
+    fn look(&mut self) -> Result<(), AnyError> {
         let (clickhouse, database) = (self.bench.clickhouse, self.database);
+        self.members.iter().try_for_each(Member::check_alive)?;
+        self.bench.interrupt.check(self.started)?;
         let answer =
             clickhouse.query(&format!("SELECT source, max(end_offset) FROM {database}.daily GROUP BY source"))?;
-        self.witness.see(&answer, started.elapsed())?;
+        let elapsed = self.started.elapsed();
+        self.witness.see(&answer, elapsed)?;
         let parts = format!(
             "SELECT max(parts) FROM (SELECT count() AS parts FROM system.parts \
              WHERE active AND database = '{database}' GROUP BY table, partition_id)"
         );
         self.parts_most = self.parts_most.max(clickhouse.number(&parts)?);
+        if elapsed > self.told + TELL_INTERVAL {
+            self.told = elapsed;
+            eprintln!("measure: {:.0} s: {}", elapsed.as_secs_f64(), self.witness.progress());
+        }
+        std::thread::sleep(LOOK_INTERVAL);
         Ok(())
     }
 }

@@ -55,6 +55,12 @@ impl Witness {
         self.ends.iter().sum()
     }
 
+    /// How far it is, for people.
+    pub fn progress(&self) -> String {
+        let (least, most) = (self.ends.iter().min().unwrap_or(&0), self.ends.iter().max().unwrap_or(&0));
+        format!("{} of {} events are counted, {least} to {most} of each partition", self.seen(), self.pace.events)
+    }
+
     /// The delays of the first and of the second half of the events.
     pub fn halves(&self) -> &[Delays; 2] {
         &self.halves
