@@ -152,26 +152,18 @@ fn run(arguments: &Arguments, bench: &Bench, age_ms: u64, rate: u64) -> Result<R
         let brokers = kafka.nodes()?.iter().map(|node| node.cpu_time()).sum::<Result<Duration, _>>()?;
         Ok([members, clickhouse.server()?.cpu_time()?, brokers, own_cpu()?])
     };
-    let mut watch =
-        Watch { bench, database: &database, witness: Witness::new(pace, arguments.partitions as usize), parts_most: 0 };
     eprintln!("measure: {} events/s for {} s, flush.age_ms={age_ms}", thousands(rate as f64), arguments.seconds);
-    let started = Instant::now() + AHEAD;
-    let before = cpu()?;
-    let sent = std::thread::scope(|scope| {
-        let producing = scope.spawn(|| produce_steadily(producer, &shape, pace, started, interrupt));
-        while !producing.is_finished() {
-            watch.look()?;
-        }
-        producing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })?;
-    let produced_at = Instant::now();
-    while watch.witness.seen() < sent.ledger.produced {
-        if produced_at.elapsed() > DRAIN_TIMEOUT {
-            let log = members.iter().map(|member| member.server.log_tail()).collect::<Vec<_>>().join("\n");
-            return Err(format!("{} after {DRAIN_TIMEOUT:?}; the members say:\n{log}", watch.witness.progress()).into());
-        }
-        watch.look()?;
-    }
+    let mut watch = Watch {
+        bench,
+        members: &members,
+        database: &database,
+        witness: Witness::new(pace, arguments.partitions as usize),
+        parts_most: 0,
+        told: Duration::ZERO,
+        started: Instant::now() + AHEAD,
+    };
+    let (before, started) = (cpu()?, watch.started);
+    let sent = watch.until_counted(|| produce_steadily(producer, &shape, pace, started, interrupt))?;
     let (after, seconds) = (cpu()?, started.elapsed().as_secs_f64());
     let metrics: Vec<Metrics> = members.iter().map(Member::metrics).collect();
     end_all(&members)?;
@@ -210,6 +202,28 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
+    /// Looks while `produce` runs, and on until everything that it sent is counted.
+    fn until_counted(&mut self, produce: impl FnOnce() -> Result<Sent, AnyError> + Send) -> Result<Sent, AnyError> {
+        let sent = std::thread::scope(|scope| {
+            let producing = scope.spawn(produce);
+            while !producing.is_finished() {
+                self.look()?;
+            }
+            producing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        let produced_at = Instant::now();
+        while self.witness.seen() < sent.ledger.produced {
+            if produced_at.elapsed() > DRAIN_TIMEOUT {
+                let log = self.members.iter().map(|member| member.server.log_tail()).collect::<Vec<_>>().join("\n");
+                return Err(
+                    format!("{} after {DRAIN_TIMEOUT:?}; the members say:\n{log}", self.witness.progress()).into()
+                );
+            }
+            self.look()?;
+        }
+        Ok(sent)
+    }
+
     /// Looks once, and pauses.
     fn look(&mut self) -> Result<(), AnyError> {
         let (clickhouse, database) = (self.bench.clickhouse, self.database);
