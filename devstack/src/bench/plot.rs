@@ -67,11 +67,11 @@ impl Axis {
         }
     }
 
-    /// From where to where the axis goes so that all values are on it.
-    fn range(&self, values: impl Iterator<Item = f64> + Clone) -> std::ops::Range<f64> {
+    /// From where to where the axis goes so that all values are on it; a linear one goes `beyond` times as far.
+    fn range(&self, values: impl Iterator<Item = f64> + Clone, beyond: f64) -> std::ops::Range<f64> {
         let most = values.clone().map(|value| self.place(value)).fold(f64::MIN, f64::max);
         match self.scale {
-            Scale::Linear => 0.0..most * 1.1,
+            Scale::Linear => 0.0..most * beyond,
             Scale::Log => {
                 let least = values.map(|value| self.place(value)).fold(f64::MAX, f64::min).floor();
                 least..most.ceil().max(least + 1.0)
@@ -118,12 +118,13 @@ fn draw<'a>(
     area: &Area<'a>,
 ) -> Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>> {
     let points = || chart.series.iter().flat_map(|series| series.points.iter());
-    let x_range = chart.x.range(points().map(|(x, _)| *x));
-    let y_range = chart.y.range(points().map(|(_, y)| *y));
+    let x_range = chart.x.range(points().map(|(x, _)| *x), 1.1);
+    // Above the lines there is room for their names.
+    let y_range = chart.y.range(points().map(|(_, y)| *y), 1.5);
     let mut drawn = ChartBuilder::on(area)
         .caption(&chart.title, ("sans-serif", 16))
         .margin(10)
-        .margin_right(24)
+        .margin_right(36)
         .x_label_area_size(42)
         .y_label_area_size(64)
         .build_cartesian_2d(x_range, y_range)?;
@@ -164,9 +165,9 @@ mod tests {
     fn ticks_stand_at_powers_of_ten_and_every_value_is_on_its_axis() {
         let log = Axis { name: "n".into(), scale: Scale::Log };
         assert_eq!((log.label(3.0), log.label(3.5), log.label(-1.0)), ("1,000".into(), String::new(), "0.1".into()));
-        assert_eq!(log.range([20.0, 5_000.0].into_iter()), 1.0..4.0);
+        assert_eq!(log.range([20.0, 5_000.0].into_iter(), 1.0), 1.0..4.0);
         let linear = Axis { name: "n".into(), scale: Scale::Linear };
-        assert!(linear.range([20.0, 50.0].into_iter()).contains(&50.0) && linear.label(2.5) == "2.5");
+        assert!(linear.range([20.0, 50.0].into_iter(), 1.1).contains(&50.0) && linear.label(2.5) == "2.5");
     }
 
     #[test]

@@ -118,7 +118,7 @@ pub fn measure(arguments: &Arguments, bench: &Bench) -> Result<Findings, AnyErro
     }
     let Arguments { seconds, partitions, members, campaigns, .. } = arguments;
     let mut heading = format!(
-        "{seconds} s at each rate; {partitions} partitions, {members} members, {} campaigns",
+        "{seconds} s at each rate; partitions: {partitions}, members: {members}, campaigns: {}",
         thousands(*campaigns as f64)
     );
     arguments.common.set.iter().for_each(|set| heading.push_str(&format!(", {set}")));
@@ -341,7 +341,7 @@ fn chart(arguments: &Arguments, runs: &[Run]) -> Chart {
     Chart {
         title: "From event to query".to_owned(),
         x: Axis { name: "events/s".to_owned(), scale: Scale::Log },
-        y: Axis { name: "s".to_owned(), scale: Scale::Linear },
+        y: Axis { name: "delay, s".to_owned(), scale: Scale::Linear },
         series: arguments.ages.iter().flat_map(|&age| [series(age, 1, "p99"), series(age, 0, "p50")]).collect(),
     }
 }

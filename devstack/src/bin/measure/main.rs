@@ -87,7 +87,7 @@ fn main() -> ExitCode {
 
 fn measure(task: &Task) -> Result<(), AnyError> {
     let interrupt = Interrupt::listen()?;
-    let program = build::tallyhouse(&["--release", "--bin", "tallyhouse"])?;
+    let program = progress::during("building Tallyhouse", || build::tallyhouse(&["--release", "--bin", "tallyhouse"]))?;
     let stack = Stack::shared();
     let clickhouse = stack.clickhouse().map_err(Error::to_string)?;
     // The first members of a group are given time to come together, as brokers do by default: none starts with all partitions.
