@@ -17,6 +17,7 @@
 //!
 //! Must never depend on the `tallyhouse` crate, and must never be a dependency of what is shipped.
 
+pub mod bench;
 pub mod build;
 pub mod cache;
 pub mod chaos;

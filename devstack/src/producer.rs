@@ -31,11 +31,21 @@ pub struct Events {
     pub days: u64,
     /// Of a hundred records, so many are broken on average.
     pub broken_percent: u64,
+    /// Bytes of an event: `metadata` is grown to reach them, or left out where that is too much already. None: as the app's are,
+    /// about 290.
+    pub size_bytes: Option<usize>,
 }
 
 impl Default for Events {
     fn default() -> Events {
-        Events { seed: 1, campaigns: 1_000, last_day: Utc::now().date_naive(), days: 3, broken_percent: 3 }
+        Events {
+            seed: 1,
+            campaigns: 1_000,
+            last_day: Utc::now().date_naive(),
+            days: 3,
+            broken_percent: 3,
+            size_bytes: None,
+        }
     }
 }
 
@@ -76,14 +86,32 @@ impl Events {
         let micros = if dice.is_multiple_of(64) { String::new() } else { format!(".{:06}", mix(dice ^ 3) % 1_000_000) };
         let (campaign_id, workspace_id) = (uuid(campaign), uuid(1_000_000 + campaign % 50));
         let person = mix(dice ^ 4) % 100_000;
-        format!(
+        let head = format!(
             "{{\"campaign_id\": \"{campaign_id}\", \"workspace_id\": \"{workspace_id}\", \
              \"email\": \"person{person}@example.com\", \"event_type\": \"{event_type}\", \
-             \"event_time\": \"{}{micros}\", \"metadata\": {{\"ip\": \"203.0.113.{}\", \"user_agent\": \"Mozilla/5.0\"}}}}",
+             \"event_time\": \"{}{micros}\"",
             time.format("%Y-%m-%dT%H:%M:%S"),
-            dice % 256,
-        )
+        );
+        let agent = format!("\"ip\": \"203.0.113.{}\", \"user_agent\": \"Mozilla/5.0\"", dice % 256);
+        match self.size_bytes {
+            None => format!("{head}, \"metadata\": {{{agent}}}}}"),
+            Some(bytes) => padded(&head, dice, bytes),
+        }
     }
+}
+
+/// An event of so many bytes, by a text in `metadata` that compresses to about half.
+fn padded(head: &str, dice: u64, bytes: usize) -> String {
+    const AROUND: &str = ", \"metadata\": {\"text\": \"\"}}";
+    let Some(missing) = bytes.checked_sub(head.len() + AROUND.len()) else { return format!("{head}}}") };
+    let mut text = String::with_capacity(missing + 16);
+    for n in 0.. {
+        if text.len() >= missing {
+            break;
+        }
+        text.push_str(&format!("{:016x}", mix(dice ^ n)));
+    }
+    format!("{head}, \"metadata\": {{\"text\": \"{}\"}}}}", &text[..missing])
 }
 
 /// One of many ways to break an event.
@@ -224,11 +252,16 @@ impl Producer {
     /// # Errors
     /// Kafka refuses a record.
     pub fn send_events(&mut self, events: &Events, numbers: std::ops::Range<u64>) -> Result<(), KafkaError> {
-        for n in numbers {
-            let payload = events.payload(n);
-            self.send(Some(&payload.bytes))?;
-            self.ledger.note(&payload);
-        }
+        numbers.map(|n| events.payload(n)).try_for_each(|payload| self.send_event(&payload))
+    }
+
+    /// Sends one event.
+    ///
+    /// # Errors
+    /// Kafka refuses the record.
+    pub fn send_event(&mut self, payload: &Payload) -> Result<(), KafkaError> {
+        self.send(Some(&payload.bytes))?;
+        self.ledger.note(payload);
         Ok(())
     }
 
@@ -256,6 +289,17 @@ mod tests {
         }
         assert!((200..400).contains(&ledger.broken), "{ledger:?}");
         assert!(ledger.by_type.is_sorted_by(|a, b| a > b), "{ledger:?}");
+    }
+
+    #[test]
+    fn events_have_the_size_asked_for_unless_they_are_larger_without_metadata() {
+        for bytes in [10, 300, 1_000, 100_000] {
+            let events = Events { broken_percent: 0, size_bytes: Some(bytes), ..Events::default() };
+            let json = events.payload(3).bytes;
+            assert!(json.len() == bytes || (bytes == 10 && json.len() < 250), "{} bytes", json.len());
+            let event: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            assert_eq!(event.get("metadata").is_some(), bytes > 10);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use dashmap::DashMap;
 use metrics::{counter, histogram};
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
+use std::f64::consts::GOLDEN_RATIO;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -22,7 +23,34 @@ use tokio::sync::Notify;
 const IDLE: Duration = Duration::from_millis(500);
 const IDLE_RECORDS_MIN: u64 = 1_000;
 
+/// When it is a partition's turn, where the pace decides and not the age. All windows open at once when a member starts; flushed
+/// a period later, all at once again, they would keep each other waiting (64 partitions on two cores: up to 4 s of 12).
+#[derive(Clone, Copy, Debug)]
+struct Turn {
+    /// What the turns of all partitions count from.
+    origin: Instant,
+    /// Where in a period this partition's turn is, from 0 to 1.
+    share: f64,
+}
+
+impl Turn {
+    fn new(origin: Instant, partition: i32) -> Turn {
+        // Multiples of the golden ratio lie evenly between two whole numbers, whichever partitions are ours.
+        Turn { origin, share: (f64::from(partition) * GOLDEN_RATIO).fract() }
+    }
+
+    /// The first turn after an instant, at most a period later.
+    fn after(self, instant: Instant, period: Duration) -> Instant {
+        let first = self.origin + period.mul_f64(self.share);
+        match instant.checked_duration_since(first) {
+            None => first,
+            Some(since) => first + period.mul_f64((since.as_secs_f64() / period.as_secs_f64()).floor() + 1.0),
+        }
+    }
+}
+
 struct Live {
+    turn: Turn,
     window: Window,
     /// When the window took its first record.
     opened: Option<Instant>,
@@ -52,7 +80,8 @@ impl Live {
         let opened = self.opened.filter(|_| self.until.is_none())?;
         let idle = self.caught_up.filter(|_| self.window.records() >= IDLE_RECORDS_MIN);
         let idle = idle.map(|since| (since + IDLE).max(opened + ages.idle));
-        Some(idle.map_or(opened + ages.most, |idle| idle.min(opened + ages.most)))
+        let most = if ages.is_paced() { self.turn.after(opened, ages.most) } else { opened + ages.most };
+        Some(idle.map_or(most, |idle| idle.min(most)))
     }
 
     fn bytes(&self) -> usize {
@@ -82,6 +111,13 @@ pub struct Ages {
     pub idle: Duration,
 }
 
+impl Ages {
+    /// Whether the pace decides: there are so many partitions that they have to take turns.
+    fn is_paced(self) -> bool {
+        self.idle >= self.most
+    }
+}
+
 /// Which window is taken.
 #[derive(Clone, Copy, Debug)]
 pub enum Due {
@@ -106,6 +142,7 @@ pub struct Glance {
 /// The windows.
 pub struct Windows {
     live: DashMap<i32, Live>,
+    origin: Instant,
     limits: Limits,
     memory: Arc<Memory>,
 }
@@ -113,13 +150,15 @@ pub struct Windows {
 impl Windows {
     /// No windows yet.
     pub fn new(limits: Limits, memory: Arc<Memory>) -> Windows {
-        Windows { live: DashMap::new(), limits, memory }
+        Windows { live: DashMap::new(), origin: Instant::now(), limits, memory }
     }
 
     /// Starts a partition's window, in place of any it had. `wake` is notified when there is something to look at.
     pub fn open(&self, partition: i32, from: u64, until: Option<u64>, wake: Arc<Notify>) {
         let window = Window::new(from);
-        let live = Live { window, opened: None, caught_up: None, until, sealed: VecDeque::new(), check: false, wake };
+        let turn = Turn::new(self.origin, partition);
+        let live =
+            Live { turn, window, opened: None, caught_up: None, until, sealed: VecDeque::new(), check: false, wake };
         if let Some(old) = self.live.insert(partition, live) {
             self.memory.sub(old.bytes());
         }
@@ -282,6 +321,35 @@ mod tests {
         assert!(due_in() > Some(ages.idle), "a record came after the end");
         windows.reached_end(0);
         assert!((Some(IDLE)..=Some(ages.idle)).contains(&due_in()), "{:?}", due_in());
+    }
+
+    /// Whichever partitions a member has: no moment of a period has more than twice its share of them, and none waits longer.
+    #[test]
+    fn partitions_take_turns_when_the_pace_decides() {
+        let (origin, period) = (Instant::now(), Duration::from_secs(8));
+        for (step, count) in [(1, 32), (2, 32), (3, 40), (1, 1_000)] {
+            let opened = origin + Duration::from_millis(12_345);
+            let waits: Vec<Duration> =
+                (0..count).map(|n| Turn::new(origin, n * step).after(opened, period) - opened).collect();
+            assert!(waits.iter().all(|wait| *wait > Duration::ZERO && *wait <= period), "{waits:?}");
+            let in_each = |eighth: u32| waits.iter().filter(|wait| wait.as_secs() as u32 == eighth).count() as i32;
+            assert!((0..8).all(|eighth| in_each(eighth) <= count / 8 * 2), "every {step}th of {count}");
+        }
+        let turn = Turn::new(origin, 1);
+        assert_eq!(turn.after(turn.after(origin, period), period), turn.after(origin, period) + period);
+    }
+
+    #[test]
+    fn a_window_waits_for_its_turn_only_when_the_pace_decides() {
+        let windows = windows(10);
+        windows.open(1, 0, None, Arc::default());
+        let record = Record { offset: 0, timestamp_ms: None, key: None, payload: None };
+        let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
+        assert!(windows.push(1, &record, &decode(None, None, &bounds)));
+        let most = Duration::from_secs(600);
+        let due_in = |idle| windows.due_at(1, Ages { most, idle }).map(|due| due.duration_since(Instant::now()));
+        assert!(due_in(Duration::from_secs(1)) > Some(most * 9 / 10), "the age decides");
+        assert!(due_in(most) < Some(most * 7 / 10), "the turn of partition 1 is 0.62 of a period after the start");
     }
 
     #[test]

@@ -3,8 +3,9 @@
 //! Must never print a figure that it did not read from ClickHouse, nor exit with 0 unless every line of the proof holds.
 
 use clap::Parser;
+use devstack::bench::{Metrics, figures::MIB};
 use devstack::producer::{EVENT_TYPES, Events, Ledger, Producer, create_topic, uuid};
-use devstack::{ClickHouse, Error, Output, Server, Stack, build, http, process};
+use devstack::{ClickHouse, Error, Output, Server, Stack, build, process};
 use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -20,7 +21,6 @@ const PARTITIONS: i32 = 4;
 /// Give up when nothing new arrived for this long.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 type AnyError = Box<dyn std::error::Error>;
@@ -155,14 +155,10 @@ fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &C
 
 /// Consumed, lag and counters, as the member's own endpoint tells them.
 fn progress(member: &Member, events: u64) -> String {
-    let metrics = http::get(&member.admin, "/metrics", HTTP_TIMEOUT).unwrap_or_default();
-    let metric = |name: &str| {
-        let line = metrics.lines().find(|line| line.starts_with(name) && !line.starts_with('#'));
-        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0)
-    };
-    let consumed = metric("tallyhouse_consumed_records_total");
-    let batches = metric("tallyhouse_flushed_batches_total");
-    let held_mib = metric("tallyhouse_memory_used_bytes") / f64::from(1 << 20);
+    let metrics = Metrics::ask(&member.admin);
+    let consumed = metrics.sum("tallyhouse_consumed_records_total");
+    let batches = metrics.sum("tallyhouse_flushed_batches_total");
+    let held_mib = metrics.sum("tallyhouse_memory_used_bytes") / MIB;
     format!("consumed {consumed}, lag {}, batches {batches}, held {held_mib:.0} MiB", events as f64 - consumed)
 }
 

@@ -256,8 +256,17 @@ impl Server {
 
 /// Processor time of all children of this process that have ended so far, and of theirs, as [`Server::cpu_time`].
 pub fn ended_children_cpu() -> Result<Duration> {
+    Ok(cpu_in(&own_stat()?, 16))
+}
+
+/// Processor time of this process so far, as [`Server::cpu_time`].
+pub fn own_cpu() -> Result<Duration> {
+    Ok(cpu_in(&own_stat()?, 14))
+}
+
+fn own_stat() -> Result<String> {
     let path = "/proc/self/stat";
-    Ok(cpu_in(&fs::read_to_string(path).context("read", Path::new(path))?, 16))
+    fs::read_to_string(path).context("read", Path::new(path))
 }
 
 /// The sum of two fields of `/proc/PID/stat` that count clock ticks, the first of which has this number (proc(5)).

@@ -2,23 +2,19 @@
 //!
 //! Must never hand on a run whose counts are not those of the ledger.
 
-use crate::measure::{Cost, Meter, Run, parts_written};
-use crate::{AnyError, Programs};
+use crate::Programs;
+use crate::run::Run;
 use clap::ValueEnum;
+use devstack::bench::{
+    AnyError, Cost, Deployment, Interrupt, LOOK_INTERVAL, Meter, Topic, Until, catch_up, counted, finish,
+};
 use devstack::process::ended_children_cpu;
-use devstack::producer::{EVENT_TYPES, Ledger};
-use devstack::{ClickHouse, Output, Server, Stack, http, process};
-use std::net::{SocketAddr, TcpListener};
+use devstack::producer::Ledger;
+use devstack::{ClickHouse, Output, Stack, process};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-const RUN_TIMEOUT: Duration = Duration::from_secs(1_800);
-const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const KAFKA_ENGINE: &str = include_str!("kafka_engine.sql");
 const PLAIN_TABLES: &str = include_str!("tables.sql");
 
@@ -67,14 +63,6 @@ impl Contender {
     }
 }
 
-/// A topic, and what is in it.
-pub struct Topic {
-    /// Its name.
-    pub name: String,
-    /// What was produced.
-    pub ledger: Ledger,
-}
-
 /// What every contender works with.
 pub struct Bench<'a> {
     /// For names that nobody else uses.
@@ -95,19 +83,19 @@ pub struct Bench<'a> {
     pub hostile: Topic,
     /// Settings of Tallyhouse.
     pub set: Vec<String>,
-    /// Ctrl-C was pressed.
-    pub interrupted: Arc<AtomicBool>,
+    /// Whether to go on.
+    pub interrupt: Interrupt,
 }
 
 impl Bench<'_> {
     /// Runs one contender on a topic (some have one of their own) and checks its counts.
     pub fn run(&self, contender: Contender, topic: &Topic) -> Result<Run, AnyError> {
         let run = match contender {
-            Contender::Tallyhouse => self.tallyhouse(&self.programs.tallyhouse, topic, false),
-            Contender::TallyhouseStopped => self.tallyhouse(&self.programs.tallyhouse, topic, true),
-            Contender::TallyhouseHostile => self.tallyhouse(&self.programs.tallyhouse, &self.hostile, true),
+            Contender::Tallyhouse => self.tallyhouse(&self.programs.tallyhouse, topic, Until::Counted),
+            Contender::TallyhouseStopped => self.tallyhouse(&self.programs.tallyhouse, topic, Until::Consumed),
+            Contender::TallyhouseHostile => self.tallyhouse(&self.programs.tallyhouse, &self.hostile, Until::Consumed),
             Contender::Other => match &self.programs.other {
-                Some(program) => self.tallyhouse(program, topic, false),
+                Some(program) => self.tallyhouse(program, topic, Until::Counted),
                 None => return Err("contender o needs --against PROGRAM".into()),
             },
             Contender::KafkaEngine => self.kafka_engine(topic),
@@ -118,57 +106,25 @@ impl Bench<'_> {
         run.map(|run| Run { contender, ..run }).map_err(|error| format!("{}: {error}", contender.name()).into())
     }
 
-    fn tallyhouse(&self, program: &Path, topic: &Topic, stopped: bool) -> Result<Run, AnyError> {
-        let database = self.stack.fresh_database_name("peers");
-        let admin = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let command = |name: &str| {
-            let mut command = Command::new(program);
-            command
-                .arg(name)
-                .env("TALLYHOUSE__KAFKA__BROKERS", self.brokers)
-                .env("TALLYHOUSE__KAFKA__TOPICS__EVENTS", &topic.name)
-                .env("TALLYHOUSE__KAFKA__GROUP_ID", &database)
-                .env("TALLYHOUSE__CLICKHOUSE__URL", self.clickhouse.url())
-                .env("TALLYHOUSE__CLICKHOUSE__DATABASE", &database)
-                .env("TALLYHOUSE__ADMIN__LISTEN", admin.to_string())
-                .args(self.set.iter().flat_map(|set| ["--set", set]));
-            command
+    fn tallyhouse(&self, program: &Path, topic: &Topic, until: Until) -> Result<Run, AnyError> {
+        let deployment = Deployment {
+            program,
+            brokers: self.brokers,
+            clickhouse: self.clickhouse,
+            topic: &topic.name,
+            database: &self.stack.fresh_database_name("peers"),
+            set: &self.set,
         };
-        let migrated = command("migrate").output()?;
-        if !migrated.status.success() {
-            return Err(String::from_utf8_lossy(&migrated.stderr).into_owned().into());
-        }
-        let (meter, cpu_before) = (Meter::start(self.clickhouse)?, ended_children_cpu()?);
-        let started = Instant::now();
-        let member = process::spawn("tallyhouse", command("run"), Output::Captured)?;
-        let (wanted, mut first) = (topic.ledger.produced, None);
-        let peak_bytes = self.follow(&member, || {
-            if !stopped {
-                return Ok(counted(self.clickhouse, &database)? >= wanted);
-            }
-            let consumed = consumed(admin);
-            if consumed > 0 {
-                first.get_or_insert_with(Instant::now);
-            }
-            Ok(consumed >= wanted)
-        })?;
-        let mut wall = started.elapsed();
-        let status = member.terminate(STOP_TIMEOUT)?;
-        if stopped {
-            wall = started.elapsed();
-        }
-        if !status.success() {
-            return Err(format!("it ended with {status}: {}", member.stderr()).into());
-        }
-        let cpu_seconds = (ended_children_cpu()? - cpu_before).as_secs_f64();
-        let program = Cost { cpu_seconds, peak_bytes };
-        let read_seconds = first.map(|first| (started + wall).duration_since(first).as_secs_f64());
-        let rejected = self.clickhouse.number(&format!("SELECT count() FROM {database}.rejected_events"))?;
-        if rejected != topic.ledger.broken {
-            return Err(format!("{rejected} records are rejected instead of {}", topic.ledger.broken).into());
-        }
-        let run = self.finish(&database, &topic.ledger, meter, wall)?;
-        Ok(Run { program: Some(program), read_seconds, ..run })
+        let found = catch_up(&deployment, 1, topic, until, &self.interrupt)?;
+        Ok(Run {
+            contender: Contender::Tallyhouse,
+            events: topic.ledger.produced,
+            wall_seconds: found.wall_seconds,
+            read_seconds: found.read_seconds,
+            program: Some(found.program),
+            clickhouse: Some(found.clickhouse),
+            parts: Some(found.parts),
+        })
     }
 
     fn kafka_engine(&self, topic: &Topic) -> Result<Run, AnyError> {
@@ -179,7 +135,13 @@ impl Bench<'_> {
         let started = Instant::now();
         self.statements(&sql, &database)?;
         let server = self.clickhouse.server()?;
-        self.follow(server, || Ok(counted(self.clickhouse, &database)? >= topic.ledger.produced))?;
+        while counted(self.clickhouse, &database)? < topic.ledger.produced {
+            if !server.is_alive() {
+                return Err(format!("it ended by itself: {}", server.log_tail()).into());
+            }
+            self.interrupt.check(started)?;
+            std::thread::sleep(LOOK_INTERVAL);
+        }
         let wall = started.elapsed();
         // Otherwise its idle consumers would be counted while merges settle.
         self.clickhouse.query(&format!("DROP TABLE {database}.to_raw SYNC"))?;
@@ -225,7 +187,7 @@ impl Bench<'_> {
         let program = process::spawn(name, command, Output::Captured)?;
         let mut peak_bytes = 0;
         while program.is_alive() {
-            self.check_going_on(started)?;
+            self.interrupt.check(started)?;
             peak_bytes = program.peak_memory_bytes().unwrap_or(peak_bytes);
             process::wait_gone(program.pid(), LOOK_INTERVAL)?;
         }
@@ -238,35 +200,8 @@ impl Bench<'_> {
         Ok((Cost { cpu_seconds, peak_bytes }, wall, program.stdout()))
     }
 
-    /// Waits until `done`, while the server lives; gives its peak of memory.
-    fn follow(&self, server: &Server, mut done: impl FnMut() -> Result<bool, AnyError>) -> Result<u64, AnyError> {
-        let started = Instant::now();
-        while !done()? {
-            if !server.is_alive() {
-                return Err(format!("it ended by itself: {}", server.log_tail()).into());
-            }
-            self.check_going_on(started)?;
-            std::thread::sleep(LOOK_INTERVAL);
-        }
-        Ok(server.peak_memory_bytes()?)
-    }
-
-    fn check_going_on(&self, started: Instant) -> Result<(), AnyError> {
-        if self.interrupted.load(Ordering::Relaxed) {
-            return Err("interrupted".into());
-        }
-        if started.elapsed() > RUN_TIMEOUT {
-            return Err(format!("it is not done after {RUN_TIMEOUT:?}").into());
-        }
-        Ok(())
-    }
-
-    /// Compares the counts, takes ClickHouse's part of the figures, and drops the database.
     fn finish(&self, database: &str, ledger: &Ledger, meter: Meter<'_>, wall: Duration) -> Result<Run, AnyError> {
-        let clickhouse = meter.finish()?;
-        compare(self.clickhouse, database, ledger)?;
-        let parts = parts_written(self.clickhouse, database)?;
-        self.clickhouse.query(&format!("DROP DATABASE {database} SYNC"))?;
+        let (clickhouse, parts) = finish(meter, self.clickhouse, database, ledger)?;
         Ok(Run { clickhouse: Some(clickhouse), parts: Some(parts), ..bare_run(ledger.produced, wall) })
     }
 
@@ -288,33 +223,5 @@ fn bare_run(events: u64, wall: Duration) -> Run {
         program: None,
         clickhouse: None,
         parts: None,
-    }
-}
-
-/// Events that are both stored and counted.
-fn counted(clickhouse: &ClickHouse, database: &str) -> Result<u64, AnyError> {
-    let sql = format!(
-        "SELECT least((SELECT count() FROM {database}.email_events), (SELECT sum(total) FROM {database}.daily))"
-    );
-    Ok(clickhouse.number(&sql)?)
-}
-
-/// Records that a member has consumed, as it tells itself; 0 while it does not answer.
-fn consumed(address: SocketAddr) -> u64 {
-    let metrics = http::get(address, "/metrics", HTTP_TIMEOUT).unwrap_or_default();
-    let value = metrics.lines().find_map(|line| line.strip_prefix("tallyhouse_consumed_records_total "));
-    value.and_then(|value| value.parse().ok()).unwrap_or(0)
-}
-
-fn compare(clickhouse: &ClickHouse, database: &str, ledger: &Ledger) -> Result<(), AnyError> {
-    let rows = clickhouse.number(&format!("SELECT count() FROM {database}.email_events"))?;
-    let mut counts = vec![("rows".to_owned(), ledger.produced - ledger.broken, rows)];
-    for (event_type, wanted) in EVENT_TYPES.iter().zip(ledger.by_type) {
-        let sql = format!("SELECT sum(total) FROM {database}.daily WHERE level = '{event_type}'");
-        counts.push((format!("sum(total) of {event_type}"), wanted, clickhouse.number(&sql)?));
-    }
-    match counts.iter().find(|(_, wanted, found)| wanted != found) {
-        Some((what, wanted, found)) => Err(format!("wrong counts: {what} is {found} instead of {wanted}").into()),
-        None => Ok(()),
     }
 }

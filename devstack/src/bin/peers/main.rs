@@ -7,23 +7,19 @@
 //! Must never print a figure of a run whose counts differ from what was produced, nor switch off a guard of Tallyhouse.
 
 mod contenders;
-mod measure;
 mod python;
 mod report;
+mod run;
 mod targets;
 
 use clap::Parser;
-use contenders::{Bench, Contender, Topic};
-use devstack::producer::{Events, Producer, create_topic};
+use contenders::{Bench, Contender};
+use devstack::bench::{AnyError, Interrupt, Topic};
+use devstack::producer::Events;
 use devstack::{Error, Stack, build};
-use measure::Run;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use run::Run;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-type AnyError = Box<dyn std::error::Error>;
 
 const PARTITIONS: i32 = 4;
 
@@ -99,12 +95,7 @@ fn main() -> ExitCode {
 }
 
 fn peers(arguments: &Arguments) -> Result<(), AnyError> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // A second signal ends the process at once; the kernel then ends its children.
-        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&interrupted))?;
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
+    let interrupt = Interrupt::listen()?;
     let mut wanted = arguments.only.clone();
     if arguments.against.is_some() && !wanted.contains(&Contender::Other) {
         wanted.push(Contender::Other);
@@ -117,9 +108,13 @@ fn peers(arguments: &Arguments) -> Result<(), AnyError> {
     let kafka = stack.kafka().map_err(Error::to_string)?;
     let clickhouse = stack.clickhouse().map_err(Error::to_string)?;
     let fill = |events, broken_percent| {
+        if events > 0 {
+            eprintln!("peers: producing {events} events");
+        }
         let shape =
             Events { broken_percent, campaigns: arguments.campaigns, days: arguments.days, ..Events::default() };
-        fill(kafka.bootstrap(), &stack.fresh_topic_name("peers"), &shape, events, &interrupted)
+        let name = stack.fresh_topic_name("peers");
+        Topic::fill(kafka.bootstrap(), &name, PARTITIONS, (&shape, events), &interrupt)
     };
     let only_for = |contender, events| if wanted.contains(&contender) { events } else { 0 };
     let bench = Bench {
@@ -132,7 +127,7 @@ fn peers(arguments: &Arguments) -> Result<(), AnyError> {
         python_part: fill(only_for(Contender::Python, arguments.python_events), 0)?,
         hostile: fill(only_for(Contender::TallyhouseHostile, arguments.events), 50)?,
         set: arguments.set.clone(),
-        interrupted: Arc::clone(&interrupted),
+        interrupt: interrupt.clone(),
     };
     let mut runs = Vec::new();
     for round in 1..=arguments.rounds {
@@ -174,22 +169,4 @@ fn build_all(other: Option<PathBuf>) -> Result<Programs, AnyError> {
     build::tallyhouse(&["--release", "--example", "consume_loop"])?;
     let consume_loop = tallyhouse.with_file_name("examples").join("consume_loop");
     Ok(Programs { tallyhouse, consume_loop, other })
-}
-
-/// Makes a topic and produces that many events to it.
-fn fill(brokers: &str, name: &str, shape: &Events, events: u64, interrupted: &AtomicBool) -> Result<Topic, AnyError> {
-    /// Between two looks whether to go on.
-    const STEP: u64 = 10_000;
-    if events > 0 {
-        eprintln!("peers: producing {events} events");
-    }
-    create_topic(brokers, name, PARTITIONS)?;
-    let mut producer = Producer::new(brokers, name, PARTITIONS)?;
-    for start in (0..events).step_by(STEP as usize) {
-        if interrupted.load(Ordering::Relaxed) {
-            return Err("interrupted".into());
-        }
-        producer.send_events(shape, start..(start + STEP).min(events))?;
-    }
-    Ok(Topic { name: name.to_owned(), ledger: producer.finish()? })
 }

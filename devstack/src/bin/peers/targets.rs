@@ -5,12 +5,13 @@
 use crate::contenders::Contender::{
     self, KafkaEngine, LoopDecode, Python, Tallyhouse, TallyhouseHostile, TallyhouseStopped,
 };
-use crate::measure::{Cost, Run};
-use crate::report::{Summary, median};
+use crate::report::Summary;
+use crate::run::Run;
+use devstack::bench::Cost;
+use devstack::bench::figures::{MIB, median};
 
 /// Tallyhouse's default `memory.limit_bytes`.
 const MEMORY_LIMIT_BYTES: u64 = 512 << 20;
-const MIB: f64 = (1 << 20) as f64;
 
 /// One target with its outcome.
 #[derive(Debug)]
