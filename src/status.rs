@@ -8,7 +8,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-pub use read::{ANSWER_TIMEOUT, Watcher, in_words};
+pub use read::{ANSWER_TIMEOUT, Watcher};
 
 use crate::audit::position::Outlook;
 use crate::core::source::OffsetRange;

@@ -19,6 +19,7 @@
 
 pub mod build;
 pub mod cache;
+pub mod certificates;
 pub mod chaos;
 pub mod clickhouse;
 mod data;
@@ -35,6 +36,7 @@ pub mod progress;
 pub mod prometheus;
 pub mod proxy;
 mod stack;
+pub mod tls;
 mod tools;
 
 pub use clickhouse::{ClickHouse, ClickHouseOptions, User};

@@ -5,6 +5,7 @@ use crate::audit::position::Position;
 use crate::clickhouse::dedup::Window;
 use crate::config::{Config, GroupProtocol};
 use crate::core::protocol::LogView;
+use crate::kafka::refusal;
 
 /// The first ClickHouse with the setting `deduplicate_insert`, which every insert carries and older ones refuse.
 pub const CLICKHOUSE_VERSION_MIN: (u32, u32) = (26, 2);
@@ -28,21 +29,20 @@ pub fn configuration(warnings: &[String]) -> Outcome {
     }
 }
 
-pub fn topic_rights(may_read: Option<bool>) -> Outcome {
-    let grant = "allow this user Read on the topic";
-    rights(Code::TopicRights, "the topic", may_read, grant)
+pub fn topic_rights(may_read: Option<bool>, config: &Config) -> Outcome {
+    rights(Code::TopicRights, may_read, "topic", &config.kafka.topics.events, config)
 }
 
-pub fn group_rights(may_read: Option<bool>) -> Outcome {
-    let grant = "allow this user Read on the group, which joining it and committing take";
-    rights(Code::GroupRights, "the group", may_read, grant)
+pub fn group_rights(may_read: Option<bool>, config: &Config) -> Outcome {
+    rights(Code::GroupRights, may_read, "group", &config.kafka.group_id, config)
 }
 
-fn rights(code: Code, what: &str, may_read: Option<bool>, grant: &str) -> Outcome {
+fn rights(code: Code, may_read: Option<bool>, kind: &str, name: &str, config: &Config) -> Outcome {
+    let grant = || format!("as an administrator run: {}", refusal::grant(config, kind, name));
     match may_read {
-        Some(true) => Outcome::ok(code, format!("{what} may be read")),
-        Some(false) => Outcome::failed(code, format!("{what} may be described, not read"), grant),
-        None => Outcome::warning(code, format!("the broker does not tell whether {what} may be read"), grant),
+        Some(true) => Outcome::ok(code, format!("the {kind} may be read")),
+        Some(false) => Outcome::failed(code, format!("the {kind} may be described, not read"), grant()),
+        None => Outcome::warning(code, format!("the broker does not tell whether the {kind} may be read"), grant()),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::config::{Config, GroupProtocol};
 use crate::core::protocol::LogView;
 use crate::core::source::Source;
 use crate::kafka::{self, observer::Observer};
-use crate::status::{ANSWER_TIMEOUT, in_words};
+use crate::status::ANSWER_TIMEOUT;
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 
@@ -37,9 +37,8 @@ pub async fn checks(config: &Config, observer: Observer) -> Vec<Outcome> {
 /// The checks up to the first one without which the others cannot be made.
 fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     let mut made = Vec::new();
-    let fails = |code, error: &KafkaError| {
-        Outcome::failed_with(code, &in_words(error, &config.kafka.brokers, &config.kafka.topics.events))
-    };
+    let fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.in_words(error));
+    let group_fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.group_in_words(error));
     match observer.cluster() {
         Ok((brokers, cluster_id)) => {
             made.push(Outcome::ok(Code::Brokers, format!("{brokers} brokers, cluster id {cluster_id}")));
@@ -56,7 +55,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     let id = sources.first().map_or("", |source| source.topic_id.as_str());
     made.push(Outcome::ok(Code::Topic, format!("{} partitions, topic id {id}", sources.len())));
     made.push(match observer.may_read_topic() {
-        Ok(may_read) => judge::topic_rights(may_read),
+        Ok(may_read) => judge::topic_rights(may_read, config),
         Err(error) => fails(Code::TopicRights, &error),
     });
     made.push(session_timeout(config, observer));
@@ -75,7 +74,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     }
     // After the offsets, whose first question makes the coordinator in a fresh cluster.
     made.push(match kafka::patiently(COORDINATOR_TIME, || observer.group()) {
-        Ok(group) => judge::group_rights(group.may_read),
+        Ok(group) => judge::group_rights(group.may_read, config),
         Err(error) => group_fails(Code::GroupRights, &error),
     });
     made
@@ -98,10 +97,4 @@ fn logs(observer: &Observer, sources: &[Source]) -> Result<Vec<(i32, LogView)>, 
         logs.push((source.partition, kafka::patiently(within, || observer.log_view(source))?));
     }
     Ok(logs)
-}
-
-fn group_fails(code: Code, error: &KafkaError) -> Outcome {
-    let fix = "allow this user Describe and Read on the group of kafka.group_id, and see that the coordinator and the \
-               partitions' leaders run";
-    Outcome::failed(code, error.to_string(), fix)
 }

@@ -2,31 +2,75 @@
 //!
 //! Must never decide where to start or what to commit: that is the core's protocol. Must never commit by itself.
 
+mod certificate;
 pub mod consumer;
 pub mod group;
 pub mod members;
 mod native;
 pub mod observer;
 pub mod offsets;
+pub mod refusal;
 pub mod topic;
 
+use crate::config;
+use consumer::Consumer;
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 use std::time::{Duration, Instant};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Whether an error will not go away by waiting: wrong credentials, or a right that is missing.
-pub fn is_permanent(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::Authentication
-                | RDKafkaErrorCode::SaslAuthenticationFailed
-                | RDKafkaErrorCode::GroupAuthorizationFailed
-                | RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-        )
-    )
+/// How often librdkafka is asked whether a broker refuses us.
+const METADATA_STEP: Duration = Duration::from_millis(500);
+
+/// How long the other brokers have to answer after one has refused us.
+const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+
+/// Why the client cannot be made, without the value, which may be a secret; and in a last sentence which keys to look at.
+pub fn masked(error: &KafkaError) -> String {
+    let what = match error {
+        KafkaError::ClientConfig(_, description, key, _) => format!("{key}: {description}"),
+        other => other.to_string(),
+    };
+    match config::keys_named_in(&what).as_slice() {
+        [] => format!("{what}. Check kafka.* and kafka.properties"),
+        keys => format!("{what}. Check {}", keys.join(" and ")),
+    }
+}
+
+/// The topic's metadata. Gives up before the time is up if brokers refuse this client, which the consumer's context then tells.
+/// Blocks, and polls the consumer, which must not have been given partitions yet.
+///
+/// # Errors
+/// No broker answers.
+pub fn metadata(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<Metadata> {
+    let mut deadline = Instant::now() + within;
+    let mut refused = false;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match consumer.fetch_metadata(Some(topic), left.min(METADATA_STEP)) {
+            Err(error) if left <= METADATA_STEP => {
+                serve(consumer);
+                return Err(error);
+            }
+            Err(_) => {
+                serve(consumer);
+                if consumer.context().is_refused() && !refused {
+                    refused = true;
+                    deadline = deadline.min(Instant::now() + AFTER_REFUSAL);
+                }
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Lets librdkafka report what it has to report.
+fn serve(consumer: &Consumer) {
+    // Bounded, as brokers that are away go on giving reports.
+    const REPORTS: usize = 100;
+    (0..REPORTS).take_while(|_| consumer.poll(Duration::ZERO).is_some()).for_each(drop);
 }
 
 /// Asks again, for so long, where a broker is only about to take over its part. Blocks.

@@ -8,6 +8,7 @@
     reason = "a test's panic is its report, and clippy does not see tests without the harness"
 )]
 
+mod admin;
 mod audit;
 mod chaos;
 mod cli;
@@ -20,6 +21,8 @@ mod protocol;
 mod recovery;
 mod report;
 mod schema;
+mod secrets;
+mod security;
 mod service;
 mod stops;
 
@@ -123,6 +126,14 @@ fn main() -> ExitCode {
         report::the_report_is_the_known_set,
         report::the_views_count_as_the_report_does,
         report::a_report_that_cannot_be_made_says_why,
+        admin::clients_that_mean_harm_hurt_nobody,
+        security::tls_with_an_own_authority_is_exact,
+        security::client_certificates_and_a_password_are_exact,
+        security::tls_that_cannot_be_trusted_ends_the_start,
+        security::a_wrong_password_ends_the_start,
+        security::rights_that_miss_are_named_with_their_command,
+        security::the_least_clickhouse_rights_are_enough,
+        secrets::no_secret_is_ever_shown,
         operate::a_good_stack_is_all_ok,
         operate::a_check_names_the_server_that_is_away,
         operate::a_check_says_how_to_mend,

@@ -15,20 +15,26 @@ const PARTITIONS: i32 = 3;
 pub struct Bench {
     url: String,
     database: String,
+    brokers: String,
     pub topic: String,
     pub client: Client,
 }
 
 impl Bench {
     pub async fn new(url: &str, database: &str) -> Bench {
+        Bench::at(kafka(), url, database).await
+    }
+
+    /// On another Kafka than that of all tests.
+    pub async fn at(brokers: &str, url: &str, database: &str) -> Bench {
         let topic = Stack::shared().fresh_topic_name("events");
-        create_topic(kafka(), &topic, PARTITIONS).unwrap();
+        create_topic(brokers, &topic, PARTITIONS).unwrap();
         let client = crate::schema::migrated(url, database).await;
-        Bench { url: url.to_owned(), database: database.to_owned(), topic, client }
+        Bench { url: url.to_owned(), database: database.to_owned(), brokers: brokers.to_owned(), topic, client }
     }
 
     pub fn producer(&self) -> Producer {
-        Producer::new(kafka(), &self.topic, PARTITIONS).unwrap()
+        Producer::new(&self.brokers, &self.topic, PARTITIONS).unwrap()
     }
 
     pub fn produce(&self, count: u64) -> Ledger {
@@ -49,7 +55,7 @@ impl Bench {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
         command.env_clear().current_dir(std::env::temp_dir()).args(arguments);
         for (key, value) in [
-            ("KAFKA__BROKERS", kafka()),
+            ("KAFKA__BROKERS", self.brokers.as_str()),
             ("KAFKA__GROUP_ID", self.topic.as_str()),
             ("KAFKA__TOPICS__EVENTS", self.topic.as_str()),
             ("KAFKA__SESSION_TIMEOUT_MS", "6000"),
