@@ -144,11 +144,11 @@ pub fn version(version: &str, settings_missing: &[String]) -> Outcome {
 }
 
 /// `answers`: for each table whether the server says yes, or why it does not say.
-pub fn grants(code: Code, right: &str, database: &str, answers: &[(&str, Result<bool, String>)]) -> Outcome {
+pub fn grants(code: Code, right: &str, answers: &[(&str, Result<bool, String>)]) -> Outcome {
     let refused: Vec<&str> =
         answers.iter().filter(|(_, answer)| *answer == Ok(false)).map(|(table, _)| *table).collect();
     let grant = |tables: &[&str]| {
-        let of = |table: &&str| format!("GRANT {right} ON {database}.{table} TO the user of clickhouse.user");
+        let of = |table: &&str| format!("GRANT {right} ON {table} TO the user of clickhouse.user");
         tables.iter().map(of).collect::<Vec<_>>().join("; ")
     };
     if !refused.is_empty() {

@@ -56,9 +56,10 @@ fn the_log_fails_where_run_stops_whatever_the_tables_have() {
 
 #[test]
 fn a_right_that_is_refused_is_granted_by_name() {
-    let of = |answers: &[_]| judge::grants(Code::InsertRights, "INSERT", "campaigns", answers);
+    let of = |answers: &[_]| judge::grants(Code::InsertRights, "INSERT", answers);
     assert_eq!(of(&[("daily", Ok(true))]).status, State::Ok);
-    let refused = of(&[("email_events", Ok(true)), ("daily", Ok(false)), ("rejected_events", Err("?".into()))]);
+    let refused =
+        of(&[("email_events", Ok(true)), ("campaigns.daily", Ok(false)), ("rejected_events", Err("?".into()))]);
     assert_eq!(refused.status, State::Failed);
     assert_eq!(refused.fix.unwrap(), "GRANT INSERT ON campaigns.daily TO the user of clickhouse.user");
     assert_eq!(of(&[("daily", Err("old".into()))]).status, State::Warning);

@@ -25,7 +25,12 @@ pub(super) async fn await_schema(
 ) -> Result<bool, RunError> {
     let mut backoff = Backoff::new(&config.retry);
     loop {
-        let error = match Schema::single().check(client).await {
+        let schema = Schema::single();
+        let checked = tokio::select! {
+            checked = schema.check(client) => checked,
+            () = stop.cancelled() => return Ok(false),
+        };
+        let error = match checked {
             Ok(()) => {
                 health.clear("clickhouse");
                 return Ok(true);

@@ -133,6 +133,7 @@ fn main() -> ExitCode {
         security::a_wrong_password_ends_the_start,
         security::rights_that_miss_are_named_with_their_command,
         security::the_least_clickhouse_rights_are_enough,
+        security::the_threat_model_names_tests_that_exist,
         secrets::no_secret_is_ever_shown,
         operate::a_good_stack_is_all_ok,
         operate::a_check_names_the_server_that_is_away,

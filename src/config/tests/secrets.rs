@@ -60,7 +60,8 @@ fn secrets_are_refused_on_the_command_line() {
 
 #[test]
 fn secrets_are_used_but_never_shown() {
-    let resolved = full_of_secrets().load();
+    let misspelt = "TALLYHOUSE__KAFKA__PROPERTIES__SASL_PASWORD";
+    let resolved = full_of_secrets().env(misspelt, SECRET).load();
     assert_eq!(property(&resolved, "sasl.password").as_deref(), Some(SECRET));
     assert_eq!(property(&resolved, "ssl.key.password").as_deref(), Some(SECRET));
     for shown in [resolved.explain(), format!("{resolved:?}"), format!("{:#?}", resolved.config)] {
