@@ -57,7 +57,9 @@ async fn made(client: &Client) -> Vec<Outcome> {
     let tables = Table::ALL.map(|table| format!("{}.{}", client.database(), table.name()));
     // Where an insert's fate is unknown, a member waits there for its end.
     let read = [&tables[..], &["system.processes".to_owned()]].concat();
-    for (code, right, tables) in [(Code::InsertRights, "INSERT", &tables[..]), (Code::SelectRights, "SELECT", &read)] {
+    for (code, right, tables) in
+        [(Code::InsertRights, "INSERT", &tables[..]), (Code::SelectRights, "SELECT", &read[..])]
+    {
         let mut answers = Vec::new();
         for table in tables {
             let answer = has_grant(client, right, table).await;

@@ -66,10 +66,11 @@ pub fn keys_named_in(text: &str) -> Vec<&'static str> {
     keys
 }
 
-/// Whether the value of `property` may be a credential. A misspelt one counts too, hence all of `sasl.`.
+/// Whether the value of `property` may be a credential. A misspelt one counts too, hence all of `sasl.` but what is known not to.
 pub(super) fn is_secret(property: &str) -> bool {
     let property = property.to_ascii_lowercase();
-    property.starts_with("sasl.") && !property.starts_with("sasl.mechanism")
+    property.starts_with("sasl.")
+        && !["sasl.mechanism", "sasl.mechanisms", "sasl.username"].contains(&property.as_str())
         || ["pass", "pwd", "secret", "token", "key.pem"].iter().any(|word| property.contains(word))
 }
 
