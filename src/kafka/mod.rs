@@ -24,6 +24,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// How often librdkafka is asked whether a broker refuses us.
 const METADATA_STEP: Duration = Duration::from_millis(500);
 
+/// How long librdkafka has each time to report.
+const REPORT_TIME: Duration = Duration::from_millis(20);
+
 /// How long the other brokers have to answer after one has refused us.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 
@@ -68,9 +71,11 @@ pub fn metadata(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
 
 /// Lets librdkafka report what it has to report.
 fn serve(consumer: &Consumer) {
-    // Bounded, as brokers that are away go on giving reports.
-    const REPORTS: usize = 100;
-    (0..REPORTS).take_while(|_| consumer.poll(Duration::ZERO).is_some()).for_each(drop);
+    // By time, as a poll that gives nothing may have served something, and brokers that are away go on giving reports.
+    let deadline = Instant::now() + REPORT_TIME;
+    while Instant::now() < deadline {
+        drop(consumer.poll(REPORT_TIME));
+    }
 }
 
 /// Asks again, for so long, where a broker is only about to take over its part. Blocks.
