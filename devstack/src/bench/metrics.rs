@@ -18,7 +18,8 @@ impl Metrics {
 
     /// The value of a metric, or the sum over its labels; 0 while there is none.
     pub fn sum(&self, name: &str) -> f64 {
-        self.series(name).map(|(_, value)| value).sum()
+        // Not `sum`, which makes of nothing a -0.
+        self.series(name).map(|(_, value)| value).fold(0.0, |sum, value| sum + value)
     }
 
     /// The label set (text between the braces, empty if there is none) and value of each of a metric's series.
@@ -36,7 +37,10 @@ impl Metrics {
     /// The sum over a metric's series that have this label and value.
     pub fn sum_of(&self, name: &str, label: &str, value: &str) -> f64 {
         let wanted = format!("{label}=\"{value}\"");
-        self.series(name).filter(|(labels, _)| labels.split(',').any(|one| one == wanted)).map(|(_, value)| value).sum()
+        self.series(name)
+            .filter(|(labels, _)| labels.split(',').any(|one| one == wanted))
+            .map(|(_, value)| value)
+            .fold(0.0, |sum, value| sum + value)
     }
 
     /// A histogram's buckets: upper bound and how many values lie at or below it.
