@@ -1,6 +1,6 @@
 //! What the tables for people have alike. Pure.
 
-use crate::core::event::{Day, SECONDS_PER_DAY};
+use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
@@ -15,9 +15,15 @@ pub fn new(header: &[&str]) -> Table {
     table
 }
 
-/// The text without control characters: line ends are ours, everything else that moves a cursor came from outside.
+/// Whether a character moves a cursor, turns the direction of writing, or is not seen.
+pub fn is_odd(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+/// The text without odd characters: line ends are ours, all others came from outside.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if is_odd(c) && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 /// A code as it stands in JSON.
@@ -27,13 +33,8 @@ pub fn word(code: impl Serialize) -> String {
 
 /// A time in milliseconds since 1970-01-01 UTC as text; what lies before that as that.
 pub fn utc_text(ms: i64) -> String {
-    let ms = ms.max(0).unsigned_abs();
-    let (seconds, rest_ms) = (ms / 1_000, ms % 1_000);
-    let (days, second) = (seconds / u64::from(SECONDS_PER_DAY), seconds % u64::from(SECONDS_PER_DAY));
-    let date = Day(u16::try_from(days).unwrap_or(u16::MAX)).yyyymmdd();
-    let (year, month, day) = (date / 10_000, date / 100 % 100, date % 100);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{rest_ms:03}Z")
+    let time = DateTime::from_timestamp_millis(ms.max(0)).unwrap_or(DateTime::<Utc>::MAX_UTC);
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 #[cfg(test)]
@@ -41,11 +42,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_those_of_chrono() {
+    fn times_are_utc_to_the_millisecond() {
         for ms in [0, 1, 951_782_400_000, 1_795_576_200_123, 4_102_444_799_999] {
             let wanted = chrono::DateTime::from_timestamp_millis(ms).unwrap().format("%Y-%m-%dT%H:%M:%S%.3fZ");
             assert_eq!(utc_text(ms), wanted.to_string());
         }
+        assert_eq!(utc_text(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(utc_text(1_795_576_200_123), "2026-11-25T03:10:00.123Z");
         assert_eq!(utc_text(-5), "1970-01-01T00:00:00.000Z");
     }
 }

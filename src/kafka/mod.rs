@@ -14,6 +14,7 @@ pub mod producer;
 pub mod settings;
 pub mod topic;
 
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,18 @@ pub fn is_permanent(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::ClusterAuthorizationFailed
         )
     )
+}
+
+/// Puts a line of librdkafka's log into ours.
+fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning => tracing::warn!(facility, "kafka: {message}"),
+        _ => tracing::debug!(facility, "kafka: {message}"),
+    }
 }
 
 /// The error of a property that librdkafka refuses without the property's value, which may be a secret.

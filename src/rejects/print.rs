@@ -108,11 +108,8 @@ fn unknown_replays(error: Option<&RejectsError>) -> String {
 /// Text from outside on one line, without anything that moves a cursor or turns the direction of writing.
 fn one_line(bytes: &[u8], chars_max: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
-    let is_odd = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-    };
-    let mut line: String = text.chars().take(chars_max).map(|c| if is_odd(c) { '\u{fffd}' } else { c }).collect();
+    let mut line: String =
+        text.chars().take(chars_max).map(|c| if table::is_odd(c) { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(chars_max).is_some() {
         line.push('…');
     }

@@ -9,7 +9,7 @@ use clickhouse::Row;
 use serde::{Deserialize, Serialize};
 
 const COLUMNS: &str = "toString(source) AS source_name, source_offset, toUnixTimestamp64Milli(kafka_timestamp) AS timestamp_ms, \
-                       toString(reason) AS reason_code, error, key, payload";
+                       toString(reason) AS reason_code, error, key, payload, length(payload) AS whole_bytes";
 const ORDER: &str = "source, source_offset";
 
 /// Bytes that a page of rows should take.
@@ -30,6 +30,8 @@ struct Found {
     error: String,
     key: Bytes,
     payload: Bytes,
+    /// Of the payload, also where only its beginning was asked for.
+    whole_bytes: u64,
 }
 
 impl From<Found> for Rejected {
@@ -162,31 +164,19 @@ fn bytes_of(row: &Rejected) -> u64 {
 /// # Errors
 /// Any of [`ClickHouseError`].
 pub async fn newest(client: &Client, filter: &Filter) -> Result<Vec<(Rejected, u64)>, ClickHouseError> {
-    #[derive(Row, Deserialize)]
-    struct Excerpt {
-        source_name: String,
-        source_offset: u64,
-        timestamp_ms: i64,
-        reason_code: String,
-        error: String,
-        key: Bytes,
-        payload: Bytes,
-        payload_bytes: u64,
-    }
     let columns = COLUMNS.replace(" payload", &format!(" substring(payload, 1, {EXCERPT_BYTES}) AS payload_begin"));
     let condition = Condition::of(filter);
     let limit = filter.limit.unwrap_or(u64::MAX);
     let sql = format!(
-        "SELECT source_name, source_offset, timestamp_ms, reason_code, error, key, payload_begin AS payload, payload_bytes FROM \
-         (SELECT {columns}, length(payload) AS payload_bytes, kafka_timestamp, source FROM rejected_events WHERE {} \
+        "SELECT source_name, source_offset, timestamp_ms, reason_code, error, key, payload_begin AS payload, whole_bytes FROM \
+         (SELECT {columns}, kafka_timestamp, source FROM rejected_events WHERE {} \
          ORDER BY kafka_timestamp DESC, {ORDER} LIMIT {limit}) ORDER BY kafka_timestamp DESC, {ORDER}",
         condition.sql()
     );
-    let found: Vec<Excerpt> = condition.bind(client.query(&sql)).rows().await?;
-    let row = |found: Excerpt| {
-        let Excerpt { source_name, source_offset, timestamp_ms, reason_code, error, key, payload, payload_bytes } =
-            found;
-        (Found { source_name, source_offset, timestamp_ms, reason_code, error, key, payload }.into(), payload_bytes)
+    let found: Vec<Found> = condition.bind(client.query(&sql)).rows().await?;
+    let row = |found: Found| {
+        let whole_bytes = found.whole_bytes;
+        (found.into(), whole_bytes)
     };
     Ok(found.into_iter().map(row).collect())
 }

@@ -13,7 +13,7 @@
 use super::candidates::Rows;
 use super::ledger::{SIGNATURE, Until};
 use super::plan::{Candidate, Target, judge};
-use super::transactions::{Transactions, blocking};
+use super::transactions::{ANSWER_TIMEOUT, Transactions, blocking};
 use super::{Filter, Ledger, Origin, RejectsError, Replayed};
 use crate::clickhouse::client::Client;
 use crate::clock::unix_ms;
@@ -40,8 +40,6 @@ pub const ORIGIN_TIMESTAMP: &str = "tallyhouse-origin-timestamp";
 /// What one transaction holds at most. While it is open, members read nothing after it.
 const TRANSACTION_RECORDS: usize = 500;
 const TRANSACTION_BYTES: usize = 8 << 20;
-
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Refused rows that are named.
 const NAMED: usize = 5;

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long starting, committing and aborting may take.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for one answer from Kafka.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ALLOW_WRITE: &str = "Check that the brokers run, and allow this user to write to the event topic and to the topic of \
                            kafka.topics.replays, and Describe and Write on the transactional id tallyhouse-replay-<event topic>";

@@ -12,15 +12,8 @@ use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Status, standard output and error.
-fn run(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    let output = bench.command(arguments).envs(settings.iter().copied()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
 fn audit(bench: &Bench, arguments: &[&str]) -> (Option<i32>, Value) {
-    let (status, output, error) = run(bench, &[&["audit", "--json"], arguments].concat(), &[]);
+    let (status, output, error) = bench.run(&[&["audit", "--json"], arguments].concat(), &[]);
     assert!(matches!(status, Some(0 | 2)), "{status:?}: {error}");
     (status, serde_json::from_str(&output).unwrap())
 }
@@ -35,7 +28,8 @@ fn findings(report: &Value, severity: &str) -> Vec<(String, Value)> {
         .collect()
 }
 
-fn assert_clean(bench: &Bench, what: &str) {
+/// An audit finds nothing.
+pub fn assert_clean(bench: &Bench, what: &str) {
     let (status, report) = audit(bench, &[]);
     assert_eq!((status, &report["clean"]), (Some(0), &Value::Bool(true)), "{what}: {report:#}");
 }
@@ -70,10 +64,10 @@ pub async fn an_ordinary_run_is_clean_at_any_moment(url: &str, database: &str) {
     let (status, report) = audit(&bench, &[]);
     assert_eq!(status, Some(0), "{report:#}");
     assert!(report["checks"][1]["scope"].as_str().unwrap().starts_with(&ledger.produced.to_string()), "{report:#}");
-    let (status, table, _) = run(&bench, &["audit", "--since", "2026-11-01", "--until", "2026-11-02"], &[]);
+    let (status, table, _) = bench.run(&["audit", "--since", "2026-11-01", "--until", "2026-11-02"], &[]);
     assert!(status == Some(0) && table.contains("since 2026-11-01") && table.ends_with("clean\n"), "{table}");
     for (arguments, status) in [(["--since", "yesterday"], 64), (["--set", "kafka.brokers=127.0.0.1:1"], 1)] {
-        let (found, _, error) = run(&bench, &[&["audit"], &arguments[..]].concat(), &[]);
+        let (found, _, error) = bench.run(&[&["audit"], &arguments[..]].concat(), &[]);
         assert!(found == Some(status) && error.contains(arguments[1].trim_start_matches("kafka.brokers=")), "{error}");
     }
 }
@@ -132,12 +126,12 @@ pub async fn what_is_changed_by_hand_is_named_exactly(url: &str, database: &str)
     // A repair would carry the damage of the rows into daily.
     let months: BTreeSet<String> = rows.iter().map(|row| row.0.replace('-', "")[..6].to_owned()).collect();
     for month in &months {
-        let (status, _, error) = run(&bench, &["repair", "daily", "--month", month], &[]);
+        let (status, _, error) = bench.run(&["repair", "daily", "--month", month], &[]);
         assert_eq!(status, Some(1), "{error}");
         assert!(error.contains("offset 1000 has 2 rows") || error.contains("[1, 2)"), "{error}");
     }
     // For people it says the same; only one a check is listed, all are counted.
-    let (status, table, _) = run(&bench, &["audit", "--limit", "1"], &[]);
+    let (status, table, _) = bench.run(&["audit", "--limit", "1"], &[]);
     assert!(status == Some(2) && table.contains("5 violations") && table.contains("and 2 more"), "{table}");
     // Other days have nothing to do with it, but the gap has no day: it is looked for by the record's timestamp.
     let (_, report) = audit(&bench, &["--until", "2020-01-01"]);
@@ -253,17 +247,17 @@ pub async fn repair_counts_a_month_again(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = store_two_months(&bench, 9_000).await;
     let repair = ["repair", "daily", "--month", "202611"];
-    let (status, output, _) = run(&bench, &repair, &[]);
+    let (status, output, _) = bench.run(&repair, &[]);
     assert!(status == Some(0) && output.contains("0 counters differ"), "{output}");
     let marks = "SELECT toString(source), toYYYYMM(day) AS month, max(end_offset) FROM daily GROUP BY ALL ORDER BY ALL";
     let marks_before: Vec<(String, u32, u64)> = bench.rows(marks).await;
     double_a_counter(&bench, 202611).await;
     let changed = content(&bench).await;
-    let (status, output, error) = run(&bench, &[&repair[..], &["--dry-run"]].concat(), &[]);
+    let (status, output, error) = bench.run(&[&repair[..], &["--dry-run"]].concat(), &[]);
     assert!(status == Some(2) && output.contains("1 counters differ"), "{output}{error}");
     assert!(output.contains("REPLACE PARTITION 202611") && output.contains("2026-11-0"), "{output}");
     assert_eq!(content(&bench).await, changed);
-    let (status, output, error) = run(&bench, &repair, &[]);
+    let (status, output, error) = bench.run(&repair, &[]);
     assert!(status == Some(0) && output.contains("0 counters differ now"), "{output}{error}");
     let marks_after: Vec<(String, u32, u64)> = bench.rows(marks).await;
     assert_eq!(marks_after, marks_before);
@@ -271,7 +265,7 @@ pub async fn repair_counts_a_month_again(url: &str, database: &str) {
     assert_clean(&bench, "after a repair");
     // Counters and marks of a whole month lost: the committed offset tells up to where to count.
     bench.execute("ALTER TABLE daily DROP PARTITION 202611").await;
-    let (status, output, error) = run(&bench, &repair, &[]);
+    let (status, output, error) = bench.run(&repair, &[]);
     assert_eq!(status, Some(0), "{output}{error}");
     bench.assert_exact(&ledger, "after a lost month").await;
     assert_clean(&bench, "after a lost month");
@@ -284,11 +278,11 @@ pub async fn repair_refuses_what_would_lose_counts(url: &str, database: &str) {
     let before = content(&bench).await;
     bench.execute("ALTER TABLE email_events DROP PARTITION 20261101").await;
     let repair = ["repair", "daily", "--month", "202611"];
-    let (status, _, error) = run(&bench, &repair, &[]);
+    let (status, _, error) = bench.run(&repair, &[]);
     assert!(status == Some(1) && error.contains("2026-11-01") && error.contains("--trust-rows"), "{error}");
     assert_eq!(content(&bench).await, before);
     bench.execute("ALTER TABLE email_events DELETE WHERE source LIKE '%/2@%' SETTINGS mutations_sync = 2").await;
-    let (status, output, error) = run(&bench, &[&repair[..], &["--trust-rows"]].concat(), &[]);
+    let (status, output, error) = bench.run(&[&repair[..], &["--trust-rows"]].concat(), &[]);
     assert_eq!(status, Some(0), "{output}{error}");
     let left = bench.count("SELECT sum(total) FROM daily WHERE toYYYYMM(day) = 202611").await;
     assert_eq!(left, bench.count("SELECT count() FROM email_events WHERE toYYYYMM(event_time) = 202611").await);
@@ -306,7 +300,7 @@ pub async fn repair_beside_a_member_is_exact(url: &str, database: &str) {
         double_a_counter(&bench, 202610).await;
         double_a_counter(&bench, 202611).await;
         producer.send_events(&events, round * 2_000..(round + 1) * 2_000).unwrap();
-        let (status, output, error) = run(&bench, &["repair", "daily", "--month", "202611", "--month", "202610"], &[]);
+        let (status, output, error) = bench.run(&["repair", "daily", "--month", "202611", "--month", "202610"], &[]);
         assert!(status == Some(0) && output.matches("0 counters differ now").count() == 2, "{output}{error}");
     }
     let ledger = producer.finish().unwrap();
@@ -344,7 +338,7 @@ pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &st
     let refused = bench.try_execute(&insert("2026-11-01", "1", 1)).await.unwrap_err();
     assert!(refused.to_string().contains("VIOLATED_CONSTRAINT"), "{refused}");
     bench.execute(&insert("2026-10-31", "1", 1)).await;
-    let (status, output, error) = run(&bench, &["repair", "clean"], &[]);
+    let (status, output, error) = bench.run(&["repair", "clean"], &[]);
     assert_eq!(status, Some(0), "{output}{error}");
     bench.execute(&insert("2026-11-01", "1", 1)).await;
 }
@@ -398,7 +392,7 @@ pub async fn a_repair_that_was_killed_is_taken_over(url: &str, database: &str) {
     let repair = ["repair", "daily", "--month", "202611"];
     for (round, (point, left)) in (1..).zip([("repair_counted", 1), ("repair_fenced", 2), ("repair_swapped", 2)]) {
         double_a_counter(&bench, 202611).await;
-        let (status, output, _) = run(&bench, &repair, &[("TALLYHOUSE_FAILPOINT", point)]);
+        let (status, output, _) = bench.run(&repair, &[("TALLYHOUSE_FAILPOINT", point)]);
         assert_eq!(status, None, "{point} was not reached: {output}");
         producer.send_events(&events, round * 3_000..(round + 1) * 3_000).unwrap();
         let (status, report) = audit(&bench, &[]);
@@ -408,7 +402,7 @@ pub async fn a_repair_that_was_killed_is_taken_over(url: &str, database: &str) {
             await_http(&member, "/readyz", "tallyhouse_repair_").await;
         }
         let next = if point == "repair_swapped" { &["repair", "clean"][..] } else { &repair[..] };
-        let (status, output, error) = run(&bench, next, &[]);
+        let (status, output, error) = bench.run(next, &[]);
         assert_eq!(status, Some(0), "{point}: {output}{error}");
         bench.await_stored((round + 1) * 3_000, &[&member]).await;
     }

@@ -1,5 +1,6 @@
 //! `tallyhouse erase` on real servers: the person is gone from everything that can be read, and nothing is uncounted.
 
+use crate::audit::assert_clean;
 use crate::operator::HALF_APPLIED;
 use crate::service::{Bench, end, kafka};
 use chrono::{Days, Utc};
@@ -20,17 +21,10 @@ const PERSON: &str = "maria.unique4711@example.com";
 const SHOUTED: &str = "MARIA.Unique4711@Example.com";
 const OTHER_ADDRESS: &str = "m.unique4711@work.example";
 
-/// Status, standard output and error.
-fn run(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    let output = bench.command(arguments).envs(settings.iter().copied()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
 /// An erasure of the person; what it prints never names her.
 fn erase(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let (status, output, error) =
-        run(bench, &[&["erase", "--email", SHOUTED, "--email", OTHER_ADDRESS], arguments].concat(), settings);
+        bench.run(&[&["erase", "--email", SHOUTED, "--email", OTHER_ADDRESS], arguments].concat(), settings);
     assert!(!format!("{output}{error}").to_lowercase().contains("unique4711"), "{output}{error}");
     (status, output + &error)
 }
@@ -117,12 +111,6 @@ async fn counts(bench: &Bench) -> (Vec<Count>, Vec<Count>) {
     )
 }
 
-fn assert_audit_is_clean(bench: &Bench) {
-    let (status, report, error) = run(bench, &["audit", "--json"], &[]);
-    let report: Value = serde_json::from_str(&report).unwrap_or_else(|_| panic!("{error}"));
-    assert_eq!((status, &report["violations"]), (Some(0), &0.into()), "{report:#}");
-}
-
 /// Files below the folder that have these bytes.
 fn files_with(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -205,10 +193,10 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
         [(REJECTS, PRODUCED - before.1.iter().map(|row| row.3).sum::<u64>())]
     );
     assert_eq!(counts(&bench).await, before);
-    assert_audit_is_clean(&bench);
+    assert_clean(&bench, "after an erasure");
     bench.assert_consistent("after an erasure").await;
     let month = Utc::now().format("%Y%m").to_string();
-    let (status, said, _) = run(&bench, &["repair", "daily", "--month", &month], &[]);
+    let (status, said, _) = bench.run(&["repair", "daily", "--month", &month], &[]);
     assert!(status == Some(0) && said.contains("0 counters differ"), "{said}");
     let line = |state: &str, counts: [u64; 4], days| Line {
         state: state.to_owned(),
@@ -271,7 +259,7 @@ pub async fn only_the_address_itself_is_found(url: &str, database: &str) {
         bench.rows("SELECT source_offset FROM email_events WHERE email = '' ORDER BY source_offset").await
     };
     let erase = |address: &str| {
-        let (status, output, error) = run(&bench, &["erase", "--yes", "--email", address], &[]);
+        let (status, output, error) = bench.run(&["erase", "--yes", "--email", address], &[]);
         assert_eq!(status, Some(0), "{output}{error}");
         assert!(!format!("{output}{error}").contains(address), "{output}{error}");
     };
@@ -287,11 +275,11 @@ pub async fn only_the_address_itself_is_found(url: &str, database: &str) {
         (&["--email", "a@b.c", "--reference", "for A@B.C"], "--reference"),
         (&[][..], "--email"),
     ] {
-        let (status, output, error) = run(&bench, &[&["erase"], arguments].concat(), &[]);
+        let (status, output, error) = bench.run(&[&["erase"], arguments].concat(), &[]);
         assert!(status == Some(64) && error.contains(said) && !error.contains("4711"), "{status:?} {output}{error}");
     }
     bench.execute("DROP TABLE erasures").await;
-    let (status, output, error) = run(&bench, &["erase", "--yes", "--email", "person@example.com"], &[]);
+    let (status, output, error) = bench.run(&["erase", "--yes", "--email", "person@example.com"], &[]);
     assert!(status == Some(1) && error.contains("tallyhouse migrate"), "{output}{error}");
     assert_eq!(bench.count("SELECT count() FROM email_events WHERE email = 'person@example.com'").await, 1);
 }
@@ -314,7 +302,7 @@ pub async fn an_erasure_that_was_killed_is_completed(url: &str, database: &str) 
     assert_eq!(states.iter().filter(|(state, _)| state == "begun").count(), 3, "{states:?}");
     assert_eq!(states.iter().filter(|(state, _)| state == "done").count(), 1, "{states:?}");
     assert_eq!(counts(&bench).await, before);
-    assert_audit_is_clean(&bench);
+    assert_clean(&bench, "after an erasure");
 }
 
 /// A batch that is half applied while its rows are blanked is completed as if nothing had been.
@@ -330,7 +318,7 @@ pub async fn a_batch_blanked_half_applied_is_completed(url: &str, database: &str
     bench.await_stored(PRODUCED, &[&member]).await;
     crate::service::await_http(&member, "/readyz", "\"ready\":true").await;
     end(&member);
-    assert_audit_is_clean(&bench);
+    assert_clean(&bench, "after an erasure");
     assert!(naming(&bench, database).await > 0, "rows that came later have the address");
     let (status, said) = erase(&bench, &["--yes"], &[]);
     assert_eq!((status, naming(&bench, database).await), (Some(0), 0), "{said}");

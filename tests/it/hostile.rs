@@ -1,8 +1,7 @@
 //! Hostile input through real servers: produced = rows + rejected, always, and memory stays bounded.
 
-use crate::operator::{admin, options};
+use crate::operator::alter_topic;
 use crate::service::{Bench, await_http, end, http, kafka};
-use rdkafka::admin::{AlterConfig, ResourceSpecifier};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use std::collections::BTreeMap;
@@ -74,13 +73,6 @@ fn event(metadata_bytes: usize) -> Vec<u8> {
     .into_bytes()
 }
 
-async fn set_topic(bench: &Bench, name: &str, value: &str) {
-    let change = AlterConfig::new(ResourceSpecifier::Topic(&bench.topic)).set(name, value);
-    admin().alter_configs(&[change], &options()).await.unwrap().into_iter().for_each(|done| {
-        done.unwrap();
-    });
-}
-
 /// Every kind of bad input, packed in every way: each record is a row or a reject with its exact bytes, reason and metric, and one
 /// bad record stops nothing.
 pub async fn every_kind_of_bad_input_is_kept_with_its_reason(url: &str, database: &str) {
@@ -138,7 +130,7 @@ pub async fn large_records_and_bombs_of_every_codec(url: &str, database: &str) {
     const BOMB: usize = 120 * MIB;
     const LIMIT: usize = 128 * MIB;
     let bench = Bench::new(url, database).await;
-    set_topic(&bench, "max.message.bytes", &(LARGE + MIB).to_string()).await;
+    alter_topic(&bench.topic, "max.message.bytes", &(LARGE + MIB).to_string()).await;
     let limit = LIMIT.to_string();
     let settings = [("TALLYHOUSE__MEMORY__LIMIT_BYTES", limit.as_str()), ("TALLYHOUSE__FLUSH__BYTES_MAX", "32MiB")];
     let member = bench.start(&settings);

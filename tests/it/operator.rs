@@ -3,7 +3,7 @@
 use crate::service::{Bench, await_http, http, kafka};
 use devstack::producer::create_topic;
 use devstack::{Server, kafka as broker};
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -22,6 +22,12 @@ pub fn admin() -> AdminClient<DefaultClientContext> {
 
 pub fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(Duration::from_secs(30)))
+}
+
+/// Changes one setting of a topic.
+pub async fn alter_topic(topic: &str, name: &str, value: &str) {
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
+    admin().alter_configs(&[change], &options()).await.unwrap().remove(0).unwrap();
 }
 
 /// A batch that a dead member left announced.

@@ -1,12 +1,12 @@
 //! `tallyhouse rejects` and the dead-letter topic on real servers: what is replayed counts once, however often and wherever it is cut.
 
+use crate::audit::assert_clean;
 use crate::group::await_frozen;
-use crate::operator::{admin, options};
+use crate::operator::alter_topic;
 use crate::service::{Bench, await_http, end, http, kafka};
 use devstack::dice::Dice;
 use devstack::producer::{Events, Ledger, create_topic};
 use devstack::{Output, Server, process};
-use rdkafka::admin::{AlterConfig, ResourceSpecifier};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -20,11 +20,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const PARTITIONS: u64 = 3;
 const DEAD_LETTER: &str = "TALLYHOUSE__KAFKA__TOPICS__DEAD_LETTER";
 
-/// Status, standard output and error.
 fn run(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String, String) {
-    let output = bench.command(&[&["rejects"], arguments].concat()).envs(settings.iter().copied()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    bench.run(&[&["rejects"], arguments].concat(), settings)
 }
 
 fn ok(bench: &Bench, arguments: &[&str]) -> String {
@@ -42,11 +39,6 @@ fn start(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> Server
     let mut command = bench.command(&[&["rejects", "replay"], arguments].concat());
     command.envs(settings.iter().copied());
     process::spawn("replay", command, Output::Captured).unwrap()
-}
-
-fn assert_audit_is_clean(bench: &Bench) {
-    let output = bench.command(&["audit"]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
 /// All committed records of a topic.
@@ -80,11 +72,6 @@ fn header(record: &OwnedMessage, name: &str) -> Option<String> {
     let headers = record.headers()?;
     let found = headers.iter().find(|header| header.key == name)?;
     Some(String::from_utf8(found.value?.to_vec()).unwrap())
-}
-
-async fn alter(topic: &str, name: &str, value: &str) {
-    let altered = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(name, value);
-    admin().alter_configs(&[altered], &options()).await.unwrap().remove(0).unwrap();
 }
 
 /// Rejected records of a fresh topic, with their mended export in a file.
@@ -131,7 +118,7 @@ impl Mended {
         await_http(&member, "/readyz", "\"ready\":true").await;
         end(&member);
         self.bench.assert_exact(&self.ledger, what).await;
-        assert_audit_is_clean(&self.bench);
+        assert_clean(&self.bench, "after replays");
     }
 }
 
@@ -242,7 +229,7 @@ pub async fn own_bytes_are_replayed_after_a_changed_bound(url: &str, database: &
     ledger.broken += 2 * late;
     bench.assert_exact(&ledger, "after two replays of the same events").await;
     assert_eq!(replay(&bench, &[])["replayed"], 0);
-    assert_audit_is_clean(&bench);
+    assert_clean(&bench, "after replays");
 }
 
 /// kill -9 before and after each step of a transaction, early and late.
@@ -326,7 +313,7 @@ pub async fn a_ledger_that_forgets_is_refused(url: &str, database: &str) {
     let (forgets, many) = (format!("{}.forgets", bench.topic), format!("{}.many", bench.topic));
     create_topic(kafka(), &forgets, 1).unwrap();
     create_topic(kafka(), &many, 2).unwrap();
-    alter(&many, "cleanup.policy", "compact").await;
+    alter_topic(&many, "cleanup.policy", "compact").await;
     for (topic, text) in [(&forgets, "cleanup.policy=delete"), (&many, "2 partitions")] {
         let settings = [("TALLYHOUSE__KAFKA__TOPICS__REPLAYS", topic.as_str())];
         let (status, _, error) = run(bench, &["replay", "--from", &file], &settings);
@@ -338,7 +325,7 @@ pub async fn a_ledger_that_forgets_is_refused(url: &str, database: &str) {
     // Without Kafka the rows can be looked at all the same.
     let (status, output, _) = run(bench, &["list"], &[("TALLYHOUSE__KAFKA__BROKERS", "127.0.0.1:1")]);
     assert!(status == Some(0) && output.contains("What was replayed is not known"), "{output}");
-    alter(&bench.topic, "message.timestamp.type", "LogAppendTime").await;
+    alter_topic(&bench.topic, "message.timestamp.type", "LogAppendTime").await;
     let (status, _, error) = run(bench, &["replay", "--from", &file], &[]);
     assert!(status == Some(0) && error.contains("LogAppendTime"), "{error}");
     mended.assert_exact("with LogAppendTime").await;
@@ -400,7 +387,7 @@ pub async fn a_dead_letter_that_is_not_taken_holds_the_partition(url: &str, data
     let bench = Bench::new(url, database).await;
     let dead_letter = format!("{}.dead", bench.topic);
     create_topic(kafka(), &dead_letter, 1).unwrap();
-    alter(&dead_letter, "max.message.bytes", "10").await;
+    alter_topic(&dead_letter, "max.message.bytes", "10").await;
     for command in ["check", "status"] {
         let missing = bench.command(&[command]).env(DEAD_LETTER, "no-such-topic").output().unwrap();
         let text = String::from_utf8(missing.stdout).unwrap();
@@ -420,7 +407,7 @@ pub async fn a_dead_letter_that_is_not_taken_holds_the_partition(url: &str, data
         assert!(bench.committed(partition).is_none_or(|(offset, _)| offset == 0), "partition {partition} is committed");
     }
     assert_eq!(bench.count("SELECT count() FROM rejected_events").await, 0);
-    alter(&dead_letter, "max.message.bytes", "1048588").await;
+    alter_topic(&dead_letter, "max.message.bytes", "1048588").await;
     bench.await_stored(ledger.produced, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
     end(&member);

@@ -9,20 +9,13 @@ use std::time::{Duration, Instant};
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Status, standard output and error.
-fn run(bench: &Bench, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = bench.command(arguments).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
-}
-
 fn json(bench: &Bench, command: &str) -> Value {
-    let (_, output, error) = run(bench, &[command, "--json"]);
+    let (_, output, error) = bench.run(&[command, "--json"], &[]);
     serde_json::from_str(&output).unwrap_or_else(|_| panic!("{error}"))
 }
 
 fn migrate(bench: &Bench, arguments: &[&str]) -> String {
-    let (status, output, error) = run(bench, &[&["migrate"], arguments].concat());
+    let (status, output, error) = bench.run(&[&["migrate"], arguments].concat(), &[]);
     assert_eq!(status, Some(0), "{error}");
     output
 }
@@ -102,7 +95,7 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
 
     // Nothing differs where it can be compared, so there is nothing to repair; and where something does, the month is not whole.
     let month = kept_from.format("%Y%m").to_string();
-    let (status, said, error) = run(&bench, &["repair", "daily", "--month", &month]);
+    let (status, said, error) = bench.run(&["repair", "daily", "--month", &month], &[]);
     assert!(status == Some(0) && said.contains("have expired") && said.contains("0 counters differ"), "{said}{error}");
     let columns = "day, event_type, campaign_id, workspace_id, source";
     bench
@@ -114,7 +107,7 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
     let (violations, codes) = audit(&bench);
     assert!(violations == 1 && codes.iter().any(|found| found == "daily_differs"), "{codes:?}");
     let changed = total(&bench).await;
-    let (status, said, error) = run(&bench, &["repair", "daily", "--month", &month]);
+    let (status, said, error) = bench.run(&["repair", "daily", "--month", &month], &[]);
     assert!(
         status == Some(1) && error.contains("nothing was changed") && error.contains("have expired"),
         "{said}{error}"
@@ -126,7 +119,7 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
     assert!(!migrate(&bench, &["--raw-ttl-days", "off"]).contains("REMOVE"));
     bench.execute("ALTER TABLE email_events MODIFY TTL event_time + INTERVAL 4000 DAY").await;
     assert_eq!(check(&bench).0, "warning", "a TTL of single rows can cut a batch in two");
-    let (status, _, error) = run(&bench, &["migrate", "--raw-ttl-days", "90d"]);
+    let (status, _, error) = bench.run(&["migrate", "--raw-ttl-days", "90d"], &[]);
     assert!(status == Some(64) && error.contains("from 1 to 36500"), "{error}");
 }
 

@@ -65,6 +65,13 @@ impl Bench {
         command
     }
 
+    /// Runs the program to its end: exit status, standard output and error.
+    pub fn run(&self, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String, String) {
+        let output = self.command(arguments).envs(settings.iter().copied()).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    }
+
     pub async fn execute(&self, sql: &str) {
         self.try_execute(sql).await.unwrap();
     }
