@@ -5,6 +5,7 @@ use crate::service::{Bench, await_http, end, http, kafka};
 use devstack::Server;
 use devstack::producer::{Events, Producer};
 use rdkafka::admin::NewPartitions;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -65,8 +66,8 @@ async fn assigned(member: &Server) -> u32 {
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-/// Rebalances that a member has seen, of all kinds.
-async fn rebalances(member: &Server) -> Vec<String> {
+/// Rebalances that a member has seen, of all kinds; the endpoint tells them in no order.
+async fn rebalances(member: &Server) -> BTreeSet<String> {
     let metrics = http(member, "/metrics").await;
     metrics.lines().filter(|line| line.starts_with("tallyhouse_rebalances_total{")).map(str::to_owned).collect()
 }
