@@ -139,7 +139,7 @@ pub enum RejectsError {
     ClickHouse(#[from] ClickHouseError),
     /// No such row.
     #[error(
-        "rejected_events has no row of {0}. Rows are kept for 30 days; `tallyhouse rejects list` shows which there are"
+        "rejected_events has no row of {0}. Rows are kept for 30 days, or as long as `migrate --rejected-ttl-days` says; `tallyhouse rejects list` shows which there are"
     )]
     NoRow(Origin),
     /// More than one topic id.
