@@ -1,5 +1,7 @@
 //! The HTTP endpoint for operators: metrics, liveness, readiness, the live windows. Read-only, without secrets or payloads.
 
+mod connections;
+
 use crate::health::Health;
 use crate::metrics::{self, QUERYABLE};
 use crate::service::{Glance, Windows};
@@ -57,11 +59,7 @@ pub async fn start(address: SocketAddr, state: State) -> std::io::Result<()> {
         .route("/readyz", get(readyz))
         .route("/windows", get(windows))
         .with_state(state);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!("the HTTP endpoint ended: {error}");
-        }
-    });
+    tokio::spawn(connections::serve(listener, router));
     Ok(())
 }
 

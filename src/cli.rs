@@ -12,6 +12,7 @@ mod report;
 mod status;
 
 use crate::audit::AuditError;
+use crate::cgroup;
 use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::retention::{self, Keep, Retention};
@@ -55,8 +56,8 @@ struct Settings {
     /// TOML file with the configuration; without it TALLYHOUSE_CONFIG, else ./tallyhouse.toml if there is one.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// One setting, over the file and the environment, such as `clickhouse.database=campaigns`; may be repeated. Give
-    /// secrets in files: what stands here shows in the process list.
+    /// One setting, over the file and the environment, such as `clickhouse.database=campaigns`; may be repeated. Secrets are
+    /// refused here, as a command line shows in the process list.
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -242,7 +243,8 @@ impl Settings {
             .collect();
         let env =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-        Ok(config::load(&Sources { file: self.config, env, flags: flags? })?)
+        let memory_max_bytes = cgroup::memory_max_bytes();
+        Ok(config::load(&Sources { file: self.config, env, flags: flags?, memory_max_bytes })?)
     }
 }
 
@@ -308,6 +310,7 @@ fn clickhouse_options(config: &Config) -> ClickHouseOptions {
         password: from.password.expose().to_owned(),
         database: from.database.clone(),
         ca_file: from.ca_file.as_ref().map(PathBuf::from),
+        identity: from.cert_file.as_ref().map(PathBuf::from).zip(from.key_file.as_ref().map(PathBuf::from)),
         compression: match from.compression {
             config::Compression::Lz4 => Compression::Lz4,
             config::Compression::None => Compression::None,

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod audit;
+mod cgroup;
 pub mod check;
 pub mod cli;
 pub mod clickhouse;
@@ -23,3 +24,4 @@ pub mod service;
 pub mod status;
 mod table;
 pub mod telemetry;
+pub mod tls;

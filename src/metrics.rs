@@ -334,6 +334,15 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), page, "run again with UPDATE=1");
     }
 
+    /// A label of anything from outside (a campaign, a user, an address) would grow without bound.
+    #[test]
+    fn labels_have_few_values() {
+        let few = ["reason", "table", "kind", "step", "partition", "broker", "version", "topic"];
+        for metric in METRICS {
+            assert!(metric.labels.iter().all(|label| few.contains(label)), "{}: {:?}", metric.name, metric.labels);
+        }
+    }
+
     /// A constant that is not in the table would be served without a help text and miss on the page.
     #[test]
     fn every_name_is_in_the_table_once() {

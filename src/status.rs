@@ -8,7 +8,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-pub use read::{ANSWER_TIMEOUT, Watcher, dead_letter_in_words, in_words};
+pub use read::{ANSWER_TIMEOUT, Watcher, dead_letter_in_words};
 
 use crate::audit::position::Outlook;
 use crate::core::source::OffsetRange;

@@ -139,6 +139,12 @@ pub enum Error {
         /// Prometheus' own text, or why there was none.
         message: String,
     },
+    /// OpenSSL could not make a certificate.
+    #[error("a certificate could not be made: {message}")]
+    Certificate {
+        /// What OpenSSL says.
+        message: String,
+    },
     /// ClickHouse refused a query.
     #[error("ClickHouse refused `{sql}`: {message}")]
     Query {

@@ -20,6 +20,7 @@
 pub mod bench;
 pub mod build;
 pub mod cache;
+pub mod certificates;
 pub mod chaos;
 pub mod clickhouse;
 mod data;
@@ -36,6 +37,7 @@ pub mod progress;
 pub mod prometheus;
 pub mod proxy;
 mod stack;
+pub mod tls;
 mod tools;
 
 pub use clickhouse::{ClickHouse, ClickHouseOptions, User};

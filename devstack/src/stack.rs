@@ -5,7 +5,7 @@
 use crate::{
     clickhouse::{self, ClickHouse, ClickHouseOptions},
     error::{Error, Result},
-    kafka::{self, Kafka, KafkaOptions},
+    kafka::{self, Kafka, KafkaOptions, secure::SecureKafka},
 };
 use std::{
     env,
@@ -16,17 +16,18 @@ use std::{
     },
 };
 
-/// One Kafka and one ClickHouse, each started when first asked for, so that a run that needs one does not wait for both.
+/// One Kafka, one secured Kafka and one ClickHouse, each started when first asked for, so that a run that needs one does not wait for both.
 ///
 /// `TALLYHOUSE_TEST_KAFKA` (`host:port,…`) and `TALLYHOUSE_TEST_CLICKHOUSE` (URL) name servers to use instead of
 /// starting any; asking for their processes then fails with [`Error::NotOurs`].
 #[derive(Debug, Default)]
 pub struct Stack {
     kafka: OnceLock<Result<Kafka>>,
+    secure_kafka: OnceLock<Result<SecureKafka>>,
     clickhouse: OnceLock<Result<ClickHouse>>,
 }
 
-static SHARED: Stack = Stack { kafka: OnceLock::new(), clickhouse: OnceLock::new() };
+static SHARED: Stack = Stack { kafka: OnceLock::new(), secure_kafka: OnceLock::new(), clickhouse: OnceLock::new() };
 
 impl Stack {
     /// The one of this process. Its servers end, and their temporary data goes, when the process exits.
@@ -47,6 +48,11 @@ impl Stack {
             None => Kafka::start(KafkaOptions::default()),
         };
         self.kafka.get_or_init(start).as_ref()
+    }
+
+    /// The secured Kafka, started now if this is the first call; always of our own. Fails as [`Stack::kafka`] does.
+    pub fn secure_kafka(&self) -> Result<&SecureKafka, &Error> {
+        self.secure_kafka.get_or_init(SecureKafka::start).as_ref()
     }
 
     /// ClickHouse, started now if this is the first call. Fails, each time alike, when it could not be started.
@@ -71,6 +77,9 @@ impl Stack {
 
 extern "C" fn dispose_shared() {
     if let Some(Ok(kafka)) = SHARED.kafka.get() {
+        kafka.dispose();
+    }
+    if let Some(Ok(kafka)) = SHARED.secure_kafka.get() {
         kafka.dispose();
     }
     if let Some(Ok(clickhouse)) = SHARED.clickhouse.get() {

@@ -1,6 +1,7 @@
 //! Why an audit or a repair could not be done. Must never stand for something that was found.
 
 use crate::clickhouse::error::ClickHouseError;
+use crate::kafka;
 use rdkafka::error::KafkaError;
 
 /// Why there is no report.
@@ -9,16 +10,11 @@ pub enum AuditError {
     /// ClickHouse could not be asked.
     #[error(transparent)]
     ClickHouse(#[from] ClickHouseError),
-    /// Kafka could not be asked.
-    #[error("Kafka at {brokers}: {error}. Check kafka.brokers, kafka.topics.events and that the brokers run")]
-    Kafka {
-        /// `kafka.brokers`.
-        brokers: String,
-        /// What librdkafka says.
-        error: KafkaError,
-    },
+    /// Kafka could not be asked: why, and what to do.
+    #[error("{0}")]
+    Kafka(String),
     /// librdkafka refuses the configuration.
-    #[error("the Kafka client refuses its configuration: {0}")]
+    #[error("the Kafka client cannot be made: {}", kafka::masked(.0))]
     Consumer(KafkaError),
     /// A thread of this process failed.
     #[error("a call to Kafka did not end properly: {0}")]

@@ -20,7 +20,6 @@ const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
 /// Connections to both servers.
 pub struct Reader {
     observer: Arc<Observer>,
-    brokers: String,
     client: Client,
     sink: Sink,
     time_bounds: TimeBounds,
@@ -34,7 +33,6 @@ impl Reader {
     pub fn new(config: &Config, client: Client) -> Result<Reader, AuditError> {
         Ok(Reader {
             observer: Arc::new(Observer::new(config).map_err(AuditError::Consumer)?),
-            brokers: config.kafka.brokers.clone(),
             sink: Sink::new(client.clone(), Schema::single()),
             client,
             time_bounds: crate::service::time_bounds(config),
@@ -60,9 +58,11 @@ impl Reader {
         ask: impl Fn(&Observer) -> KafkaResult<T> + Send + 'static,
     ) -> Result<T, AuditError> {
         let observer = Arc::clone(&self.observer);
-        let patient = move || kafka::patiently(TAKE_OVER_TIME, || ask(&observer));
-        let answer = tokio::task::spawn_blocking(patient).await?;
-        answer.map_err(|error| AuditError::Kafka { brokers: self.brokers.clone(), error })
+        let patient = move || {
+            let answer = kafka::patiently(TAKE_OVER_TIME, || ask(&observer));
+            answer.map_err(|error| AuditError::Kafka(observer.in_words(&error)))
+        };
+        tokio::task::spawn_blocking(patient).await?
     }
 
     /// Where each partition of the topic stands: first the tables, then Kafka.

@@ -6,6 +6,7 @@ use crate::clickhouse::dedup::Window;
 use crate::clickhouse::retention::{Retention, Ttl};
 use crate::config::{Config, GroupProtocol};
 use crate::core::protocol::LogView;
+use crate::kafka::refusal;
 
 /// The first ClickHouse with the setting `deduplicate_insert`, which every insert carries and older ones refuse.
 pub const CLICKHOUSE_VERSION_MIN: (u32, u32) = (26, 2);
@@ -29,21 +30,20 @@ pub fn configuration(warnings: &[String]) -> Outcome {
     }
 }
 
-pub fn topic_rights(may_read: Option<bool>) -> Outcome {
-    let grant = "allow this user Read on the topic";
-    rights(Code::TopicRights, "the topic", may_read, grant)
+pub fn topic_rights(may_read: Option<bool>, config: &Config) -> Outcome {
+    rights(Code::TopicRights, may_read, "topic", &config.kafka.topics.events, config)
 }
 
-pub fn group_rights(may_read: Option<bool>) -> Outcome {
-    let grant = "allow this user Read on the group, which joining it and committing take";
-    rights(Code::GroupRights, "the group", may_read, grant)
+pub fn group_rights(may_read: Option<bool>, config: &Config) -> Outcome {
+    rights(Code::GroupRights, may_read, "group", &config.kafka.group_id, config)
 }
 
-fn rights(code: Code, what: &str, may_read: Option<bool>, grant: &str) -> Outcome {
+fn rights(code: Code, may_read: Option<bool>, kind: &str, name: &str, config: &Config) -> Outcome {
+    let grant = || format!("as an administrator run: {}", refusal::grant(config, kind, name));
     match may_read {
-        Some(true) => Outcome::ok(code, format!("{what} may be read")),
-        Some(false) => Outcome::failed(code, format!("{what} may be described, not read"), grant),
-        None => Outcome::warning(code, format!("the broker does not tell whether {what} may be read"), grant),
+        Some(true) => Outcome::ok(code, format!("the {kind} may be read")),
+        Some(false) => Outcome::failed(code, format!("the {kind} may be described, not read"), grant()),
+        None => Outcome::warning(code, format!("the broker does not tell whether the {kind} may be read"), grant()),
     }
 }
 
@@ -145,11 +145,11 @@ pub fn version(version: &str, settings_missing: &[String]) -> Outcome {
 }
 
 /// `answers`: for each table whether the server says yes, or why it does not say.
-pub fn grants(code: Code, right: &str, database: &str, answers: &[(&str, Result<bool, String>)]) -> Outcome {
+pub fn grants(code: Code, right: &str, answers: &[(&str, Result<bool, String>)]) -> Outcome {
     let refused: Vec<&str> =
         answers.iter().filter(|(_, answer)| *answer == Ok(false)).map(|(table, _)| *table).collect();
     let grant = |tables: &[&str]| {
-        let of = |table: &&str| format!("GRANT {right} ON {database}.{table} TO the user of clickhouse.user");
+        let of = |table: &&str| format!("GRANT {right} ON {table} TO the user of clickhouse.user");
         tables.iter().map(of).collect::<Vec<_>>().join("; ")
     };
     if !refused.is_empty() {
@@ -183,7 +183,7 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
     let off: Vec<&str> =
         windows.iter().filter(|window| window.blocks == 0).map(|window| window.table.as_str()).collect();
     if windows.is_empty() {
-        let fix = "GRANT SELECT ON system.tables and system.parts";
+        let fix = "GRANT SELECT ON the tables TO the user of clickhouse.user, see select_rights";
         return Outcome::warning(Code::DedupWindows, "the user may not see the tables' settings", fix);
     }
     if !off.is_empty() {

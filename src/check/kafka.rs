@@ -4,8 +4,8 @@ use super::{Code, Outcome, judge, with_skipped};
 use crate::config::{Config, GroupProtocol};
 use crate::core::protocol::LogView;
 use crate::core::source::Source;
-use crate::kafka::{self, observer::Observer};
-use crate::status::{ANSWER_TIMEOUT, dead_letter_in_words, in_words};
+use crate::kafka::{self, observer::Observer, refusal::Refusal};
+use crate::status::{ANSWER_TIMEOUT, dead_letter_in_words};
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 
@@ -37,9 +37,8 @@ pub async fn checks(config: &Config, observer: Observer) -> Vec<Outcome> {
 /// The checks up to the first one without which the others cannot be made.
 fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     let mut made = Vec::new();
-    let fails = |code, error: &KafkaError| {
-        Outcome::failed_with(code, &in_words(error, &config.kafka.brokers, &config.kafka.topics.events))
-    };
+    let fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.in_words(error));
+    let group_fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.group_in_words(error));
     match observer.cluster() {
         Ok((brokers, cluster_id)) => {
             made.push(Outcome::ok(Code::Brokers, format!("{brokers} brokers, cluster id {cluster_id}")));
@@ -56,7 +55,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     let id = sources.first().map_or("", |source| source.topic_id.as_str());
     made.push(Outcome::ok(Code::Topic, format!("{} partitions, topic id {id}", sources.len())));
     made.push(match observer.may_read_topic() {
-        Ok(may_read) => judge::topic_rights(may_read),
+        Ok(may_read) => judge::topic_rights(may_read, config),
         Err(error) => fails(Code::TopicRights, &error),
     });
     if let Some(dead_letter) = &config.kafka.topics.dead_letter {
@@ -67,21 +66,27 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     }
     made.push(session_timeout(config, observer));
     made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
-    match logs(observer, &sources) {
+    // The first question for offsets makes the coordinator in a fresh cluster.
+    let logs = logs(observer, &sources);
+    let group = kafka::patiently(COORDINATOR_TIME, || observer.group());
+    match logs {
         Ok(logs) => {
             let committed = logs.iter().filter(|(_, view)| view.committed.is_some()).count();
             let seen = format!("may be read; {committed} of {} partitions have one", logs.len());
             made.push(Outcome::ok(Code::Offsets, seen));
             made.push(judge::log(&logs));
         }
+        // Whoever may not see the group is given no coordinator to ask, and waits in vain.
+        Err(_) if group.as_ref().is_err_and(|error| Refusal::in_answer(error).is_some()) => {
+            made.extend([Code::Offsets, Code::Log].map(|code| Outcome::skipped(code, Code::GroupRights)));
+        }
         Err(error) => {
             made.push(group_fails(Code::Offsets, &error));
             made.push(Outcome::skipped(Code::Log, Code::Offsets));
         }
     }
-    // After the offsets, whose first question makes the coordinator in a fresh cluster.
-    made.push(match kafka::patiently(COORDINATOR_TIME, || observer.group()) {
-        Ok(group) => judge::group_rights(group.may_read),
+    made.push(match group {
+        Ok(group) => judge::group_rights(group.may_read, config),
         Err(error) => group_fails(Code::GroupRights, &error),
     });
     made
@@ -104,10 +109,4 @@ fn logs(observer: &Observer, sources: &[Source]) -> Result<Vec<(i32, LogView)>, 
         logs.push((source.partition, kafka::patiently(within, || observer.log_view(source))?));
     }
     Ok(logs)
-}
-
-fn group_fails(code: Code, error: &KafkaError) -> Outcome {
-    let fix = "allow this user Describe and Read on the group of kafka.group_id, and see that the coordinator and the \
-               partitions' leaders run";
-    Outcome::failed(code, error.to_string(), fix)
 }

@@ -1,6 +1,7 @@
 //! What is made of what was seen, and what a check looks like.
 
 use super::{Code, Outcome, Report, State, clickhouse, judge, kafka, with_skipped};
+use crate::config::{self, Sources};
 use crate::core::intent::Metadata;
 use crate::core::protocol::{Committed, LogView};
 use crate::table;
@@ -56,14 +57,20 @@ fn the_log_fails_where_run_stops_whatever_the_tables_have() {
 
 #[test]
 fn a_right_that_is_refused_is_granted_by_name() {
-    let of = |answers: &[_]| judge::grants(Code::InsertRights, "INSERT", "campaigns", answers);
+    let of = |answers: &[_]| judge::grants(Code::InsertRights, "INSERT", answers);
     assert_eq!(of(&[("daily", Ok(true))]).status, State::Ok);
-    let refused = of(&[("email_events", Ok(true)), ("daily", Ok(false)), ("rejected_events", Err("?".into()))]);
+    let refused =
+        of(&[("email_events", Ok(true)), ("campaigns.daily", Ok(false)), ("rejected_events", Err("?".into()))]);
     assert_eq!(refused.status, State::Failed);
     assert_eq!(refused.fix.unwrap(), "GRANT INSERT ON campaigns.daily TO the user of clickhouse.user");
     assert_eq!(of(&[("daily", Err("old".into()))]).status, State::Warning);
-    let rights = |may_read| judge::group_rights(may_read).status;
+    let config =
+        config::load(&Sources { flags: vec!["kafka.group_id=writers".parse().unwrap()], ..Sources::default() });
+    let config = config.unwrap().config;
+    let rights = |may_read| judge::group_rights(may_read, &config).status;
     assert_eq!([Some(true), Some(false), None].map(rights), [State::Ok, State::Failed, State::Warning]);
+    let fix = judge::group_rights(Some(false), &config).fix.unwrap();
+    assert!(fix.contains("kafka-acls.sh") && fix.ends_with("--operation Read --group writers"), "{fix}");
 }
 
 #[test]

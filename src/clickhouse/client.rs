@@ -4,7 +4,7 @@
 //! identifier out of the configuration into SQL without [`identifier`] having seen it.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +14,10 @@ use clickhouse::{Compression as Codec, RowOwned, RowRead};
 use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use url::Url;
 
 use super::error::{ClickHouseError, Peer};
+use crate::tls;
 
 /// Comment on every statement of this binary, in `system.query_log.log_comment`.
 const LOG_COMMENT: &str = concat!("tallyhouse/", env!("CARGO_PKG_VERSION"));
@@ -50,8 +49,10 @@ pub struct ClickHouseOptions {
     pub password: String,
     /// Database of all tables: letters, digits and `_`, not starting with a digit.
     pub database: String,
-    /// PEM file with authorities to trust besides the system's.
+    /// PEM file with the authorities to trust. None: those of the system.
     pub ca_file: Option<PathBuf>,
+    /// PEM files of a client certificate and of its key, for a server that demands one.
+    pub identity: Option<(PathBuf, PathBuf)>,
     /// Compression of the traffic.
     pub compression: Compression,
     /// Longest time for a query, in milliseconds; also sent as `max_execution_time`.
@@ -68,6 +69,7 @@ impl fmt::Debug for ClickHouseOptions {
             .field("password", &"<hidden>")
             .field("database", &self.database)
             .field("ca_file", &self.ca_file)
+            .field("identity", &self.identity)
             .field("compression", &self.compression)
             .field("query_timeout_ms", &self.query_timeout_ms)
             .field("insert_timeout_ms", &self.insert_timeout_ms)
@@ -94,13 +96,13 @@ impl Client {
     /// Prepares the pool; connects to nothing yet.
     ///
     /// # Errors
-    /// [`ClickHouseError::Config`] if an option cannot be used, [`ClickHouseError::Tls`] if no authority is trusted.
+    /// [`ClickHouseError::Config`] if an option cannot be used.
     pub fn new(options: &ClickHouseOptions) -> Result<Self, ClickHouseError> {
         let url = server_url(&options.url)?;
         let database = identifier("clickhouse.database", &options.database)?;
         let pool = HttpClient::builder(TokioExecutor::new())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .build(connector(&url, options.ca_file.as_deref())?);
+            .build(connector(&url, options)?);
         let http = clickhouse::Client::with_http_client(pool)
             .with_url(url.as_str())
             .with_user(&options.user)
@@ -269,58 +271,34 @@ fn server_url(text: &str) -> Result<Url, ClickHouseError> {
 
 fn connector(
     url: &Url,
-    ca_file: Option<&Path>,
+    options: &ClickHouseOptions,
 ) -> Result<hyper_rustls::HttpsConnector<HttpConnector>, ClickHouseError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-
-    let roots = match url.scheme() {
-        "https" => trusted_roots(url, ca_file)?,
-        _ => RootCertStore::empty(),
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| tls_error(url, error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     Ok(hyper_rustls::HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
+        .with_tls_config(tls_config(url, options)?)
         .https_or_http()
         .enable_http1()
         .wrap_connector(tcp))
 }
 
-/// The system's authorities and those in `ca_file`. System certificates that cannot be read are left out.
-fn trusted_roots(url: &Url, ca_file: Option<&Path>) -> Result<RootCertStore, ClickHouseError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(path) = ca_file {
-        let unusable = |error: &dyn fmt::Display| {
-            let path = path.display();
-            ClickHouseError::Config(format!("clickhouse.ca_file {path} cannot be used: {error}"))
-        };
-        let pems = CertificateDer::pem_file_iter(path).map_err(|error| unusable(&error))?;
-        let before = roots.len();
-        for pem in pems {
-            let certificate = pem.map_err(|error| unusable(&error))?;
-            roots.add(certificate).map_err(|error| unusable(&error))?;
-        }
-        if roots.len() == before {
-            return Err(unusable(&"it holds no certificate"));
-        }
-    }
-    if roots.is_empty() {
-        return Err(tls_error(url, "this system has no trusted authorities".to_owned()));
-    }
-    Ok(roots)
-}
-
-fn tls_error(url: &Url, reason: String) -> ClickHouseError {
-    let url = url.to_string();
-    ClickHouseError::Tls { url, reason }
+fn tls_config(url: &Url, options: &ClickHouseOptions) -> Result<ClientConfig, ClickHouseError> {
+    let unusable = |key: &str, why: &dyn fmt::Display| ClickHouseError::Config(format!("{key}: {why}"));
+    let roots = match url.scheme() {
+        "https" => tls::roots(options.ca_file.as_deref()).map_err(|error| unusable("clickhouse.ca_file", &error))?,
+        _ => RootCertStore::empty(),
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable("clickhouse.url", &error))?
+        .with_root_certificates(roots);
+    let Some((cert_file, key_file)) = &options.identity else { return Ok(builder.with_no_client_auth()) };
+    let key = "clickhouse.cert_file, clickhouse.key_file";
+    let (chain, private) = tls::identity(cert_file, key_file).map_err(|error| unusable(key, &error))?;
+    builder.with_client_auth_cert(chain, private).map_err(|error| unusable(key, &error))
 }
 
 #[cfg(test)]
@@ -334,6 +312,7 @@ mod tests {
             password: "s3cret".to_owned(),
             database: "campaigns".to_owned(),
             ca_file: None,
+            identity: None,
             compression: Compression::Lz4,
             query_timeout_ms: 1_000,
             insert_timeout_ms: 1_000,

@@ -5,6 +5,7 @@
 use std::error::Error as StdError;
 use std::io;
 
+use crate::tls::{self, Cause};
 use thiserror::Error;
 
 /// Longest part of a server's answer that is kept, in bytes.
@@ -26,12 +27,9 @@ pub enum ClickHouseError {
     #[error("ClickHouse at {url} does not answer: {reason}. Check that it runs and that clickhouse.url is right")]
     Unreachable { url: String, reason: String },
 
-    /// The server's certificate is not trusted, or the other side does not speak TLS.
-    #[error(
-        "no trusted TLS connection to ClickHouse at {url}: {reason}. Check that the port is the HTTPS one, \
-         and set clickhouse.ca_file to the PEM of the authority that signed the server's certificate"
-    )]
-    Tls { url: String, reason: String },
+    /// One side does not accept the other's certificate, or the other side does not speak TLS.
+    #[error("no trusted TLS connection to ClickHouse at {url}: {reason}. {}", tls_fix(*cause))]
+    Tls { url: String, reason: String, cause: Cause },
 
     /// The answer is not ClickHouse's, for instance a load balancer's 502.
     #[error(
@@ -88,6 +86,24 @@ impl ClickHouseError {
     }
 }
 
+fn tls_fix(cause: Cause) -> &'static str {
+    match cause {
+        Cause::UnknownAuthority => {
+            "Set clickhouse.ca_file to the PEM of the authority that signed the server's certificate"
+        }
+        Cause::Expired => "Renew the server's certificate, or set this machine's clock",
+        Cause::WrongName => {
+            "Name the server in clickhouse.url as its certificate does, or give it a certificate for this name"
+        }
+        Cause::ClientCertificate => {
+            "Set clickhouse.cert_file and clickhouse.key_file to a client certificate that is valid and that the server trusts"
+        }
+        Cause::Other => {
+            "Check that the port of clickhouse.url is the HTTPS one, and which TLS versions the server speaks"
+        }
+    }
+}
+
 /// Whom an error is about: what its text may name.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
@@ -105,11 +121,10 @@ impl Peer {
             Error::TimedOut => self.unreachable("no answer in time".to_owned()),
             Error::Network(source) => {
                 let reason = chain(source.as_ref());
-                if causes(source.as_ref()).any(|cause| cause.is::<rustls::Error>()) {
-                    let url = self.url.clone();
-                    return ClickHouseError::Tls { url, reason };
+                match causes(source.as_ref()).find_map(|cause| cause.downcast_ref::<rustls::Error>()) {
+                    Some(error) => ClickHouseError::Tls { url: self.url.clone(), reason, cause: tls::cause(error) },
+                    None => self.unreachable(reason),
                 }
-                self.unreachable(reason)
             }
             Error::InvalidParams(source) => ClickHouseError::Config(chain(source.as_ref())),
             other => ClickHouseError::Decode(chain(other)),

@@ -29,7 +29,7 @@ pub(super) fn rows(settings: &Settings) -> Vec<Row> {
 pub(super) fn shown(name: &str, value: &Value) -> String {
     match find(name) {
         Some(key) => key.show(value),
-        None => show_property(name, &show(value)),
+        None => show_property(name.strip_prefix(PROPERTY_PREFIX).unwrap_or(name), &show(value)),
     }
 }
 

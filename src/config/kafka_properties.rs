@@ -68,10 +68,23 @@ pub(super) fn refusal(property: &str) -> Option<String> {
     protocol.chain(keyed).chain(contending).find_map(|(name, reason)| (*name == property).then_some(reason))
 }
 
-/// Whether the value of `property` may be a credential.
+/// The keys that a text means which names them, or librdkafka's properties.
+pub fn keys_named_in(text: &str) -> Vec<&'static str> {
+    const KEY_FILE: &str = "ssl.key.location";
+    let named =
+        |(property, key): &(&str, &'static str)| (text.contains(property) || text.contains(key)).then_some(*key);
+    let mut keys: Vec<_> = KEYED.iter().filter_map(named).collect();
+    // Without its password an encrypted key cannot be read, and that is all that is said.
+    keys.extend(text.contains(KEY_FILE).then_some("kafka.tls.key_password"));
+    keys
+}
+
+/// Whether the value of `property` may be a credential. A misspelt one counts too, hence all of `sasl.` but what is known not to.
 pub(super) fn is_secret(property: &str) -> bool {
     let property = property.to_ascii_lowercase();
-    ["password", "passphrase", "secret", "key.pem", "oauthbearer.config"].iter().any(|word| property.contains(word))
+    property.starts_with("sasl.")
+        && !["sasl.mechanism", "sasl.mechanisms", "sasl.username"].contains(&property.as_str())
+        || ["pass", "pwd", "secret", "token", "key.pem"].iter().any(|word| property.contains(word))
 }
 
 impl Config {
@@ -182,7 +195,8 @@ impl Topics {
 }
 
 impl Mechanism {
-    fn name(self) -> &'static str {
+    /// The mechanism's name in SASL.
+    pub fn name(self) -> &'static str {
         match self {
             Mechanism::Plain => "PLAIN",
             Mechanism::ScramSha256 => "SCRAM-SHA-256",

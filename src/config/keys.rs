@@ -119,6 +119,14 @@ impl Kind {
         }
     }
 
+    /// `number`, or the least that is allowed if that is more.
+    pub(super) fn at_least(&self, number: i64) -> i64 {
+        match self {
+            Kind::Integer(range) | Kind::Bytes(range) => number.max(*range.start()),
+            _ => number,
+        }
+    }
+
     /// Brings `given`, text (from the environment or a flag) or typed (from TOML), to the type of the field.
     pub(super) fn parse(&self, given: &Value) -> Option<Value> {
         match self {

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::error::Problem;
-use super::keys::{Kind, show};
-use super::schema::keys;
+use super::kafka_properties::is_secret;
+use super::keys::{Kind, format_bytes, show};
+use super::schema::{find, keys};
 use super::{FlagValue, Sources};
 
 const ENV_PREFIX: &str = "TALLYHOUSE__";
@@ -34,16 +35,39 @@ pub(super) type Settings = BTreeMap<String, Setting>;
 pub(super) fn merge(sources: &Sources, problems: &mut Vec<Problem>) -> Settings {
     let mut merged = Settings::new();
     let file = from_file(sources, problems);
-    for mut layer in [defaults(), file, from_environment(&sources.env), from_flags(&sources.flags)] {
+    let flags = from_flags(&sources.flags, problems);
+    for mut layer in [defaults(sources.memory_max_bytes), file, from_environment(&sources.env), flags] {
         read_secret_files(&mut layer, problems);
         merged.append(&mut layer);
     }
     merged
 }
 
-fn defaults() -> Settings {
+fn defaults(memory_max_bytes: Option<u64>) -> Settings {
     let setting = |text: &str| Setting { value: text.into(), origin: "default".into() };
-    keys().map(|key| (key.name.to_owned(), setting(key.default))).collect()
+    let mut layer: Settings = keys().map(|key| (key.name.to_owned(), setting(key.default))).collect();
+    fit_into(memory_max_bytes, &mut layer);
+    layer
+}
+
+/// Lowers the two defaults that say how much memory is used to what a container has: the rest is for the program itself and for
+/// what the allocator keeps.
+fn fit_into(memory_max_bytes: Option<u64>, layer: &mut Settings) {
+    let bytes_of = |layer: &Settings, key: &str| {
+        layer.get(key).and_then(|setting| find(key)?.kind.parse(&setting.value)?.as_integer())
+    };
+    let Some(max_bytes) = memory_max_bytes.and_then(|bytes| i64::try_from(bytes).ok()) else { return };
+    let mut lower = |key: &str, bytes: i64| {
+        let bytes = find(key).map_or(bytes, |key| key.kind.at_least(bytes));
+        if bytes_of(layer, key).is_some_and(|default_bytes| bytes < default_bytes) {
+            let origin = format!("default in {} of memory (cgroup)", format_bytes(max_bytes));
+            layer.insert(key.to_owned(), Setting { value: bytes.to_string().into(), origin });
+        }
+    };
+    // In whole MiB, which people can read.
+    let limit_bytes = (max_bytes / 4 * 3) & !((1 << 20) - 1);
+    lower("memory.limit_bytes", limit_bytes);
+    lower("flush.bytes_max", limit_bytes / 4);
 }
 
 fn from_file(sources: &Sources, problems: &mut Vec<Problem>) -> Settings {
@@ -108,9 +132,32 @@ fn from_environment(env: &BTreeMap<String, String>) -> Settings {
     .collect()
 }
 
-fn from_flags(flags: &[FlagValue]) -> Settings {
-    let setting = |f: &FlagValue| Setting { value: f.value.as_str().into(), origin: format!("flag {}", f.flag) };
-    flags.iter().map(|flag| (flag.key.clone(), setting(flag))).collect()
+/// A secret among them is refused: whoever may list processes has read it.
+fn from_flags(flags: &[FlagValue], problems: &mut Vec<Problem>) -> Settings {
+    let mut layer = Settings::new();
+    for FlagValue { key, value, flag } in flags {
+        let origin = format!("flag {flag}");
+        if holds_secret(key) && !value.is_empty() {
+            let named = find(key).map_or(String::new(), |key| {
+                let variable = key.name.to_ascii_uppercase().replace('.', "__");
+                format!(" as {ENV_PREFIX}{variable}, or the path of its file as {}_file", key.name)
+            });
+            let reason = format!(
+                "a command line shows in the process list: give it in the environment{named}, or in the configuration file"
+            );
+            problems.push(Problem { key: key.clone(), value: None, origin, reason });
+            continue;
+        }
+        layer.insert(key.clone(), Setting { value: value.as_str().into(), origin });
+    }
+    layer
+}
+
+fn holds_secret(key: &str) -> bool {
+    match key.strip_prefix(PROPERTY_PREFIX) {
+        Some(property) => is_secret(property),
+        None => find(key).is_some_and(|key| matches!(key.kind, Kind::Secret)),
+    }
 }
 
 /// Replaces `<secret>_file = "path"` by the secret in that file.

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use error::{ConfigError, Problem};
+pub use kafka_properties::keys_named_in;
 pub use keys::{Key, Kind};
 pub use schema::{
     Admin, Assignment, ClickHouse, Compression, Config, Decode, Flush, GroupProtocol, Kafka, Log, LogFormat, Mechanism,
@@ -40,6 +41,8 @@ pub struct Sources {
     pub env: BTreeMap<String, String>,
     /// Values given on the command line, in order; the last one wins.
     pub flags: Vec<FlagValue>,
+    /// Bytes of memory that this process may have before the kernel ends it, where a limit is known.
+    pub memory_max_bytes: Option<u64>,
 }
 
 /// A value given on the command line. Parses from the `KEY=VALUE` of `--set`.
@@ -74,7 +77,7 @@ pub struct Resolved {
 pub fn load(sources: &Sources) -> Result<Resolved, ConfigError> {
     let mut problems = Vec::new();
     let mut settings = layers::merge(sources, &mut problems);
-    let config = validate::config(&mut settings, &mut problems);
+    let config = validate::config(&mut settings, sources.memory_max_bytes, &mut problems);
     match config {
         Some(config) if problems.is_empty() => Ok(Resolved { config, rows: explain::rows(&settings) }),
         _ => Err(ConfigError { problems }),

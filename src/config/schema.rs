@@ -225,6 +225,10 @@ section! {
         database: String = "campaigns", Identifier;
         /// PEM file of the authorities to trust for https. Not set: those of the system.
         ca_file: Option<String> = "", Text;
+        /// PEM file of a client certificate, for a server or proxy that demands one. Needs key_file and https.
+        cert_file: Option<String> = "", Text;
+        /// PEM file of the client certificate's private key, not encrypted. Needs cert_file.
+        key_file: Option<String> = "", Text;
         /// Milliseconds an INSERT may take before its outcome counts as unknown.
         insert_timeout_ms: u64 = "120000", Integer(1_000..=3_600_000);
         /// Milliseconds any other query may take.
@@ -264,7 +268,9 @@ section! {
 section! {
     /// The one memory limit.
     Memory "memory" {
-        /// Bytes for events in librdkafka's queue (a quarter), in windows and in batches. Consumption pauses at the limit.
+        /// Bytes for events in librdkafka's queue (a quarter), in windows and in batches. Consumption pauses at the limit. In a
+        /// container with less than 683MiB of memory (cgroup) the default is three quarters of that, and flush.bytes_max's a
+        /// quarter of this limit.
         limit_bytes: usize = "512MiB", Bytes(64 << 20..=1 << 40);
     }
 }
@@ -338,5 +344,8 @@ section! {
     Security "security" {
         /// Allows kafka.tls.verify = false: anyone on the network can then pose as the brokers.
         allow_insecure_tls: bool = "false", Bool;
+        /// Allows a password to travel unencrypted: clickhouse.password over http to another host, or kafka.sasl.mechanism =
+        /// PLAIN without TLS. Anyone on the network can then read it.
+        allow_cleartext_passwords: bool = "false", Bool;
     }
 }

@@ -9,12 +9,16 @@ use url::{Host, Url};
 use super::error::Problem;
 use super::explain::shown;
 use super::kafka_properties::refusal;
-use super::keys::property;
+use super::keys::{format_bytes, property};
 use super::layers::{PROPERTY_PREFIX, Setting, Settings};
-use super::schema::{Assignment, ClickHouse, Config, GroupProtocol, find, keys};
+use super::schema::{Assignment, ClickHouse, Config, GroupProtocol, Mechanism, find, keys};
 
 /// Brings every setting to its type, in place, and builds the configuration.
-pub(super) fn config(settings: &mut Settings, problems: &mut Vec<Problem>) -> Option<Config> {
+pub(super) fn config(
+    settings: &mut Settings,
+    memory_max_bytes: Option<u64>,
+    problems: &mut Vec<Problem>,
+) -> Option<Config> {
     let all_read = problems.is_empty();
     let refused = judge_each(settings, problems);
     // Each kind parses to the type of its field, which the tests see to: this does not fail.
@@ -37,6 +41,16 @@ pub(super) fn config(settings: &mut Settings, problems: &mut Vec<Problem>) -> Op
             let now = format!("{other} = {} ({})", shown(other, &against.value), against.origin);
             problems.push(problem(key, setting, format!("{reason}; now {now}")));
         }
+    }
+    let memory = settings.get("memory.limit_bytes").filter(|_| !told("memory.limit_bytes"));
+    if let (Some(setting), Some(max_bytes)) = (memory, memory_max_bytes.and_then(|bytes| i64::try_from(bytes).ok()))
+        && setting.value.as_integer().is_some_and(|bytes| bytes > max_bytes)
+    {
+        let reason = format!(
+            "must be below the {} of memory that this process may have (cgroup), or the kernel kills it at its limit",
+            format_bytes(max_bytes)
+        );
+        problems.push(problem("memory.limit_bytes", setting, reason));
     }
     Some(config)
 }
@@ -175,11 +189,25 @@ fn topic_conflicts(config: &Config) -> Vec<Conflict> {
 fn security_conflicts(config: &Config) -> Vec<Conflict> {
     const TLS: [&str; 2] = ["kafka.tls.enabled", "kafka.tls.enabled = true"];
     const HTTPS: [&str; 2] = ["clickhouse.url", "clickhouse.url to begin with https://"];
+    const CLEARTEXT: &str = "security.allow_cleartext_passwords";
+    const ENCRYPTED_SASL: [&str; 2] = [
+        CLEARTEXT,
+        "kafka.tls.enabled = true (or security.allow_cleartext_passwords = true), since anyone on the network can read the \
+         password, or another mechanism",
+    ];
+    const ENCRYPTED_HTTP: [&str; 2] = [
+        CLEARTEXT,
+        "clickhouse.url to begin with https:// (or security.allow_cleartext_passwords = true), since anyone on the network can \
+         read it",
+    ];
     const MEANT: [&str; 2] = [
         "security.allow_insecure_tls",
         "security.allow_insecure_tls = true, since anyone on the network can then pose as the brokers",
     ];
-    let (tls, sasl) = (&config.kafka.tls, &config.kafka.sasl);
+    let (tls, sasl, clickhouse) = (&config.kafka.tls, &config.kafka.sasl, &config.clickhouse);
+    let cleartext = config.security.allow_cleartext_passwords;
+    let plain = sasl.mechanism == Some(Mechanism::Plain);
+    let (client_cert, client_key) = (clickhouse.cert_file.is_some(), clickhouse.key_file.is_some());
     let cert_file = tls.cert_file.is_some();
     let key_file = tls.key_file.is_some();
     let mechanism = sasl.mechanism.is_some();
@@ -197,7 +225,12 @@ fn security_conflicts(config: &Config) -> Vec<Conflict> {
         ("kafka.sasl.mechanism", mechanism, ["kafka.sasl.password"; 2], password),
         ("kafka.sasl.username", username, ["kafka.sasl.mechanism"; 2], mechanism),
         ("kafka.sasl.password", password, ["kafka.sasl.mechanism"; 2], mechanism),
-        ("clickhouse.ca_file", config.clickhouse.ca_file.is_some(), HTTPS, config.clickhouse.is_https()),
+        ("kafka.sasl.mechanism", plain, ENCRYPTED_SASL, tls.enabled || cleartext),
+        ("clickhouse.ca_file", clickhouse.ca_file.is_some(), HTTPS, clickhouse.is_https()),
+        ("clickhouse.cert_file", client_cert, HTTPS, clickhouse.is_https()),
+        ("clickhouse.cert_file", client_cert, ["clickhouse.key_file"; 2], client_key),
+        ("clickhouse.key_file", client_key, ["clickhouse.cert_file"; 2], client_cert),
+        ("clickhouse.password", clickhouse.sends_password_in_clear(), ENCRYPTED_HTTP, cleartext),
     ];
     let missing = needs.into_iter().filter(|(_, used, _, there)| *used && !there);
     missing.map(|(key, _, [other, need], _)| ([key, other], format!("needs {need}"))).collect()
@@ -206,6 +239,10 @@ fn security_conflicts(config: &Config) -> Vec<Conflict> {
 impl ClickHouse {
     fn is_https(&self) -> bool {
         Url::parse(&self.url).is_ok_and(|url| url.scheme() == "https")
+    }
+
+    fn sends_password_in_clear(&self) -> bool {
+        !self.password.is_empty() && !self.is_https() && !self.is_local()
     }
 
     fn is_local(&self) -> bool {
@@ -222,7 +259,6 @@ impl Config {
     /// What is allowed but should be known, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let (tls, clickhouse) = (&self.kafka.tls, &self.clickhouse);
-        let password_in_clear = !clickhouse.password.is_empty() && !clickhouse.is_https() && !clickhouse.is_local();
         let open_admin = format!(
             "admin.listen = {} is reachable from other hosts, and the endpoint has no authentication",
             self.admin.listen
@@ -234,7 +270,10 @@ impl Config {
                 "kafka.sasl is used without TLS: the exchange, and with PLAIN the password, can be read on the network",
             ),
             (tls.enabled && !tls.verify, "kafka.tls.verify = false: anyone on the network can pose as the brokers"),
-            (password_in_clear, "clickhouse.password travels in clear: clickhouse.url is http to another host"),
+            (
+                clickhouse.sends_password_in_clear(),
+                "clickhouse.password travels in clear: clickhouse.url is http to another host",
+            ),
         ]
         .into_iter()
         .filter(|(applies, _)| *applies)

@@ -7,7 +7,8 @@
 //! Must never give librdkafka a logical offset such as the log's end: it looks that up in the background, and an answer that
 //! comes after the seek makes it look again half a second later and jump there, past records that nobody has read.
 
-use crate::config::Config;
+use super::refusal::{Refusal, Trouble};
+use crate::config::{Config, Tls};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
@@ -41,15 +42,21 @@ const UNREADABLE_FOR: Duration = Duration::from_secs(10);
 /// Receives librdkafka's callbacks.
 pub struct Context {
     owner: Arc<dyn Rebalances>,
-    last_error: Mutex<Option<KafkaError>>,
+    trouble: Mutex<Trouble>,
     /// What could not be read of the log, and when that was tried last.
     unreadable: Mutex<Option<(Instant, String)>>,
 }
 
 impl Context {
-    /// The newest error that librdkafka reported outside of a call, such as a refused login; taken once.
-    pub fn take_error(&self) -> Option<KafkaError> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Whether a broker has refused us since [`Context::take_trouble`].
+    pub fn is_refused(&self) -> bool {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).refusal.is_some()
+    }
+
+    /// What librdkafka reported outside of a call since this was asked last, such as a refused login. It reports while it is
+    /// polled.
+    pub fn take_trouble(&self) -> Trouble {
+        std::mem::take(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Why a batch in the log cannot be read, in librdkafka's words, while it goes on trying. Its partition stands still
@@ -86,7 +93,14 @@ impl ClientContext for Context {
             return;
         }
         tracing::warn!(reason, "kafka: {error}");
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        // That all brokers are down is said after the reason, and is none.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            trouble.reason = Some(reason.to_owned());
+        }
+        if let Some(refusal) = Refusal::of(error.rdkafka_error_code(), reason) {
+            trouble.refusal = Some(refusal);
+        }
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -123,17 +137,31 @@ fn assign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool)
     consumer.pause(list)
 }
 
+/// librdkafka says of a file that is not there only that its own property failed.
+fn see_files(tls: &Tls) -> KafkaResult<()> {
+    let files = [
+        ("kafka.tls.ca_file", &tls.ca_file),
+        ("kafka.tls.cert_file", &tls.cert_file),
+        ("kafka.tls.key_file", &tls.key_file),
+    ];
+    for (key, path) in files.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?))) {
+        std::fs::File::open(path).map_err(|error| KafkaError::ClientCreation(format!("{key} = {path}: {error}")))?;
+    }
+    Ok(())
+}
+
 /// Makes the consumer; connects in the background.
 ///
 /// # Errors
 /// librdkafka refuses a property.
 pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consumer> {
+    see_files(&config.kafka.tls)?;
     let mut client = ClientConfig::new();
     for (property, value) in config.kafka_properties() {
         client.set(property, value);
     }
     client
-        .create_with_context(Context { owner, last_error: Mutex::new(None), unreadable: Mutex::new(None) })
+        .create_with_context(Context { owner, trouble: Mutex::default(), unreadable: Mutex::default() })
         .map_err(super::without_value)
 }
 

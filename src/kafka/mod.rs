@@ -3,6 +3,7 @@
 //!
 //! Must never decide where to start or what to commit: that is the core's protocol. Must never commit by itself.
 
+mod certificate;
 pub mod consumer;
 pub mod dead_letters;
 pub mod group;
@@ -11,27 +12,75 @@ mod native;
 pub mod observer;
 pub mod offsets;
 pub mod producer;
+pub mod refusal;
 pub mod settings;
 pub mod topic;
 
+use crate::config;
+use consumer::Consumer;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
 use std::time::{Duration, Instant};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Whether an error will not go away by waiting: wrong credentials, or a right that is missing.
-pub fn is_permanent(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::Authentication
-                | RDKafkaErrorCode::SaslAuthenticationFailed
-                | RDKafkaErrorCode::GroupAuthorizationFailed
-                | RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-        )
-    )
+/// How often librdkafka is asked whether a broker refuses us.
+const METADATA_STEP: Duration = Duration::from_millis(500);
+
+/// How long librdkafka has each time to report.
+const REPORT_TIME: Duration = Duration::from_millis(20);
+
+/// How long the other brokers have to answer after one has refused us.
+const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+
+/// Why the client cannot be made, without the value, which may be a secret; and in a last sentence which keys to look at.
+pub fn masked(error: &KafkaError) -> String {
+    let what = match error {
+        KafkaError::ClientConfig(_, description, key, _) => format!("{key}: {description}"),
+        other => other.to_string(),
+    };
+    match config::keys_named_in(&what).as_slice() {
+        [] => format!("{what}. Check kafka.* and kafka.properties"),
+        keys => format!("{what}. Check {}", keys.join(" and ")),
+    }
+}
+
+/// The topic's metadata. Gives up before the time is up if brokers refuse this client, which the consumer's context then tells.
+/// Blocks, and polls the consumer, which must not have been given partitions yet.
+///
+/// # Errors
+/// No broker answers.
+pub fn metadata(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<Metadata> {
+    let mut deadline = Instant::now() + within;
+    let mut refused = false;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match consumer.fetch_metadata(Some(topic), left.min(METADATA_STEP)) {
+            Err(error) if left <= METADATA_STEP => {
+                serve(consumer);
+                return Err(error);
+            }
+            Err(_) => {
+                serve(consumer);
+                if consumer.context().is_refused() && !refused {
+                    refused = true;
+                    deadline = deadline.min(Instant::now() + AFTER_REFUSAL);
+                }
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Lets librdkafka report what it has to report.
+fn serve(consumer: &Consumer) {
+    // By time, as a poll that gives nothing may have served something, and brokers that are away go on giving reports.
+    let deadline = Instant::now() + REPORT_TIME;
+    while Instant::now() < deadline {
+        drop(consumer.poll(REPORT_TIME));
+    }
 }
 
 /// Puts a line of librdkafka's log into ours.
@@ -70,10 +119,18 @@ pub fn patiently<T>(within: Duration, ask: impl Fn() -> KafkaResult<T>) -> Kafka
     }
 }
 
+/// What a broker or librdkafka answered. (rust-rdkafka's own function leaves out what admin requests answer.)
+pub fn code(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        other => other.rdkafka_error_code(),
+    }
+}
+
 /// A broker was just started or lost; in a fresh cluster the first question for a group makes its coordinator.
 fn is_changing_hands(error: &KafkaError) -> bool {
     matches!(
-        error.rdkafka_error_code(),
+        code(error),
         Some(
             RDKafkaErrorCode::NotCoordinator
                 | RDKafkaErrorCode::CoordinatorNotAvailable

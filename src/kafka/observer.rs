@@ -5,7 +5,8 @@
 
 use super::consumer::{self, Consumer, Rebalances};
 use super::members::{self, Group};
-use super::{group, is_permanent, offsets, topic};
+use super::refusal::Refusal;
+use super::{group, offsets, topic};
 use crate::config::Config;
 use crate::core::protocol::LogView;
 use crate::core::source::{OffsetRange, Source};
@@ -25,8 +26,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// A consumer with the group's name that never joins the group.
 pub struct Observer {
     consumer: Consumer,
-    topic: String,
-    group: String,
+    config: Config,
     within: Duration,
 }
 
@@ -82,9 +82,7 @@ impl Observer {
     /// # Errors
     /// librdkafka refuses a property.
     pub fn hurried(config: &Config, within: Duration) -> KafkaResult<Observer> {
-        let consumer = apart(config)?;
-        let (topic, group) = (config.kafka.topics.events.clone(), config.kafka.group_id.clone());
-        Ok(Observer { consumer, topic, group, within })
+        Ok(Observer { consumer: apart(config)?, config: config.clone(), within })
     }
 
     /// How many brokers there are, and the cluster's id, which is empty where it has none.
@@ -93,12 +91,48 @@ impl Observer {
     /// Kafka does not answer in time.
     pub fn cluster(&self) -> KafkaResult<(usize, String)> {
         // Of this topic only: all topics of a cluster are many.
-        let metadata = self.consumer.fetch_metadata(Some(&self.topic), self.within);
-        // What goes wrong in the background, such as a refused login, says more than that the time is up.
-        let metadata =
-            metadata.map_err(|error| self.consumer.context().take_error().filter(is_permanent).unwrap_or(error))?;
+        let metadata = super::metadata(&self.consumer, self.topic(), self.within)?;
         let cluster_id = self.consumer.client().fetch_cluster_id(self.within).unwrap_or_default();
         Ok((metadata.brokers().len(), cluster_id))
+    }
+
+    /// What failed, and in a last sentence what to do.
+    pub fn in_words(&self, error: &KafkaError) -> String {
+        let kafka = &self.config.kafka;
+        let (brokers, topic) = (&kafka.brokers, &kafka.topics.events);
+        // What goes wrong in the background, such as a refused login, says more than that the time is up.
+        let trouble = self.consumer.context().take_trouble();
+        let refusal = Refusal::in_answer(error).or(trouble.refusal);
+        if let Some(refusal) = refusal {
+            return refusal.told(&self.config);
+        }
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
+                format!("the topic {topic} does not exist at {brokers}. Create it, or set kafka.topics.events")
+            }
+            _ => {
+                let reason = trouble.reason.unwrap_or_else(|| error.to_string());
+                format!(
+                    "Kafka at {brokers} does not answer: {reason}. Check that it runs and that kafka.brokers is right"
+                )
+            }
+        }
+    }
+
+    /// What failed where the group was asked for, and in a last sentence what to do.
+    pub fn group_in_words(&self, error: &KafkaError) -> String {
+        match Refusal::in_answer(error) {
+            Some(refusal) => refusal.told(&self.config),
+            None => format!("{error}. See that the group's coordinator and the partitions' leaders run"),
+        }
+    }
+
+    fn topic(&self) -> &str {
+        &self.config.kafka.topics.events
+    }
+
+    fn group_id(&self) -> &str {
+        &self.config.kafka.group_id
     }
 
     /// Whether the topic may be read; `None` where the broker does not tell.
@@ -106,7 +140,7 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or the topic does not exist.
     pub fn may_read_topic(&self) -> KafkaResult<Option<bool>> {
-        topic::may_read(&self.consumer, &self.topic, self.within)
+        topic::may_read(&self.consumer, self.topic(), self.within)
     }
 
     /// Whether another topic may be written to; `None` where the broker does not tell.
@@ -122,7 +156,7 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
     pub fn group(&self) -> KafkaResult<Group> {
-        members::describe(&self.consumer, &self.group, &self.topic, self.within)
+        members::describe(&self.consumer, self.group_id(), self.topic(), self.within)
     }
 
     /// The group's session timeout in milliseconds where the broker decides it (KIP-848); `None` where it tells none.
@@ -130,7 +164,7 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
     pub fn session_timeout_ms(&self) -> KafkaResult<Option<u64>> {
-        group::session_timeout_ms(&self.consumer, &self.group, self.within)
+        group::session_timeout_ms(&self.consumer, self.group_id(), self.within)
     }
 
     /// Every partition of the topic, under the name that its rows carry today.
@@ -138,14 +172,14 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or the topic does not exist.
     pub fn sources(&self) -> KafkaResult<Vec<Source>> {
-        let topic_id = topic::topic_id(&self.consumer, &self.topic, self.within)?;
-        let metadata = self.consumer.fetch_metadata(Some(&self.topic), self.within)?;
+        let topic_id = topic::topic_id(&self.consumer, self.topic(), self.within)?;
+        let metadata = self.consumer.fetch_metadata(Some(self.topic()), self.within)?;
         let partitions = metadata.topics().first().map(|topic| topic.partitions()).unwrap_or_default();
         let mut numbers: Vec<i32> = partitions.iter().map(|partition| partition.id()).collect();
         numbers.sort_unstable();
         let source = |partition| Source {
             cluster: String::new(),
-            topic: self.topic.clone(),
+            topic: self.topic().to_owned(),
             topic_id: topic_id.clone(),
             partition,
         };
@@ -157,7 +191,7 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
     pub fn log_view(&self, source: &Source) -> KafkaResult<LogView> {
-        offsets::log_view(&self.consumer, &self.topic, source.topic_id.clone(), source.partition, self.within)
+        offsets::log_view(&self.consumer, self.topic(), source.topic_id.clone(), source.partition, self.within)
     }
 
     /// The first offset whose record is not older than `timestamp_ms`; `None` if all are older.
@@ -166,9 +200,9 @@ impl Observer {
     /// Kafka does not answer in time, or answers with an error.
     pub fn offset_at(&self, partition: i32, timestamp_ms: i64) -> KafkaResult<Option<u64>> {
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.topic, partition, Offset::Offset(timestamp_ms))?;
+        list.add_partition_offset(self.topic(), partition, Offset::Offset(timestamp_ms))?;
         let list = self.consumer.offsets_for_times(list, self.within)?;
-        Ok(match list.find_partition(&self.topic, partition).map(|element| element.offset()) {
+        Ok(match list.find_partition(self.topic(), partition).map(|element| element.offset()) {
             Some(Offset::Offset(offset)) => u64::try_from(offset).ok(),
             _ => None,
         })
@@ -187,7 +221,7 @@ impl Observer {
     ) -> KafkaResult<Look> {
         let start = i64::try_from(range.start).map_err(|_| KafkaError::Seek("offset too large".to_owned()))?;
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.topic, partition, Offset::Offset(start))?;
+        list.add_partition_offset(self.topic(), partition, Offset::Offset(start))?;
         self.consumer.assign(&list)?;
         let look = self.read(range, deadline, visit);
         self.consumer.unassign()?;

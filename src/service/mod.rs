@@ -30,6 +30,7 @@ use crate::core::window::Limits;
 use crate::health::Health;
 use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
+use crate::kafka::masked;
 use crate::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
 use assignment::Assignment;
@@ -39,7 +40,7 @@ use metrics_process::Collector;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use reader::{Command, Reader, Tally};
-use start::{await_schema, await_topic, session_timeout_ms};
+use start::{await_schema, await_topic, see_rights, session_timeout_ms};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -75,16 +76,11 @@ pub enum RunError {
     /// The schema is not there or does not fit.
     #[error(transparent)]
     Schema(#[from] SchemaProblem),
-    /// Kafka refuses us.
-    #[error("kafka at {brokers}: {error}. Check kafka.sasl.* and kafka.tls.*, and the rights of this user")]
-    Kafka {
-        /// `kafka.brokers`.
-        brokers: String,
-        /// What was answered.
-        error: KafkaError,
-    },
+    /// Kafka refuses us: what, and what to do.
+    #[error("{0}")]
+    Kafka(String),
     /// librdkafka refuses a property.
-    #[error("the consumer, or the producer of dead letters, cannot be made, check kafka.* and kafka.properties: {0}")]
+    #[error("the consumer, or the producer of dead letters, cannot be made: {0}")]
     Consumer(String),
     /// The HTTP endpoint cannot listen.
     #[error("admin.listen {address}: {error}")]
@@ -252,6 +248,7 @@ pub async fn run(
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
     let Some(cluster_id) = await_topic(&consumer, config, &health, &stop).await? else { return Ok(nothing()) };
+    see_rights(&consumer, config).await?;
 
     tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
 
@@ -286,6 +283,7 @@ pub async fn run(
         memory,
         health,
         bounds: time_bounds(config),
+        config: config.clone(),
         commands: obeyed,
         tally: Arc::clone(&tally),
     };
@@ -343,13 +341,5 @@ pub(crate) fn time_bounds(config: &Config) -> TimeBounds {
     TimeBounds {
         past_seconds_max: seconds(config.decode.past_days_max),
         future_seconds_max: seconds(config.decode.future_days_max),
-    }
-}
-
-/// An error of the configuration without the value, which may be a secret.
-fn masked(error: &KafkaError) -> String {
-    match error {
-        KafkaError::ClientConfig(_, description, key, _) => format!("{key}: {description}"),
-        other => other.to_string(),
     }
 }

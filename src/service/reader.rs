@@ -5,11 +5,13 @@
 
 use super::memory::Memory;
 use super::windows::Windows;
+use crate::config::Config;
 use crate::core::decode::{TimeBounds, decode};
 use crate::core::reject::Reason;
 use crate::core::window::Record;
 use crate::health::Health;
 use crate::kafka::consumer::{Consumer, is_unreadable};
+use crate::kafka::refusal::Refusal;
 use crate::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
 use metrics::{counter, gauge};
 use rdkafka::consumer::Consumer as _;
@@ -32,6 +34,8 @@ const REMEDY: &str = "See docs/rejects.md#batches-that-cannot-be-read";
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time that waking a fetcher may keep the reader from polling.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
+/// The cause at `/readyz` of what Kafka refuses.
+const ACCESS: &str = "access";
 
 /// What the tasks ask of the reader.
 pub enum Command {
@@ -79,6 +83,8 @@ pub struct Reader {
     pub health: Arc<Health>,
     /// How event times are judged.
     pub bounds: TimeBounds,
+    /// What a refusal is told with.
+    pub config: Config,
     /// What the tasks ask for.
     pub commands: Receiver<Command>,
     /// What was consumed.
@@ -91,6 +97,8 @@ struct Turn {
     quiet: bool,
     ended: bool,
     rejoin: bool,
+    /// Kafka has refused us, and given nothing since.
+    refused: bool,
     /// Commands that librdkafka was not ready for.
     again: Vec<Command>,
     consumed: u64,
@@ -115,7 +123,7 @@ impl Reader {
                 }
                 match self.poll(&mut turn) {
                     Some(Ok(message)) => self.take(&message, &mut turn),
-                    Some(Err(error)) => self.on_error(&error),
+                    Some(Err(error)) => self.on_error(&error, &mut turn),
                     None => break,
                 }
             }
@@ -153,6 +161,7 @@ impl Reader {
         if turn.quiet {
             return;
         }
+        self.admitted(turn);
         let record = Record {
             offset: message.offset().unsigned_abs(),
             // Kafka means "none" by a negative one.
@@ -174,14 +183,35 @@ impl Reader {
         }
     }
 
-    fn on_error(&self, error: &KafkaError) {
+    fn on_error(&self, error: &KafkaError, turn: &mut Turn) {
         match error {
-            KafkaError::PartitionEOF(partition) => self.windows.reached_end(*partition),
+            KafkaError::PartitionEOF(partition) => {
+                self.admitted(turn);
+                self.windows.reached_end(*partition);
+            }
             // The position is outside of the log (`auto.offset.reset=error`); which partition's, the crate does not tell.
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => self.windows.check(None),
             // Told in words through `Context::unreadable`.
             error if is_unreadable(error) => {}
-            error => tracing::warn!("consuming: {error}"),
+            error => {
+                tracing::warn!("consuming: {error}");
+                let trouble = self.consumer.context().take_trouble();
+                let refusal = Refusal::in_answer(error).or(trouble.refusal);
+                // Once, as finding the words can take a second.
+                if let Some(refusal) = refusal.filter(|_| !turn.refused) {
+                    let told = refusal.told(&self.config);
+                    tracing::error!("{told}");
+                    self.health.set(ACCESS, told);
+                    turn.refused = true;
+                }
+            }
+        }
+    }
+
+    /// Kafka gives us something: whatever right was missing is there again.
+    fn admitted(&self, turn: &mut Turn) {
+        if std::mem::take(&mut turn.refused) {
+            self.health.clear(ACCESS);
         }
     }
 

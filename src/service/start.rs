@@ -8,7 +8,8 @@ use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::config::{Config, GroupProtocol};
 use crate::health::Health;
 use crate::kafka::consumer::Consumer;
-use crate::kafka::{group, is_permanent};
+use crate::kafka::refusal::Refusal;
+use crate::kafka::{self, group, members, topic};
 use crate::retry::Backoff;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -24,7 +25,12 @@ pub(super) async fn await_schema(
 ) -> Result<bool, RunError> {
     let mut backoff = Backoff::new(&config.retry);
     loop {
-        let error = match Schema::single().check(client).await {
+        let schema = Schema::single();
+        let checked = tokio::select! {
+            checked = schema.check(client) => checked,
+            () = stop.cancelled() => return Ok(false),
+        };
+        let error = match checked {
             Ok(()) => {
                 health.clear("clickhouse");
                 return Ok(true);
@@ -56,12 +62,15 @@ pub(super) async fn await_topic(
         let error = match answer.unwrap_or(Err(KafkaError::Canceled)) {
             Ok(cluster_id) => {
                 health.clear("kafka");
+                // What a broker said while another answered is no reason for what comes later.
+                consumer.context().take_trouble();
                 return Ok(Some(cluster_id));
             }
-            Err(error) => consumer.context().take_error().filter(is_permanent).unwrap_or(error),
+            Err(error) => error,
         };
-        if is_permanent(&error) {
-            return Err(RunError::Kafka { brokers: brokers.clone(), error });
+        let trouble = consumer.context().take_trouble();
+        if let Some(refusal) = Refusal::in_answer(&error).or(trouble.refusal) {
+            return Err(told(refusal, config).await);
         }
         let reason = match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
@@ -70,9 +79,12 @@ pub(super) async fn await_topic(
                     config.kafka.topics.events
                 )
             }
-            _ => format!(
-                "kafka at {brokers} does not answer: {error}. Check that it runs and that kafka.brokers is right"
-            ),
+            _ => {
+                let said = trouble.reason.unwrap_or_else(|| error.to_string());
+                format!(
+                    "kafka at {brokers} does not answer: {said}. Check that it runs and that kafka.brokers is right"
+                )
+            }
         };
         tracing::warn!("{reason}; trying again");
         health.set("kafka", reason);
@@ -81,6 +93,33 @@ pub(super) async fn await_topic(
             () = stop.cancelled() => return Ok(None),
         }
     }
+}
+
+/// Whether this client may do what it is about to. Where Kafka does not tell, or cannot now, the service goes on: what it then may
+/// not do shows at `/readyz`.
+pub(super) async fn see_rights(consumer: &Arc<Consumer>, config: &Config) -> Result<(), RunError> {
+    let (asked, kafka) = (Arc::clone(consumer), config.kafka.clone());
+    let refused = tokio::task::spawn_blocking(move || {
+        let (topic, group) = (&kafka.topics.events, &kafka.group_id);
+        if let Ok(Some(false)) = topic::may_read(&asked, topic, START_TIMEOUT) {
+            return Some(Refusal::Topic);
+        }
+        let described = kafka::patiently(START_TIMEOUT, || members::describe(&asked, group, topic, START_TIMEOUT));
+        match described {
+            Ok(group) => (group.may_read == Some(false)).then_some(Refusal::Group),
+            Err(error) => Refusal::in_answer(&error),
+        }
+    });
+    match refused.await {
+        Ok(Some(refusal)) => Err(told(refusal, config).await),
+        _ => Ok(()),
+    }
+}
+
+async fn told(refusal: Refusal, config: &Config) -> RunError {
+    let config = config.clone();
+    let told = tokio::task::spawn_blocking(move || refusal.told(&config));
+    RunError::Kafka(told.await.unwrap_or_else(|error| error.to_string()))
 }
 
 /// How long the group may go without hearing of this member: what the lease counts on. With the consumer protocol the broker
@@ -109,7 +148,7 @@ pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config
 }
 
 fn cluster_of_topic(consumer: &Consumer, topic: &str) -> KafkaResult<String> {
-    let metadata = consumer.fetch_metadata(Some(topic), START_TIMEOUT)?;
+    let metadata = kafka::metadata(consumer, topic, START_TIMEOUT)?;
     if let Some(error) = metadata.topics().iter().find_map(|topic| topic.error()) {
         return Err(KafkaError::MetadataFetch(error.into()));
     }

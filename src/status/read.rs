@@ -13,7 +13,7 @@ use crate::core::source::Source;
 use crate::kafka;
 use crate::kafka::members::Group;
 use crate::kafka::observer::Observer;
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::KafkaResult;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -94,13 +94,13 @@ impl Watcher {
     }
 
     async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
-        let (brokers, topic) = (self.empty.brokers.clone(), self.empty.topic.clone());
         let dead_letter = self.dead_letter.clone();
         let read = move |observer: &Observer| {
             let sources = observer.cluster().and_then(|_| kafka::patiently(ANSWER_TIMEOUT, || observer.sources()));
-            let sources = sources.map_err(|error| in_words(&error, &brokers, &topic))?;
+            let sources = sources.map_err(|error| observer.in_words(&error))?;
             let group = kafka::patiently(ANSWER_TIMEOUT, || observer.group());
-            let group = group.map_err(|error| format!("the group cannot be asked for: {error}"));
+            let group =
+                group.map_err(|error| format!("the group cannot be asked for: {}", observer.group_in_words(&error)));
             let view = |source: &Source| match Instant::now() < deadline {
                 true => log_view(observer, source),
                 false => Err("not asked: Kafka answered too slowly".to_owned()),
@@ -174,7 +174,7 @@ impl Watcher {
 }
 
 fn log_view(observer: &Observer, source: &Source) -> Result<LogView, String> {
-    kafka::patiently(ANSWER_TIMEOUT, || observer.log_view(source)).map_err(|error| error.to_string())
+    kafka::patiently(ANSWER_TIMEOUT, || observer.log_view(source)).map_err(|error| observer.group_in_words(&error))
 }
 
 /// What is wrong with the dead-letter topic, and what to do.
@@ -191,20 +191,4 @@ pub fn dead_letter_in_words(topic: &str, may_write: KafkaResult<Option<bool>>) -
         "the dead-letter topic {topic} {what}: each partition with a rejected record waits for it. Create it, allow this user \
          Describe and Write on it, or set kafka.topics.dead_letter"
     ))
-}
-
-/// What failed, and what to do.
-pub fn in_words(error: &KafkaError, brokers: &str, topic: &str) -> String {
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
-            format!("the topic {topic} does not exist at {brokers}. Create it, or set kafka.topics.events")
-        }
-        Some(RDKafkaErrorCode::TopicAuthorizationFailed) => {
-            format!("this user may not describe the topic {topic} ({error}). Allow it Describe and Read on the topic")
-        }
-        _ if kafka::is_permanent(error) => {
-            format!("Kafka at {brokers} refuses this user: {error}. Check kafka.sasl, kafka.tls and the ACLs")
-        }
-        _ => format!("Kafka at {brokers} does not answer: {error}. Check that it runs and that kafka.brokers is right"),
-    }
 }

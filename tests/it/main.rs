@@ -8,6 +8,7 @@
     reason = "a test's panic is its report, and clippy does not see tests without the harness"
 )]
 
+mod admin;
 mod audit;
 mod chaos;
 mod cli;
@@ -25,6 +26,8 @@ mod rejects;
 mod report;
 mod retention;
 mod schema;
+mod secrets;
+mod security;
 mod service;
 mod stops;
 
@@ -147,6 +150,16 @@ fn main() -> ExitCode {
         rejects::a_ledger_that_forgets_is_refused,
         rejects::every_reject_is_in_the_dead_letter_topic,
         rejects::a_dead_letter_that_is_not_taken_holds_the_partition,
+        admin::clients_that_mean_harm_hurt_nobody,
+        security::tls_with_an_own_authority_is_exact,
+        security::client_certificates_and_a_password_are_exact,
+        security::tls_that_cannot_be_trusted_ends_the_start,
+        security::a_wrong_password_ends_the_start,
+        security::rights_that_miss_are_named_with_their_command,
+        security::rejects_come_back_with_the_rights_that_are_named,
+        security::the_least_clickhouse_rights_are_enough,
+        security::the_threat_model_names_tests_that_exist,
+        secrets::no_secret_is_ever_shown,
         operate::a_good_stack_is_all_ok,
         operate::a_check_names_the_server_that_is_away,
         operate::a_check_says_how_to_mend,

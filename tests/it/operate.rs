@@ -15,7 +15,7 @@ const PARTITIONS: i32 = 3;
 const CLOSED: &str = "http://127.0.0.1:1";
 
 /// The exit status and the JSON of a command with `--json`.
-fn json(bench: &Bench, command: &str, settings: &[(&str, &str)]) -> (Option<i32>, Value) {
+pub fn json(bench: &Bench, command: &str, settings: &[(&str, &str)]) -> (Option<i32>, Value) {
     let mut command = bench.command(&[command, "--json"]);
     let output = command.envs(settings.iter().copied()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -29,14 +29,14 @@ fn table(bench: &Bench, command: &str, settings: &[(&str, &str)]) -> String {
 }
 
 /// Status and fix of one check.
-fn check(report: &Value, code: &str) -> (String, String) {
+pub fn check(report: &Value, code: &str) -> (String, String) {
     let checks = report["checks"].as_array().unwrap();
     let found = checks.iter().find(|check| check["code"] == code).unwrap_or_else(|| panic!("{code}: {report}"));
     let text = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
     (text("status"), text("fix"))
 }
 
-fn states(report: &Value, codes: &[&str]) -> Vec<String> {
+pub fn states(report: &Value, codes: &[&str]) -> Vec<String> {
     codes.iter().map(|code| check(report, code).0).collect()
 }
 

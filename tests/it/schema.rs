@@ -18,6 +18,7 @@ fn options(url: &str, database: &str) -> ClickHouseOptions {
         password: String::new(),
         database: database.to_owned(),
         ca_file: None,
+        identity: None,
         compression: Compression::Lz4,
         query_timeout_ms: 30_000,
         insert_timeout_ms: 30_000,

@@ -15,20 +15,26 @@ const PARTITIONS: i32 = 3;
 pub struct Bench {
     url: String,
     database: String,
+    brokers: String,
     pub topic: String,
     pub client: Client,
 }
 
 impl Bench {
     pub async fn new(url: &str, database: &str) -> Bench {
+        Bench::at(kafka(), url, database).await
+    }
+
+    /// On another Kafka than that of all tests.
+    pub async fn at(brokers: &str, url: &str, database: &str) -> Bench {
         let topic = Stack::shared().fresh_topic_name("events");
-        create_topic(kafka(), &topic, PARTITIONS).unwrap();
+        create_topic(brokers, &topic, PARTITIONS).unwrap();
         let client = crate::schema::migrated(url, database).await;
-        Bench { url: url.to_owned(), database: database.to_owned(), topic, client }
+        Bench { url: url.to_owned(), database: database.to_owned(), brokers: brokers.to_owned(), topic, client }
     }
 
     pub fn producer(&self) -> Producer {
-        Producer::new(kafka(), &self.topic, PARTITIONS).unwrap()
+        Producer::new(&self.brokers, &self.topic, PARTITIONS).unwrap()
     }
 
     pub fn produce(&self, count: u64) -> Ledger {
@@ -49,7 +55,7 @@ impl Bench {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
         command.env_clear().current_dir(std::env::temp_dir()).args(arguments);
         for (key, value) in [
-            ("KAFKA__BROKERS", kafka()),
+            ("KAFKA__BROKERS", self.brokers.as_str()),
             ("KAFKA__GROUP_ID", self.topic.as_str()),
             ("KAFKA__TOPICS__EVENTS", self.topic.as_str()),
             ("KAFKA__SESSION_TIMEOUT_MS", "6000"),
@@ -158,7 +164,7 @@ pub fn end(member: &Server) -> String {
 /// Where the endpoint of a member listens, as its log tells once it does.
 pub fn address(member: &Server) -> String {
     let log = member.stderr();
-    log.split("http://").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned()
+    log.split("health at http://").nth(1).and_then(|rest| rest.split([' ', '"', '\n']).next()).unwrap().to_owned()
 }
 
 pub async fn http(member: &Server, path: &str) -> String {
@@ -170,7 +176,7 @@ pub async fn http(member: &Server, path: &str) -> String {
 pub async fn await_http(member: &Server, path: &str, text: &str) {
     let deadline = Instant::now() + DEADLINE;
     loop {
-        if member.stderr().contains("http://") {
+        if member.stderr().contains("health at http://") {
             let answer = http(member, path).await;
             if answer.contains(text) {
                 return;

@@ -104,6 +104,7 @@ impl Servers {
             properties: properties.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             proxies: proxies.iter().map(Proxy::address).collect(),
             directory: Some(folder.join("kafka")),
+            ..KafkaOptions::default()
         })?;
         for (index, proxy) in proxies.iter().enumerate() {
             proxy.lead_to(kafka.behind_proxy(index)?);

@@ -5,6 +5,7 @@
 //! Must never listen on anything but 127.0.0.1.
 
 mod probe;
+pub mod secure;
 
 use crate::{
     cache::Cache,
@@ -45,11 +46,33 @@ pub struct KafkaOptions {
     /// The address of a proxy for each node, or none. Each node then has a second listener, [`Kafka::behind_proxy`], whose
     /// clients are sent to the proxies' addresses. Other clients and the nodes among themselves do not pass them.
     pub proxies: Vec<SocketAddr>,
+    /// Further listeners of a single node. Their security is in `properties`.
+    pub listeners: Vec<Listener>,
+    /// Users for SCRAM-SHA-512, each with its password.
+    pub scram_users: Vec<(String, String)>,
+}
+
+/// A listener on 127.0.0.1 that tells clients to come to `localhost`.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// Its name, in capitals.
+    pub name: String,
+    /// `SSL`, `SASL_SSL` or another protocol of Kafka's.
+    pub protocol: String,
+    /// Its port, which somebody has reserved.
+    pub port: u16,
 }
 
 impl Default for KafkaOptions {
     fn default() -> KafkaOptions {
-        KafkaOptions { nodes: 1, properties: BTreeMap::new(), directory: None, proxies: Vec::new() }
+        KafkaOptions {
+            nodes: 1,
+            properties: BTreeMap::new(),
+            directory: None,
+            proxies: Vec::new(),
+            listeners: Vec::new(),
+            scram_users: Vec::new(),
+        }
     }
 }
 
@@ -73,9 +96,10 @@ impl Kafka {
     /// Starts a cluster and waits until every node knows every other. Fetches Kafka first if it is not in the cache.
     ///
     /// Fails when Java is missing, Kafka cannot be fetched, or a node does not become healthy within two minutes.
-    /// Panics when `options.nodes` is neither 1 nor 3.
+    /// Panics when `options.nodes` is neither 1 nor 3, or 3 with further listeners.
     pub fn start(options: KafkaOptions) -> Result<Kafka> {
         assert!(matches!(options.nodes, 1 | 3), "a cluster has 1 or 3 nodes, not {}", options.nodes);
+        assert!(options.nodes == 1 || options.listeners.is_empty(), "further listeners are for a single node");
         let jars = fetch::kafka(&Cache::open()?)?;
         let (ports, proxied_ports) = (PortBlock::reserve()?, PortBlock::reserve()?);
         let data = DataFolder::make(options.directory.as_deref())?;
@@ -200,6 +224,9 @@ impl Plan<'_> {
             // The format tool lives for a second: compiling it well would take longer than running it.
             let mut format = self.java(&folder, &["-XX:TieredStopAtLevel=1"]);
             format.args(["kafka.tools.StorageTool", "format", "-t", self.cluster_id, "-c", "server.properties"]);
+            for (user, password) in &self.options.scram_users {
+                format.args(["--add-scram", &format!("SCRAM-SHA-512=[name={user},password={password}]")]);
+            }
             process::run(format)?;
         }
         let heap = if self.options.nodes == 1 { "-Xmx1g" } else { "-Xmx512m" };
@@ -225,6 +252,12 @@ impl Plan<'_> {
         let behind = |_| format!(",PROXIED://127.0.0.1:{}", self.proxied_ports.port(index as u16));
         let (behind, proxy) =
             (proxy.map(behind).unwrap_or_default(), proxy.map(|at| format!(",PROXIED://{at}")).unwrap_or_default());
+        let further = |host: &str| -> String {
+            self.options.listeners.iter().map(|at| format!(",{}://{host}:{}", at.name, at.port)).collect()
+        };
+        let protocols: String =
+            self.options.listeners.iter().map(|at| format!(",{}:{}", at.name, at.protocol)).collect();
+        let (behind, proxy) = (behind + &further("127.0.0.1"), proxy + &further("localhost"));
         let own = [
             ("process.roles", "broker,controller".to_owned()),
             ("node.id", (index + 1).to_string()),
@@ -232,7 +265,10 @@ impl Plan<'_> {
             ("listeners", format!("PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}{behind}")),
             ("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{broker}{proxy}")),
             ("controller.listener.names", "CONTROLLER".to_owned()),
-            ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT".to_owned()),
+            (
+                "listener.security.protocol.map",
+                format!("PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT{protocols}"),
+            ),
             ("log.dirs", folder.join("data").display().to_string()),
             ("default.replication.factor", nodes.to_string()),
             ("offsets.topic.replication.factor", nodes.to_string()),

@@ -177,7 +177,11 @@ fn a_refused_value_causes_no_second_problem() {
 #[test]
 fn tls_and_sasl_make_the_security_protocol() {
     let protocol = |g: Given| property(&g.load(), "security.protocol").unwrap();
-    let sasl = |g: Given| g.set("kafka.sasl.mechanism=PLAIN").set("kafka.sasl.username=u").set("kafka.sasl.password=p");
+    let sasl = |g: Given| {
+        g.set("kafka.sasl.mechanism=SCRAM-SHA-512")
+            .set("kafka.sasl.username=u")
+            .env("TALLYHOUSE__KAFKA__SASL__PASSWORD", "p")
+    };
     let tls = |g: Given| g.set("kafka.tls.enabled=true");
     assert_eq!(protocol(given("")), "plaintext");
     assert_eq!(protocol(tls(given(""))), "ssl");
@@ -197,12 +201,54 @@ fn unverified_tls_must_be_asked_for_twice() {
 
 #[test]
 fn exposed_addresses_are_warned_of() {
-    let g =
-        given("").set("admin.listen=0.0.0.0:9464").set("clickhouse.url=http://ch:8123").set("clickhouse.password=p");
+    let g = given("security.allow_cleartext_passwords = true\nclickhouse.password = 'p'")
+        .set("admin.listen=0.0.0.0:9464")
+        .set("clickhouse.url=http://ch:8123");
     insta::assert_snapshot!(g.load().config.warnings().join("\n"), @"
     admin.listen = 0.0.0.0:9464 is reachable from other hosts, and the endpoint has no authentication
     clickhouse.password travels in clear: clickhouse.url is http to another host
     ");
+}
+
+#[test]
+fn a_password_in_clear_must_be_asked_for() {
+    let plain = || given("kafka.sasl = { mechanism = 'PLAIN', username = 'u', password = 'p' }");
+    let http = || given("clickhouse.password = 'p'").set("clickhouse.url=http://ch:8123");
+    for (given, way_out) in [(plain(), "kafka.tls.enabled = true"), (http(), "https://")] {
+        let refused = given.error();
+        assert!(
+            refused.contains(way_out) && refused.contains("security.allow_cleartext_passwords = true"),
+            "{refused}"
+        );
+        given.set("security.allow_cleartext_passwords=true").load();
+    }
+    plain().set("kafka.tls.enabled=true").load();
+    http().set("clickhouse.url=https://ch:8443").load();
+    for local in ["http://localhost:8123", "http://127.0.0.1:8123", "http://[::1]:8123"] {
+        http().set(&format!("clickhouse.url={local}")).load();
+    }
+}
+
+#[test]
+fn a_container_lowers_the_default_limits() {
+    let limits = |memory_max_bytes: Option<u64>, toml: &str| {
+        let mut given = given(toml);
+        given.sources.memory_max_bytes = memory_max_bytes;
+        given
+    };
+    let mib = |g: &Given| {
+        let config = g.load().config;
+        (config.memory.limit_bytes >> 20, config.flush.bytes_max >> 20)
+    };
+    assert_eq!(mib(&limits(Some(8 << 30), "")), (512, 128));
+    assert_eq!(mib(&limits(Some(512 << 20), "")), (384, 96));
+    assert_eq!(mib(&limits(Some(70 << 20), "")), (64, 13), "never below what is allowed");
+    assert_eq!(mib(&limits(Some(512 << 20), "memory.limit_bytes = '400MiB'")), (400, 96), "what is configured wins");
+    let explained = limits(Some(512 << 20), "").load().explain();
+    let line = explained.lines().find(|line| line.starts_with("memory.limit_bytes")).unwrap();
+    assert!(line.contains("384MiB") && line.ends_with("default in 512MiB of memory (cgroup)"), "{line}");
+    let more = limits(Some(512 << 20), "memory.limit_bytes = '1GiB'").error();
+    assert!(more.contains("must be below the 512MiB of memory"), "{more}");
 }
 
 #[test]
@@ -277,7 +323,10 @@ fn librdkafka_accepts_the_properties() {
     let large = given("").set("memory.limit_bytes=1024GiB").set("kafka.session_timeout_ms=1800000");
     let secured =
         given("").set("kafka.group_instance_id=one").set("kafka.assignment=eager").set("kafka.tls.enabled=true");
-    let secured = secured.set("kafka.sasl.mechanism=PLAIN").set("kafka.sasl.username=u").set("kafka.sasl.password=p");
+    let secured = secured
+        .set("kafka.sasl.mechanism=PLAIN")
+        .set("kafka.sasl.username=u")
+        .env("TALLYHOUSE__KAFKA__SASL__PASSWORD", "p");
     let consumer = given("").set("kafka.group_protocol=consumer").set("kafka.group_instance_id=one");
     for given in [plain, small, large, secured, consumer] {
         let mut client = rdkafka::ClientConfig::new();
@@ -315,8 +364,11 @@ fn a_static_member_moves_its_partitions_in_one_step() {
 #[test]
 fn producers_get_what_they_rest_on_and_nothing_of_the_group() {
     let properties = "[kafka.properties]\nacks = '1'\n'transactional.id' = 'x'\n'linger.ms' = 20\n";
-    let sasl = ["kafka.sasl.mechanism=PLAIN", "kafka.sasl.username=u", "kafka.sasl.password=p"];
-    let given = sasl.into_iter().fold(given(properties).set("kafka.tls.enabled=true"), Given::set);
+    let given = given(properties)
+        .set("kafka.tls.enabled=true")
+        .set("kafka.sasl.mechanism=PLAIN")
+        .set("kafka.sasl.username=u")
+        .env("TALLYHOUSE__KAFKA__SASL__PASSWORD", "p");
     let all: BTreeMap<String, String> = given.load().config.producer_properties().into_iter().collect();
     assert_eq!((&*all["acks"], &*all["enable.idempotence"], &*all["linger.ms"]), ("all", "true", "20"));
     assert_eq!((&*all["security.protocol"], &*all["sasl.password"]), ("sasl_ssl", "p"));

@@ -46,8 +46,22 @@ fn a_secret_given_twice_or_unreadable_is_refused() {
 }
 
 #[test]
+fn secrets_are_refused_on_the_command_line() {
+    let g = given("")
+        .set(&format!("clickhouse.password={SECRET}"))
+        .set(&format!("kafka.properties.ssl.key.pem={SECRET}"))
+        .set("kafka.tls.key_password=");
+    insta::assert_snapshot!(g.error(), @r"
+    the configuration has 2 problems:
+      clickhouse.password (flag --set): a command line shows in the process list: give it in the environment as TALLYHOUSE__CLICKHOUSE__PASSWORD, or the path of its file as clickhouse.password_file, or in the configuration file
+      kafka.properties.ssl.key.pem (flag --set): a command line shows in the process list: give it in the environment, or in the configuration file
+    ");
+}
+
+#[test]
 fn secrets_are_used_but_never_shown() {
-    let resolved = full_of_secrets().load();
+    let misspelt = "TALLYHOUSE__KAFKA__PROPERTIES__SASL_PASWORD";
+    let resolved = full_of_secrets().env(misspelt, SECRET).load();
     assert_eq!(property(&resolved, "sasl.password").as_deref(), Some(SECRET));
     assert_eq!(property(&resolved, "ssl.key.password").as_deref(), Some(SECRET));
     for shown in [resolved.explain(), format!("{resolved:?}"), format!("{:#?}", resolved.config)] {
@@ -64,7 +78,7 @@ fn errors_do_not_show_secrets() {
         .env("TALLYHOUSE__KAFKA__SASL__MECHANISM", "")
         .env("TALLYHOUSE__KAFKA__TLS__KEY_FILE", "")
         .set(&format!("clickhouse.url=http://u:{SECRET}@h"))
-        .set(&format!("clickhouse.password=\0{SECRET}"));
+        .env("TALLYHOUSE__CLICKHOUSE__PASSWORD", &format!("\0{SECRET}"));
     let error = load(&wrong.sources).unwrap_err();
     assert_eq!(error.problems.len(), 9, "{error}");
     assert!(!format!("{error}{error:?}").contains(SECRET), "{error}");

@@ -1,0 +1,71 @@
+//! Why a broker's certificate is not trusted. librdkafka says only that its verification failed; a second look by rustls, at the same
+//! address and with the same authorities, says what is wrong with it.
+//!
+//! Must never decide anything: librdkafka has refused already, and what is found here is words.
+
+use crate::config::Kafka;
+use crate::tls::{self, Cause};
+use rustls::{ClientConfig, ClientConnection};
+use rustls_pki_types::ServerName;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest wait for the connection, and for each answer on it.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What is wrong with the certificate of the broker that librdkafka's words name, and in a last sentence what to do.
+pub fn told(reason: &str, kafka: &Kafka) -> String {
+    let address = address(reason).unwrap_or(&kafka.brokers);
+    let (what, cause) = match look(address, kafka.tls.ca_file.as_deref()) {
+        Some(error) => (error.to_string(), tls::cause(&error)),
+        None => ("its verification failed".to_owned(), Cause::UnknownAuthority),
+    };
+    let fix = match cause {
+        Cause::Expired => "Renew the broker's certificate, or set this machine's clock",
+        Cause::WrongName => {
+            "Name the brokers in kafka.brokers and in their advertised.listeners as their certificates do, or give them \
+             certificates for these names"
+        }
+        _ => "Set kafka.tls.ca_file to the PEM of the authority that signed it",
+    };
+    format!("the certificate of the Kafka broker {address} is not trusted: {what}. {fix}")
+}
+
+/// `host:port` in librdkafka's `ssl://host:port/1: SSL handshake failed: …`.
+fn address(reason: &str) -> Option<&str> {
+    let (_, rest) = reason.split_once("://")?;
+    rest.split(['/', ' ']).next().filter(|address| address.contains(':'))
+}
+
+/// What rustls finds wrong, if anything.
+fn look(address: &str, ca_file: Option<&str>) -> Option<rustls::Error> {
+    let roots = tls::roots(ca_file.map(Path::new)).ok()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let (host, _) = address.rsplit_once(':')?;
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).ok()?;
+    let mut connection = ClientConnection::new(Arc::new(config), name).ok()?;
+    let connect = |at| TcpStream::connect_timeout(&at, LOOK_TIMEOUT).ok();
+    let mut stream = address.to_socket_addrs().ok()?.find_map(connect)?;
+    stream.set_read_timeout(Some(LOOK_TIMEOUT)).ok()?;
+    stream.set_write_timeout(Some(LOOK_TIMEOUT)).ok()?;
+    let error = connection.complete_io(&mut stream).err()?;
+    error.into_inner()?.downcast::<rustls::Error>().ok().map(|error| *error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_is_taken_out_of_librdkafkas_words() {
+        let reason = "sasl_ssl://b1.example:9094/bootstrap: SSL handshake failed: error:0A000086";
+        assert_eq!(address(reason), Some("b1.example:9094"));
+        assert_eq!(address("ssl://[::1]:9093/1: Failed to verify"), Some("[::1]:9093"));
+        assert_eq!(address("1/1 brokers are down"), None);
+        assert_eq!(address("ssl://"), None);
+    }
+}

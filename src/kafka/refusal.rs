@@ -1,0 +1,243 @@
+//! Why Kafka and this client will not come together however long one waits, and what mends it.
+//!
+//! librdkafka tells the reason as text only: what is looked for in it is what version 2.12 writes and OpenSSL 3 and the broker's
+//! alerts say. A text that is not recognised is no refusal, and the service goes on trying.
+//!
+//! Must never tell a secret: only names, addresses, and what librdkafka and the broker said.
+
+use super::certificate;
+use crate::config::{Config, Mechanism};
+use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
+
+/// A refusal that waiting does not mend. `reason` is what librdkafka said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the field is described above")]
+pub enum Refusal {
+    /// The broker does not take this user, password or mechanism.
+    Login { reason: String },
+    /// We do not trust the broker's certificate.
+    Untrusted { reason: String },
+    /// The broker does not trust our certificate, or wants one.
+    ClientCertificate { reason: String },
+    /// No TLS with this broker for another reason.
+    Tls { reason: String },
+    /// The user may not read the topic, or not even see it.
+    Topic,
+    /// The user may not read the group.
+    Group,
+    /// The user may not do something that takes a right on the cluster.
+    Cluster,
+}
+
+/// What a client's last troubles were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// The last refusal.
+    pub refusal: Option<Refusal>,
+    /// What librdkafka said last.
+    pub reason: Option<String>,
+}
+
+impl Refusal {
+    /// What an answer to a request comes to, if it is a refusal.
+    pub fn in_answer(error: &KafkaError) -> Option<Refusal> {
+        Refusal::of(super::code(error), "")
+    }
+
+    /// What an error and librdkafka's words for it come to, if it is a refusal.
+    pub fn of(code: Option<RDKafkaErrorCode>, reason: &str) -> Option<Refusal> {
+        use RDKafkaErrorCode as Code;
+        let told = || reason.to_owned();
+        match code? {
+            Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => {
+                Some(Refusal::Login { reason: told() })
+            }
+            Code::TopicAuthorizationFailed => Some(Refusal::Topic),
+            Code::GroupAuthorizationFailed => Some(Refusal::Group),
+            Code::ClusterAuthorizationFailed => Some(Refusal::Cluster),
+            // Where the broker only looks at our certificate once we are through (TLS 1.3), its alert ends the connection.
+            Code::SSL | Code::BrokerTransportFailure if reason.contains(" alert ") => {
+                Some(Refusal::of_alert(reason).unwrap_or(Refusal::Tls { reason: told() }))
+            }
+            Code::SSL if reason.contains("certificate") && reason.contains("verif") => {
+                Some(Refusal::Untrusted { reason: told() })
+            }
+            // The network's own failures during a handshake carry the same code.
+            Code::SSL if reason.contains("SSL transport error") || reason.contains("Disconnected") => None,
+            Code::SSL => Some(Refusal::Tls { reason: told() }),
+            _ => None,
+        }
+    }
+
+    fn of_alert(reason: &str) -> Option<Refusal> {
+        let alert = reason.split(" alert ").nth(1)?;
+        let ours = ["certificate", "bad certificate", "unknown ca", "unsupported certificate", "access denied"];
+        let about_ours = ours.iter().any(|name| alert.starts_with(name));
+        about_ours.then(|| Refusal::ClientCertificate { reason: reason.to_owned() })
+    }
+
+    /// What is refused, and in a last sentence what to do. May ask the broker for its certificate, for a second at most.
+    pub fn told(&self, config: &Config) -> String {
+        let kafka = &config.kafka;
+        let brokers = &kafka.brokers;
+        match self {
+            Refusal::Login { reason } => {
+                let user = kafka.sasl.username.as_deref().unwrap_or_default();
+                let mechanism = kafka.sasl.mechanism.map_or("no mechanism", Mechanism::name);
+                let said = cut(reason);
+                format!(
+                    "Kafka at {brokers} refuses to log in the user \"{user}\" with {mechanism}: {said}. Set kafka.sasl.username, \
+                     kafka.sasl.password and kafka.sasl.mechanism to those of a user that exists there"
+                )
+            }
+            Refusal::Untrusted { reason } => certificate::told(reason, kafka),
+            Refusal::ClientCertificate { reason } => {
+                let said = cut(reason);
+                match &kafka.tls.cert_file {
+                    None => format!(
+                        "Kafka at {brokers} wants a client certificate: {said}. Set kafka.tls.cert_file and kafka.tls.key_file to \
+                         one that its authority has signed"
+                    ),
+                    Some(cert_file) => format!(
+                        "Kafka at {brokers} refuses the client certificate in {cert_file}: {said}. Set kafka.tls.cert_file and \
+                         kafka.tls.key_file to one that its authority has signed and that has not expired"
+                    ),
+                }
+            }
+            Refusal::Tls { reason } => format!(
+                "no TLS connection to Kafka at {brokers}: {}. Check that kafka.brokers names a listener with TLS",
+                cut(reason)
+            ),
+            Refusal::Topic => {
+                let topic = &kafka.topics.events;
+                let what = "may not read the topic";
+                format!(
+                    "the Kafka user {} {what} {topic}, or the topic does not exist, which Kafka tells only to those who may \
+                     describe it. As an administrator run: {}",
+                    principal(config),
+                    grant(config, "topic", topic)
+                )
+            }
+            Refusal::Group => {
+                let group = &kafka.group_id;
+                format!(
+                    "the Kafka user {} may not read the group {group}, which joining it and committing take. As an administrator \
+                     run: {}",
+                    principal(config),
+                    grant(config, "group", group)
+                )
+            }
+            Refusal::Cluster => format!(
+                "the Kafka user {} lacks a right on the cluster at {brokers}. Look for the denied operation in the broker's \
+                 authorizer log",
+                principal(config)
+            ),
+        }
+    }
+}
+
+/// librdkafka's words without its advice, which is about its own properties, and without how long it took.
+fn cut(reason: &str) -> &str {
+    let ends = ["\n", ": client SSL authentication might", " (after "];
+    let end = ends.iter().filter_map(|end| reason.find(end)).min();
+    reason[..end.unwrap_or(reason.len())].trim_end_matches('.')
+}
+
+/// Who this client is to the brokers, as far as the configuration tells.
+fn principal(config: &Config) -> String {
+    let kafka = &config.kafka;
+    match (&kafka.sasl.username, &kafka.tls.cert_file) {
+        (Some(user), _) => format!("User:{user}"),
+        (None, Some(cert_file)) => format!("User:<subject of {cert_file}>"),
+        (None, None) => "User:ANONYMOUS".to_owned(),
+    }
+}
+
+/// The command that gives this client the right to read, which holds the right to describe.
+pub fn grant(config: &Config, kind: &str, name: &str) -> String {
+    let words = [
+        "kafka-acls.sh",
+        "--bootstrap-server",
+        &config.kafka.brokers,
+        "--add",
+        "--allow-principal",
+        &principal(config),
+        "--operation",
+        "Read",
+        &format!("--{kind}"),
+        name,
+    ];
+    words.map(shell_word).join(" ")
+}
+
+fn shell_word(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:,=@".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Sources};
+
+    fn configured(flags: &[&str]) -> Config {
+        let flags = flags.iter().map(|flag| flag.parse().unwrap()).collect();
+        let env = [("TALLYHOUSE__KAFKA__SASL__PASSWORD".to_owned(), "hunter2".to_owned())].into();
+        config::load(&Sources { flags, env, ..Sources::default() }).unwrap().config
+    }
+
+    #[test]
+    fn waiting_is_given_up_only_for_what_it_does_not_mend() {
+        use RDKafkaErrorCode as Code;
+        let of = |code, reason: &str| Refusal::of(Some(code), reason);
+        for (code, reason) in [
+            (
+                Code::BrokerTransportFailure,
+                "localhost:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused",
+            ),
+            (Code::AllBrokersDown, "1/1 brokers are down"),
+            (Code::OperationTimedOut, ""),
+            (Code::SSL, "ssl://b:9093/bootstrap: SSL handshake failed: SSL transport error: Connection timed out"),
+            (Code::SSL, "ssl://b:9093/bootstrap: SSL handshake failed: Disconnected: connection closed by peer"),
+        ] {
+            assert_eq!(of(code, reason), None, "{reason}");
+        }
+        let alert = "ssl://b:9093/bootstrap: Receive failed: error:0A000412:SSL routines::ssl/tls alert bad certificate: SSL alert \
+                     number 42 (after 0ms in state APIVERSION_QUERY)";
+        let failed = "ssl://b:9093/bootstrap: SSL handshake failed: error:0A000086:SSL routines::certificate verify failed: broker \
+                      certificate could not be verified, verify that ssl.ca.location is correctly configured";
+        assert!(matches!(of(Code::BrokerTransportFailure, alert), Some(Refusal::ClientCertificate { .. })));
+        assert!(matches!(of(Code::SSL, failed), Some(Refusal::Untrusted { .. })));
+        assert!(matches!(of(Code::Authentication, "x"), Some(Refusal::Login { .. })));
+        assert_eq!(of(Code::GroupAuthorizationFailed, ""), Some(Refusal::Group));
+        assert_eq!(cut(alert).rsplit(": ").next(), Some("SSL alert number 42"));
+    }
+
+    #[test]
+    fn the_command_stands_in_a_shell_as_it_is() {
+        let config = configured(&[
+            "kafka.sasl.mechanism=SCRAM-SHA-512",
+            "kafka.sasl.username=o'brien & co",
+            "kafka.group_id=writers of mail",
+        ]);
+        assert_eq!(
+            grant(&config, "group", &config.kafka.group_id),
+            "kafka-acls.sh --bootstrap-server localhost:9092 --add --allow-principal 'User:o'\\''brien & co' --operation Read \
+             --group 'writers of mail'"
+        );
+    }
+
+    #[test]
+    fn a_refused_login_names_the_user_and_the_keys_and_no_password() {
+        let config = configured(&["kafka.sasl.mechanism=SCRAM-SHA-512", "kafka.sasl.username=writer"]);
+        let told =
+            Refusal::Login { reason: "sasl_ssl://b:9094/bootstrap: authentication error.".to_owned() }.told(&config);
+        assert!(told.contains("\"writer\" with SCRAM-SHA-512") && told.contains("kafka.sasl.password"), "{told}");
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+}
