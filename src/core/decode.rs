@@ -1,6 +1,6 @@
 //! From a record's bytes to an [`Event`], or to the reason why it is none.
 //!
-//! The hot path: what the producer writes is read by [`plain_event`], all else by serde_json, which also says what is wrong with it.
+//! The hot path: what the producer writes is read by `plain_event.rs`, all else by serde_json, which also says what is wrong with it.
 //! Both borrow from the payload and allocate nothing for a well-formed event without escapes. Decoding must never
 //! panic on any bytes, never depend on the wall clock (a replay must decide as the first reading did: times are judged
 //! by the Kafka record's own timestamp), and never change a byte of `metadata`.

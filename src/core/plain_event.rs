@@ -18,16 +18,21 @@ pub(super) fn read(text: &str) -> Option<Event<'_>> {
     let (mut event_type, mut event_time, mut metadata) = (None, None, None);
     json.byte(b'{')?;
     loop {
-        let name = json.plain_string()?;
-        json.colon()?;
-        let first = match name {
-            "campaign_id" => campaign_id.replace(json.uuid()?).is_none(),
-            "workspace_id" => workspace_id.replace(json.uuid()?).is_none(),
-            "email" => email.replace(json.string()?).is_none(),
-            "event_type" => event_type.replace(EventType::from_name(json.plain_string()?)?).is_none(),
-            "event_time" => event_time.replace(event_time::parse(json.plain_string()?).ok()?).is_none(),
-            "metadata" => metadata.replace(json.raw_value()?).is_none(),
-            _ => false,
+        // Each is a comparison of constant length, far cheaper than to look for the name's end.
+        let first = if json.name(b"\"campaign_id\":") {
+            campaign_id.replace(json.uuid()?).is_none()
+        } else if json.name(b"\"workspace_id\":") {
+            workspace_id.replace(json.uuid()?).is_none()
+        } else if json.name(b"\"email\":") {
+            email.replace(json.string()?).is_none()
+        } else if json.name(b"\"event_type\":") {
+            event_type.replace(json.event_type()?).is_none()
+        } else if json.name(b"\"event_time\":") {
+            event_time.replace(event_time::parse(json.plain_string()?).ok()?).is_none()
+        } else if json.name(b"\"metadata\":") {
+            metadata.replace(json.raw_value()?).is_none()
+        } else {
+            false
         };
         if !first {
             return None;
@@ -57,32 +62,56 @@ struct Json<'a> {
 }
 
 impl<'a> Json<'a> {
+    #[inline]
     fn peek(&self) -> Option<u8> {
         self.bytes.get(self.at).copied()
     }
 
+    #[inline]
     fn takes(&mut self, byte: u8) -> bool {
-        let found = self.peek() == Some(byte);
-        self.at += usize::from(found);
-        found
+        // A branch, which is foreseen; `at` computed from the comparison would be waited for.
+        if self.peek() == Some(byte) {
+            self.at += 1;
+            return true;
+        }
+        false
     }
 
     fn byte(&mut self, byte: u8) -> Option<()> {
         self.takes(byte).then_some(())
     }
 
-    fn word(&mut self, word: &[u8]) -> Option<()> {
-        let found = self.bytes[self.at..].starts_with(word);
-        self.at += word.len();
-        found.then_some(())
+    #[inline]
+    fn takes_word<const N: usize>(&mut self, word: &[u8; N]) -> bool {
+        if self.bytes.get(self.at..).and_then(|rest| rest.first_chunk()) == Some(word) {
+            self.at += N;
+            return true;
+        }
+        false
     }
 
+    fn word<const N: usize>(&mut self, word: &[u8; N]) -> Option<()> {
+        self.takes_word(word).then_some(())
+    }
+
+    /// A field's name with its colon.
+    #[inline]
+    fn name<const N: usize>(&mut self, name: &[u8; N]) -> bool {
+        let found = self.takes_word(name);
+        if found {
+            self.takes(b' ');
+        }
+        found
+    }
+
+    #[inline]
     fn colon(&mut self) -> Option<()> {
         self.byte(b':')?;
         self.takes(b' ');
         Some(())
     }
 
+    #[inline]
     fn comma(&mut self) -> bool {
         let found = self.takes(b',');
         if found {
@@ -92,6 +121,7 @@ impl<'a> Json<'a> {
     }
 
     /// A string without escapes.
+    #[inline(always)]
     fn plain_string(&mut self) -> Option<&'a str> {
         self.byte(b'"')?;
         let start = self.at;
@@ -112,6 +142,7 @@ impl<'a> Json<'a> {
         serde_json::from_str(self.text.get(start..self.at)?).ok().map(Cow::Owned)
     }
 
+    #[inline]
     fn string_skipped(&mut self) -> Option<()> {
         self.byte(b'"')?;
         loop {
@@ -133,7 +164,12 @@ impl<'a> Json<'a> {
         }
     }
 
+    fn event_type(&mut self) -> Option<EventType> {
+        EventType::from_name(self.plain_string()?)
+    }
+
     /// A UUID of 36 characters, in any case.
+    #[inline]
     fn uuid(&mut self) -> Option<UuidBytes> {
         self.byte(b'"')?;
         let uuid = uuid::Uuid::try_parse_ascii(self.bytes.get(self.at..self.at + 36)?).ok()?;
@@ -202,6 +238,7 @@ impl<'a> Json<'a> {
 }
 
 /// How many bytes come before the first `"`, `\` or control character, eight of them looked at at once.
+#[inline(always)]
 fn plain_length(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 0xff;
     const HIGH: u64 = ONES << 7;
@@ -209,9 +246,9 @@ fn plain_length(bytes: &[u8]) -> usize {
     for (n, eight) in eights.iter().enumerate() {
         let word = u64::from_le_bytes(*eight);
         // A byte's high bit is set where a subtraction borrows. A borrow can reach the bytes above it, so only the lowest set bit counts.
-        let zero = |word: u64| word.wrapping_sub(ONES) & !word;
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let found = (control | zero(word ^ ONES * u64::from(b'"')) | zero(word ^ ONES * u64::from(b'\\'))) & HIGH;
+        let less = |word: u64, than: u64| word.wrapping_sub(ONES * than) & !word;
+        let equal = |byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
+        let found = (less(word, 0x20) | equal(b'"') | equal(b'\\')) & HIGH;
         if found != 0 {
             return n * 8 + found.trailing_zeros() as usize / 8;
         }
