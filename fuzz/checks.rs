@@ -4,7 +4,7 @@
 //! either has the core at `crate::core`.
 
 use crate::core::batch::Batch;
-use crate::core::decode::{TimeBounds, decode as read};
+use crate::core::decode::{TimeBounds, decode as read, decode_slowly as read_slowly};
 use crate::core::event::{Event, EventType, UuidBytes};
 use crate::core::intent::{Metadata, MetadataError};
 use crate::core::reject::{Reason, Rejection};
@@ -45,6 +45,11 @@ pub fn intent(data: &[u8]) {
         Err(MetadataError::Foreign(shown) | MetadataError::Corrupt(shown)) => assert!(shown.len() <= 3 * 80),
         Err(MetadataError::Version(_)) => {}
     }
+}
+
+/// The quick reader says nothing that serde_json does not: the same event to the byte, the same reject.
+pub fn quick(data: &[u8]) {
+    assert_eq!(read(Some(data), None, &BOUNDS), read_slowly(Some(data), None, &BOUNDS));
 }
 
 /// The decoder agrees with plain `serde_json::Value`, chrono and the `uuid` crate, but for what `docs/rejects.md` says.

@@ -95,6 +95,11 @@ fn any_value_is_an_event_or_a_reject() {
 }
 
 #[test]
+fn the_quick_reader_agrees_with_serde() {
+    run("quick", "decode", checks::quick);
+}
+
+#[test]
 fn the_decoder_agrees_with_the_reference() {
     run("differential", "decode", checks::differential);
 }

@@ -1,11 +1,13 @@
 //! From a record's bytes to an [`Event`], or to the reason why it is none.
 //!
-//! The hot path: one pass over the payload, borrowing from it, without allocation for a well-formed event. It must never
+//! The hot path: what the producer writes is read by `plain_event.rs`, all else by serde_json, which also says what is wrong with it.
+//! Both borrow from the payload and allocate nothing for a well-formed event without escapes. Decoding must never
 //! panic on any bytes, never depend on the wall clock (a replay must decide as the first reading did: times are judged
 //! by the Kafka record's own timestamp), and never change a byte of `metadata`.
 
 use super::event::{Event, EventType, UuidBytes};
 use super::event_time::{self, TimeError};
+use super::plain_event;
 use super::reject::{Reason, Rejection};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::error::Category;
@@ -34,18 +36,36 @@ pub fn decode<'a>(
     timestamp_ms: Option<i64>,
     bounds: &TimeBounds,
 ) -> Result<Event<'a>, Rejection> {
+    let text = text(payload)?;
+    let event = plain_event::read(text).map_or_else(|| read_slowly(text), Ok)?;
+    plausible(event, timestamp_ms, bounds)
+}
+
+/// As [`decode`], without the quick reader: what that has to agree with for any bytes, and what tests compare it to.
+///
+/// # Errors
+/// Those of [`decode`].
+pub fn decode_slowly<'a>(
+    payload: Option<&'a [u8]>,
+    timestamp_ms: Option<i64>,
+    bounds: &TimeBounds,
+) -> Result<Event<'a>, Rejection> {
+    plausible(read_slowly(text(payload)?)?, timestamp_ms, bounds)
+}
+
+fn text(payload: Option<&[u8]>) -> Result<&str, Rejection> {
     let bytes = payload.ok_or_else(|| Rejection::new(Reason::Tombstone, "the record has no value"))?;
     if bytes.is_empty() {
         return Err(Rejection::new(Reason::Empty, "the value has no bytes"));
     }
-    let text = simdutf8::basic::from_utf8(bytes).map_err(|_| not_utf8(bytes))?;
+    simdutf8::basic::from_utf8(bytes).map_err(|_| not_utf8(bytes))
+}
+
+fn read_slowly(text: &str) -> Result<Event<'_>, Rejection> {
     let mut note = Note::default();
     let mut json = serde_json::Deserializer::from_str(text);
     let event = json.deserialize_map(EventVisitor { note: &mut note }).and_then(|event| json.end().map(|()| event));
-    match event {
-        Ok(event) => plausible(event, timestamp_ms, bounds),
-        Err(error) => Err(note.refused.take().unwrap_or_else(|| classify(text, &error, &note))),
-    }
+    event.map_err(|error| note.refused.take().unwrap_or_else(|| classify(text, &error, &note)))
 }
 
 /// What serde's errors do not carry: what a field refuses for a reason of its own, and which field was read last.

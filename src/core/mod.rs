@@ -17,6 +17,7 @@ pub mod guard;
 pub mod intent;
 pub mod lease;
 pub mod marks;
+mod plain_event;
 pub mod protocol;
 pub mod reject;
 #[cfg(test)]
