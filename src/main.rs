@@ -5,6 +5,11 @@ use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 use tallyhouse::cli::{Cli, EXIT_USAGE};
 
+// For C as well (librdkafka): one of its threads allocates each record and another frees it, over which glibc's malloc makes them wait for
+// each other. `docs/performance.md` has the figures.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
