@@ -169,7 +169,7 @@ pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consum
 mod tests {
     use super::*;
     use crate::config::{self, Sources};
-    use rdkafka::Message as _;
+    use crate::kafka::fetched::Fetched;
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -212,7 +212,8 @@ mod tests {
         let flags = settings.iter().map(|flag| flag.parse().unwrap()).collect();
         let config = config::load(&Sources { flags, ..Sources::default() }).unwrap().config;
         let owner = Arc::new(Owner::default());
-        let consumer = create(&config, Arc::clone(&owner) as Arc<dyn Rebalances>).unwrap();
+        let consumer = Arc::new(create(&config, Arc::clone(&owner) as Arc<dyn Rebalances>).unwrap());
+        let fetched = Fetched::new(Arc::clone(&consumer));
         // As the service does before it subscribes: librdkafka knows the partitions from then on.
         consumer.fetch_metadata(Some(TOPIC), DEADLINE).unwrap();
         consumer.subscribe(&[TOPIC]).unwrap();
@@ -224,14 +225,18 @@ mod tests {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(TOPIC, 0, Offset::Offset(0)).unwrap();
         consumer.seek_partitions(list.clone(), DEADLINE).unwrap();
+        fetched.take_over(TOPIC, 0).unwrap();
         consumer.resume(&list).unwrap();
         let mut offsets = Vec::new();
         while offsets.len() < RECORDS as usize {
             assert!(started.elapsed() < DEADLINE, "only {offsets:?} came");
-            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(10)) {
-                offsets.push(message.offset());
-            }
+            assert!(
+                consumer.poll(Duration::ZERO).is_none_or(|m| m.is_err()),
+                "a record of a partition that was taken over"
+            );
+            fetched
+                .take(Duration::from_millis(10), |_, record| offsets.extend(record.ok().map(|record| record.offset)));
         }
-        assert_eq!(offsets, (0..RECORDS).collect::<Vec<_>>());
+        assert_eq!(offsets, (0..RECORDS as u64).collect::<Vec<_>>());
     }
 }

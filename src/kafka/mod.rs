@@ -6,6 +6,7 @@
 mod certificate;
 pub mod consumer;
 pub mod dead_letters;
+pub mod fetched;
 pub mod group;
 pub mod members;
 mod native;

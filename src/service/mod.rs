@@ -30,6 +30,7 @@ use crate::core::window::Limits;
 use crate::health::Health;
 use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
+use crate::kafka::fetched::Fetched;
 use crate::kafka::masked;
 use crate::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
@@ -277,6 +278,7 @@ pub async fn run(
     consumer.subscribe(&[&config.kafka.topics.events]).map_err(|error| RunError::Consumer(masked(&error)))?;
     let tally = Arc::new(Tally::default());
     let reader = Reader {
+        fetched: Fetched::new(Arc::clone(&consumer)),
         consumer,
         topic: shared.topic.clone(),
         windows,

@@ -11,12 +11,12 @@ use crate::core::reject::Reason;
 use crate::core::window::Record;
 use crate::health::Health;
 use crate::kafka::consumer::{Consumer, is_unreadable};
+use crate::kafka::fetched::Fetched;
 use crate::kafka::refusal::Refusal;
 use crate::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
 use metrics::{counter, gauge};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use std::sync::Arc;
@@ -71,6 +71,8 @@ pub struct Tally {
 
 /// The reader.
 pub struct Reader {
+    /// What it has fetched.
+    pub fetched: Fetched,
     /// The consumer; dropped, and so closed, on this thread.
     pub consumer: Arc<Consumer>,
     /// The event topic.
@@ -117,14 +119,15 @@ impl Reader {
         let mut turn = Turn::default();
         while !turn.ended {
             let begun = Instant::now();
-            for _ in 0..RECORDS_PER_TURN {
-                if self.memory.is_full() && !turn.paused {
-                    break;
+            // Rebalances and what else concerns the client, and never a record: of a partition that was not taken over none is wanted.
+            while let Some(polled) = self.consumer.poll(Duration::ZERO) {
+                if let Err(error) = polled {
+                    self.on_error(&error, &mut turn);
                 }
-                match self.poll(&mut turn) {
-                    Some(Ok(message)) => self.take(&message, &mut turn),
-                    Some(Err(error)) => self.on_error(&error, &mut turn),
-                    None => break,
+            }
+            for _ in 0..RECORDS_PER_TURN {
+                if self.memory.is_full() && !turn.paused || !self.take_fetched(&mut turn) {
+                    break;
                 }
             }
             self.health.beat();
@@ -147,30 +150,29 @@ impl Reader {
         None
     }
 
-    /// The next record. In a backlog there is always one, and a poll that must not wait need not look at the clock.
-    fn poll(&self, turn: &mut Turn) -> Option<KafkaResult<BorrowedMessage<'_>>> {
-        self.consumer.poll(Duration::ZERO).or_else(|| {
-            let begun = Instant::now();
-            let polled = self.consumer.poll(POLL_WAIT);
-            turn.waited += begun.elapsed();
-            polled
-        })
+    /// Takes the next record, and waits for it a little; tells whether there was one. In a backlog there always is, and not to wait needs
+    /// no look at the clock.
+    fn take_fetched(&self, turn: &mut Turn) -> bool {
+        let mut visit = |partition, record: KafkaResult<Record<'_>>| match record {
+            Ok(record) => self.take(partition, &record, turn),
+            Err(error) => self.on_error(&error, turn),
+        };
+        if self.fetched.take(Duration::ZERO, &mut visit) {
+            return true;
+        }
+        let begun = Instant::now();
+        let came = self.fetched.take(POLL_WAIT, &mut visit);
+        turn.waited += begun.elapsed();
+        came
     }
 
-    fn take(&self, message: &BorrowedMessage<'_>, turn: &mut Turn) {
+    fn take(&self, partition: i32, record: &Record<'_>, turn: &mut Turn) {
         if turn.quiet {
             return;
         }
         self.admitted(turn);
-        let record = Record {
-            offset: message.offset().unsigned_abs(),
-            // Kafka means "none" by a negative one.
-            timestamp_ms: message.timestamp().to_millis().filter(|timestamp_ms| *timestamp_ms >= 0),
-            key: message.key(),
-            payload: message.payload(),
-        };
         let decoded = decode(record.payload, record.timestamp_ms, &self.bounds);
-        if !self.windows.push(message.partition(), &record, &decoded) {
+        if !self.windows.push(partition, record, &decoded) {
             return;
         }
         turn.consumed += 1;
@@ -286,7 +288,8 @@ impl Reader {
         let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
         list.add_partition_offset(&self.topic, partition, offset)?;
         let list = self.consumer.seek_partitions(list, SEEK_TIMEOUT)?;
-        list.elements().iter().try_for_each(|element| element.error())
+        list.elements().iter().try_for_each(|element| element.error())?;
+        self.fetched.take_over(&self.topic, partition)
     }
 
     fn set_paused(&self, paused: bool, partitions: &[i32]) {
