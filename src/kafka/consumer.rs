@@ -200,13 +200,8 @@ mod tests {
         producer.flush(DEADLINE).unwrap();
     }
 
-    /// The brokers answer late, so that whatever librdkafka asks at the assignment is answered after the seek.
-    #[test]
-    fn no_late_answer_moves_a_partition_away_from_the_seek() {
-        let cluster = MockCluster::new(1).unwrap();
-        cluster.create_topic(TOPIC, 1, 1).unwrap();
-        produce(&cluster.bootstrap_servers());
-        cluster.broker_round_trip_time(1, Duration::from_millis(100)).unwrap();
+    /// A member of the group that has its partition, still paused, with what it fetches.
+    fn joined(cluster: &MockCluster<'_, DefaultProducerContext>) -> (Arc<Consumer>, Fetched) {
         let brokers = format!("kafka.brokers={}", cluster.bootstrap_servers());
         let settings = [&brokers, "kafka.topics.events=t", "kafka.properties.fetch.message.max.bytes=1000"];
         let flags = settings.iter().map(|flag| flag.parse().unwrap()).collect();
@@ -222,21 +217,64 @@ mod tests {
             assert!(started.elapsed() < DEADLINE, "nothing is assigned");
             assert!(consumer.poll(Duration::from_millis(10)).is_none_or(|m| m.is_err()), "a record before the seek");
         }
+        (consumer, fetched)
+    }
+
+    fn place() -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(TOPIC, 0, Offset::Offset(0)).unwrap();
-        consumer.seek_partitions(list.clone(), DEADLINE).unwrap();
+        list
+    }
+
+    fn start(consumer: &Consumer, fetched: &Fetched) {
+        consumer.seek_partitions(place(), DEADLINE).unwrap();
         fetched.take_over(TOPIC, 0).unwrap();
-        consumer.resume(&list).unwrap();
-        let mut offsets = Vec::new();
-        while offsets.len() < RECORDS as usize {
+        consumer.resume(&place()).unwrap();
+    }
+
+    /// The offsets up to the next end of the partition at `end` or later.
+    fn read_to_end(consumer: &Consumer, fetched: &Fetched, end: u64) -> Vec<u64> {
+        let (started, mut offsets, mut ended) = (Instant::now(), Vec::new(), false);
+        while !ended || offsets.last().is_none_or(|&last| last + 1 < end) {
             assert!(started.elapsed() < DEADLINE, "only {offsets:?} came");
-            assert!(
-                consumer.poll(Duration::ZERO).is_none_or(|m| m.is_err()),
-                "a record of a partition that was taken over"
-            );
-            fetched
-                .take(Duration::from_millis(10), |_, record| offsets.extend(record.ok().map(|record| record.offset)));
+            let polled = consumer.poll(Duration::ZERO);
+            assert!(polled.is_none_or(|m| m.is_err()), "a record of a partition that was taken over");
+            fetched.take(Duration::from_millis(10), |_, record| match record {
+                Ok(record) => {
+                    offsets.push(record.offset);
+                    ended = false;
+                }
+                Err(error) => ended |= error == KafkaError::PartitionEOF(0),
+            });
         }
-        assert_eq!(offsets, (0..RECORDS as u64).collect::<Vec<_>>());
+        offsets
+    }
+
+    /// The brokers answer late, so that whatever librdkafka asks at the assignment is answered after the seek.
+    #[test]
+    fn no_late_answer_moves_a_partition_away_from_the_seek() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, 1, 1).unwrap();
+        produce(&cluster.bootstrap_servers());
+        cluster.broker_round_trip_time(1, Duration::from_millis(100)).unwrap();
+        let (consumer, fetched) = joined(&cluster);
+        start(&consumer, &fetched);
+        assert_eq!(read_to_end(&consumer, &fetched, RECORDS as u64), (0..RECORDS as u64).collect::<Vec<_>>());
+    }
+
+    /// Where librdkafka goes on after a pause is behind the last record, also where the end of the partition was reported since.
+    #[test]
+    fn a_pause_at_the_end_of_a_partition_skips_nothing() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, 1, 1).unwrap();
+        produce(&cluster.bootstrap_servers());
+        let (consumer, fetched) = joined(&cluster);
+        start(&consumer, &fetched);
+        let (first, all) = (RECORDS as u64, 2 * RECORDS as u64);
+        assert_eq!(read_to_end(&consumer, &fetched, first), (0..first).collect::<Vec<_>>());
+        consumer.pause(&place()).unwrap();
+        produce(&cluster.bootstrap_servers());
+        consumer.resume(&place()).unwrap();
+        assert_eq!(read_to_end(&consumer, &fetched, all), (first..all).collect::<Vec<_>>());
     }
 }
