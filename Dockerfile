@@ -5,10 +5,12 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-# A cache for each platform: two builds at once must not share a target folder.
+# A cache for each platform: two builds at once must not share a target folder. jemalloc refuses pages larger than those that it was built
+# for, and some arm64 kernels have pages of 64 KiB.
 ARG TARGETPLATFORM
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,id=target-${TARGETPLATFORM} \
+    if [ "$TARGETPLATFORM" = linux/arm64 ]; then export JEMALLOC_SYS_WITH_LG_PAGE=16; fi && \
     cargo build --release --locked --package tallyhouse --bin tallyhouse && cp target/release/tallyhouse /tallyhouse
 
 # Debian 12, as the build: the program asks for its glibc. nonroot is 65532.
