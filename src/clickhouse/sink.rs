@@ -27,6 +27,11 @@ pub struct Sink {
 }
 
 impl Sink {
+    /// How long an insert may take.
+    pub fn insert_timeout(&self) -> Duration {
+        self.client.insert_timeout()
+    }
+
     /// A sink for a database that has this form of the schema.
     pub fn new(client: Client, schema: Schema) -> Sink {
         Sink { client, schema }

@@ -137,6 +137,20 @@ impl Batch {
         &self.arrivals
     }
 
+    /// The offset of each row with its day, and those of the rejects.
+    #[cfg(test)]
+    pub(super) fn offsets(&self) -> (Vec<(PartitionId, u64)>, Vec<u64>) {
+        let numbers = |chunks: &Chunks| {
+            let mut values = Values::of(chunks.clone());
+            std::iter::from_fn(move || values.number()).map(u64::from_le_bytes)
+        };
+        let rows = self.raw.iter().flat_map(|day| {
+            let yyyymmdd = day.day.yyyymmdd();
+            numbers(&day.source_offset).map(move |offset| (yyyymmdd, offset))
+        });
+        (rows.collect(), numbers(&self.rejected.source_offset).collect())
+    }
+
     /// What the protocol needs to know of it.
     pub fn frozen(&self) -> Frozen {
         let mut daily: Vec<PartitionId> = self.counters.iter().map(|(key, _)| key.day.yyyymm()).collect();

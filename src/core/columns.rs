@@ -11,7 +11,7 @@ const CHUNK_BYTES_MIN: usize = 1 << 10;
 const CHUNK_BYTES_MAX: usize = 1 << 18;
 
 /// The bytes of one column.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Column {
     full: Vec<Bytes>,
     open: BytesMut,

@@ -23,6 +23,20 @@ pub enum Guard {
     Lease,
     /// A commit replaces only what the member knows to be committed.
     Compare,
+    /// A replay is whole only when the reader has passed its end.
+    End,
+    /// A rebuilt batch is announced only with the number of records that its intent says.
+    Whole,
+    /// A partition whose position the reader has lost starts over.
+    Position,
+    /// A task takes windows of its own last fill only.
+    Fill,
+    /// One replay at a time is exempt from the pause.
+    Permit,
+    /// One partition holds no more memory than is free.
+    Share,
+    /// A smaller batch takes an announced one's place only when no insert of it can still arrive.
+    Quiet,
 }
 
 /// Whether a guard is at work.

@@ -30,6 +30,14 @@ pub struct Counts {
     pub rejects: u64,
 }
 
+impl Counts {
+    /// Records of the log that the batch was built from. Another decoder moves records between rows and rejects, and never changes
+    /// this number.
+    pub fn records(&self) -> u64 {
+        self.rows + self.rejects
+    }
+}
+
 /// The metadata of one commit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Metadata {

@@ -64,6 +64,11 @@ impl Marks {
         Counts { rows: self.raw.values().sum(), rejects: self.rejected }
     }
 
+    /// Whether nothing of a batch is applied: no row, no reject, and no counter that ends after its start.
+    pub fn show_nothing(&self, range: OffsetRange) -> bool {
+        self.counts().records() == 0 && self.daily.values().all(|&end| end <= range.start)
+    }
+
     /// Whether a batch of which only its counts are known is applied: all of them are there, and so are the counters of each of
     /// its months.
     pub fn show_applied(&self, range: OffsetRange, counts: Counts) -> bool {

@@ -5,15 +5,17 @@
 //! output, so a test, a model or a replay after a crash can drive it step by step. The shell ([`crate::service`],
 //! [`crate::kafka`], [`crate::clickhouse`]) performs what the core asks for.
 //!
-//! Read in the order data flows: [`decode`] → [`window`] → [`batch`] → [`protocol`] (with [`intent`] and
-//! [`marks`]).
+//! Read in the order data flows: [`decode`] → [`window`] in a [`buffer`], which [`intake`] keeps within memory → [`batch`] →
+//! [`protocol`] (with [`intent`] and [`marks`]).
 
 pub mod batch;
+pub mod buffer;
 pub mod columns;
 pub mod decode;
 pub mod event;
 pub mod event_time;
 pub mod guard;
+pub mod intake;
 pub mod intent;
 pub mod lease;
 pub mod marks;

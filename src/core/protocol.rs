@@ -93,7 +93,7 @@ pub enum Action {
         from: u64,
     },
     /// Drop what is buffered and consume from `from`; freeze a batch that ends exactly at `until` if it is given, else when
-    /// one is due. Answer: [`Seen::Batch`], [`Seen::Drained`] or [`Seen::OutOfLog`].
+    /// one is due. Answer: [`Seen::Batch`], [`Seen::Drained`], [`Seen::PositionLost`] or, for a replay, [`Seen::TooLarge`].
     Fill {
         /// First offset to consume.
         from: u64,
@@ -105,12 +105,14 @@ pub enum Action {
     /// Freeze the next batch if it is due already. Answer: [`Seen::Batch`] or [`Seen::NoBatch`].
     TakeBatch,
     /// Read the committed offset; if it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
-    /// Answer: [`Seen::CommitDone`], [`Seen::CommitFailed`] or [`Seen::CommitOvertaken`].
+    /// Answer: [`Seen::CommitDone`], [`Seen::CommitFailed`], [`Seen::CommitOvertaken`] or, if it `announces`, [`Seen::Drained`].
     Commit {
         /// What Kafka must still hold.
         expected: Option<Committed>,
         /// What it is to hold.
         wanted: Committed,
+        /// It announces a batch that nobody knows of yet: not to be made any more once the partition is being revoked.
+        announces: bool,
     },
     /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Seen::Inserted`],
     /// [`Seen::InsertUnknown`] or [`Seen::LeaseExpired`].
@@ -126,6 +128,8 @@ pub enum Action {
     ReadMarks {
         /// The batch.
         range: OffsetRange,
+        /// Wait as well until no insert of an earlier owner can arrive any more. Then the answer may be [`Seen::Drained`] too.
+        quiet: bool,
     },
     /// Give the partition up: everything frozen is committed. Final.
     Release,
@@ -146,9 +150,14 @@ pub enum Seen {
     NoBatch,
     /// The partition is being revoked or the service shuts down: no batch, and no answer to a question on the way to one.
     Drained,
-    /// The log starts after the next offset to consume, or ends before it or before the end to reach. Whether that is a
-    /// loss, or only somebody else's progress, is decided from what is committed: the partition starts over.
-    OutOfLog,
+    /// The reader has no position any more, or the log ends before the end to reach. Whether that is a loss, or only somebody else's
+    /// progress, is decided from what is committed: the partition starts over.
+    PositionLost,
+    /// The batch to complete does not fit into this member's memory; about so many bytes of `memory.limit_bytes` would do.
+    TooLarge {
+        /// The limit that it needs.
+        limit_bytes: u64,
+    },
     /// The commit is acknowledged.
     CommitDone,
     /// The commit failed or its outcome is unknown.
@@ -179,6 +188,8 @@ enum State {
     CheckingGone { intent: Intent, low: u64 },
     /// Re-reading an announced batch.
     Replaying { intent: Intent },
+    /// The announced batch does not fit into memory: waiting for marks that show nothing of it applied.
+    Shrinking { intent: Intent, limit_bytes: u64 },
     /// Waiting for the next batch. `first`: of this assignment; an intent for the same offsets may have been lost, and its
     /// tokens used.
     Filling { first: bool },
@@ -194,6 +205,8 @@ enum State {
     Applied { batch: Frozen },
     /// Committing a batch's end, with the next batch's intent if there is one.
     Finishing { next: Option<Frozen> },
+    /// Committing the last batch's end before the partition is given up.
+    Leaving,
     /// Committing an offset up to which the marks show all applied; then starts over from it.
     Settling,
     /// Released or stopped.
@@ -209,12 +222,18 @@ pub struct Protocol {
     /// What the commit under way is to leave in Kafka.
     wanted: Option<Committed>,
     topic_id: String,
+    /// How often an announced batch was rebuilt with other records than its intent says.
+    incomplete: u32,
 }
+
+/// Times that a batch is rebuilt with a wrong number of records before the partition stops.
+const INCOMPLETE_MAX: u32 = 3;
 
 impl Protocol {
     /// A newly assigned partition and the first thing to do for it.
     pub fn start() -> (Protocol, Action) {
-        let protocol = Protocol { state: State::Reading, known: None, wanted: None, topic_id: String::new() };
+        let protocol =
+            Protocol { state: State::Reading, known: None, wanted: None, topic_id: String::new(), incomplete: 0 };
         (protocol, Action::ReadCommitted)
     }
 
@@ -232,6 +251,13 @@ impl Protocol {
             (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
             (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
             (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
+            (State::Replaying { intent }, Seen::TooLarge { limit_bytes }) => {
+                let action = Action::ReadMarks { range: intent.range, quiet: guard::is_on(Guard::Quiet) };
+                self.enter(State::Shrinking { intent, limit_bytes }, action)
+            }
+            (State::Shrinking { intent, limit_bytes }, Seen::Marks(marks)) => {
+                self.on_marks_of_large(&intent, limit_bytes, &marks)
+            }
             (State::Filling { first }, Seen::Batch(batch)) => self.announce(batch, first),
             (
                 State::Reading
@@ -240,7 +266,10 @@ impl Protocol {
                 | State::Locating { .. }
                 | State::CheckingGone { .. }
                 | State::Replaying { .. }
-                | State::Filling { .. },
+                | State::Shrinking { .. }
+                | State::Filling { .. }
+                // Nothing of the batch is inserted, and if the commit got through all the same the next owner completes it.
+                | State::Announcing { applied_unknown: false, .. },
                 Seen::Drained,
             ) => Action::Release,
             (State::Announcing { batch, applied_unknown }, Seen::CommitDone) => {
@@ -261,6 +290,12 @@ impl Protocol {
             (State::Inserting { batch, .. }, Seen::LeaseExpired) => self.announce(batch, true),
             (State::Applied { batch }, Seen::Batch(next)) => self.finish(batch.range.end, Some(next)),
             (State::Applied { batch }, Seen::NoBatch | Seen::Drained) => self.finish(batch.range.end, None),
+            // Without the announcement, of which nobody knows yet; then there is nothing left to do.
+            (State::Finishing { next: Some(next) }, Seen::Drained) => {
+                let wanted = self.position(next.range.start, None);
+                self.commit(State::Leaving, wanted)
+            }
+            (State::Leaving, Seen::CommitDone | Seen::CommitOvertaken) => Action::Release,
             (State::Finishing { next }, Seen::CommitDone) => {
                 self.known = self.wanted.take();
                 match next {
@@ -268,10 +303,12 @@ impl Protocol {
                     None => self.enter(State::Filling { first: false }, Action::AwaitBatch),
                 }
             }
-            (state @ (State::Announcing { .. } | State::Finishing { .. } | State::Settling), Seen::CommitFailed) => {
-                self.state = state;
+            (
+                state @ (State::Announcing { .. } | State::Finishing { .. } | State::Leaving | State::Settling),
+                Seen::CommitFailed,
+            ) => {
                 match self.wanted.clone() {
-                    Some(wanted) => Action::Commit { expected: self.known.clone(), wanted },
+                    Some(wanted) => self.commit(state, wanted),
                     None => self.start_over(),
                 }
             }
@@ -338,7 +375,7 @@ impl Protocol {
             return Action::Stop(StopReason::AheadOfLog { what: "the announced batch's end", offset: range.end, high });
         }
         if low > range.start {
-            return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range });
+            return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range, quiet: false });
         }
         self.enter(State::Replaying { intent }, Action::Fill { from: range.start, until: Some(range.end) })
     }
@@ -384,11 +421,33 @@ impl Protocol {
         Action::Stop(StopReason::IntentGone { range, low })
     }
 
+    /// Another number of records is never another decoder's work: records are missing, and the batch is read once more.
     fn on_rebuilt(&mut self, intent: Intent, batch: Frozen) -> Action {
-        match intent.counts.filter(|&counts| counts != batch.counts()) {
+        let (range, rebuilt) = (batch.range, batch.counts());
+        match intent.counts.filter(|&counts| counts != rebuilt) {
+            Some(intent) if intent.records() != rebuilt.records() && guard::is_on(Guard::Whole) => {
+                self.incomplete += 1;
+                match self.incomplete < INCOMPLETE_MAX {
+                    true => self.start_over(),
+                    false => Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent }),
+                }
+            }
             Some(intent) => self.ask(batch, Some(intent), None),
             // Committing the intent again shows that this member owns the partition before it inserts anything.
             None => self.announce(batch, true),
+        }
+    }
+
+    /// A batch that a member with more memory has announced: while nothing of it is applied the announcement is taken back, and the
+    /// same records are announced in smaller batches.
+    fn on_marks_of_large(&mut self, intent: &Intent, limit_bytes: u64, marks: &Marks) -> Action {
+        let range = intent.range;
+        match intent.counts.is_some() && marks.show_nothing(range) {
+            true => {
+                let wanted = self.position(range.start, None);
+                self.commit(State::Settling, wanted)
+            }
+            false => Action::Stop(StopReason::ReplayTooLarge { range, limit_bytes }),
         }
     }
 
@@ -425,7 +484,9 @@ impl Protocol {
 
     fn commit(&mut self, state: State, wanted: Committed) -> Action {
         self.wanted = Some(wanted.clone());
-        self.enter(state, Action::Commit { expected: self.known.clone(), wanted })
+        let announces =
+            matches!(state, State::Announcing { applied_unknown: false, .. } | State::Finishing { next: Some(_) });
+        self.enter(state, Action::Commit { expected: self.known.clone(), wanted, announces })
     }
 
     fn announce(&mut self, batch: Frozen, applied_unknown: bool) -> Action {
@@ -435,7 +496,7 @@ impl Protocol {
 
     fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>) -> Action {
         let range = batch.range;
-        self.enter(State::Asking { batch, differs, repeated }, Action::ReadMarks { range })
+        self.enter(State::Asking { batch, differs, repeated }, Action::ReadMarks { range, quiet: false })
     }
 
     fn insert_all(&mut self, batch: Frozen) -> Action {

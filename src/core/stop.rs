@@ -84,12 +84,10 @@ pub enum StopReason {
         /// Where, and how many rows.
         conflict: Conflict,
     },
-    /// The batch was rebuilt with other counts than its intent says, and part of it is applied.
+    /// The batch was rebuilt with other counts than its intent says: part of it is applied, or records are missing.
     #[error(
-        "batch {range} was rebuilt with {} rows and {} rejects, but its intent says {} and {}, and part of it is already in \
-         ClickHouse. Was the decoder or a `decode.*` setting changed? Run the version and settings that began the batch until \
-         it is committed",
-        rebuilt.rows, rebuilt.rejects, intent.rows, intent.rejects
+        "batch {range} was rebuilt with {} rows and {} rejects, but its intent says {} and {}{}",
+        rebuilt.rows, rebuilt.rejects, intent.rows, intent.rejects, differs_in_words(*rebuilt, *intent)
     )]
     RebuiltDiffers {
         /// The batch.
@@ -99,11 +97,36 @@ pub enum StopReason {
         /// By its intent.
         intent: Counts,
     },
+    /// A member with more memory has begun a batch that does not fit into this one's.
+    #[error(
+        "batch {range} was begun by a member with a larger memory.limit_bytes, part of it is already in ClickHouse, and the rest does \
+         not fit into this member's memory. Start a member with memory.limit_bytes = {}MiB or more until the batch is committed",
+        limit_bytes.div_ceil(1 << 20)
+    )]
+    ReplayTooLarge {
+        /// The batch.
+        range: OffsetRange,
+        /// The limit that it needs, as estimated from the records that were read.
+        limit_bytes: u64,
+    },
+}
+
+fn differs_in_words(rebuilt: Counts, intent: Counts) -> &'static str {
+    match rebuilt.records() == intent.records() {
+        true => {
+            ", and part of it is already in ClickHouse. Was the decoder or a `decode.*` setting changed? Run the version and settings \
+             that began the batch until it is committed"
+        }
+        false => {
+            ": the log no longer has the same records. Is the topic compacted (cleanup.policy), or was its log damaged? Nothing is \
+             inserted, as what is missing would be lost"
+        }
+    }
 }
 
 impl StopReason {
     /// Every code, in the order of the variants.
-    pub const CODES: [&str; 7] = [
+    pub const CODES: [&str; 8] = [
         "retention_gap",
         "intent_gone",
         "ahead_of_log",
@@ -111,6 +134,7 @@ impl StopReason {
         "topic_recreated",
         "conflict",
         "rebuilt_differs",
+        "replay_too_large",
     ];
 
     /// A stable word for metrics and logs.
@@ -123,6 +147,7 @@ impl StopReason {
             StopReason::TopicRecreated { .. } => "topic_recreated",
             StopReason::Conflict { .. } => "conflict",
             StopReason::RebuiltDiffers { .. } => "rebuilt_differs",
+            StopReason::ReplayTooLarge { .. } => "replay_too_large",
         }
     }
 
@@ -165,7 +190,10 @@ mod tests {
             Some(StopReason::Conflict { .. }) => {
                 StopReason::RebuiltDiffers { range: RANGE, rebuilt: counts, intent: counts }
             }
-            Some(StopReason::RebuiltDiffers { .. }) => return None,
+            Some(StopReason::RebuiltDiffers { .. }) => {
+                StopReason::ReplayTooLarge { range: RANGE, limit_bytes: 100 << 20 }
+            }
+            Some(StopReason::ReplayTooLarge { .. }) => return None,
         })
     }
 

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
 /// When a window has to be frozen whatever its age.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Greatest number of records (`flush.rows_max`).
     pub rows_max: u64,
@@ -60,7 +60,7 @@ impl Hash for CounterKey {
 pub type Totals = [u64; 5];
 
 /// The raw rows of one day, one column each.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RawRows {
     /// Number of rows.
     pub rows: u64,
@@ -74,7 +74,7 @@ pub struct RawRows {
 }
 
 /// The rejected records, one column each.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectedRows {
     /// Number of rows.
     pub rows: u64,
@@ -106,7 +106,7 @@ const RAW_ROW_BYTES: usize = 16 + 16 + 1 + 4 + 8 + 4;
 const REJECTED_ROW_BYTES: usize = 8 + 8 + 1 + 6;
 
 /// The window.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     start: u64,
     next: u64,

@@ -169,7 +169,7 @@ pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consum
 mod tests {
     use super::*;
     use crate::config::{self, Sources};
-    use crate::kafka::fetched::Fetched;
+    use crate::kafka::fetched::{Fetch, Fetched};
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -239,12 +239,16 @@ mod tests {
             assert!(started.elapsed() < DEADLINE, "only {offsets:?} came");
             let polled = consumer.poll(Duration::ZERO);
             assert!(polled.is_none_or(|m| m.is_err()), "a record of a partition that was taken over");
-            fetched.take(Duration::from_millis(10), |_, record| match record {
-                Ok(record) => {
+            fetched.take(Duration::from_millis(10), |_, fetch| match fetch {
+                Fetch::Record(record) => {
                     offsets.push(record.offset);
                     ended = false;
                 }
-                Err(error) => ended |= error == KafkaError::PartitionEOF(0),
+                Fetch::End(at) => {
+                    assert_eq!(at, offsets.last().map_or(0, |last| last + 1), "the end is behind the last record");
+                    ended = true;
+                }
+                Fetch::PositionLost | Fetch::Trouble(_) => {}
             });
         }
         offsets

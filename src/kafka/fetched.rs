@@ -20,6 +20,18 @@ use std::ffi::{CStr, CString, c_void};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What comes of a partition.
+pub enum Fetch<'a> {
+    /// The next record.
+    Record(Record<'a>),
+    /// All records before this offset have come, and the log has no more for now.
+    End(u64),
+    /// Its position is outside of the log, or was cut out of it (`auto.offset.reset=error`): nothing comes any more.
+    PositionLost,
+    /// Any other trouble; librdkafka goes on by itself.
+    Trouble(KafkaError),
+}
+
 /// The queue of all partitions that were taken over.
 pub struct Fetched {
     // Freed before the client that it belongs to.
@@ -59,8 +71,8 @@ impl Fetched {
         Ok(())
     }
 
-    /// Shows the next record, with its partition, or an error as `poll` gives it; waits for it so long. Tells whether there was one.
-    pub fn take(&self, within: Duration, mut visit: impl FnMut(i32, KafkaResult<Record<'_>>)) -> bool {
+    /// Shows what comes next with its partition, -1 where librdkafka names none; waits for it so long. Tells whether there was anything.
+    pub fn take(&self, within: Duration, mut visit: impl FnMut(i32, Fetch<'_>)) -> bool {
         let timeout_ms = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue lives, and the event is destroyed once, after `visit`, which cannot keep what it borrows of it. A message
         // belongs to its event.
@@ -72,15 +84,16 @@ impl Fetched {
             match c::rd_kafka_event_type(event.0) {
                 c::RD_KAFKA_EVENT_FETCH => {
                     while let Some(message) = c::rd_kafka_event_message_next(event.0).as_ref() {
-                        visit(message.partition, self.record(message));
+                        visit(message.partition, self.fetch(message));
                     }
                 }
                 c::RD_KAFKA_EVENT_ERROR => {
                     let place = c::rd_kafka_event_topic_partition(event.0);
                     let place = Owned(place, c::rd_kafka_topic_partition_destroy);
-                    let partition = place.0.as_ref().map_or(-1, |place| place.partition);
+                    let (partition, offset) =
+                        place.0.as_ref().map_or((-1, -1), |place| (place.partition, place.offset));
                     let reason = c::rd_kafka_event_error_string(event.0);
-                    visit(partition, Err(self.told(c::rd_kafka_event_error(event.0), partition, reason)));
+                    visit(partition, self.trouble(c::rd_kafka_event_error(event.0), offset, reason));
                 }
                 _ => {}
             }
@@ -89,11 +102,11 @@ impl Fetched {
     }
 
     /// Safety: `message` is one of librdkafka's.
-    unsafe fn record<'a>(&self, message: &'a c::rd_kafka_message_t) -> KafkaResult<Record<'a>> {
+    unsafe fn fetch<'a>(&self, message: &'a c::rd_kafka_message_t) -> Fetch<'a> {
         // SAFETY: the caller's word; its lengths are those of its pointers.
         unsafe {
             if message.err != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return Err(self.told(message.err, message.partition, c::rd_kafka_message_errstr(message)));
+                return self.trouble(message.err, message.offset, c::rd_kafka_message_errstr(message));
             }
             let bytes = |start: *const c_void, length| {
                 (!start.is_null()).then(|| std::slice::from_raw_parts(start.cast::<u8>(), length))
@@ -101,7 +114,7 @@ impl Fetched {
             let mut kind = c::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
             let timestamp_ms = c::rd_kafka_message_timestamp(message, &raw mut kind);
             let is_known = kind != c::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
-            Ok(Record {
+            Fetch::Record(Record {
                 offset: message.offset.unsigned_abs(),
                 // Kafka means "none" by a negative one.
                 timestamp_ms: (is_known && timestamp_ms >= 0).then_some(timestamp_ms),
@@ -114,14 +127,16 @@ impl Fetched {
     /// As rust-rdkafka does it: the context hears of an error with librdkafka's words for it, whoever polls without.
     ///
     /// Safety: `reason` ends with a null byte.
-    unsafe fn told(&self, code: RDKafkaRespErr, partition: i32, reason: *const std::ffi::c_char) -> KafkaError {
+    unsafe fn trouble(&self, code: RDKafkaRespErr, offset: i64, reason: *const std::ffi::c_char) -> Fetch<'static> {
         // SAFETY: the caller's word.
         let reason = unsafe { CStr::from_ptr(reason) }.to_string_lossy();
         let code = code.into();
         self.consumer.context().error(KafkaError::Global(code), reason.trim());
         match code {
-            RDKafkaErrorCode::PartitionEOF => KafkaError::PartitionEOF(partition),
-            code => KafkaError::MessageConsumption(code),
+            // The offset is the one that librdkafka would fetch next, control records included.
+            RDKafkaErrorCode::PartitionEOF => Fetch::End(offset.max(0).unsigned_abs()),
+            RDKafkaErrorCode::AutoOffsetReset => Fetch::PositionLost,
+            code => Fetch::Trouble(KafkaError::MessageConsumption(code)),
         }
     }
 }

@@ -1,68 +1,95 @@
-//! The one memory limit: how much windows and batches hold, and when consumption must pause.
+//! The one memory limit and its shares.
 //!
-//! A quarter of `memory.limit_bytes` is librdkafka's queue (a third of that is in `queued.max.messages.kbytes`, which counts
-//! values only), a quarter is left for what is being sent and for the process itself; windows and batches may hold the half
-//! that remains.
+//! | share of `memory.limit_bytes` | for what |
+//! |---|---|
+//! | a half | windows, and batches until they are committed; the oldest replay may borrow an eighth of it more |
+//! | a quarter | librdkafka's queue of fetched records (`config/kafka_properties.rs`) |
+//! | the rest | blocks and dead letters that are being sent, and what is unpacked of an answer |
+//!
+//! [`Intake`](crate::core::intake::Intake) decides by these figures who pauses.
 
-use metrics::gauge;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
+use crate::core::intake::Intake;
 use crate::metrics::{MEMORY_LIMIT, MEMORY_USED, PAUSED};
+use metrics::gauge;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What windows and batches hold.
-#[derive(Debug)]
-pub struct Memory {
-    limit_bytes: usize,
-    used_bytes: AtomicUsize,
-    pressed: AtomicBool,
+/// What windows and batches may hold of `memory.limit_bytes`.
+pub fn share_bytes(limit_bytes: usize) -> usize {
+    limit_bytes / 2
 }
 
+/// The `memory.limit_bytes` with which a replay of so many bytes fits.
+pub fn limit_for(replay_bytes: u64) -> u64 {
+    // The share holds a record more than a batch, and an eighth more than that is lent.
+    replay_bytes.saturating_mul(2)
+}
+
+/// What all windows and batches hold.
+#[derive(Debug, Default)]
+pub struct Memory(AtomicUsize);
+
 impl Memory {
-    /// The share of windows and batches in the configured limit.
-    pub fn new(configured_bytes: usize) -> Memory {
-        let limit_bytes = configured_bytes / 2;
-        gauge!(MEMORY_LIMIT).set(limit_bytes as f64);
+    /// Nothing is held; the gauges show the limit.
+    pub fn new(share_bytes: usize) -> Memory {
+        gauge!(MEMORY_LIMIT).set(Intake::most_bytes(share_bytes) as f64);
         gauge!(PAUSED).set(0.0);
-        Memory { limit_bytes, used_bytes: AtomicUsize::new(0), pressed: AtomicBool::new(false) }
+        Memory::default()
     }
 
     /// Bytes held now.
     pub fn used_bytes(&self) -> usize {
-        self.used_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes were taken.
-    pub fn add(&self, bytes: usize) {
-        self.used_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes were given back.
-    pub fn sub(&self, bytes: usize) {
-        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// At the limit: consumption pauses.
-    pub fn is_full(&self) -> bool {
-        self.used_bytes() >= self.limit_bytes
-    }
-
-    /// Low enough again for consumption to go on after a pause.
-    pub fn has_room(&self) -> bool {
-        self.used_bytes() < self.limit_bytes / 2
-    }
-
-    /// Consumption is paused, or goes on: while it is paused every window is due, however young, as nothing else frees memory.
-    pub fn set_pressed(&self, pressed: bool) {
-        self.pressed.store(pressed, Ordering::Relaxed);
-    }
-
-    /// Whether consumption is paused.
-    pub fn is_pressed(&self) -> bool {
-        self.pressed.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed)
     }
 
     /// Sets the gauge.
     pub fn report(&self) {
         gauge!(MEMORY_USED).set(self.used_bytes() as f64);
+    }
+}
+
+/// What one partition holds since its last fill. What is left is given back when the last holder is gone.
+#[derive(Debug)]
+pub struct Account {
+    held: AtomicUsize,
+    all: Arc<Memory>,
+}
+
+impl Account {
+    /// Nothing is held.
+    pub fn open(all: &Arc<Memory>) -> Arc<Account> {
+        Arc::new(Account { held: AtomicUsize::new(0), all: Arc::clone(all) })
+    }
+
+    /// Bytes held now, of this partition and of all.
+    pub fn held_bytes(&self) -> (usize, usize) {
+        (self.held.load(Ordering::Relaxed), self.all.used_bytes())
+    }
+
+    /// Bytes were taken; gives what is held now.
+    pub fn add(&self, bytes: usize) -> (usize, usize) {
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        (held, self.all.0.fetch_add(bytes, Ordering::Relaxed) + bytes)
+    }
+
+    /// Bytes were given back.
+    pub fn sub(&self, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.all.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_is_the_sum_of_the_accounts() {
+        let memory = Arc::new(Memory::default());
+        let (a, b) = (Account::open(&memory), Account::open(&memory));
+        assert_eq!(a.add(5), (5, 5));
+        assert_eq!(b.add(7), (7, 12));
+        a.sub(4);
+        assert_eq!((a.held_bytes(), b.held_bytes()), ((1, 8), (7, 8)));
     }
 }

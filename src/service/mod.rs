@@ -25,6 +25,7 @@ use crate::clickhouse::sink::Sink;
 use crate::config::{Config, Retry};
 use crate::core::decode::TimeBounds;
 use crate::core::event::SECONDS_PER_DAY;
+use crate::core::intake::Intake;
 use crate::core::stop::StopReason;
 use crate::core::window::Limits;
 use crate::health::Health;
@@ -138,7 +139,6 @@ struct Shared {
     sink: Sink,
     dead_letters: Option<DeadLetters>,
     windows: Arc<Windows>,
-    memory: Arc<Memory>,
     health: Arc<Health>,
     commands: Sender<Command>,
     topic: String,
@@ -151,6 +151,7 @@ struct Shared {
     stopped: Mutex<BTreeMap<i32, &'static str>>,
     /// Kafka timestamp of the oldest record that is frozen and not stored, by partition.
     frozen_ms: DashMap<i32, i64>,
+    fills: AtomicU64,
     flushed_rows: AtomicU64,
     flushed_batches: AtomicU64,
 }
@@ -163,6 +164,11 @@ impl Shared {
     ) -> KafkaResult<T> {
         let consumer = self.consumer.get().and_then(Weak::upgrade).ok_or(KafkaError::Canceled)?;
         tokio::task::spawn_blocking(move || call(&consumer)).await.unwrap_or(Err(KafkaError::Canceled))
+    }
+
+    /// The number of a fill, which no other has.
+    fn next_fill(&self) -> u64 {
+        self.fills.fetch_add(1, Ordering::Relaxed)
     }
 
     fn tell_reader(&self, command: Command) {
@@ -200,6 +206,7 @@ impl Shared {
 
     fn forget(&self, partition: i32) {
         self.windows.close(partition);
+        self.tell_reader(Command::Forget(partition));
         self.frozen_ms.remove(&partition);
         self.health.clear(&format!("partition {partition}"));
         self.update_stopped(|stopped| stopped.remove(&partition));
@@ -228,7 +235,8 @@ pub async fn run(
         metrics::install(&config.kafka.topics.events).map_err(|error| RunError::Metrics(error.to_string()))?;
     let health = Arc::new(Health::default());
     health.set("assignment", "no partitions are assigned yet");
-    let memory = Arc::new(Memory::new(config.memory.limit_bytes));
+    let share_bytes = memory::share_bytes(config.memory.limit_bytes);
+    let memory = Arc::new(Memory::new(share_bytes));
     let windows = Arc::new(Windows::new(limits(config), Arc::clone(&memory)));
     let state = admin::State {
         metrics,
@@ -259,7 +267,6 @@ pub async fn run(
         sink: Sink::new(client, Schema::single()),
         dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
-        memory: Arc::clone(&memory),
         health: Arc::clone(&health),
         commands,
         topic: config.kafka.topics.events.clone(),
@@ -271,6 +278,7 @@ pub async fn run(
         assigned: AtomicUsize::new(0),
         stopped: Mutex::default(),
         frozen_ms: DashMap::new(),
+        fills: AtomicU64::new(0),
         flushed_rows: AtomicU64::new(0),
         flushed_batches: AtomicU64::new(0),
     });
@@ -283,6 +291,7 @@ pub async fn run(
         topic: shared.topic.clone(),
         windows,
         memory,
+        intake: Intake::new(share_bytes, config.flush.rows_max as u64),
         health,
         bounds: time_bounds(config),
         config: config.clone(),

@@ -3,10 +3,13 @@
 //! Must never do anything the protocol did not ask for, and never answer what it did not see. What may fail for a while (Kafka,
 //! ClickHouse) is tried again with backoff for as long as the partition is ours.
 
+use super::memory::limit_for;
 use super::reader::Command;
 use super::windows::{Due, Held};
 use super::{Drain, Shared};
 use crate::clock::{boot_time, unix_ms};
+use crate::core::buffer::Halt;
+use crate::core::intake::Fill;
 use crate::core::lease::Lease;
 use crate::core::marks::Insert;
 use crate::core::protocol::{Action, Committed, Protocol, Seen, may_commit};
@@ -30,6 +33,10 @@ use tokio::sync::{Notify, watch};
 
 /// Longest wait for one answer from Kafka.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a log may end before the end of a replay: a broker that has just become the leader may not know better yet.
+const SHORT_PATIENCE: Duration = Duration::from_secs(10);
+/// ClickHouse's default of `http_receive_timeout`: it gives up a sender that says nothing for so long.
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Whether a partition's task may commit. A commit holds the lock from the comparison to its answer.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +63,10 @@ pub struct Partition {
     lease: Lease,
     backoff: Backoff,
     wake: Arc<Notify>,
+    /// The last fill that was asked for.
+    fill: Option<Fill>,
+    /// When the partition was assigned, on the boot clock.
+    assigned: Duration,
     drain: watch::Receiver<Drain>,
     gate: CommitGate,
     /// The batch whose dead letters are delivered, since its records were read.
@@ -87,6 +98,8 @@ impl Partition {
             lease,
             backoff,
             wake: Arc::default(),
+            fill: None,
+            assigned: boot_time(),
             drain,
             gate,
             lettered: None,
@@ -118,9 +131,12 @@ impl Partition {
             Action::Fill { from, until } => self.fill(from, until).await,
             Action::AwaitBatch => self.await_batch().await,
             Action::TakeBatch => self.take_batch(),
-            Action::Commit { expected, wanted } => self.commit(expected, wanted).await,
+            // Nobody knows of the batch yet, and the next owner may cut it otherwise.
+            Action::Commit { announces: true, .. } if *self.drain.borrow() == Drain::Abandon => Seen::Drained,
+            Action::Commit { expected, wanted, .. } => self.commit(expected, wanted).await,
             Action::Insert { range, insert, attempt } => self.insert(range, insert, attempt).await,
-            Action::ReadMarks { range } => self.read_marks(range).await,
+            Action::ReadMarks { quiet: true, .. } if !self.await_quiet().await => Seen::Drained,
+            Action::ReadMarks { range, .. } => self.read_marks(range).await,
             Action::Release | Action::Stop(_) => Seen::Drained,
         }
     }
@@ -179,6 +195,21 @@ impl Partition {
         }
     }
 
+    /// Waits until no insert of an earlier owner can arrive any more: its lease has ended, and ClickHouse has given up what it had begun to
+    /// send. `false`: the partition is being revoked before that.
+    async fn await_quiet(&mut self) -> bool {
+        let quiet_at =
+            self.assigned + self.shared.session_timeout + self.shared.sink.insert_timeout() + RECEIVE_TIMEOUT;
+        let left = quiet_at.saturating_sub(boot_time());
+        tracing::warn!(
+            partition = self.source.partition,
+            seconds = left.as_secs(),
+            "an announced batch does not fit into memory.limit_bytes: waiting until nothing of it can arrive any more"
+        );
+        let _ = tokio::time::timeout(left, self.drain.changed()).await;
+        !self.is_draining()
+    }
+
     async fn fill(&mut self, from: u64, until: Option<u64>) -> Seen {
         self.drop_all();
         let number = self.source.partition;
@@ -190,77 +221,58 @@ impl Partition {
                 until,
                 "completing an announced batch: its records are read again"
             );
+            if self.fill.is_some_and(|fill| (fill.from, fill.until) == (from, Some(until))) {
+                self.backoff.wait().await;
+            }
         }
-        // A new one, so that a notice from an earlier fill cannot pass for this one's.
-        self.wake = Arc::default();
-        let wake = Arc::clone(&self.wake);
-        self.shared.tell_reader(Command::Fill { partition: number, from, until, wake });
+        let fill = Fill { partition: number, number: self.shared.next_fill(), from, until };
+        self.fill = Some(fill);
+        self.shared.tell_reader(Command::Fill { fill, wake: Arc::clone(&self.wake) });
         self.await_batch().await
     }
 
     async fn await_batch(&mut self) -> Seen {
         let number = self.source.partition;
         let windows = Arc::clone(&self.shared.windows);
+        let Some(fill) = self.fill else { return Seen::PositionLost };
+        // Where the log ended before the end of a replay, and until when that is waited for.
+        let mut short: Option<(u64, Instant)> = None;
         loop {
             let ages = self.shared.flush_ages();
             let drain = *self.drain.borrow_and_update();
-            let due = if drain == Drain::Flush || self.shared.memory.is_pressed() { Due::Now } else { Due::Aged(ages) };
+            let due = if drain == Drain::Flush { Due::Now } else { Due::Aged(ages) };
             if drain != Drain::Abandon
-                && let Some(held) = windows.take(number, due, &self.wake)
+                && let Some(held) = windows.take(number, due, fill.number)
             {
                 return self.frozen(held);
             }
             if drain != Drain::No {
                 return Seen::Drained;
             }
-            if let Some((next, until)) = windows.take_check(number, &self.wake)
-                && let Some(seen) = self.check_bounds(next, until).await
-            {
-                return seen;
+            let mut look_at = windows.due_at(number, ages, fill.number);
+            match windows.halted(number, fill.number) {
+                Some(Halt::PositionLost) => return Seen::PositionLost,
+                Some(Halt::TooLarge { records, bytes }) => return too_large(fill, records, bytes),
+                Some(Halt::EndsShort(end)) => {
+                    let known = short.filter(|(known, _)| *known == end);
+                    let (_, patient_until) = *short.insert(known.unwrap_or((end, Instant::now() + SHORT_PATIENCE)));
+                    if patient_until <= Instant::now() {
+                        tracing::warn!(
+                            partition = number,
+                            end,
+                            "the log ends before an announced batch: starting over"
+                        );
+                        return Seen::PositionLost;
+                    }
+                    look_at = Some(patient_until);
+                }
+                None => {}
             }
             let wake = Arc::clone(&self.wake);
-            let due_at = windows.due_at(number, ages);
             tokio::select! {
                 () = wake.notified() => {}
                 _ = self.drain.changed() => {}
-                () = tokio::time::sleep_until(due_at.unwrap_or_else(|| Instant::now() + ages.most).into()) => {}
-            }
-        }
-    }
-
-    /// The reader came to an end: is it one of this replay, or of the log?
-    async fn check_bounds(&mut self, next: u64, until: Option<u64>) -> Option<Seen> {
-        let (name, number) = (self.source.topic.clone(), self.source.partition);
-        let bounds = self.shared.kafka(move |consumer| offsets::bounds(consumer, &name, number, KAFKA_TIMEOUT)).await;
-        let (low, high) = match bounds {
-            Ok(bounds) => bounds,
-            Err(error) => {
-                self.failed("kafka", "read_bounds", &error).await;
-                self.shared.windows.check(Some(number));
-                return None;
-            }
-        };
-        self.succeeded("kafka");
-        let wanted = until.unwrap_or(next);
-        if low <= next && wanted <= high {
-            // Committed records end before `high` while a transaction is open, but never before an end consumed earlier.
-            self.shared.windows.seal_replay(number);
-            return None;
-        }
-        // Are they the bounds of another log?
-        let name = self.source.topic.clone();
-        match self.shared.kafka(move |consumer| topic::topic_id(consumer, &name, KAFKA_TIMEOUT)).await {
-            Ok(id) if id != self.source.topic_id => {
-                tracing::warn!(partition = number, topic_id = id, "the topic was deleted and re-created: joining anew");
-                // librdkafka seeks no partition whose position it has lost: a new assignment starts it afresh.
-                self.shared.tell_reader(Command::Rejoin);
-                Some(Seen::Drained)
-            }
-            Ok(_) => Some(Seen::OutOfLog),
-            Err(error) => {
-                self.failed("kafka", "read_topic_id", &error).await;
-                self.shared.windows.check(Some(number));
-                None
+                () = tokio::time::sleep_until(look_at.unwrap_or_else(|| Instant::now() + ages.most).into()) => {}
             }
         }
     }
@@ -272,10 +284,8 @@ impl Partition {
             Drain::Flush => Due::Now,
             Drain::Abandon => return Seen::NoBatch,
         };
-        match self.shared.windows.take(self.source.partition, due, &self.wake) {
-            Some(held) => self.frozen(held),
-            None => Seen::NoBatch,
-        }
+        let held = self.fill.and_then(|fill| self.shared.windows.take(fill.partition, due, fill.number));
+        held.map_or(Seen::NoBatch, |held| self.frozen(held))
     }
 
     fn frozen(&mut self, held: Held) -> Seen {
@@ -462,4 +472,11 @@ impl Partition {
         self.shared.health.set(server, error.to_string());
         self.backoff.wait().await;
     }
+}
+
+/// A replay of which so many records took so many bytes.
+fn too_large(fill: Fill, records: u64, bytes: usize) -> Seen {
+    let offsets = fill.until.unwrap_or(fill.from).saturating_sub(fill.from);
+    let whole = u128::from(offsets) * bytes as u128 / u128::from(records.max(1));
+    Seen::TooLarge { limit_bytes: limit_for(u64::try_from(whole).unwrap_or(u64::MAX)) }
 }

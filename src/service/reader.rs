@@ -1,24 +1,26 @@
 //! The reader: one thread that polls Kafka, decodes, and appends to the live windows.
 //!
 //! It is the only one that polls and the only one that seeks, so a record polled before a seek can never reach the window
-//! that is made after it. Must never wait for ClickHouse: at the memory limit it pauses its partitions and goes on polling.
+//! that is made after it. Must never wait for ClickHouse: a partition for which there is no memory pauses, and polling goes on.
+//! Which one that is, and which fill begins, is decided by [`Intake`].
 
 use super::memory::Memory;
 use super::windows::Windows;
 use crate::config::Config;
 use crate::core::decode::{TimeBounds, decode};
+use crate::core::intake::{Fill, Intake, Verdict};
 use crate::core::reject::Reason;
 use crate::core::window::Record;
 use crate::health::Health;
 use crate::kafka::consumer::{Consumer, is_unreadable};
-use crate::kafka::fetched::Fetched;
+use crate::kafka::fetched::{Fetch, Fetched};
 use crate::kafka::refusal::Refusal;
 use crate::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
 use metrics::{counter, gauge};
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -39,21 +41,17 @@ const ACCESS: &str = "access";
 
 /// What the tasks ask of the reader.
 pub enum Command {
-    /// Seek, make a window there, and resume.
+    /// Drop the partition's window; as soon as there is room seek, make a window there, and resume.
     Fill {
-        /// The partition.
-        partition: i32,
-        /// First offset to consume.
-        from: u64,
-        /// Where the first window must end.
-        until: Option<u64>,
-        /// Notified when there is a batch.
+        /// From where to where.
+        fill: Fill,
+        /// Notified when there is something to look at.
         wake: Arc<Notify>,
     },
     /// Pause a partition that stopped.
     Pause(i32),
-    /// Give all partitions up and join the group anew.
-    Rejoin,
+    /// The partition was revoked.
+    Forget(i32),
     /// Take no more records; answered when the last one is in.
     Quiesce(oneshot::Sender<()>),
     /// Leave the group and end.
@@ -79,8 +77,10 @@ pub struct Reader {
     pub topic: String,
     /// Where records go.
     pub windows: Arc<Windows>,
-    /// What tells when to pause.
+    /// What all windows and batches hold.
     pub memory: Arc<Memory>,
+    /// What decides who reads.
+    pub intake: Intake,
     /// Where the pulse and refusals show.
     pub health: Arc<Health>,
     /// How event times are judged.
@@ -93,16 +93,21 @@ pub struct Reader {
     pub tally: Arc<Tally>,
 }
 
-#[derive(Default)]
 struct Turn {
-    paused: bool,
+    intake: Intake,
+    /// Partitions that pause for want of memory.
+    paused: BTreeSet<i32>,
+    /// Partitions whose position librdkafka has lost: it seeks them no more.
+    lost: BTreeSet<i32>,
+    /// What has to be done before the next record is taken.
+    verdict: Option<(i32, Verdict)>,
+    /// Whom to notify of each partition that was asked for.
+    wakes: BTreeMap<i32, Arc<Notify>>,
     quiet: bool,
     ended: bool,
     rejoin: bool,
     /// Kafka has refused us, and given nothing since.
     refused: bool,
-    /// Commands that librdkafka was not ready for.
-    again: Vec<Command>,
     consumed: u64,
     decoded: u64,
     unknown_fields: u64,
@@ -112,11 +117,39 @@ struct Turn {
     busy: Duration,
 }
 
+impl Turn {
+    fn new(intake: Intake) -> Turn {
+        Turn {
+            intake,
+            paused: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            verdict: None,
+            wakes: BTreeMap::new(),
+            quiet: false,
+            ended: false,
+            rejoin: false,
+            refused: false,
+            consumed: 0,
+            decoded: 0,
+            unknown_fields: 0,
+            waited: Duration::ZERO,
+            busy: Duration::ZERO,
+        }
+    }
+
+    /// Nobody wants the partition's fill any more.
+    fn forget(&mut self, partition: i32) {
+        self.intake.forget(partition);
+        self.paused.remove(&partition);
+        self.wakes.remove(&partition);
+    }
+}
+
 impl Reader {
     /// Polls until told to end, then leaves the group. Gives the reason if Kafka ended it: an error that librdkafka calls fatal
     /// (a static member that was fenced, a group protocol that the broker does not speak) is never over.
     pub fn run(self) -> Option<String> {
-        let mut turn = Turn::default();
+        let mut turn = Turn::new(self.intake.clone());
         while !turn.ended {
             let begun = Instant::now();
             // Rebalances and what else concerns the client, and never a record: of a partition that was not taken over none is wanted.
@@ -126,7 +159,7 @@ impl Reader {
                 }
             }
             for _ in 0..RECORDS_PER_TURN {
-                if self.memory.is_full() && !turn.paused || !self.take_fetched(&mut turn) {
+                if !self.take_fetched(&mut turn) || turn.verdict.is_some() {
                     break;
                 }
             }
@@ -138,10 +171,14 @@ impl Reader {
                 None => self.health.clear("unreadable"),
             }
             self.report(&mut turn, begun);
+            self.carry_out(&mut turn);
             self.obey(&mut turn);
-            self.mind_memory(&mut turn);
-            if std::mem::take(&mut turn.rejoin) && !turn.quiet {
-                self.rejoin();
+            if !turn.quiet {
+                self.resume(&mut turn);
+                self.begin_fills(&mut turn);
+                if std::mem::take(&mut turn.rejoin) {
+                    self.rejoin();
+                }
             }
             if let Some((_, reason)) = self.consumer.client().fatal_error() {
                 return Some(reason);
@@ -153,9 +190,19 @@ impl Reader {
     /// Takes the next record, and waits for it a little; tells whether there was one. In a backlog there always is, and not to wait needs
     /// no look at the clock.
     fn take_fetched(&self, turn: &mut Turn) -> bool {
-        let mut visit = |partition, record: KafkaResult<Record<'_>>| match record {
-            Ok(record) => self.take(partition, &record, turn),
-            Err(error) => self.on_error(&error, turn),
+        let mut visit = |partition, fetch: Fetch<'_>| match fetch {
+            Fetch::Record(record) => self.take(partition, &record, turn),
+            Fetch::End(end) => {
+                self.admitted(turn);
+                let whole = self.windows.reached_end(partition, end);
+                whole.into_iter().for_each(|number| turn.intake.finish(number));
+            }
+            Fetch::PositionLost => {
+                tracing::warn!(partition, "the position is outside of the log: the partition starts over");
+                turn.lost.insert(partition);
+                self.windows.lose_position(partition);
+            }
+            Fetch::Trouble(error) => self.on_error(&error, turn),
         };
         if self.fetched.take(Duration::ZERO, &mut visit) {
             return true;
@@ -172,8 +219,13 @@ impl Reader {
         }
         self.admitted(turn);
         let decoded = decode(record.payload, record.timestamp_ms, &self.bounds);
-        if !self.windows.push(partition, record, &decoded) {
-            return;
+        let Some(taken) = self.windows.push(partition, record, &decoded) else { return };
+        if let Some(number) = taken.whole {
+            turn.intake.finish(number);
+        }
+        let verdict = turn.intake.after_record(partition, taken.held, taken.used);
+        if verdict != Verdict::GoOn {
+            turn.verdict = Some((partition, verdict));
         }
         turn.consumed += 1;
         match &decoded {
@@ -187,12 +239,6 @@ impl Reader {
 
     fn on_error(&self, error: &KafkaError, turn: &mut Turn) {
         match error {
-            KafkaError::PartitionEOF(partition) => {
-                self.admitted(turn);
-                self.windows.reached_end(*partition);
-            }
-            // The position is outside of the log (`auto.offset.reset=error`); which partition's, the crate does not tell.
-            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset) => self.windows.check(None),
             // Told in words through `Context::unreadable`.
             error if is_unreadable(error) => {}
             error => {
@@ -231,9 +277,106 @@ impl Reader {
         self.memory.report();
     }
 
+    /// Does what memory asks for after a record.
+    fn carry_out(&self, turn: &mut Turn) {
+        let Some((partition, verdict)) = turn.verdict.take() else { return };
+        self.set_paused(true, &[partition]);
+        match verdict {
+            Verdict::GoOn => {}
+            Verdict::Pause => {
+                if turn.paused.is_empty() {
+                    counter!(PAUSES).increment(1);
+                    tracing::info!(
+                        partition,
+                        used_bytes = self.memory.used_bytes(),
+                        "memory limit reached: consumption pauses"
+                    );
+                }
+                turn.paused.insert(partition);
+                self.windows.set_paused(partition, true);
+            }
+            Verdict::GiveWay => {
+                let fill = turn.intake.replays().iter().find(|fill| fill.partition == partition).copied();
+                fill.into_iter().for_each(|fill| turn.intake.defer(fill));
+                self.windows.close(partition);
+                tracing::info!(partition, "memory limit reached: the replay begins anew when there is room");
+            }
+            Verdict::TooLarge => {
+                let fill = turn.intake.replays().iter().find(|fill| fill.partition == partition).copied();
+                fill.into_iter().for_each(|fill| turn.intake.finish(fill.number));
+                self.windows.give_up(partition);
+            }
+        }
+        gauge!(PAUSED).set(turn.paused.len() as f64);
+    }
+
+    /// Lets partitions go on for which there is memory again.
+    fn resume(&self, turn: &mut Turn) {
+        if turn.paused.is_empty() {
+            return;
+        }
+        let goes_on = |partition: &i32| match self.windows.held_bytes(*partition) {
+            Some((held, used)) => turn.intake.may_resume(*partition, held, used),
+            None => true,
+        };
+        let resumed: Vec<i32> = turn.paused.iter().copied().filter(goes_on).collect();
+        if resumed.is_empty() {
+            return;
+        }
+        for partition in &resumed {
+            turn.paused.remove(partition);
+            self.windows.set_paused(*partition, false);
+        }
+        let live: Vec<i32> = resumed.into_iter().filter(|&partition| self.windows.next(partition).is_some()).collect();
+        self.set_paused(false, &live);
+        if turn.paused.is_empty() {
+            tracing::info!(used_bytes = self.memory.used_bytes(), "memory is free again: consumption goes on");
+        }
+        gauge!(PAUSED).set(turn.paused.len() as f64);
+    }
+
+    /// Begins the fills for which there is room.
+    fn begin_fills(&self, turn: &mut Turn) {
+        turn.intake.note_room();
+        let mut again = Vec::new();
+        while let Some(fill) = turn.intake.begin() {
+            let partition = fill.partition;
+            // A task that has gone meanwhile holds the other half of `wake` no more.
+            let wake = turn.wakes.get(&partition).filter(|wake| Arc::strong_count(wake) > 1).cloned();
+            let Some(wake) = wake else {
+                turn.forget(partition);
+                continue;
+            };
+            if turn.lost.contains(&partition) {
+                match self.reassign(&fill) {
+                    Ok(true) => {
+                        turn.lost.remove(&partition);
+                    }
+                    // Everything is assigned anew.
+                    Ok(false) => {
+                        turn.rejoin = true;
+                        turn.forget(partition);
+                        continue;
+                    }
+                    Err(error) => tracing::warn!(partition, "assigning the partition again failed: {error}"),
+                }
+            }
+            match self.seek(partition, fill.from) {
+                Ok(()) => {
+                    self.windows.open(&fill, wake);
+                    self.set_paused(false, &[partition]);
+                }
+                Err(error) => {
+                    // Right after an assignment the fetcher may not be started yet: the next turn tries again.
+                    tracing::debug!(partition, from = fill.from, "seek is not possible yet: {error}");
+                    again.push(fill);
+                }
+            }
+        }
+        again.into_iter().rev().for_each(|fill| turn.intake.defer(fill));
+    }
+
     fn obey(&self, turn: &mut Turn) {
-        let again = std::mem::take(&mut turn.again);
-        again.into_iter().for_each(|command| self.obey_one(command, turn));
         loop {
             match self.commands.try_recv() {
                 Ok(command) => self.obey_one(command, turn),
@@ -248,24 +391,21 @@ impl Reader {
 
     fn obey_one(&self, command: Command, turn: &mut Turn) {
         match command {
-            Command::Fill { partition, from, until, wake } => match self.seek(partition, from) {
-                Ok(()) => {
-                    self.windows.open(partition, from, until, wake);
-                    if !turn.paused && !turn.quiet {
-                        self.set_paused(false, &[partition]);
-                    }
-                }
-                Err(error) => {
-                    // Right after an assignment the fetcher may not be started yet: the next turn tries again. A task
-                    // that has gone meanwhile holds the other half of `wake` no more.
-                    tracing::debug!(partition, from, "seek is not possible yet: {error}");
-                    if Arc::strong_count(&wake) > 1 {
-                        turn.again.push(Command::Fill { partition, from, until, wake });
-                    }
-                }
-            },
-            Command::Pause(partition) => self.set_paused(true, &[partition]),
-            Command::Rejoin => turn.rejoin = true,
+            Command::Fill { fill, wake } => {
+                self.windows.close(fill.partition);
+                self.set_paused(true, &[fill.partition]);
+                turn.paused.remove(&fill.partition);
+                turn.wakes.insert(fill.partition, wake);
+                turn.intake.ask(fill);
+            }
+            Command::Pause(partition) => {
+                self.set_paused(true, &[partition]);
+                turn.forget(partition);
+            }
+            Command::Forget(partition) => {
+                turn.forget(partition);
+                turn.lost.remove(&partition);
+            }
             Command::Quiesce(done) => {
                 turn.quiet = true;
                 self.set_paused(true, &self.windows.partitions());
@@ -273,6 +413,26 @@ impl Reader {
             }
             Command::End => turn.ended = true,
         }
+    }
+
+    /// Starts a partition afresh whose position librdkafka has lost, which it can no longer seek. Tells whether that could be done for
+    /// this one alone.
+    fn reassign(&self, fill: &Fill) -> KafkaResult<bool> {
+        if !matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+            return Ok(false);
+        }
+        let list = self.place(fill.partition, fill.from)?;
+        self.consumer.incremental_unassign(&list)?;
+        self.consumer.incremental_assign(&list)?;
+        self.consumer.pause(&list)?;
+        Ok(true)
+    }
+
+    fn place(&self, partition: i32, from: u64) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
+        list.add_partition_offset(&self.topic, partition, offset)?;
+        Ok(list)
     }
 
     fn rejoin(&self) {
@@ -283,11 +443,7 @@ impl Reader {
     }
 
     fn seek(&self, partition: i32, from: u64) -> KafkaResult<()> {
-        self.windows.close(partition);
-        let mut list = TopicPartitionList::new();
-        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
-        list.add_partition_offset(&self.topic, partition, offset)?;
-        let list = self.consumer.seek_partitions(list, SEEK_TIMEOUT)?;
+        let list = self.consumer.seek_partitions(self.place(partition, from)?, SEEK_TIMEOUT)?;
         list.elements().iter().try_for_each(|element| element.error())?;
         self.fetched.take_over(&self.topic, partition)
     }
@@ -314,28 +470,6 @@ impl Reader {
             if self.consumer.fetch_watermarks(&self.topic, partition, WAKE_TIMEOUT).is_err() {
                 break;
             }
-        }
-    }
-
-    fn mind_memory(&self, turn: &mut Turn) {
-        if turn.quiet {
-            return;
-        }
-        if !turn.paused && self.memory.is_full() {
-            turn.paused = true;
-            counter!(PAUSES).increment(1);
-            tracing::info!(used_bytes = self.memory.used_bytes(), "memory limit reached: consumption pauses");
-        } else if turn.paused && self.memory.has_room() {
-            turn.paused = false;
-            tracing::info!(used_bytes = self.memory.used_bytes(), "memory is free again: consumption goes on");
-        } else {
-            return;
-        }
-        self.memory.set_pressed(turn.paused);
-        gauge!(PAUSED).set(f64::from(u8::from(turn.paused)));
-        self.set_paused(turn.paused, &self.windows.partitions());
-        if turn.paused {
-            self.windows.wake_all();
         }
     }
 }

@@ -1,18 +1,20 @@
 //! The live windows of the partitions that are ours: the reader writes, the partitions' tasks take, the HTTP endpoint reads.
 //!
 //! A record for a partition without a live window is dropped, and that is safe: the window is made after the seek to where it
-//! starts. Must never hold a map entry while freezing or waiting.
+//! starts. What a window takes and when it is whole is decided by [`Buffer`]. Must never hold a map entry while freezing or waiting.
 
-use super::memory::Memory;
+use super::memory::{Account, Memory};
 use crate::core::batch::Batch;
+use crate::core::buffer::{Buffer, Halt};
 use crate::core::event::{Event, EventType};
+use crate::core::intake::Fill;
 use crate::core::reject::Rejection;
-use crate::core::window::{Limits, Record, Window};
+use crate::core::window::{Limits, Record};
 use crate::metrics::{OFFSET_GAPS, WINDOW_SECONDS};
 use dashmap::DashMap;
 use metrics::{counter, histogram};
 use serde::Serialize;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::f64::consts::GOLDEN_RATIO;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,41 +53,33 @@ impl Turn {
 
 struct Live {
     turn: Turn,
-    window: Window,
+    buffer: Buffer,
     /// When the window took its first record.
     opened: Option<Instant>,
     /// When the reader came to the log's end, if nothing came after that.
     caught_up: Option<Instant>,
-    /// Where the window must be closed, in a replay.
-    until: Option<u64>,
-    sealed: VecDeque<(Window, u64)>,
-    /// The reader came to the log's end in a replay, or lost its position: the task looks which.
-    check: bool,
+    /// The reader has paused the partition for want of memory: what it has is due.
+    paused: bool,
+    account: Arc<Account>,
     wake: Arc<Notify>,
 }
 
 impl Live {
-    fn seal(&mut self, end: u64) {
-        let window = std::mem::replace(&mut self.window, Window::new(end));
-        self.sealed.push_back((window, end));
+    /// A window was closed.
+    fn note_closed(&mut self) {
         if let Some(opened) = self.opened.take() {
             histogram!(WINDOW_SECONDS).record(opened.elapsed());
         }
-        self.until = None;
         self.wake.notify_one();
     }
 
     /// When the window becomes due; `None` while it is empty or replaying.
     fn due_at(&self, ages: Ages) -> Option<Instant> {
-        let opened = self.opened.filter(|_| self.until.is_none())?;
-        let idle = self.caught_up.filter(|_| self.window.records() >= IDLE_RECORDS_MIN);
+        let opened = self.opened.filter(|_| self.buffer.until().is_none())?;
+        let idle = self.caught_up.filter(|_| self.buffer.window().records() >= IDLE_RECORDS_MIN);
         let idle = idle.map(|since| (since + IDLE).max(opened + ages.idle));
         let most = if ages.is_paced() { self.turn.after(opened, ages.most) } else { opened + ages.most };
         Some(idle.map_or(most, |idle| idle.min(most)))
-    }
-
-    fn bytes(&self) -> usize {
-        self.window.bytes() + self.sealed.iter().map(|(window, _)| window.bytes()).sum::<usize>()
     }
 }
 
@@ -93,13 +87,24 @@ impl Live {
 pub struct Held {
     /// The batch.
     pub batch: Batch,
-    memory: Arc<Memory>,
+    account: Arc<Account>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.memory.sub(self.batch.bytes());
+        self.account.sub(self.batch.bytes());
     }
+}
+
+/// What a record did to its partition.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// Bytes that the partition holds now.
+    pub held: usize,
+    /// Bytes that all partitions hold now.
+    pub used: usize,
+    /// The number of a fill whose replay is whole now.
+    pub whole: Option<u64>,
 }
 
 /// The ages at which a window is due.
@@ -154,120 +159,130 @@ impl Windows {
     }
 
     /// Starts a partition's window, in place of any it had. `wake` is notified when there is something to look at.
-    pub fn open(&self, partition: i32, from: u64, until: Option<u64>, wake: Arc<Notify>) {
-        let window = Window::new(from);
-        let turn = Turn::new(self.origin, partition);
-        let live =
-            Live { turn, window, opened: None, caught_up: None, until, sealed: VecDeque::new(), check: false, wake };
-        if let Some(old) = self.live.insert(partition, live) {
-            self.memory.sub(old.bytes());
-        }
+    pub fn open(&self, fill: &Fill, wake: Arc<Notify>) {
+        let Fill { partition, number, from, until } = *fill;
+        self.close(partition);
+        let live = Live {
+            turn: Turn::new(self.origin, partition),
+            buffer: Buffer::new(number, from, until),
+            opened: None,
+            caught_up: None,
+            paused: false,
+            account: Account::open(&self.memory),
+            wake,
+        };
+        self.live.insert(partition, live);
     }
 
     /// Ends a partition's window and drops what it holds.
     pub fn close(&self, partition: i32) {
         if let Some((_, live)) = self.live.remove(&partition) {
-            self.memory.sub(live.bytes());
+            live.account.sub(live.buffer.bytes());
         }
     }
 
-    /// Takes a record; tells whether the partition has a window.
-    pub fn push(&self, partition: i32, record: &Record<'_>, decoded: &Result<Event<'_>, Rejection>) -> bool {
-        let Some(mut live) = self.live.get_mut(&partition) else { return false };
-        if let Some(end) = live.until.filter(|&end| record.offset >= end) {
-            live.seal(end);
-        }
+    /// Takes a record, if the partition has a window.
+    pub fn push(&self, partition: i32, record: &Record<'_>, decoded: &Result<Event<'_>, Rejection>) -> Option<Taken> {
+        let mut live = self.live.get_mut(&partition)?;
+        let replay = live.buffer.until().map(|_| live.buffer.fill());
+        let pushed = live.buffer.push(record, decoded, &self.limits);
         // The window takes what follows; the audit tells which rows miss. A loss would show here first.
-        let passed_over = record.offset.saturating_sub(live.window.next());
-        if passed_over > 0 {
-            counter!(OFFSET_GAPS).increment(passed_over);
+        if pushed.passed_over > 0 {
+            counter!(OFFSET_GAPS).increment(pushed.passed_over);
         }
-        let added = live.window.push(record, decoded);
+        if pushed.closed {
+            live.note_closed();
+        }
         live.caught_up = None;
-        if live.opened.is_none() && added > 0 {
+        if live.opened.is_none() && !live.buffer.window().is_empty() {
             live.opened = Some(Instant::now());
         }
-        if live.until.is_none() && live.window.is_full(&self.limits) {
-            let end = live.window.next();
-            live.seal(end);
-        }
-        drop(live);
-        self.memory.add(added);
-        true
+        let (held, used) = live.account.add(pushed.added);
+        Some(Taken { held, used, whole: replay.filter(|_| pushed.closed) })
     }
 
-    /// Takes a batch if one is due of the window that was opened with this `wake`. Between a request to fill and the reader's
-    /// obeying it, the window of the fill before is still live: taking from that one would announce offsets that nobody asked for.
-    pub fn take(&self, partition: i32, due: Due, wake: &Arc<Notify>) -> Option<Held> {
-        let (window, end) = {
-            let mut live = self.live.get_mut(&partition).filter(|live| Arc::ptr_eq(&live.wake, wake))?;
-            if live.sealed.is_empty() && live.until.is_none() && !live.window.is_empty() {
-                let aged = match due {
-                    Due::Now => true,
-                    Due::Aged(ages) => live.due_at(ages).is_some_and(|due| due <= Instant::now()),
-                };
-                if aged {
-                    let end = live.window.next();
-                    live.seal(end);
-                }
+    /// Takes a batch if one is due of the windows of this fill. Between a request to fill and the reader's obeying it, the window of
+    /// the fill before is still live: taking from that one would announce offsets that nobody asked for.
+    pub fn take(&self, partition: i32, due: Due, fill: u64) -> Option<Held> {
+        let (window, end, account) = {
+            let mut live = self.live.get_mut(&partition)?;
+            let is_due = match due {
+                Due::Now => true,
+                Due::Aged(ages) => live.paused || live.due_at(ages).is_some_and(|due| due <= Instant::now()),
+            };
+            let closed = live.buffer.closed();
+            let (window, end) = live.buffer.take(fill, |_| is_due)?;
+            if live.buffer.closed() == closed {
+                live.note_closed();
             }
-            live.sealed.pop_front()?
+            (window, end, Arc::clone(&live.account))
         };
-        Some(Held { batch: Batch::freeze(window, end), memory: Arc::clone(&self.memory) })
+        Some(Held { batch: Batch::freeze(window, end), account })
     }
 
-    /// When the open window becomes due; `None` while it is empty or replaying.
-    pub fn due_at(&self, partition: i32, ages: Ages) -> Option<Instant> {
-        self.live.get(&partition)?.due_at(ages)
+    /// When the open window of this fill becomes due; `None` while it is empty or replaying.
+    pub fn due_at(&self, partition: i32, ages: Ages, fill: u64) -> Option<Instant> {
+        self.live.get(&partition).filter(|live| live.buffer.fill() == fill)?.due_at(ages)
     }
 
-    /// The reader is at the log's end: a replay may end there.
-    pub fn reached_end(&self, partition: i32) {
+    /// The reader has read all before this offset, and the log has no more. Gives the number of a fill whose replay is whole now.
+    pub fn reached_end(&self, partition: i32, end: u64) -> Option<u64> {
+        let mut live = self.live.get_mut(&partition)?;
+        let replay = live.buffer.until().map(|_| live.buffer.fill());
+        live.buffer.reached_end(end);
+        live.caught_up = Some(Instant::now());
+        let whole = replay.filter(|_| live.buffer.until().is_none());
+        match whole {
+            Some(_) => live.note_closed(),
+            None => live.wake.notify_one(),
+        }
+        whole
+    }
+
+    /// The reader has lost the partition's position.
+    pub fn lose_position(&self, partition: i32) {
         if let Some(mut live) = self.live.get_mut(&partition) {
-            live.check |= live.until.is_some();
-            live.caught_up = Some(Instant::now());
+            live.buffer.lose_position();
             live.wake.notify_one();
         }
     }
 
-    /// The task of this partition, or without one of each, looks where it is in the log.
-    pub fn check(&self, partition: Option<i32>) {
-        for mut live in self.live.iter_mut().filter(|live| partition.is_none_or(|p| p == *live.key())) {
-            live.check = true;
+    /// Drops a replay that does not fit into memory.
+    pub fn give_up(&self, partition: i32) {
+        if let Some(mut live) = self.live.get_mut(&partition) {
+            let before = live.buffer.bytes();
+            live.buffer.give_up();
+            live.account.sub(before - live.buffer.bytes());
             live.wake.notify_one();
         }
     }
 
-    /// Every task looks whether its window is due.
-    pub fn wake_all(&self) {
-        self.live.iter().for_each(|live| live.wake.notify_one());
+    /// Why nothing more comes of this fill, if so.
+    pub fn halted(&self, partition: i32, fill: u64) -> Option<Halt> {
+        self.live.get(&partition)?.buffer.halted(fill)
     }
 
-    /// Whether a look is asked for, once, in the window that was opened with this `wake`: the next offset and where a replay must
-    /// end.
-    pub fn take_check(&self, partition: i32, wake: &Arc<Notify>) -> Option<(u64, Option<u64>)> {
-        let mut live = self.live.get_mut(&partition).filter(|live| Arc::ptr_eq(&live.wake, wake))?;
-        std::mem::take(&mut live.check).then(|| (live.window.next(), live.until))
-    }
-
-    /// Closes a replay's window at its end: the log has nothing more before it.
-    pub fn seal_replay(&self, partition: i32) {
-        if let Some(mut live) = self.live.get_mut(&partition)
-            && let Some(end) = live.until
-        {
-            live.seal(end);
+    /// The partition is paused for want of memory, or goes on.
+    pub fn set_paused(&self, partition: i32, paused: bool) {
+        if let Some(mut live) = self.live.get_mut(&partition) {
+            live.paused = paused;
+            live.wake.notify_one();
         }
+    }
+
+    /// Bytes that a partition with a window holds, and all of them.
+    pub fn held_bytes(&self, partition: i32) -> Option<(usize, usize)> {
+        self.live.get(&partition).map(|live| live.account.held_bytes())
     }
 
     /// The next offset of a partition.
     pub fn next(&self, partition: i32) -> Option<u64> {
-        self.live.get(&partition).map(|live| live.window.next())
+        self.live.get(&partition).map(|live| live.buffer.window().next())
     }
 
     /// Kafka timestamp of the oldest record that was not taken yet.
     pub fn oldest_ms(&self, partition: i32) -> Option<i64> {
-        let live = self.live.get(&partition)?;
-        live.sealed.front().map_or(&live.window, |(window, _)| window).oldest_ms()
+        self.live.get(&partition)?.buffer.oldest().oldest_ms()
     }
 
     /// The partitions that have a window.
@@ -277,14 +292,17 @@ impl Windows {
 
     /// All windows, for people.
     pub fn glance(&self) -> BTreeMap<i32, Glance> {
-        let glance = |live: &Live| Glance {
-            start: live.window.start(),
-            next: live.window.next(),
-            bytes: live.window.bytes(),
-            counters: live.window.counters(),
-            rejects: live.window.rejects(),
-            sealed: live.sealed.len(),
-            events: EventType::ALL.iter().map(|t| t.name()).zip(live.window.totals().iter().copied()).collect(),
+        let glance = |live: &Live| {
+            let window = live.buffer.window();
+            Glance {
+                start: window.start(),
+                next: window.next(),
+                bytes: window.bytes(),
+                counters: window.counters(),
+                rejects: window.rejects(),
+                sealed: live.buffer.closed(),
+                events: EventType::ALL.iter().map(|t| t.name()).zip(window.totals().iter().copied()).collect(),
+            }
         };
         self.live.iter().map(|live| (*live.key(), glance(&live))).collect()
     }
@@ -295,15 +313,17 @@ mod tests {
     use super::*;
     use crate::core::decode::{TimeBounds, decode};
 
+    const FILL: Fill = Fill { partition: 0, number: 1, from: 0, until: None };
+
     fn windows(rows_max: u64) -> Windows {
-        Windows::new(Limits { rows_max, bytes_max: 1 << 20, days_max: 9 }, Arc::new(Memory::new(1 << 20)))
+        Windows::new(Limits { rows_max, bytes_max: 1 << 20, days_max: 9 }, Arc::default())
     }
 
-    fn push(windows: &Windows, offsets: std::ops::Range<u64>) {
+    fn push(windows: &Windows, partition: i32, offsets: std::ops::Range<u64>) {
         let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
         for offset in offsets {
             let record = Record { offset, timestamp_ms: None, key: None, payload: None };
-            assert!(windows.push(0, &record, &decode(None, None, &bounds)));
+            assert!(windows.push(partition, &record, &decode(None, None, &bounds)).is_some());
         }
     }
 
@@ -312,14 +332,14 @@ mod tests {
     fn a_window_does_not_wait_for_its_age_when_a_burst_is_over() {
         let ages = Ages { most: Duration::from_secs(60), idle: Duration::from_secs(2) };
         let windows = windows(10 * IDLE_RECORDS_MIN);
-        windows.open(0, 0, None, Arc::default());
-        let due_in = || windows.due_at(0, ages).map(|due| due.duration_since(Instant::now()));
-        push(&windows, 0..IDLE_RECORDS_MIN - 1);
-        windows.reached_end(0);
+        windows.open(&FILL, Arc::default());
+        let due_in = || windows.due_at(0, ages, 1).map(|due| due.duration_since(Instant::now()));
+        push(&windows, 0, 0..IDLE_RECORDS_MIN - 1);
+        windows.reached_end(0, IDLE_RECORDS_MIN - 1);
         assert!(due_in() > Some(ages.idle), "too small");
-        push(&windows, IDLE_RECORDS_MIN - 1..IDLE_RECORDS_MIN);
+        push(&windows, 0, IDLE_RECORDS_MIN - 1..IDLE_RECORDS_MIN);
         assert!(due_in() > Some(ages.idle), "a record came after the end");
-        windows.reached_end(0);
+        windows.reached_end(0, IDLE_RECORDS_MIN);
         assert!((Some(IDLE)..=Some(ages.idle)).contains(&due_in()), "{:?}", due_in());
     }
 
@@ -342,27 +362,43 @@ mod tests {
     #[test]
     fn a_window_waits_for_its_turn_only_when_the_pace_decides() {
         let windows = windows(10);
-        windows.open(1, 0, None, Arc::default());
-        let record = Record { offset: 0, timestamp_ms: None, key: None, payload: None };
-        let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
-        assert!(windows.push(1, &record, &decode(None, None, &bounds)));
+        windows.open(&Fill { partition: 1, ..FILL }, Arc::default());
+        push(&windows, 1, 0..1);
         let most = Duration::from_secs(600);
-        let due_in = |idle| windows.due_at(1, Ages { most, idle }).map(|due| due.duration_since(Instant::now()));
+        let due_in = |idle| windows.due_at(1, Ages { most, idle }, 1).map(|due| due.duration_since(Instant::now()));
         assert!(due_in(Duration::from_secs(1)) > Some(most * 9 / 10), "the age decides");
         assert!(due_in(most) < Some(most * 7 / 10), "the turn of partition 1 is 0.62 of a period after the start");
     }
 
+    /// Whatever comes and goes, what is held is what was counted.
     #[test]
-    fn a_window_of_an_earlier_fill_is_never_taken() {
+    fn memory_is_given_back() {
         let windows = windows(2);
-        let (earlier, wake) = (Arc::default(), Arc::default());
-        windows.open(0, 10, None, Arc::clone(&earlier));
-        push(&windows, 10..13);
-        windows.check(Some(0));
+        let start = |held: Held| held.batch.range().start;
+        windows.open(&Fill { number: 1, from: 10, ..FILL }, Arc::default());
+        push(&windows, 0, 10..13);
         // The task has asked for another fill, which the reader has not obeyed yet.
-        assert!(windows.take(0, Due::Now, &wake).is_none() && windows.take_check(0, &wake).is_none());
-        assert_eq!(windows.take(0, Due::Now, &earlier).map(|held| held.batch.range().start), Some(10));
-        windows.open(0, 50, None, Arc::clone(&wake));
-        assert!(windows.take(0, Due::Now, &earlier).is_none() && windows.take(0, Due::Now, &wake).is_none());
+        assert!(windows.take(0, Due::Now, 2).is_none());
+        assert_eq!(windows.take(0, Due::Now, 1).map(start), Some(10));
+        let held = windows.take(0, Due::Now, 1);
+        windows.open(&Fill { number: 2, from: 50, until: Some(90), partition: 0 }, Arc::default());
+        push(&windows, 0, 50..60);
+        assert!(windows.take(0, Due::Now, 1).is_none() && windows.take(0, Due::Now, 2).is_none());
+        assert!(windows.memory.used_bytes() > held.map_or(0, |held| held.batch.bytes()));
+        windows.give_up(0);
+        assert_eq!(windows.memory.used_bytes(), 0);
+        windows.close(0);
+        assert_eq!(windows.memory.used_bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_paused_is_due() {
+        let windows = windows(100);
+        let ages = Ages { most: Duration::from_secs(600), idle: Duration::from_secs(600) };
+        windows.open(&FILL, Arc::default());
+        push(&windows, 0, 0..5);
+        assert!(windows.take(0, Due::Aged(ages), 1).is_none());
+        windows.set_paused(0, true);
+        assert!(windows.take(0, Due::Aged(ages), 1).is_some());
     }
 }

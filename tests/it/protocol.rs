@@ -124,7 +124,7 @@ impl Member<'_> {
             }
             Action::AwaitBatch => self.freeze(None, RECORDS_PER_BATCH).map_or(Seen::Drained, Seen::Batch),
             Action::TakeBatch => self.freeze(None, RECORDS_PER_BATCH).map_or(Seen::NoBatch, Seen::Batch),
-            Action::Commit { expected, wanted } => {
+            Action::Commit { expected, wanted, .. } => {
                 if !may_commit(self.log.committed.as_ref(), expected.as_ref(), &wanted) {
                     return Seen::CommitOvertaken;
                 }
@@ -137,7 +137,7 @@ impl Member<'_> {
                 self.sink.insert(batch, &insert, self.source, attempt).await.unwrap();
                 Seen::Inserted
             }
-            Action::ReadMarks { range } => {
+            Action::ReadMarks { range, .. } => {
                 self.sink.await_ended(range, self.source).await.unwrap();
                 Seen::Marks(self.sink.marks(range, self.source).await.unwrap())
             }

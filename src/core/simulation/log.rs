@@ -1,8 +1,9 @@
 //! A fake of one Kafka partition's records.
 
-use crate::core::marks::{Expected, PartitionId};
-use crate::core::protocol::Frozen;
-use crate::core::source::OffsetRange;
+use crate::core::event::{Event, EventType};
+use crate::core::marks::PartitionId;
+use crate::core::reject::{Reason, Rejection};
+use crate::core::window::Record as WindowRecord;
 
 /// What is at an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,10 +16,20 @@ pub enum Record {
     Gap,
 }
 
+/// The days that events may have, with their first second.
+pub const DAYS: [(PartitionId, u32); 3] =
+    [(20_261_030, 1_793_318_400), (20_261_031, 1_793_404_800), (20_261_101, 1_793_491_200)];
+
+/// The longest address of an event.
+pub const EMAIL_MAX: usize = 16 << 10;
+static EMAIL: [u8; EMAIL_MAX] = [b'a'; EMAIL_MAX];
+
 /// The records; those from `high` on are not produced yet, those below `low` are deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Log {
     records: Vec<Record>,
+    /// How long the addresses of its events are.
+    pub email_bytes: usize,
     pub low: u64,
     pub high: u64,
 }
@@ -26,7 +37,7 @@ pub struct Log {
 impl Log {
     /// A log that has its first `produced` records; the last record is not a gap.
     pub fn new(records: Vec<Record>, produced: usize) -> Log {
-        Log { records, low: 0, high: produced as u64 }
+        Log { records, email_bytes: 3, low: 0, high: produced as u64 }
     }
 
     pub fn record(&self, offset: u64) -> Record {
@@ -38,23 +49,34 @@ impl Log {
         self.records.len() as u64
     }
 
-    /// Where a batch from `start` may end: after any record.
-    pub fn ends(&self, start: u64) -> impl Iterator<Item = u64> {
-        (start.max(self.low)..self.high).filter(|&offset| self.record(offset) != Record::Gap).map(|offset| offset + 1)
+    /// The first record at or after an offset, as a consumer gets it.
+    pub fn next(&self, offset: u64) -> Option<u64> {
+        (offset.max(self.low)..self.high).find(|&offset| self.record(offset) != Record::Gap)
     }
 
-    /// The batch of a range, as the window would build it.
-    pub fn freeze(&self, range: OffsetRange) -> Frozen {
-        let mut expected = Expected::default();
-        for offset in range.start..range.end {
-            match self.record(offset) {
-                Record::Event { day } => *expected.raw.entry(day).or_default() += 1,
-                Record::Broken => expected.rejected += 1,
-                Record::Gap => {}
-            }
-        }
-        expected.daily = expected.raw.keys().map(|day| day / 100).collect();
-        expected.daily.dedup();
-        Frozen { range, expected }
+    /// A record as the window takes it; not of a gap.
+    pub fn decoded(&self, offset: u64) -> (WindowRecord<'static>, Result<Event<'static>, Rejection>) {
+        let record = WindowRecord { offset, timestamp_ms: None, key: None, payload: None };
+        let decoded = match self.record(offset) {
+            Record::Event { day } => Ok(Event {
+                campaign_id: [1; 16],
+                workspace_id: [2; 16],
+                email: String::from_utf8_lossy(&EMAIL[..self.email_bytes]),
+                event_type: EventType::Open,
+                event_time: DAYS.iter().find(|(known, _)| *known == day).map_or(0, |(_, second)| *second),
+                metadata: "",
+                unknown_fields: 0,
+            }),
+            Record::Broken | Record::Gap => Err(Rejection::new(Reason::NotJson, "no")),
+        };
+        (record, decoded)
+    }
+}
+
+#[test]
+fn the_days_begin_when_they_begin() {
+    for (day, second) in DAYS {
+        let of = crate::core::event::Day::of;
+        assert_eq!((of(second).yyyymmdd(), of(second - 1) < of(second)), (day, true));
     }
 }

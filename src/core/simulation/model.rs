@@ -5,7 +5,7 @@
 //! `cargo test --release --lib model -- --ignored --nocapture`, or one by `TALLYHOUSE_MODEL=partitions,records,faults`.
 
 use super::log::{Log, Record};
-use super::world::{Move, Rules, World};
+use super::world::{Move, PLENTY, Rules, World};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use std::time::Instant;
 
@@ -48,7 +48,8 @@ fn check(rules: Rules, logs: Vec<Vec<Record>>, faults: u32) {
     let started = Instant::now();
     let produced = |records: Vec<Record>| Log::new(records.clone(), records.len());
     let sizes: Vec<usize> = logs.iter().map(Vec::len).collect();
-    let world = World::new(rules, 2, logs.into_iter().map(produced).collect(), faults);
+    let rows_max = sizes.iter().max().map_or(1, |&records| records as u64);
+    let world = World::new(rules, &[PLENTY; 2], rows_max, logs.into_iter().map(produced).collect(), faults);
     let checker = Every(world).checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_dfs().join();
     let states = checker.unique_state_count();
     println!("2 members, logs of {sizes:?} records, {faults} faults: {states} states in {:.1?}", started.elapsed());

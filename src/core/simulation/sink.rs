@@ -9,11 +9,20 @@ use crate::core::marks::{Insert, Marks, PartitionId, Progress};
 use crate::core::source::{OffsetRange, Table};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// The offsets of a batch's rows, each with its day, and of its rejects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Content {
+    pub rows: Vec<(PartitionId, u64)>,
+    pub rejects: Vec<u64>,
+}
+
 /// An insert that was sent and is not over.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sent {
     pub range: OffsetRange,
     pub insert: Insert,
+    /// What the batch has, of which the insert is a part.
+    pub content: Content,
     pub token: String,
     /// The member whose task waits for the answer.
     pub waiting: Option<usize>,
@@ -51,25 +60,26 @@ impl Sink {
     }
 
     /// Applies one ClickHouse partition of a begun insert, unless its token is remembered.
-    pub fn apply(&mut self, index: usize, partition: usize, log: &Log) {
+    pub fn apply(&mut self, index: usize, partition: usize) {
         let sent = &mut self.sent[index];
         let partition = sent.left.remove(partition);
         let (range, table, token) = (sent.range, sent.insert.table, sent.token.clone());
         if !token.is_empty() && !self.tokens.insert((token, partition)) {
             return;
         }
-        for offset in range.start..range.end {
-            let at = offset as usize;
-            match (log.record(offset), table) {
-                (Record::Event { day }, Table::Raw) if day == partition => self.raw[at] += 1,
-                (Record::Event { day }, Table::Daily) if day / 100 == partition => self.counted[at] += 1,
-                (Record::Broken, Table::Rejected) => self.rejected[at] += 1,
-                _ => {}
+        let Content { rows, rejects } = &self.sent[index].content;
+        match table {
+            Table::Raw => {
+                rows.iter().filter(|(day, _)| *day == partition).for_each(|(_, at)| self.raw[*at as usize] += 1)
             }
-        }
-        if table == Table::Daily {
-            let end = self.ends.entry(partition).or_default();
-            *end = range.end.max(*end);
+            Table::Daily => {
+                rows.iter()
+                    .filter(|(day, _)| day / 100 == partition)
+                    .for_each(|(_, at)| self.counted[*at as usize] += 1);
+                let end = self.ends.entry(partition).or_default();
+                *end = range.end.max(*end);
+            }
+            Table::Rejected => rejects.iter().for_each(|at| self.rejected[*at as usize] += 1),
         }
     }
 

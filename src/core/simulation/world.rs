@@ -2,7 +2,8 @@
 //!
 //! A world is a value: [`World::moves`] lists everything that can happen next, [`World::make`] makes one of it happen. The
 //! simulation draws moves at random ([`super`]), the model tries them all ([`super::model`]). What decides is the code that
-//! runs in production: [`Protocol`], [`Lease`], [`may_commit`](crate::core::protocol::may_commit), [`Source::token`].
+//! runs in production: [`Buffer`] and [`Intake`] of the reader, [`Batch`](crate::core::batch::Batch), [`Protocol`], [`Lease`],
+//! [`may_commit`](crate::core::protocol::may_commit), [`Source::token`].
 //!
 //! What it takes for granted, as `docs/limits.md` does: a token is remembered for longer than a lease lasts and than an insert is
 //! under way, the committed offset is lost only while nobody writes, and so is a commit of an older generation accepted.
@@ -10,11 +11,15 @@
 mod happen;
 
 use super::log::Log;
-use super::sink::Sink;
+use super::sink::{Content, Sink};
+use crate::core::buffer::{Buffer, Halt};
+use crate::core::intake::{Fill, Intake};
+use crate::core::intent::Metadata;
 use crate::core::lease::Lease;
 use crate::core::marks::{Insert, Marks, PartitionId};
 use crate::core::protocol::{Action, Committed, Frozen, Protocol};
 use crate::core::source::{OffsetRange, Source};
+use crate::core::window::Limits;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -29,11 +34,29 @@ pub struct Rules {
     pub await_ended: bool,
     /// ClickHouse remembers tokens. Without, every insert begins when the lease is found valid.
     pub tokens: bool,
+    /// ClickHouse refuses every insert of the first partition: the others have to come to their end all the same.
+    pub refuses: bool,
+    /// How much memory the members have.
+    pub memory: Memory,
 }
 
 impl Rules {
-    pub const REAL: Rules = Rules { fence: true, await_ended: true, tokens: true };
+    pub const REAL: Rules = Rules { fence: true, await_ended: true, tokens: true, refuses: false, memory: Memory::Any };
 }
+
+/// How much memory the members have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Memory {
+    /// Whatever is drawn.
+    Any,
+    /// More than all logs.
+    Plenty,
+    /// The first has plenty, the others too little for its batches.
+    Unequal,
+}
+
+/// Memory that no log of a world fills.
+pub const PLENTY: usize = 1 << 20;
 
 /// What a task is doing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -42,8 +65,8 @@ enum Doing {
     Next(Action),
     /// Has read how far the counters have come.
     Progress { from: u64, ends: BTreeMap<PartitionId, u64> },
-    /// Reads the log.
-    Reading { until: Option<u64> },
+    /// Waits for the reader.
+    Awaiting,
     /// Waits for its commit.
     Committing,
     /// Has found its lease valid, and has not sent anything yet.
@@ -60,11 +83,28 @@ struct Task {
     member: usize,
     protocol: Protocol,
     doing: Doing,
-    position: u64,
-    frozen: Vec<Frozen>,
+    /// The number of its last fill.
+    fill: u64,
+    /// A fill that the reader has not heard of yet.
+    asked: Option<Fill>,
+    /// What the reader has read for it.
+    buffer: Option<Buffer>,
+    /// Where the reader reads on; `None` before it may, and once it has lost its position.
+    position: Option<u64>,
+    /// The reader has paused it.
+    paused: bool,
+    frozen: Vec<Held>,
     lease: Lease,
     /// When the lease was renewed, whatever the lease itself says of it.
     renewed: Option<Duration>,
+}
+
+/// A batch that is frozen and not committed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Held {
+    frozen: Frozen,
+    content: Content,
+    bytes: usize,
 }
 
 /// A call that compares and commits. Its task may have stopped waiting for it.
@@ -92,6 +132,8 @@ struct Partition {
     restamped: bool,
     /// A commit came late and set the committed offset back: it stays so until the next batch is committed.
     set_back: bool,
+    /// A replay was once handed over before it was whole.
+    cut_short: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -101,6 +143,10 @@ struct Member {
     joined: bool,
     generation: u32,
     now: Duration,
+    /// What windows and batches may hold.
+    share_bytes: usize,
+    /// What its reader decides.
+    intake: Intake,
 }
 
 /// Something that can happen: numbers are of partitions, members, tasks, commits and inserts.
@@ -109,7 +155,18 @@ pub enum Move {
     Produce(usize),
     Assign(usize, usize),
     Step(usize, usize),
-    Freeze(usize, usize, u64),
+    /// The reader of a member hears of fills, or begins the next one.
+    Fill(usize),
+    /// The reader gets the next record of a partition.
+    Read(usize, usize),
+    /// The reader comes to the end of a log.
+    End(usize, usize),
+    /// The reader of a member lets partitions go on for which there is memory again.
+    Resume(usize),
+    /// A task takes a window.
+    Take(usize, usize),
+    /// ClickHouse refuses an insert.
+    Refuse(usize, usize),
     Compare(usize, usize),
     Deliver(usize, usize),
     Begin(usize, usize),
@@ -153,6 +210,12 @@ pub enum Fault {
     DeleteRecords(usize),
     /// The committed offset is lost.
     LoseCommitted(usize),
+    /// A broker that does not know better says that the log ends here.
+    StaleEnd(usize, usize),
+    /// The reader loses its position, as after an unclean election.
+    LosePosition(usize, usize),
+    /// The reader hands a replay over before it is whole: no order of events does that, a defect would.
+    CutShort(usize, usize),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -160,6 +223,8 @@ pub struct World {
     pub rules: Rules,
     pub faults_left: u32,
     generation: u32,
+    fills: u64,
+    limits: Limits,
     members: Vec<Member>,
     partitions: Vec<Partition>,
     /// What must never be, and is.
@@ -167,7 +232,8 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(rules: Rules, members: usize, logs: Vec<Log>, faults: u32) -> World {
+    /// `shares`: for each member, what its windows and batches may hold in bytes. `rows_max`: records of a batch.
+    pub fn new(rules: Rules, shares: &[usize], rows_max: u64, logs: Vec<Log>, faults: u32) -> World {
         let partition = |(number, log): (usize, Log)| Partition {
             source: Source {
                 cluster: String::new(),
@@ -182,13 +248,26 @@ impl World {
             sink: Sink::new(log.end() as usize),
             restamped: false,
             set_back: false,
+            cut_short: false,
             log,
         };
         World {
             rules,
             faults_left: faults,
             generation: 0,
-            members: vec![Member { alive: true, joined: true, generation: 0, now: Duration::ZERO }; members],
+            fills: 0,
+            limits: Limits { rows_max, bytes_max: usize::MAX, days_max: usize::MAX },
+            members: shares
+                .iter()
+                .map(|&share_bytes| Member {
+                    alive: true,
+                    joined: true,
+                    generation: 0,
+                    now: Duration::ZERO,
+                    share_bytes,
+                    intake: Intake::new(share_bytes, rows_max),
+                })
+                .collect(),
             partitions: logs.into_iter().enumerate().map(partition).collect(),
             violation: None,
         }
@@ -196,7 +275,7 @@ impl World {
 
     /// Everything is applied and committed.
     pub fn is_done(&self) -> bool {
-        self.partitions.iter().all(|p| {
+        self.partitions.iter().skip(usize::from(self.rules.refuses)).all(|p| {
             let end = p.log.end();
             let committed = p.set_back || p.committed.as_ref().is_some_and(|c| c.offset == end);
             let applied = p.log.high == end && p.sink.missing_below(end, &p.log).is_none();
@@ -216,6 +295,12 @@ impl World {
                 false if settled => moves.push(Move::Rejoin(m)),
                 true if !member.alive => moves.push(Move::Forget(m)),
                 _ => {}
+            }
+            if member.alive && (member.intake.can_begin() || self.has_asked(m)) {
+                moves.push(Move::Fill(m));
+            }
+            if member.alive && self.partitions.iter().any(|p| p.tasks.iter().any(|task| self.may_resume(task, m, p))) {
+                moves.push(Move::Resume(m));
             }
         }
         for p in 0..self.partitions.len() {
@@ -247,9 +332,10 @@ impl World {
     /// A move with what it is about, for reading a replay.
     pub fn describe(&self, chosen: Move) -> String {
         let about = match chosen {
-            Move::Step(p, t) | Move::Freeze(p, t, _) => {
-                let task = &self.partitions[p].tasks[t];
-                format!("member {} {:?}", task.member, task.doing)
+            Move::Step(p, t) | Move::Take(p, t) | Move::Read(p, t) | Move::End(p, t) => {
+                let Task { member, doing, position, paused, buffer, .. } = &self.partitions[p].tasks[t];
+                let read = buffer.as_ref().map(|buffer| (buffer.window().start(), buffer.until(), buffer.closed()));
+                format!("member {member} {doing:?}, at {position:?}, paused {paused}, {read:?}")
             }
             Move::Compare(p, i) | Move::Deliver(p, i) => {
                 let Commit { member, wanted, stamp, .. } = &self.partitions[p].commits[i];
@@ -288,6 +374,7 @@ impl World {
         }
         for (i, sent) in partition.sink.sent.iter().enumerate() {
             match (sent.begun, sent.left.len()) {
+                _ if self.rules.refuses && p == 0 => moves.push(Move::Refuse(p, i)),
                 (false, _) => moves.push(Move::Begin(p, i)),
                 (true, 0) => moves.push(Move::Acknowledge(p, i)),
                 (true, left) => moves.extend((0..left).map(|k| Move::Apply(p, i, k))),
@@ -297,21 +384,54 @@ impl World {
 
     fn task_moves(&self, p: usize, t: usize, task: &Task, moves: &mut Vec<Move>) {
         let log = &self.partitions[p].log;
-        let cut = |moves: &mut Vec<Move>| moves.extend(log.ends(task.position).map(|end| Move::Freeze(p, t, end)));
+        if let (Some(buffer), Some(position), false) = (&task.buffer, task.position, task.paused) {
+            match position < log.low || log.next(position).is_some() {
+                true => moves.push(Move::Read(p, t)),
+                false if buffer.until().is_some() => moves.push(Move::End(p, t)),
+                false => {}
+            }
+        }
+        let has_batch = || task.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(task.fill));
         match &task.doing {
             Doing::Committing | Doing::Inserting => {}
-            Doing::Reading { until: None } | Doing::Next(Action::AwaitBatch) if log.low <= task.position => cut(moves),
-            Doing::Reading { until: Some(end) } if log.low <= task.position => moves.push(Move::Freeze(p, t, *end)),
-            Doing::Next(Action::ReadMarks { range })
+            Doing::Awaiting | Doing::Next(Action::AwaitBatch) => {
+                if has_batch() {
+                    moves.push(Move::Take(p, t));
+                }
+                if self.halt(task).is_some() {
+                    moves.push(Move::Step(p, t));
+                }
+            }
+            Doing::Next(Action::ReadMarks { range, .. })
                 if self.rules.await_ended && self.partitions[p].sink.is_running(*range) => {}
+            Doing::Next(Action::ReadMarks { quiet: true, .. }) if !self.nobody_inserts(&self.partitions[p]) => {}
             Doing::Next(Action::TakeBatch) => {
                 moves.push(Move::Step(p, t));
-                if log.low <= task.position {
-                    cut(moves);
+                if has_batch() {
+                    moves.push(Move::Take(p, t));
                 }
             }
             _ => moves.push(Move::Step(p, t)),
         }
+    }
+
+    fn halt(&self, task: &Task) -> Option<Halt> {
+        task.buffer.as_ref().and_then(|buffer| buffer.halted(task.fill))
+    }
+
+    /// What the windows and batches of a member hold.
+    fn used_bytes(&self, m: usize) -> usize {
+        self.partitions.iter().flat_map(|p| &p.tasks).filter(|task| task.member == m).map(Task::held_bytes).sum()
+    }
+
+    fn has_asked(&self, m: usize) -> bool {
+        self.partitions.iter().flat_map(|p| &p.tasks).any(|task| task.member == m && task.asked.is_some())
+    }
+
+    fn may_resume(&self, task: &Task, m: usize, partition: &Partition) -> bool {
+        let may =
+            |intake: &Intake| intake.may_resume(partition.source.partition, task.held_bytes(), self.used_bytes(m));
+        task.member == m && task.paused && may(&self.members[m].intake)
     }
 
     fn faults(&self, moves: &mut Vec<Move>) {
@@ -336,6 +456,14 @@ impl World {
             for (t, task) in partition.tasks.iter().enumerate() {
                 if self.can_drain(task) {
                     add(Fault::Drain(p, t));
+                }
+                let Some((buffer, _)) = task.buffer.as_ref().zip(task.position) else { continue };
+                add(Fault::LosePosition(p, t));
+                if buffer.until().is_some() && !task.paused {
+                    add(Fault::StaleEnd(p, t));
+                    if !partition.cut_short && partition.is_announced() {
+                        add(Fault::CutShort(p, t));
+                    }
                 }
             }
             for (i, commit) in partition.commits.iter().enumerate() {
@@ -375,11 +503,16 @@ impl World {
 
     fn can_drain(&self, task: &Task) -> bool {
         match &task.doing {
-            Doing::Reading { .. } | Doing::Progress { .. } => true,
+            Doing::Awaiting | Doing::Progress { .. } => true,
             Doing::Next(action) => {
                 matches!(
                     action,
-                    Action::ReadCommitted | Action::ReadProgress { .. } | Action::Fill { .. } | Action::AwaitBatch
+                    Action::ReadCommitted
+                        | Action::ReadProgress { .. }
+                        | Action::Fill { .. }
+                        | Action::AwaitBatch
+                        | Action::Commit { announces: true, .. }
+                        | Action::ReadMarks { quiet: true, .. }
                 )
             }
             _ => false,
@@ -396,5 +529,20 @@ impl World {
             _ => false,
         };
         partition.sink.sent.is_empty() && !partition.tasks.iter().any(inserts)
+    }
+}
+
+impl Task {
+    fn held_bytes(&self) -> usize {
+        self.buffer.as_ref().map_or(0, Buffer::bytes) + self.frozen.iter().map(|held| held.bytes).sum::<usize>()
+    }
+}
+
+impl Partition {
+    /// The committed offset announces a batch, so its number of records is known.
+    fn is_announced(&self) -> bool {
+        let metadata =
+            self.committed.as_ref().and_then(|committed| Metadata::decode(&committed.metadata).ok().flatten());
+        metadata.is_some_and(|metadata| metadata.next.is_some())
     }
 }

@@ -1,11 +1,15 @@
 //! What each move does to the world.
 
-use super::{Commit, Doing, Fault, Move, SESSION, Task, World};
+use super::{Commit, Doing, Fault, Held, Move, PLENTY, SESSION, Task, World};
+use crate::core::batch::Batch;
+use crate::core::buffer::{Buffer, Halt};
+use crate::core::intake::{Fill, Intake, Verdict};
 use crate::core::lease::Lease;
 use crate::core::marks::{Insert, Marks};
 use crate::core::protocol::{Action, LogView, Protocol, Seen, may_commit};
-use crate::core::simulation::sink::Sent;
+use crate::core::simulation::sink::{Content, Sent};
 use crate::core::source::OffsetRange;
+use crate::core::stop::StopReason;
 
 impl World {
     /// Makes a move happen.
@@ -14,13 +18,21 @@ impl World {
             Move::Produce(p) => self.partitions[p].log.high += 1,
             Move::Assign(p, m) => self.assign(p, m),
             Move::Step(p, t) => self.step(p, t),
-            Move::Freeze(p, t, end) => self.freeze(p, t, end),
+            Move::Fill(m) => self.fill(m),
+            Move::Read(p, t) => self.read(p, t),
+            Move::End(p, t) => {
+                let end = self.partitions[p].log.high;
+                self.reach_end(p, t, end);
+            }
+            Move::Resume(m) => self.resume(m),
+            Move::Take(p, t) => self.take(p, t),
+            Move::Refuse(p, i) => self.answer_insert(p, i, Seen::InsertUnknown),
             Move::Compare(p, i) => self.compare(p, i),
             Move::Deliver(p, i) => self.deliver(p, i, true),
             Move::Begin(p, i) => self.begin(p, i),
             Move::Apply(p, i, k) => {
                 let partition = &mut self.partitions[p];
-                partition.sink.apply(i, k, &partition.log);
+                partition.sink.apply(i, k);
                 if let Some(doubled) = partition.sink.doubled() {
                     self.violation = Some(format!("partition {p}: offset {doubled}"));
                 }
@@ -81,6 +93,16 @@ impl World {
                 partition.log.low = partition.committed.as_ref().map_or(0, |committed| committed.offset);
             }
             Fault::LoseCommitted(p) => self.partitions[p].committed = None,
+            Fault::StaleEnd(p, t) => {
+                if let Some(position) = self.partitions[p].tasks[t].position {
+                    self.reach_end(p, t, position);
+                }
+            }
+            Fault::LosePosition(p, t) => self.partitions[p].tasks[t].lose_position(),
+            Fault::CutShort(p, t) => {
+                self.partitions[p].cut_short = true;
+                self.reach_end(p, t, u64::MAX);
+            }
         }
     }
 
@@ -94,7 +116,11 @@ impl World {
             member: m,
             protocol,
             doing: Doing::Next(action),
-            position: 0,
+            fill: 0,
+            asked: None,
+            buffer: None,
+            position: None,
+            paused: false,
             frozen: Vec::new(),
             lease,
             renewed: None,
@@ -131,6 +157,7 @@ impl World {
 
     /// A task is cut off; what it has sent goes on without it.
     fn drop_task(&mut self, p: usize, m: usize) {
+        self.members[m].intake.forget(p as i32);
         let partition = &mut self.partitions[p];
         partition.tasks.retain(|task| task.member != m);
         partition.commits.retain(|commit| commit.member != m || commit.stamp.is_some());
@@ -156,13 +183,20 @@ impl World {
             Doing::Progress { from, ends } => Seen::Progress(sink.progress(from, &ends, log)),
             Doing::Next(Action::Fill { from, until }) => {
                 task.frozen.clear();
-                task.position = from;
-                task.doing = Doing::Reading { until };
+                self.fills += 1;
+                task.fill = self.fills;
+                task.doing = Doing::Awaiting;
+                task.asked = Some(Fill { partition: p as i32, number: self.fills, from, until });
                 return;
             }
-            Doing::Reading { .. } | Doing::Next(Action::AwaitBatch) => Seen::OutOfLog,
+            Doing::Awaiting | Doing::Next(Action::AwaitBatch) => {
+                match task.buffer.as_ref().and_then(|buffer| buffer.halted(task.fill)) {
+                    Some(Halt::TooLarge { .. }) => Seen::TooLarge { limit_bytes: PLENTY as u64 },
+                    _ => Seen::PositionLost,
+                }
+            }
             Doing::Next(Action::TakeBatch) => Seen::NoBatch,
-            Doing::Next(Action::Commit { expected, wanted }) => {
+            Doing::Next(Action::Commit { expected, wanted, .. }) => {
                 let member = task.member;
                 task.doing = Doing::Committing;
                 partition.commits.push(Commit { member, waiting: true, expected, wanted, stamp: None });
@@ -179,7 +213,7 @@ impl World {
                 Seen::LeaseExpired
             }
             Doing::Sending { range, insert, attempt } => return self.send(p, t, range, insert, attempt),
-            Doing::Next(Action::ReadMarks { range }) => {
+            Doing::Next(Action::ReadMarks { range, .. }) => {
                 let mut marks = Marks::default();
                 sink.raw_marks(range, log, &mut marks);
                 task.doing = Doing::Marks { range, marks, tables: 1 };
@@ -205,20 +239,98 @@ impl World {
         let token = if tokens { partition.source.token(range, insert.table, attempt) } else { String::new() };
         let waiting = Some(partition.tasks[t].member);
         let left = insert.partitions.clone();
-        partition.tasks[t].doing = Doing::Inserting;
-        partition.sink.sent.push(Sent { range, insert, token, waiting, begun: false, left });
+        let task = &mut partition.tasks[t];
+        task.doing = Doing::Inserting;
+        let Some(held) = task.frozen.iter().find(|held| held.frozen.range == range) else { return };
+        let content = held.content.clone();
+        partition.sink.sent.push(Sent { range, insert, content, token, waiting, begun: false, left });
         if !tokens {
             let last = partition.sink.sent.len() - 1;
             self.begin(p, last);
         }
     }
 
-    fn freeze(&mut self, p: usize, t: usize, end: u64) {
+    /// The reader obeys: it drops what it has for fills that are new, then it seeks for the next one and makes an empty buffer there.
+    fn fill(&mut self, m: usize) {
+        if self.has_asked(m) {
+            for task in self.partitions.iter_mut().flat_map(|p| &mut p.tasks).filter(|task| task.member == m) {
+                let Some(fill) = task.asked.take() else { continue };
+                (task.buffer, task.position, task.paused) = (None, None, false);
+                self.members[m].intake.ask(fill);
+            }
+            return;
+        }
+        let Some(fill) = self.members[m].intake.begin() else { return };
+        let p = fill.partition as usize;
+        let task = self.partitions[p].tasks.iter_mut().find(|task| task.member == m && task.fill == fill.number);
+        match task {
+            Some(task) => {
+                task.buffer = Some(Buffer::new(fill.number, fill.from, fill.until));
+                task.position = Some(fill.from);
+                task.paused = false;
+            }
+            None => self.members[m].intake.forget(fill.partition),
+        }
+    }
+
+    fn read(&mut self, p: usize, t: usize) {
         let partition = &mut self.partitions[p];
-        let task = &mut partition.tasks[t];
-        let frozen = partition.log.freeze(OffsetRange { start: task.position, end });
-        task.position = end;
-        task.frozen.push(frozen.clone());
+        let (task, log) = (&mut partition.tasks[t], &partition.log);
+        let (Some(buffer), Some(position)) = (&mut task.buffer, task.position) else { return };
+        let Some(offset) = log.next(position).filter(|_| position >= log.low) else { return task.lose_position() };
+        let (record, decoded) = log.decoded(offset);
+        buffer.push(&record, &decoded, &self.limits);
+        task.position = Some(offset + 1);
+        let (number, is_whole, held, m) = (buffer.fill(), buffer.until().is_none(), task.held_bytes(), task.member);
+        if is_whole {
+            self.members[m].intake.finish(number);
+        }
+        let used = self.used_bytes(m);
+        let intake = &mut self.members[m].intake;
+        let task = &mut self.partitions[p].tasks[t];
+        match intake.after_record(p as i32, held, used) {
+            Verdict::GoOn => {}
+            Verdict::Pause => task.paused = true,
+            Verdict::GiveWay => {
+                let fill = intake.replays().iter().find(|fill| fill.number == number).copied();
+                fill.into_iter().for_each(|fill| intake.defer(fill));
+                (task.buffer, task.position) = (None, None);
+            }
+            Verdict::TooLarge => {
+                intake.finish(number);
+                task.buffer.as_mut().into_iter().for_each(Buffer::give_up);
+            }
+        }
+    }
+
+    fn reach_end(&mut self, p: usize, t: usize, end: u64) {
+        let task = &mut self.partitions[p].tasks[t];
+        let Some(buffer) = &mut task.buffer else { return };
+        buffer.reached_end(end);
+        if buffer.until().is_none() {
+            self.members[task.member].intake.finish(buffer.fill());
+        }
+    }
+
+    fn resume(&mut self, m: usize) {
+        self.members[m].intake.note_room();
+        for p in 0..self.partitions.len() {
+            for t in 0..self.partitions[p].tasks.len() {
+                let goes_on = self.may_resume(&self.partitions[p].tasks[t], m, &self.partitions[p]);
+                self.partitions[p].tasks[t].paused &= !goes_on;
+            }
+        }
+    }
+
+    fn take(&mut self, p: usize, t: usize) {
+        let task = &mut self.partitions[p].tasks[t];
+        let fill = task.fill;
+        let taken = task.buffer.as_mut().and_then(|buffer| buffer.take(fill, |_| true));
+        let Some((window, end)) = taken else { return };
+        let batch = Batch::freeze(window, end);
+        let (rows, rejects) = batch.offsets();
+        let frozen = batch.frozen();
+        task.frozen.push(Held { frozen: frozen.clone(), content: Content { rows, rejects }, bytes: batch.bytes() });
         self.observe(p, t, Seen::Batch(frozen));
     }
 
@@ -264,7 +376,7 @@ impl World {
         if let Some(task) = partition.tasks.iter_mut().find(|task| task.member == commit.member) {
             task.lease.renew(sent);
             task.renewed = Some(sent);
-            task.frozen.retain(|batch| batch.range.end > commit.wanted.offset);
+            task.frozen.retain(|held| held.frozen.range.end > commit.wanted.offset);
         }
         self.answer(p, commit.member, Seen::CommitDone);
     }
@@ -286,14 +398,28 @@ impl World {
         let task = &mut partition.tasks[t];
         let action = task.protocol.observe(seen);
         match &action {
+            // The operator's remedy is a member with more memory.
+            Action::Stop(StopReason::ReplayTooLarge { .. }) if self.members[task.member].share_bytes < PLENTY => {
+                let member = &mut self.members[task.member];
+                member.share_bytes = PLENTY;
+                member.intake = Intake::new(PLENTY, self.limits.rows_max);
+                let task = partition.tasks.remove(t);
+                for p in 0..self.partitions.len() {
+                    self.drop_task(p, task.member);
+                    let owner = &mut self.partitions[p].owner;
+                    *owner = owner.filter(|owner| *owner != task.member);
+                }
+                return;
+            }
             Action::Stop(reason) if !partition.restamped => {
                 self.violation = Some(format!("partition {p} stopped: {reason}"));
             }
-            Action::Insert { range, .. } if !task.frozen.iter().any(|batch| batch.range == *range) => {
+            Action::Insert { range, .. } if !task.frozen.iter().any(|held| held.frozen.range == *range) => {
                 self.violation = Some(format!("partition {p}: an insert of {range}, which is not at hand"));
             }
             Action::Release | Action::Stop(_) => {
                 let task = partition.tasks.remove(t);
+                self.members[task.member].intake.forget(p as i32);
                 if partition.owner == Some(task.member) && matches!(action, Action::Release) {
                     partition.owner = None;
                 }
@@ -302,5 +428,13 @@ impl World {
             _ => {}
         }
         task.doing = Doing::Next(action);
+    }
+}
+
+impl Task {
+    /// librdkafka reads no more of the partition, and the error says so.
+    fn lose_position(&mut self) {
+        self.position = None;
+        self.buffer.as_mut().into_iter().for_each(Buffer::lose_position);
     }
 }
