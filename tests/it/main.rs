@@ -2,6 +2,9 @@
 //!
 //! Each test is an async function with a database of its own. With `TALLYHOUSE_TEST_CLICKHOUSE=http://…` that server is used
 //! instead of one started here.
+//!
+//! With `TALLYHOUSE_TEST_PROGRAM=/path/to/tallyhouse` the tests start that program instead of the one built with them. A test of a
+//! mended fault is thus seen to fail on an older build. The build needs fail points: a debug build has them.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,7 +36,17 @@ mod stops;
 
 use devstack::Stack;
 use libtest_mimic::{Arguments, Trial};
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Names a program to test instead of the one built with the tests.
+const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
+
+/// The program under test.
+fn program() -> PathBuf {
+    let given = std::env::var_os(PROGRAM_VARIABLE).filter(|path| !path.is_empty());
+    given.map_or_else(|| env!("CARGO_BIN_EXE_tallyhouse").into(), PathBuf::from)
+}
 
 /// Makes a test of an `async fn(url, database)`; the database does not exist yet.
 macro_rules! trials {
