@@ -17,6 +17,7 @@ mod chaos;
 mod cli;
 mod cluster;
 mod erase;
+mod exact;
 mod gaps;
 mod grafana;
 mod group;
@@ -108,6 +109,10 @@ fn main() -> ExitCode {
         recovery::a_recreated_topic_is_another_source,
         chaos::every_kind_of_fault_once,
         recovery::a_topic_recreated_under_a_running_member,
+        exact::a_replay_beside_an_out_of_range_error_loses_nothing,
+        exact::a_replay_of_half_the_memory_ends,
+        exact::replays_of_a_larger_member_end,
+        exact::one_partition_that_waits_stops_no_other,
         stops::the_pages_statements_run,
         stops::a_retention_gap_is_left_behind,
         stops::an_announced_batch_that_is_gone_stops,
