@@ -22,6 +22,7 @@ mod gaps;
 mod grafana;
 mod group;
 mod hostile;
+mod memory;
 mod operate;
 mod operator;
 mod protocol;
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         exact::a_replay_of_half_the_memory_ends,
         exact::replays_of_a_larger_member_end,
         exact::one_partition_that_waits_stops_no_other,
+        memory::the_process_stays_within_the_limit_and_a_reserve,
         stops::the_pages_statements_run,
         stops::a_retention_gap_is_left_behind,
         stops::an_announced_batch_that_is_gone_stops,
