@@ -29,8 +29,9 @@ pub fn take(shared: &Shared, statistics: &Statistics) {
     let real = topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
     gauge!(PARTITIONS).set(real.count() as f64);
     for partition in topic.partitions.values() {
-        records += partition.fetchq_cnt;
-        bytes += partition.fetchq_size;
+        // Partitions that were taken over share one queue (`kafka/fetched.rs`), and each tells all of it.
+        records = partition.fetchq_cnt.max(records);
+        bytes = partition.fetchq_size.max(bytes);
         take_lags(shared, partition);
     }
     gauge!(FETCH_QUEUE_RECORDS).set(records as f64);

@@ -15,7 +15,7 @@ pub async fn every_kind_of_fault_once(_url: &str, database: &str) {
     // Kinds that do not go together drop one another: the first seed whose rounds have all of them.
     let seed = (0..).find(|&seed| drawn(seed, rounds).len() == Kind::ALL.len()).unwrap();
     let options = Options {
-        program: env!("CARGO_BIN_EXE_tallyhouse").into(),
+        program: crate::program(),
         seed,
         first: 0,
         rounds,

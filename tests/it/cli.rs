@@ -4,13 +4,13 @@ use std::process::{Command, Output};
 
 /// Runs `tallyhouse` in a clean environment, without leave to find a configuration file.
 fn tallyhouse(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
+    let mut command = Command::new(crate::program());
     command.env_clear().current_dir(std::env::temp_dir()).args(arguments).output().unwrap()
 }
 
 /// As [`tallyhouse`], with a password.
 fn with_password(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
+    let mut command = Command::new(crate::program());
     command.env_clear().env("TALLYHOUSE__CLICKHOUSE__PASSWORD", "s3cret");
     command.current_dir(std::env::temp_dir()).args(arguments).output().unwrap()
 }

@@ -2,6 +2,9 @@
 //!
 //! Each test is an async function with a database of its own. With `TALLYHOUSE_TEST_CLICKHOUSE=http://…` that server is used
 //! instead of one started here.
+//!
+//! With `TALLYHOUSE_TEST_PROGRAM=/path/to/tallyhouse` the tests start that program instead of the one built with them. A test of a
+//! mended fault is thus seen to fail on an older build. The build needs fail points: a debug build has them.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,10 +17,12 @@ mod chaos;
 mod cli;
 mod cluster;
 mod erase;
+mod exact;
 mod gaps;
 mod grafana;
 mod group;
 mod hostile;
+mod memory;
 mod operate;
 mod operator;
 mod protocol;
@@ -33,7 +38,17 @@ mod stops;
 
 use devstack::Stack;
 use libtest_mimic::{Arguments, Trial};
+use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Names a program to test instead of the one built with the tests.
+const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
+
+/// The program under test.
+fn program() -> PathBuf {
+    let given = std::env::var_os(PROGRAM_VARIABLE).filter(|path| !path.is_empty());
+    given.map_or_else(|| env!("CARGO_BIN_EXE_tallyhouse").into(), PathBuf::from)
+}
 
 /// Makes a test of an `async fn(url, database)`; the database does not exist yet.
 macro_rules! trials {
@@ -95,6 +110,11 @@ fn main() -> ExitCode {
         recovery::a_recreated_topic_is_another_source,
         chaos::every_kind_of_fault_once,
         recovery::a_topic_recreated_under_a_running_member,
+        exact::a_replay_beside_an_out_of_range_error_loses_nothing,
+        exact::a_replay_of_half_the_memory_ends,
+        exact::replays_of_a_larger_member_end,
+        exact::one_partition_that_waits_stops_no_other,
+        memory::the_process_stays_within_the_limit_and_a_reserve,
         stops::the_pages_statements_run,
         stops::a_retention_gap_is_left_behind,
         stops::an_announced_batch_that_is_gone_stops,

@@ -224,7 +224,7 @@ pub async fn looking_leaves_no_trace(url: &str, database: &str) {
 /// Completions and manual pages are made without a configuration, even beside a broken one, and name every command.
 pub async fn pages_need_no_configuration(_url: &str, _database: &str) {
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
+        let mut command = Command::new(crate::program());
         command
             .env_clear()
             .current_dir(std::env::temp_dir())

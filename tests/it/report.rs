@@ -38,7 +38,7 @@ async fn known_set(client: &Client) {
 
 /// Status, standard output and error.
 fn report(url: &str, database: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
+    let mut command = Command::new(crate::program());
     command.env_clear().current_dir(std::env::temp_dir()).arg("report").args(arguments);
     command.env("TALLYHOUSE__CLICKHOUSE__URL", url).env("TALLYHOUSE__CLICKHOUSE__DATABASE", database);
     let output = command.output().unwrap();

@@ -52,7 +52,7 @@ impl Bench {
 
     /// The program with this bench's configuration.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tallyhouse"));
+        let mut command = Command::new(crate::program());
         command.env_clear().current_dir(std::env::temp_dir()).args(arguments);
         for (key, value) in [
             ("KAFKA__BROKERS", self.brokers.as_str()),

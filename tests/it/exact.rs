@@ -1,0 +1,230 @@
+//! Faults that lost events or stopped them for good, at the sizes people run. Each test fails on 682310c, where the fault was found.
+
+use crate::operator::alter_topic;
+use crate::service::{Bench, await_http, end, http, kafka};
+use devstack::Server;
+use devstack::producer::{Events, create_topic};
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use std::time::{Duration, Instant};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+const FAILPOINT: &str = "TALLYHOUSE_FAILPOINT";
+const MEMORY_LIMIT: &str = "TALLYHOUSE__MEMORY__LIMIT_BYTES";
+const ROWS_MAX: &str = "TALLYHOUSE__FLUSH__ROWS_MAX";
+const BYTES_MAX: &str = "TALLYHOUSE__FLUSH__BYTES_MAX";
+const AGE_MS: &str = "TALLYHOUSE__FLUSH__AGE_MS";
+const DEAD_LETTER: &str = "TALLYHOUSE__KAFKA__TOPICS__DEAD_LETTER";
+/// Each answer of a broker has one of its batches of each partition. Partitions are read evenly then, and slowly.
+const ONE_BATCH_A_FETCH: [(&str, &str); 3] = [
+    ("TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MESSAGE_MAX_BYTES", "1"),
+    // librdkafka wants the third to be at least the second.
+    ("TALLYHOUSE__KAFKA__PROPERTIES__MESSAGE_MAX_BYTES", "1000"),
+    ("TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MAX_BYTES", "1000"),
+];
+/// Longer than any test: a window is flushed for its size alone.
+const NEVER: &str = "600000";
+
+/// Sends records to one partition and waits until Kafka has acknowledged all of them.
+struct ToPartition<'a> {
+    bench: &'a Bench,
+    producer: BaseProducer,
+}
+
+impl ToPartition<'_> {
+    /// Batches have at most so many records.
+    fn new(bench: &Bench, batch_records: u32) -> ToPartition<'_> {
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", kafka())
+            .set("batch.num.messages", batch_records.to_string())
+            .set("linger.ms", "20")
+            .set("compression.type", "lz4")
+            .create()
+            .unwrap();
+        ToPartition { bench, producer }
+    }
+
+    fn send(&self, partition: i32, payloads: impl Iterator<Item = Vec<u8>>) {
+        for payload in payloads {
+            let mut record: BaseRecord<'_, [u8], [u8]> =
+                BaseRecord::to(&self.bench.topic).partition(partition).payload(&payload);
+            // A full queue is emptied by polling.
+            while let Err((_, returned)) = self.producer.send(record) {
+                self.producer.poll(POLL_INTERVAL);
+                record = returned;
+            }
+        }
+        self.producer.flush(TIMEOUT).unwrap();
+    }
+}
+
+/// So many events, none of them broken.
+fn events(count: u64) -> impl Iterator<Item = Vec<u8>> {
+    let events = Events { broken_percent: 0, ..Events::default() };
+    (0..count).map(move |n| events.payload(n).bytes)
+}
+
+/// So many events of half a megabyte each, which is almost all in the address.
+fn large_events(count: u64) -> impl Iterator<Item = Vec<u8>> {
+    let address = "x".repeat(500_000);
+    events(count).map(move |bytes| String::from_utf8(bytes).unwrap().replace("person", &address).into_bytes())
+}
+
+/// Waits until `condition` holds; panics with `told` after the timeout.
+async fn await_that(condition: impl AsyncFn() -> bool, told: impl AsyncFn() -> String) {
+    let deadline = Instant::now() + TIMEOUT;
+    while !condition().await {
+        if Instant::now() > deadline {
+            panic!("{}", told().await);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+impl Bench {
+    /// Rows of a partition in `email_events`.
+    async fn rows_of(&self, partition: i32) -> u64 {
+        let source = format!("source LIKE '{}/{partition}@%'", self.topic);
+        self.count(&format!("SELECT count() FROM email_events WHERE {source}")).await
+    }
+
+    /// Counted events of a partition. Counters are written last.
+    async fn counted_of(&self, partition: i32) -> u64 {
+        let source = format!("source LIKE '{}/{partition}@%'", self.topic);
+        self.count(&format!("SELECT sum(total) FROM daily WHERE {source}")).await
+    }
+
+    /// Waits until so many events of a partition are counted.
+    async fn await_counted_of(&self, partition: i32, events: u64, member: &Server) {
+        let told = async || {
+            let (counted, committed) = (self.counted_of(partition).await, self.committed(partition));
+            format!("{counted} of {events} events of partition {partition}, {committed:?}\n{}", member.stderr())
+        };
+        await_that(async || self.counted_of(partition).await >= events, told).await;
+    }
+}
+
+/// The next offset that a member will read of a partition, if it has a window.
+async fn next_offset(member: &Server, partition: i32) -> Option<u64> {
+    let answer = http(member, "/windows").await;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let windows: serde_json::Value = serde_json::from_str(body).unwrap();
+    windows.get(partition.to_string())?.get("next")?.as_u64()
+}
+
+/// A batch is announced and a member dies. The next member reads the batch again. In the middle of that, retention removes what
+/// another partition stands at. Every event of the announced batch is counted once.
+pub async fn a_replay_beside_an_out_of_range_error_loses_nothing(url: &str, database: &str) {
+    const EVENTS: u64 = 40_000;
+    let bench = Bench::new(url, database).await;
+    let producer = ToPartition::new(&bench, 20);
+    producer.send(0, events(EVENTS));
+    let rows_max = EVENTS.to_string();
+    let sizes = [(ROWS_MAX, rows_max.as_str()), (AGE_MS, NEVER)];
+    bench.start(&[&sizes[..], &[(FAILPOINT, "intent_committed")]].concat()).wait(TIMEOUT).unwrap();
+    let announced: Vec<_> =
+        bench.open_batches(3).into_iter().map(|open| (open.partition, open.start, open.end)).collect();
+    assert_eq!(announced, [(0, 0, EVENTS)]);
+    producer.send(1, events(EVENTS));
+
+    // Two thousand answers of twenty events each take seconds.
+    let member = bench.start(&[&sizes[..], &ONE_BATCH_A_FETCH].concat());
+    let is_in_the_middle = async || {
+        let is_up = member.stderr().contains("completing an announced batch");
+        let is_reading = async |partition| next_offset(&member, partition).await > Some(EVENTS / 20);
+        is_up && is_reading(0).await && is_reading(1).await
+    };
+    await_that(is_in_the_middle, async || member.stderr()).await;
+    // While it stands still it cannot come to the end of what is removed.
+    member.stop().unwrap();
+    bench.delete_records(1, EVENTS).await;
+    assert_eq!(bench.rows_of(0).await, 0, "the batch was read before the records were removed");
+    member.cont().unwrap();
+
+    bench.await_counted_of(0, EVENTS, &member).await;
+    // A stop of partition 1 for its gap is right, and is of partition 1 alone.
+    await_that(
+        async || bench.committed(0).is_some_and(|(offset, _)| offset == EVENTS),
+        async || format!("{:?}\n{}", bench.committed(0), member.stderr()),
+    )
+    .await;
+    end(&member);
+    assert_eq!((bench.rows_of(0).await, bench.counted_of(0).await), (EVENTS, EVENTS));
+    bench.assert_consistent("after the replay").await;
+}
+
+/// A batch is announced that is larger than half of what windows may hold. The same member with the same memory completes it.
+pub async fn a_replay_of_half_the_memory_ends(url: &str, database: &str) {
+    const EVENTS: u64 = 100;
+    let bench = Bench::new(url, database).await;
+    ToPartition::new(&bench, 1).send(0, large_events(EVENTS));
+    let memory = [(MEMORY_LIMIT, "64MiB"), (BYTES_MAX, "32MiB"), (ROWS_MAX, "1000000")];
+    let dying = [&memory[..], &[(AGE_MS, NEVER), (FAILPOINT, "intent_committed")]].concat();
+    bench.start(&dying).wait(TIMEOUT).unwrap();
+    assert_eq!(bench.open_batches(3).len(), 1);
+    let member = bench.start(&memory);
+    bench.await_stored(EVENTS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    assert_eq!(bench.rows_of(0).await, EVENTS);
+    bench.assert_consistent("after a large replay").await;
+}
+
+/// A large member announced a batch on each of four partitions and died. A member with an eighth of its memory counts them all.
+pub async fn replays_of_a_larger_member_end(url: &str, database: &str) {
+    const EVENTS: u64 = 40;
+    const PARTITIONS: i32 = 4;
+    let bench = Bench::new(url, database).await;
+    bench.recreate_topic(PARTITIONS).await;
+    let producer = ToPartition::new(&bench, 1);
+    (0..PARTITIONS).for_each(|partition| producer.send(partition, large_events(EVENTS)));
+    bench.execute("ALTER TABLE email_events ADD CONSTRAINT held CHECK 0").await;
+    let sizes = [(BYTES_MAX, "16MiB"), (ROWS_MAX, "1000000")];
+    let large = bench.start(&[&sizes[..], &[(MEMORY_LIMIT, "512MiB"), (AGE_MS, NEVER)]].concat());
+    await_http(&large, "/metrics", "tallyhouse_retries_total{step=\"insert\"}").await;
+    await_that(
+        async || bench.open_batches(PARTITIONS).len() == PARTITIONS as usize,
+        async || format!("{:?}\n{}", bench.open_batches(PARTITIONS), large.stderr()),
+    )
+    .await;
+    large.kill9().unwrap();
+    bench.execute("ALTER TABLE email_events DROP CONSTRAINT held").await;
+    let small = bench.start(&[&sizes[..], &[(MEMORY_LIMIT, "64MiB")], &ONE_BATCH_A_FETCH].concat());
+    bench.await_stored(EVENTS * PARTITIONS as u64, &[&small]).await;
+    await_http(&small, "/readyz", "\"ready\":true").await;
+    end(&small);
+    assert_eq!(bench.stored().await, EVENTS * PARTITIONS as u64);
+    bench.assert_consistent("after four replays").await;
+}
+
+/// The rejects of one partition cannot be delivered, so it waits. Several times the memory flows through the other partitions all
+/// the same.
+pub async fn one_partition_that_waits_stops_no_other(url: &str, database: &str) {
+    const EVENTS: u64 = 100;
+    const OTHERS: u64 = 200;
+    let bench = Bench::new(url, database).await;
+    let dead_letter = format!("{}.dead", bench.topic);
+    create_topic(kafka(), &dead_letter, 1).unwrap();
+    alter_topic(&dead_letter, "max.message.bytes", "10").await;
+    let producer = ToPartition::new(&bench, 1);
+    producer.send(0, std::iter::once(b"no event".to_vec()).chain(large_events(EVENTS)));
+    let settings = [(MEMORY_LIMIT, "64MiB"), (BYTES_MAX, "4MiB"), (DEAD_LETTER, dead_letter.as_str())];
+    let member = bench.start(&settings);
+    await_http(&member, "/readyz", "does not take a rejected record").await;
+    // It goes on reading what it cannot store, up to some part of the memory.
+    const HELD: u64 = 20;
+    await_that(async || next_offset(&member, 0).await > Some(HELD), async || member.stderr()).await;
+    producer.send(1, large_events(OTHERS));
+    producer.send(2, large_events(OTHERS));
+    for partition in [1, 2] {
+        bench.await_counted_of(partition, OTHERS, &member).await;
+    }
+    assert!(bench.counted_of(0).await < EVENTS, "partition 0 did not wait");
+    alter_topic(&dead_letter, "max.message.bytes", "1048588").await;
+    bench.await_stored(EVENTS + 1 + 2 * OTHERS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    assert_eq!(bench.stored().await, EVENTS + 1 + 2 * OTHERS);
+    bench.assert_consistent("after one partition waited").await;
+}
