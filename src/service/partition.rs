@@ -13,7 +13,7 @@ use crate::core::protocol::{Action, Committed, Protocol, Seen, may_commit};
 use crate::core::source::{OffsetRange, Source, Table};
 use crate::core::window::ARRIVAL_STEP_MS;
 use crate::failpoint;
-use crate::kafka::{offsets, topic};
+use crate::kafka::{self, offsets, topic};
 use crate::metrics::{
     COMMIT_SECONDS, DEAD_LETTERS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS,
     RETRIES,
@@ -140,7 +140,7 @@ impl Partition {
                     failpoint::hit("committed_read");
                     return Seen::Log(view);
                 }
-                Err(error) => self.failed("kafka", "read_committed", &error).await,
+                Err(error) => self.failed("kafka", "read_committed", &kafka::told(&error)).await,
             }
             if self.is_draining() {
                 return Seen::Drained;
@@ -235,7 +235,7 @@ impl Partition {
         let (low, high) = match bounds {
             Ok(bounds) => bounds,
             Err(error) => {
-                self.failed("kafka", "read_bounds", &error).await;
+                self.failed("kafka", "read_bounds", &kafka::told(&error)).await;
                 self.shared.windows.check(Some(number));
                 return None;
             }
@@ -258,7 +258,7 @@ impl Partition {
             }
             Ok(_) => Some(Seen::OutOfLog),
             Err(error) => {
-                self.failed("kafka", "read_topic_id", &error).await;
+                self.failed("kafka", "read_topic_id", &kafka::told(&error)).await;
                 self.shared.windows.check(Some(number));
                 None
             }
@@ -342,11 +342,11 @@ impl Partition {
                 Seen::CommitOvertaken
             }
             Ok(Err(error)) => {
-                self.failed("kafka", "commit", &error).await;
+                self.failed("kafka", "commit", &kafka::told(&error)).await;
                 Seen::CommitFailed
             }
             Err(_) => {
-                self.failed("kafka", "commit", &"no answer in time").await;
+                self.failed("kafka", "commit", &"OffsetCommit: no answer in time").await;
                 Seen::CommitFailed
             }
         }
