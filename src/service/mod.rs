@@ -11,6 +11,7 @@
 
 mod assignment;
 mod gauges;
+mod left_behind;
 mod memory;
 mod partition;
 mod reader;
@@ -103,6 +104,12 @@ pub enum RunError {
          running process needs an id of its own"
     )]
     Fatal(String),
+    /// librdkafka takes no part in the group any more.
+    #[error(
+        "librdkafka has left this member behind: {0}. Its partitions are given up, nothing is lost, and the next owner goes on. Start \
+         the process again, as a supervisor does; see docs/librdkafka-left-behind.md"
+    )]
+    LeftBehind(left_behind::Difference),
     /// The reader ended by itself.
     #[error("the reader thread ended unexpectedly")]
     Reader,
@@ -316,6 +323,10 @@ async fn until_stopped(
     tokio::select! {
         () = stop.cancelled() => {}
         fatal = &mut reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
+        difference = left_behind::found(shared, assignment, config) => {
+            give_up(shared, assignment, reader_ended).await;
+            return Err(RunError::LeftBehind(difference));
+        }
     }
     let grace = Duration::from_millis(config.shutdown.grace_ms);
     tracing::info!(grace_ms = config.shutdown.grace_ms, "stopping: flushing what was consumed");
@@ -331,6 +342,13 @@ async fn until_stopped(
     // Leaving the group takes one answer from the coordinator; without it the others wait for the session timeout.
     let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;
     Ok(flushed)
+}
+
+/// Gives all partitions up, then leaves the group, so that the others need not wait for this member's session to end.
+async fn give_up(shared: &Shared, assignment: &Assignment, reader_ended: oneshot::Receiver<Option<String>>) {
+    assignment.abandon_all().await;
+    shared.tell_reader(Command::End);
+    let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;
 }
 
 fn limits(config: &Config) -> Limits {
