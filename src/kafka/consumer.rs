@@ -321,8 +321,12 @@ mod tests {
         consumer.incremental_assign(&place()).unwrap();
         consumer.subscribe(&[TOPIC]).unwrap();
         let started = Instant::now();
-        while *owner.join_state.lock().unwrap() != "steady" {
-            assert!(started.elapsed() < DEADLINE, "still {}", owner.join_state.lock().unwrap());
+        loop {
+            let join_state = owner.join_state.lock().unwrap().clone();
+            if join_state == "steady" {
+                break;
+            }
+            assert!(started.elapsed() < DEADLINE, "still {join_state}");
             drop(consumer.poll(Duration::from_millis(10)));
         }
         assert!(owner.assigned.load(Ordering::Relaxed));
