@@ -60,7 +60,7 @@ const NOT_OF_PRODUCERS: &[&str] = &[
     "transactional.id",
 ];
 
-/// What a member has, beside its session and the grace of a revocation, to come back in a rebalance: a commit takes some of it.
+/// Time for a member to come back in a rebalance, beside its session and the grace of a revocation. A commit takes some of it.
 const REBALANCE_MARGIN_MS: u64 = 30_000;
 
 /// Why `property` cannot be passed through, if so.

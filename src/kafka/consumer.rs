@@ -142,7 +142,7 @@ fn assign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool)
         consumer.assign(list)?
     }
     if let Err(error) = consumer.pause(list) {
-        // What is fetched now finds no window and is dropped; the partition is assigned all the same.
+        // Records that come now find no window and are dropped; the partition is assigned all the same.
         tracing::warn!("pausing what was assigned failed: {error}");
     }
     Ok(())

@@ -43,7 +43,7 @@ pub struct Group {
 /// One member of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Member {
-    /// What the coordinator calls it.
+    /// The coordinator's name for it.
     #[serde(skip)]
     pub id: String,
     /// `kafka.client_id` of its configuration.
@@ -56,7 +56,7 @@ pub struct Member {
     pub partitions: Option<Vec<i32>>,
 }
 
-/// What the coordinator calls this member; empty while it calls it nothing. Blocks until librdkafka's main thread answers.
+/// The coordinator's name for this member; empty while it has none. Blocks until librdkafka's main thread answers.
 pub fn member_id(consumer: &Consumer) -> String {
     let client = consumer.client().native_ptr();
     // SAFETY: `client` lives as long as `consumer`. The text, which is null or ends with a null byte, is ours to free.

@@ -21,16 +21,16 @@ struct Running {
     gate: CommitGate,
 }
 
-/// What this member holds after a rebalance, while none is under way.
+/// The partitions that a rebalance has left this member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Which rebalance it was, counted from 1.
+    /// The number of the rebalance, counted from 1.
     pub rebalance: u64,
     /// The partitions, in order.
     pub partitions: Vec<i32>,
 }
 
-/// How many times partitions were assigned, and whether that was the last that happened.
+/// How many times partitions were assigned. Settled: nothing was revoked since.
 #[derive(Default)]
 struct Rebalanced {
     assigned: u64,
@@ -86,7 +86,7 @@ impl Assignment {
         self.rebalanced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the last rebalance has left; `None` while one is under way, as far as librdkafka has told.
+    /// The result of the last rebalance; `None` while one is under way, as far as librdkafka has reported.
     pub fn standing(&self) -> Option<Standing> {
         let rebalance = {
             let rebalanced = self.rebalanced_locked();

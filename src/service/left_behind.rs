@@ -38,9 +38,9 @@ pub enum Difference {
     NotListed,
     /// The group counts other partitions as this member's.
     Partitions {
-        /// What the coordinator says.
+        /// In the coordinator's view.
         counted: Vec<i32>,
-        /// What librdkafka has handed over.
+        /// In the member's own view.
         held: Vec<i32>,
     },
 }
@@ -57,7 +57,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Compares what the coordinator says with what the member knows. `id` is the member's, empty when it has none.
+/// Compares the coordinator's view with the member's own. `id` is the member's, empty when it has none.
 fn compare(group: &Group, id: &str, held: &[i32]) -> Option<Difference> {
     let listed = group.members.iter().find(|member| !id.is_empty() && member.id == id);
     match (group.state, listed) {
@@ -156,7 +156,7 @@ mod tests {
     fn a_member_in_step_differs_in_nothing() {
         let stable = group(GroupState::Stable, &[("other", Some(vec![2])), ("me", Some(vec![0, 1]))]);
         assert_eq!(compare(&stable, "me", &[0, 1]), None);
-        // What a broker does not tell is no difference.
+        // A broker that does not tell makes no difference.
         assert_eq!(compare(&group(GroupState::Stable, &[("me", None)]), "me", &[0]), None);
         assert_eq!(compare(&group(GroupState::Untold, &[]), "me", &[0]), None);
     }

@@ -324,7 +324,7 @@ async fn until_stopped(
         () = stop.cancelled() => {}
         fatal = &mut reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
         difference = left_behind::found(shared, assignment, config) => {
-            give_up(shared, assignment, reader_ended).await;
+            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
             return Err(RunError::LeftBehind(difference));
         }
     }
@@ -345,8 +345,14 @@ async fn until_stopped(
 }
 
 /// Gives all partitions up, then leaves the group, so that the others need not wait for this member's session to end.
-async fn give_up(shared: &Shared, assignment: &Assignment, reader_ended: oneshot::Receiver<Option<String>>) {
-    assignment.abandon_all().await;
+async fn give_up(
+    grace: Duration,
+    shared: &Shared,
+    assignment: &Assignment,
+    reader_ended: oneshot::Receiver<Option<String>>,
+) {
+    // A commit that gets no answer outlives the grace.
+    let _ = tokio::time::timeout(grace + START_TIMEOUT, assignment.abandon_all()).await;
     shared.tell_reader(Command::End);
     let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;
 }

@@ -41,7 +41,7 @@ pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What a member says that Kafka has fenced for good.
 const FENCED: &str = "kafka refuses this member for good";
-/// What a member says that has found out that its client takes no part in the group any more.
+/// A member's message when its client takes no part in the group any more.
 const LEFT_BEHIND: &str = "librdkafka has left this member behind";
 
 /// Records sent at a time while faults are carried out ...

@@ -39,7 +39,7 @@ impl Still {
         self.seen.values().any(|(_, since)| since.is_some())
     }
 
-    /// Whether that was too long.
+    /// The violation, if that was too long.
     pub fn violation(&self) -> Option<String> {
         let Still { longest, partition, .. } = self;
         (*longest > STILL_MAX).then(|| {
