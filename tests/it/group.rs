@@ -238,6 +238,7 @@ async fn a_member_is_left_behind(bench: &Bench, clickhouse: &str, settings: &[(&
     assert_eq!(status.code(), Some(1), "{log}");
     assert!(log.contains("tallyhouse: librdkafka has left this member behind: the group rebalances"), "{log}");
     assert!(took < LEFT_BEHIND_MAX, "after {took:?}: {log}");
+    println!("the member left behind ended {took:.1?} after the last one began to join");
     await_http(&third, "/readyz", "\"ready\":true").await;
 
     let before = producer.finish().unwrap();
