@@ -60,6 +60,9 @@ const NOT_OF_PRODUCERS: &[&str] = &[
     "transactional.id",
 ];
 
+/// Time for a member to come back in a rebalance, beside its session and the grace of a revocation. A commit takes some of it.
+const REBALANCE_MARGIN_MS: u64 = 30_000;
+
 /// Why `property` cannot be passed through, if so.
 pub(super) fn refusal(property: &str) -> Option<String> {
     let protocol = PROTOCOL.iter().map(|(name, value, why)| (name, format!("is always {value}: {why}")));
@@ -123,8 +126,8 @@ impl Config {
         let session_timeout_ms = self.kafka.session_timeout_ms;
         [
             ("heartbeat.interval.ms", (session_timeout_ms / 3).min(3_000)),
-            // Only polling counts here, and that never stops; being slow is what the lease is for.
-            ("max.poll.interval.ms", session_timeout_ms.max(600_000)),
+            // Kafka calls it the rebalance timeout: one member that does not come back holds the whole group up for so long.
+            ("max.poll.interval.ms", session_timeout_ms + self.rebalance.grace_ms + REBALANCE_MARGIN_MS),
             // The defaults of librdkafka throttle: with these two, a backlog is read about ten times faster.
             ("queued.min.messages", 1_000_000),
             ("fetch.queue.backoff.ms", 5),

@@ -324,7 +324,7 @@ section! {
 section! {
     /// Handing partitions over.
     Rebalance "rebalance" {
-        /// Milliseconds that a revocation waits for the batch in flight.
+        /// Milliseconds that a revocation waits for the batch in flight. The group waits for a member for this, session_timeout_ms and 30 s (max.poll.interval.ms of kafka.properties).
         grace_ms: u64 = "5000", Integer(0..=600_000);
     }
 }

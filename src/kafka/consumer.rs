@@ -112,14 +112,21 @@ impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
         let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
-        let done = if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            assign(consumer, list, cooperative).map(|()| self.owner.assigned(&partitions))
-        } else {
+        let assigns = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        if !assigns {
             self.owner.revoked(&partitions, consumer.assignment_lost());
-            if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() }
-        };
-        if let Err(error) = done {
-            tracing::error!(?partitions, "rebalance failed: {error}");
+        }
+        let answer = if assigns { assign } else { unassign };
+        let answered = answer(consumer, list, cooperative);
+        if let Err(error) = &answered {
+            tracing::error!(?partitions, assigns, "rebalance failed: {error}");
+            // librdkafka waits for an answer for ever, and the group with it.
+            if let Err(error) = answer(consumer, &mut TopicPartitionList::new(), cooperative) {
+                tracing::error!(assigns, "rebalance failed without partitions, too: {error}");
+            }
+        }
+        if assigns {
+            self.owner.assigned(if answered.is_ok() { &partitions } else { &[] });
         }
     }
 }
@@ -134,7 +141,15 @@ fn assign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool)
     } else {
         consumer.assign(list)?
     }
-    consumer.pause(list)
+    if let Err(error) = consumer.pause(list) {
+        // Records that come now find no window and are dropped; the partition is assigned all the same.
+        tracing::warn!("pausing what was assigned failed: {error}");
+    }
+    Ok(())
+}
+
+fn unassign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool) -> KafkaResult<()> {
+    if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() }
 }
 
 /// librdkafka says of a file that is not there only that its own property failed.
@@ -179,14 +194,22 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(60);
 
     #[derive(Default)]
-    struct Owner(AtomicBool);
+    struct Owner {
+        assigned: AtomicBool,
+        /// librdkafka's word for how far the last rebalance is.
+        join_state: Mutex<String>,
+    }
 
     impl Rebalances for Owner {
         fn assigned(&self, _: &[i32]) {
-            self.0.store(true, Ordering::Relaxed);
+            self.assigned.store(true, Ordering::Relaxed);
         }
         fn revoked(&self, _: &[i32], _: bool) {}
-        fn statistics(&self, _: &Statistics) {}
+        fn statistics(&self, statistics: &Statistics) {
+            if let Some(group) = &statistics.cgrp {
+                self.join_state.lock().unwrap().clone_from(&group.join_state);
+            }
+        }
     }
 
     fn produce(brokers: &str) {
@@ -200,20 +223,31 @@ mod tests {
         producer.flush(DEADLINE).unwrap();
     }
 
-    /// A member of the group that has its partition, still paused, with what it fetches.
-    fn joined(cluster: &MockCluster<'_, DefaultProducerContext>) -> (Arc<Consumer>, Fetched) {
+    fn member(cluster: &MockCluster<'_, DefaultProducerContext>) -> (Arc<Owner>, Consumer) {
         let brokers = format!("kafka.brokers={}", cluster.bootstrap_servers());
-        let settings = [&brokers, "kafka.topics.events=t", "kafka.properties.fetch.message.max.bytes=1000"];
+        let settings = [
+            &brokers,
+            "kafka.topics.events=t",
+            "kafka.properties.fetch.message.max.bytes=1000",
+            "kafka.properties.statistics.interval.ms=100",
+        ];
         let flags = settings.iter().map(|flag| flag.parse().unwrap()).collect();
         let config = config::load(&Sources { flags, ..Sources::default() }).unwrap().config;
         let owner = Arc::new(Owner::default());
-        let consumer = Arc::new(create(&config, Arc::clone(&owner) as Arc<dyn Rebalances>).unwrap());
+        let consumer = create(&config, Arc::clone(&owner) as Arc<dyn Rebalances>).unwrap();
+        (owner, consumer)
+    }
+
+    /// A member of the group that has its partition, still paused, with what it fetches.
+    fn joined(cluster: &MockCluster<'_, DefaultProducerContext>) -> (Arc<Consumer>, Fetched) {
+        let (owner, consumer) = member(cluster);
+        let consumer = Arc::new(consumer);
         let fetched = Fetched::new(Arc::clone(&consumer));
         // As the service does before it subscribes: librdkafka knows the partitions from then on.
         consumer.fetch_metadata(Some(TOPIC), DEADLINE).unwrap();
         consumer.subscribe(&[TOPIC]).unwrap();
         let started = Instant::now();
-        while !owner.0.load(Ordering::Relaxed) {
+        while !owner.assigned.load(Ordering::Relaxed) {
             assert!(started.elapsed() < DEADLINE, "nothing is assigned");
             assert!(consumer.poll(Duration::from_millis(10)).is_none_or(|m| m.is_err()), "a record before the seek");
         }
@@ -280,5 +314,25 @@ mod tests {
         produce(&cluster.bootstrap_servers());
         consumer.resume(&place()).unwrap();
         assert_eq!(read_to_end(&consumer, &fetched, all), (first..all).collect::<Vec<_>>());
+    }
+    /// librdkafka refuses to assign a partition twice. Left without an answer, it waits for one, and the group for this member.
+    #[test]
+    fn an_assignment_that_fails_does_not_hold_the_group_up() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, 1, 1).unwrap();
+        let (owner, consumer) = member(&cluster);
+        consumer.fetch_metadata(Some(TOPIC), DEADLINE).unwrap();
+        consumer.incremental_assign(&place()).unwrap();
+        consumer.subscribe(&[TOPIC]).unwrap();
+        let started = Instant::now();
+        loop {
+            let join_state = owner.join_state.lock().unwrap().clone();
+            if join_state == "steady" {
+                break;
+            }
+            assert!(started.elapsed() < DEADLINE, "still {join_state}");
+            drop(consumer.poll(Duration::from_millis(10)));
+        }
+        assert!(owner.assigned.load(Ordering::Relaxed));
     }
 }

@@ -43,6 +43,9 @@ pub struct Group {
 /// One member of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Member {
+    /// The coordinator's name for it.
+    #[serde(skip)]
+    pub id: String,
     /// `kafka.client_id` of its configuration.
     pub client_id: String,
     /// Where it connects from.
@@ -51,6 +54,18 @@ pub struct Member {
     pub instance_id: Option<String>,
     /// Its partitions of the topic, in order; `None` where the broker does not tell.
     pub partitions: Option<Vec<i32>>,
+}
+
+/// The coordinator's name for this member; empty while it has none. Blocks until librdkafka's main thread answers.
+pub fn member_id(consumer: &Consumer) -> String {
+    let client = consumer.client().native_ptr();
+    // SAFETY: `client` lives as long as `consumer`. The text, which is null or ends with a null byte, is ours to free.
+    unsafe {
+        let id = c::rd_kafka_memberid(client);
+        let copy = text(id).unwrap_or_default();
+        c::rd_kafka_mem_free(client, id.cast());
+        copy
+    }
 }
 
 /// Describes a group and its members' partitions of `topic`. Blocks.
@@ -105,6 +120,7 @@ unsafe fn read(group: *const c::rd_kafka_ConsumerGroupDescription_t, topic: &str
         let members = (0..members).map(|index| {
             let member = c::rd_kafka_ConsumerGroupDescription_member(group, index);
             Member {
+                id: text(c::rd_kafka_MemberDescription_consumer_id(member)).unwrap_or_default(),
                 client_id: text(c::rd_kafka_MemberDescription_client_id(member)).unwrap_or_default(),
                 host: text(c::rd_kafka_MemberDescription_host(member)).unwrap_or_default(),
                 instance_id: text(c::rd_kafka_MemberDescription_group_instance_id(member)),

@@ -120,6 +120,17 @@ pub fn patiently<T>(within: Duration, ask: impl Fn() -> KafkaResult<T>) -> Kafka
     }
 }
 
+/// An error of a member's request, by the request's name in Kafka's protocol. rust-rdkafka calls most of them "meta data fetch".
+pub fn told(error: &KafkaError) -> String {
+    match error {
+        KafkaError::OffsetFetch(code) => format!("OffsetFetch (the committed offset): {code}"),
+        KafkaError::ConsumerCommit(code) => format!("OffsetCommit: {code}"),
+        KafkaError::AdminOp(code) => format!("DescribeTopics (the topic's id): {code}"),
+        KafkaError::MetadataFetch(code) => format!("ListOffsets (the log's bounds): {code}"),
+        other => other.to_string(),
+    }
+}
+
 /// What a broker or librdkafka answered. (rust-rdkafka's own function leaves out what admin requests answer.)
 pub fn code(error: &KafkaError) -> Option<RDKafkaErrorCode> {
     match error {

@@ -106,7 +106,7 @@ impl Observer {
         if let Some(refusal) = refusal {
             return refusal.told(&self.config);
         }
-        match error.rdkafka_error_code() {
+        match super::code(error) {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
                 format!("the topic {topic} does not exist at {brokers}. Create it, or set kafka.topics.events")
             }
@@ -262,7 +262,7 @@ fn is_gone(error: &KafkaError) -> bool {
 /// Whether an error is of a connection that comes and goes.
 pub fn is_passing(error: &KafkaError) -> bool {
     matches!(
-        error.rdkafka_error_code(),
+        super::code(error),
         Some(
             RDKafkaErrorCode::BrokerTransportFailure
                 | RDKafkaErrorCode::AllBrokersDown

@@ -15,7 +15,10 @@ use std::time::Duration;
 pub fn committed(consumer: &Consumer, topic: &str, partition: i32, within: Duration) -> KafkaResult<Option<Committed>> {
     let mut list = TopicPartitionList::new();
     list.add_partition(topic, partition);
-    let list = consumer.committed_offsets(list, within)?;
+    let list = consumer.committed_offsets(list, within).map_err(|error| match error {
+        KafkaError::MetadataFetch(code) => KafkaError::OffsetFetch(code),
+        other => other,
+    })?;
     let pointer = list.ptr();
     // SAFETY: `pointer` is the list's own and lives as long as `list`. Its `cnt` elements lie at `elems`; `metadata` is null
     // or points to `metadata_size` bytes. The crate's accessor is not used as it panics on bytes that are not UTF-8.

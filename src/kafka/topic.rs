@@ -69,7 +69,7 @@ fn describe<T>(
     rights: bool,
     read: impl FnOnce(*const c::rd_kafka_TopicDescription_t) -> T,
 ) -> KafkaResult<T> {
-    let name = CString::new(topic).map_err(|_| KafkaError::MetadataFetch(RDKafkaErrorCode::InvalidTopic))?;
+    let name = CString::new(topic).map_err(|_| KafkaError::AdminOp(RDKafkaErrorCode::InvalidTopic))?;
     let client = consumer.client().native_ptr();
     let operation = c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
     // SAFETY: `client` lives as long as `consumer`, `topics` and `name` until the answer is read. What
@@ -97,5 +97,5 @@ fn describe<T>(
             Ok(read(*described))
         })
     };
-    answer.map_err(KafkaError::MetadataFetch)
+    answer.map_err(KafkaError::AdminOp)
 }

@@ -21,19 +21,42 @@ struct Running {
     gate: CommitGate,
 }
 
+/// The partitions that a rebalance has left this member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The number of the rebalance, counted from 1.
+    pub rebalance: u64,
+    /// The partitions, in order.
+    pub partitions: Vec<i32>,
+}
+
+/// How many times partitions were assigned. Settled: nothing was revoked since.
+#[derive(Default)]
+struct Rebalanced {
+    assigned: u64,
+    settled: bool,
+}
+
 /// The tasks of the partitions that are ours.
 pub struct Assignment {
     runtime: Handle,
     grace: Duration,
     shared: OnceLock<Arc<Shared>>,
     running: Mutex<HashMap<i32, Running>>,
+    rebalanced: Mutex<Rebalanced>,
 }
 
 impl Assignment {
     /// Nothing is assigned; `grace` bounds how long a revocation waits for the batches in flight. Tasks run on the current
     /// runtime.
     pub fn new(grace: Duration) -> Assignment {
-        Assignment { runtime: Handle::current(), grace, shared: OnceLock::new(), running: Mutex::default() }
+        Assignment {
+            runtime: Handle::current(),
+            grace,
+            shared: OnceLock::new(),
+            running: Mutex::default(),
+            rebalanced: Mutex::default(),
+        }
     }
 
     /// Gives the tasks what they work with; before the consumer subscribes.
@@ -59,10 +82,34 @@ impl Assignment {
         }
     }
 
+    fn rebalanced_locked(&self) -> MutexGuard<'_, Rebalanced> {
+        self.rebalanced.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The result of the last rebalance; `None` while one is under way, as far as librdkafka has reported.
+    pub fn standing(&self) -> Option<Standing> {
+        let rebalance = {
+            let rebalanced = self.rebalanced_locked();
+            rebalanced.settled.then_some(rebalanced.assigned)?
+        };
+        let mut partitions: Vec<i32> = self.running_locked().keys().copied().collect();
+        partitions.sort_unstable();
+        Some(Standing { rebalance, partitions })
+    }
+
     /// Flushes every partition; `true` when all ended within the grace.
     pub async fn flush_all(&self, grace: Duration) -> bool {
+        self.end_all(Drain::Flush, grace).await
+    }
+
+    /// Gives every partition up as a revocation does; `true` when all ended within its grace.
+    pub async fn abandon_all(&self) -> bool {
+        self.end_all(Drain::Abandon, self.grace).await
+    }
+
+    async fn end_all(&self, how: Drain, grace: Duration) -> bool {
         let all: Vec<i32> = self.running_locked().keys().copied().collect();
-        drain(self.remove(&all), Drain::Flush, grace).await
+        drain(self.remove(&all), how, grace).await
     }
 }
 
@@ -103,11 +150,15 @@ impl Rebalances for Assignment {
         }
         self.report(running.len());
         shared.health.clear("assignment");
+        drop(running);
+        let mut rebalanced = self.rebalanced_locked();
+        *rebalanced = Rebalanced { assigned: rebalanced.assigned + 1, settled: true };
     }
 
     fn revoked(&self, partitions: &[i32], lost: bool) {
         counter!(REBALANCES, "kind" => if lost { "lost" } else { "revoked" }).increment(1);
         tracing::info!(?partitions, lost, "revoked");
+        self.rebalanced_locked().settled = false;
         let removed = self.remove(partitions);
         if let Some(shared) = self.shared.get() {
             for &partition in partitions {

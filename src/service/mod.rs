@@ -11,6 +11,7 @@
 
 mod assignment;
 mod gauges;
+mod left_behind;
 mod memory;
 mod partition;
 mod reader;
@@ -104,6 +105,12 @@ pub enum RunError {
          running process needs an id of its own"
     )]
     Fatal(String),
+    /// librdkafka takes no part in the group any more.
+    #[error(
+        "librdkafka has left this member behind: {0}. Its partitions are given up, nothing is lost, and the next owner goes on. Start \
+         the process again, as a supervisor does; see docs/librdkafka-left-behind.md"
+    )]
+    LeftBehind(left_behind::Difference),
     /// The reader ended by itself.
     #[error("the reader thread ended unexpectedly")]
     Reader,
@@ -325,6 +332,10 @@ async fn until_stopped(
     tokio::select! {
         () = stop.cancelled() => {}
         fatal = &mut reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
+        difference = left_behind::found(shared, assignment, config) => {
+            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
+            return Err(RunError::LeftBehind(difference));
+        }
     }
     let grace = Duration::from_millis(config.shutdown.grace_ms);
     tracing::info!(grace_ms = config.shutdown.grace_ms, "stopping: flushing what was consumed");
@@ -340,6 +351,19 @@ async fn until_stopped(
     // Leaving the group takes one answer from the coordinator; without it the others wait for the session timeout.
     let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;
     Ok(flushed)
+}
+
+/// Gives all partitions up, then leaves the group, so that the others need not wait for this member's session to end.
+async fn give_up(
+    grace: Duration,
+    shared: &Shared,
+    assignment: &Assignment,
+    reader_ended: oneshot::Receiver<Option<String>>,
+) {
+    // A commit that gets no answer outlives the grace.
+    let _ = tokio::time::timeout(grace + START_TIMEOUT, assignment.abandon_all()).await;
+    shared.tell_reader(Command::End);
+    let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;
 }
 
 fn limits(config: &Config) -> Limits {

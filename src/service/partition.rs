@@ -16,7 +16,7 @@ use crate::core::protocol::{Action, Committed, Protocol, Seen, may_commit};
 use crate::core::source::{OffsetRange, Source, Table};
 use crate::core::window::ARRIVAL_STEP_MS;
 use crate::failpoint;
-use crate::kafka::{offsets, topic};
+use crate::kafka::{self, offsets, topic};
 use crate::metrics::{
     COMMIT_SECONDS, DEAD_LETTERS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS,
     RETRIES,
@@ -156,7 +156,7 @@ impl Partition {
                     failpoint::hit("committed_read");
                     return Seen::Log(view);
                 }
-                Err(error) => self.failed("kafka", "read_committed", &error).await,
+                Err(error) => self.failed("kafka", "read_committed", &kafka::told(&error)).await,
             }
             if self.is_draining() {
                 return Seen::Drained;
@@ -352,11 +352,11 @@ impl Partition {
                 Seen::CommitOvertaken
             }
             Ok(Err(error)) => {
-                self.failed("kafka", "commit", &error).await;
+                self.failed("kafka", "commit", &kafka::told(&error)).await;
                 Seen::CommitFailed
             }
             Err(_) => {
-                self.failed("kafka", "commit", &"no answer in time").await;
+                self.failed("kafka", "commit", &"OffsetCommit: no answer in time").await;
                 Seen::CommitFailed
             }
         }

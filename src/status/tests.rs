@@ -8,7 +8,7 @@ use crate::kafka::members::{Group, GroupState, Member};
 use std::time::Duration;
 
 fn member(client_id: &str, partitions: Option<Vec<i32>>) -> Member {
-    Member { client_id: client_id.into(), host: "/10.0.0.7".into(), instance_id: None, partitions }
+    Member { id: String::new(), client_id: client_id.into(), host: "/10.0.0.7".into(), instance_id: None, partitions }
 }
 
 fn group(members: Vec<Member>) -> Group {

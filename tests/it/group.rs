@@ -4,6 +4,7 @@ use crate::operator::{admin, options};
 use crate::service::{Bench, await_http, end, http, kafka};
 use devstack::Server;
 use devstack::producer::{Events, Producer};
+use devstack::proxy::{Proxy, Trouble};
 use rdkafka::admin::NewPartitions;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -188,4 +189,75 @@ pub async fn added_partitions_are_consumed_from_their_beginning(url: &str, datab
     end(&two);
     bench.assert_exact(&ledger, "with more partitions").await;
     assert_eq!(bench.count("SELECT uniqExact(source) FROM email_events").await, 8);
+}
+
+/// Waits until a member's log contains the text.
+async fn await_log(member: &Server, text: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    while !member.stderr().contains(text) {
+        assert!(Instant::now() < deadline, "no {text}: {}", member.stderr());
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// How long a revocation waits for the batch in flight: the time in which the partition must be added.
+const GRACE: (&str, &str) = ("TALLYHOUSE__REBALANCE__GRACE_MS", "10000");
+/// The session of the bench, the grace, and 10 s.
+const LEFT_BEHIND_MAX: Duration = Duration::from_secs(26);
+
+/// A partition is added while a member is in a revocation: librdkafka joins anew in the middle of it, never finishes the rebalance,
+/// and ignores the next one (docs/librdkafka-left-behind.md). The member ends, and the others go on.
+async fn a_member_is_left_behind(bench: &Bench, clickhouse: &str, settings: &[(&str, &str)]) {
+    let proxy = Proxy::new(1).unwrap();
+    proxy.lead_to(clickhouse.trim_start_matches("http://").parse().unwrap());
+    let slow = format!("http://{}", proxy.address());
+    let own = [
+        GRACE,
+        ("TALLYHOUSE__CLICKHOUSE__URL", slow.as_str()),
+        ("TALLYHOUSE__KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "500"),
+        ("TALLYHOUSE__LOG__LEVEL", "info,tallyhouse=debug"),
+    ];
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..60_000).unwrap();
+    let left = bench.start(&[settings, &own].concat());
+    bench.await_stored(3_000, &[&left]).await;
+    let trouble = proxy.begin(Trouble::Delay(Duration::from_secs(2)), 100);
+    let second = bench.start(&[settings, &[GRACE]].concat());
+    await_log(&left, " revoked ").await;
+    let more = NewPartitions::new(&bench.topic, 4);
+    admin().create_partitions([&more], &options()).await.unwrap();
+    await_log(&left, "partition count changed from 3 to 4").await;
+    await_log(&second, " assigned partitions=[").await;
+    proxy.end(trouble);
+    await_http(&left, "/readyz", "\"ready\":true").await;
+
+    let third = bench.start(&[settings, &[GRACE]].concat());
+    await_log(&third, "consuming").await;
+    let (begun, status) = (Instant::now(), left.wait(DEADLINE).unwrap());
+    let (took, log) = (begun.elapsed(), left.stderr());
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("tallyhouse: librdkafka has left this member behind: the group rebalances"), "{log}");
+    assert!(took < LEFT_BEHIND_MAX, "after {took:?}: {log}");
+    println!("the member left behind ended {took:.1?} after the last one began to join");
+    await_http(&third, "/readyz", "\"ready\":true").await;
+
+    let before = producer.finish().unwrap();
+    let mut producer = Producer::new(kafka(), &bench.topic, 4).unwrap();
+    producer.send_events(&Events::default(), 60_000..70_000).unwrap();
+    let ledger = before.plus(&producer.finish().unwrap());
+    bench.await_stored(ledger.produced, &[&second, &third]).await;
+    end(&second);
+    end(&third);
+    bench.assert_exact(&ledger, "after a member was left behind").await;
+}
+
+/// With the rebalance timeout that Tallyhouse sets.
+pub async fn a_member_left_behind_ends(url: &str, database: &str) {
+    a_member_is_left_behind(&Bench::new(url, database).await, url, &[]).await;
+}
+
+/// With one that a user has raised.
+pub async fn a_member_left_behind_ends_though_the_group_would_wait_for_ten_minutes(url: &str, database: &str) {
+    let raised = ("TALLYHOUSE__KAFKA__PROPERTIES__MAX_POLL_INTERVAL_MS", "600000");
+    a_member_is_left_behind(&Bench::new(url, database).await, url, &[raised]).await;
 }

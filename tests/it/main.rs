@@ -134,6 +134,8 @@ fn main() -> ExitCode {
         group::the_consumer_protocol_is_exact,
         group::a_zombie_in_the_consumer_protocol,
         group::added_partitions_are_consumed_from_their_beginning,
+        group::a_member_left_behind_ends,
+        group::a_member_left_behind_ends_though_the_group_would_wait_for_ten_minutes,
         grafana::alerts_fire_and_are_silent,
         grafana::every_panel_and_rule_has_an_answer,
         hostile::every_kind_of_bad_input_is_kept_with_its_reason,

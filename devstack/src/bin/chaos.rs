@@ -3,7 +3,7 @@
 //! Must never exit with 0 unless every round was verified and held.
 
 use clap::Parser;
-use devstack::chaos::plan::Kind;
+use devstack::chaos::plan::{Kind, epoch_start};
 use devstack::chaos::{AnyError, Options, run};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::path::PathBuf;
@@ -23,7 +23,8 @@ use std::sync::atomic::AtomicBool;
 Examples:
   cargo chaos --rounds 20                         a first look: every kind of fault once
   cargo chaos --rounds 1000 --seed 7 --lanes 3    the long run, three groups side by side
-  cargo chaos --seed 7 --round 412                the faults of one round again
+  cargo chaos --seed 7 --round 412                the faults of one round again, on a fresh group
+  cargo chaos --seed 7 --from 412 --rounds 1      the same on the group that rounds 410 and 411 have left
   cargo chaos --kinds zombie,kill-broker          only these
 
 A round's faults and their times follow from seed and round alone. What they meet does not: the processes are real and race,
@@ -39,6 +40,9 @@ struct Arguments {
     /// Only this round.
     #[arg(long, conflicts_with = "rounds")]
     round: Option<u64>,
+    /// Begin with this round, in the group that the rounds before it have left: those of its ten are run first and count too.
+    #[arg(long, value_name = "ROUND", conflicts_with = "round")]
+    from: Option<u64>,
     /// Groups that run side by side on the same servers, each with rounds of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16))]
     lanes: u64,
@@ -90,11 +94,16 @@ fn chaos(arguments: Arguments) -> Result<bool, AnyError> {
     if folder.exists() {
         return Err(format!("{} exists already: name a new folder", folder.display()).into());
     }
+    let (first, rounds) = match (arguments.round, arguments.from) {
+        (Some(round), _) => (round, 1),
+        (None, Some(from)) => (epoch_start(from), from - epoch_start(from) + arguments.rounds),
+        (None, None) => (0, arguments.rounds),
+    };
     let options = Options {
         program: program.canonicalize()?,
         seed: arguments.seed,
-        first: arguments.round.unwrap_or(0),
-        rounds: arguments.round.map_or(arguments.rounds, |_| 1),
+        first,
+        rounds,
         lanes: arguments.lanes,
         kinds: if arguments.kinds.is_empty() { Kind::ALL.to_vec() } else { arguments.kinds },
         from_deck: 1,

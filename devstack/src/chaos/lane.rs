@@ -4,7 +4,7 @@
 
 use super::cluster::Topic;
 use super::feed::Feed;
-use super::plan::{MEMBERS, Membership, SESSION_TIMEOUT_MS};
+use super::plan::{MEMBERS, Membership, REBALANCE_GRACE_MS, SESSION_TIMEOUT_MS};
 use super::{AnyError, Servers};
 use crate::dice::mix;
 use crate::http;
@@ -145,6 +145,7 @@ impl<'a> Lane<'a> {
             ("KAFKA__GROUP_ID", self.name.clone()),
             ("KAFKA__TOPICS__EVENTS", self.name.clone()),
             ("KAFKA__SESSION_TIMEOUT_MS", session_timeout_ms),
+            ("REBALANCE__GRACE_MS", REBALANCE_GRACE_MS.to_string()),
             ("KAFKA__ASSIGNMENT", self.membership.assignment.to_owned()),
             ("CLICKHOUSE__URL", url.to_owned()),
             ("CLICKHOUSE__DATABASE", self.name.clone()),

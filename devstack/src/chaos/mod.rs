@@ -17,6 +17,7 @@ mod inject;
 mod lane;
 pub mod plan;
 mod report;
+mod still;
 mod verify;
 
 use crate::clickhouse::{ClickHouse, ClickHouseOptions};
@@ -38,10 +39,12 @@ use verify::Vitals;
 /// Any error of the harness itself; a violation is none.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Records sent at a time while faults are carried out ...
 /// What a member says that Kafka has fenced for good.
 const FENCED: &str = "kafka refuses this member for good";
+/// A member's message when its client takes no part in the group any more.
+const LEFT_BEHIND: &str = "librdkafka has left this member behind";
 
+/// Records sent at a time while faults are carried out ...
 const BURST: u64 = 60;
 const BURST_INTERVAL: Duration = Duration::from_millis(60);
 /// ... at least so many, some of them after the faults ...
@@ -235,16 +238,17 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
             faults.into_iter().map(|fault| fault.join().map_err(|_| "a fault panicked")?).collect();
         produced.and(effects)
     })?;
-    let (mut violations, mut fenced) = revive(lane)?;
-    let sent = lane.feed().settle()?;
-    let ends = verify::ends(lane)?;
-    violations.extend(verify::await_stored(lane, &ends)?);
-    violations.extend(verify::rows(lane, &ends)?);
-    violations.extend(verify::counters(lane)?);
-    let (ended, also_fenced) = revive(lane)?;
-    violations.extend(ended);
-    fenced += also_fenced;
-    violations.extend(verify::members(lane));
+    // From the end of the last fault on, beside the checks and until everything is committed.
+    let checked = AtomicBool::new(false);
+    let (outcome, still) = thread::scope(|scope| {
+        let watching = scope.spawn(|| still::watch(lane, &checked));
+        let outcome = check(lane);
+        checked.store(true, Ordering::Relaxed);
+        (outcome, watching.join())
+    });
+    let (mut violations, ended, sent) = outcome?;
+    let still = still.map_err(|_| "the watch panicked")??;
+    violations.extend(still.violation());
     vitals.look(lane);
     violations.extend(vitals.violations);
     Ok(RoundResult {
@@ -252,27 +256,53 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
         violations,
         records: sent - sent_before,
         took: started.elapsed(),
-        fenced,
+        still: still.longest,
+        fenced: ended.fenced,
+        left_behind: ended.left_behind,
         held_bytes: vitals.held_bytes,
         rss_bytes: vitals.rss_bytes,
     })
 }
 
+/// Everything that must hold once the faults are over: violations, members that ended, records sent so far.
+fn check(lane: &Lane<'_>) -> Result<(Vec<String>, Ended, u64), AnyError> {
+    let mut ended = Ended::default();
+    let mut violations = revive(lane, &mut ended)?;
+    let sent = lane.feed().settle()?;
+    let ends = verify::ends(lane)?;
+    violations.extend(verify::await_stored(lane, &ends)?);
+    violations.extend(verify::rows(lane, &ends)?);
+    violations.extend(verify::counters(lane)?);
+    violations.extend(revive(lane, &mut ended)?);
+    violations.extend(verify::members(lane));
+    Ok((violations, ended, sent))
+}
+
+/// Members that ended by themselves for a reason that is known, and that a supervisor has to start again.
+#[derive(Debug, Default)]
+struct Ended {
+    fenced: u64,
+    left_behind: u64,
+}
+
 /// Puts others in the place of members that ended by themselves, each of which is a violation; except static members that Kafka
-/// fenced, which are counted: librdkafka sends a commit that waited for the coordinator without a member id once the session
-/// has ended, Kafka takes that for a second process of the same id, and a supervisor has to start the member again.
-fn revive(lane: &Lane<'_>) -> Result<(Vec<String>, u64), AnyError> {
-    let (mut violations, mut fenced) = (Vec::new(), 0);
+/// fenced, and members that librdkafka left behind, which are counted. librdkafka sends a commit that waited for the coordinator
+/// without a member id once the session has ended, and Kafka takes that for a second process of the same id.
+fn revive(lane: &Lane<'_>, ended: &mut Ended) -> Result<Vec<String>, AnyError> {
+    let mut violations = Vec::new();
     for slot in &lane.slots {
         let mut member = slot.lock();
         if !member.is_alive() {
             let log_tail = member.log_tail();
-            match lane.is_static() && log_tail.contains(FENCED) {
-                true => fenced += 1,
-                false => violations.push(format!("member {} ended by itself:\n{log_tail}", slot.number)),
+            if lane.is_static() && log_tail.contains(FENCED) {
+                ended.fenced += 1;
+            } else if log_tail.contains(LEFT_BEHIND) {
+                ended.left_behind += 1;
+            } else {
+                violations.push(format!("member {} ended by itself:\n{log_tail}", slot.number));
             }
             lane.replace(slot, &mut member, None)?;
         }
     }
-    Ok((violations, fenced))
+    Ok(violations)
 }

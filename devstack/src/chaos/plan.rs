@@ -10,10 +10,17 @@ use std::collections::BTreeSet;
 pub const ROUNDS_PER_EPOCH: u64 = 10;
 /// Milliseconds after which a silent member loses its partitions.
 pub const SESSION_TIMEOUT_MS: u64 = 6_000;
+/// Milliseconds that a revocation waits for the batch in flight.
+pub const REBALANCE_GRACE_MS: u64 = 5_000;
 /// Members of the group.
 pub const MEMBERS: usize = 3;
 /// Nodes of the Kafka cluster.
 pub const BROKERS: usize = 3;
+
+/// The first round of the epoch that a round belongs to.
+pub fn epoch_start(round: u64) -> u64 {
+    round - round % ROUNDS_PER_EPOCH
+}
 
 /// The fail points of `tallyhouse` that every batch passes.
 const POINTS: [&str; 7] = [

@@ -2,6 +2,7 @@
 
 use super::lane::Lane;
 use super::plan::{Fault, Kind, Plan};
+use super::still::STILL_MAX;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -16,8 +17,12 @@ pub(super) struct RoundResult {
     pub records: u64,
     /// From the first fault to the last check.
     pub took: Duration,
+    /// The longest time that a partition with records stood still after the last fault.
+    pub still: Duration,
     /// Static members that Kafka fenced.
     pub fenced: u64,
+    /// Members that librdkafka left behind.
+    pub left_behind: u64,
     /// The most that a member's windows and batches held.
     pub held_bytes: u64,
     /// The most resident memory of a member.
@@ -39,9 +44,11 @@ pub struct Report {
     violated: u64,
     records: u64,
     fenced: u64,
+    left_behind: u64,
     held_bytes: u64,
     rss_bytes: u64,
     slowest: Duration,
+    still: Duration,
     /// How often ClickHouse ended by itself and was restarted.
     pub(super) clickhouse_deaths: u64,
 }
@@ -54,9 +61,11 @@ impl Report {
             violated: 0,
             records: 0,
             fenced: 0,
+            left_behind: 0,
             held_bytes: 0,
             rss_bytes: 0,
             slowest: Duration::ZERO,
+            still: Duration::ZERO,
             clickhouse_deaths: 0,
         }
     }
@@ -74,9 +83,11 @@ impl Report {
         self.violated += u64::from(violated);
         self.records += result.records;
         self.fenced += result.fenced;
+        self.left_behind += result.left_behind;
         self.held_bytes = self.held_bytes.max(result.held_bytes);
         self.rss_bytes = self.rss_bytes.max(result.rss_bytes);
         self.slowest = self.slowest.max(result.took);
+        self.still = self.still.max(result.still);
         let faults: Vec<String> =
             plan.faults.iter().zip(&result.effects).map(|(fault, &took)| describe(fault, took)).collect();
         let settings = match lane.membership.is_static {
@@ -84,19 +95,24 @@ impl Report {
             false => lane.membership.assignment.to_owned(),
         };
         println!(
-            "round {:>5}  {}  {:>6} records  {:>5.1} s  {}  [{settings}]",
+            "round {:>5}  {}  {:>6} records  {:>5.1} s  still {:>4.1} s  {}  [{settings}]{}",
             plan.round,
             if violated { "VIOLATED" } else { "exact" },
             result.records,
             result.took.as_secs_f64(),
+            result.still.as_secs_f64(),
             faults.join(", "),
+            if result.left_behind > 0 { "  a member was left behind and ended" } else { "" },
         );
         if violated {
             for violation in &result.violations {
                 println!("  {violation}");
             }
             println!("  logs: {} (data beside it)", lane.folder.display());
-            println!("  again: cargo chaos --seed {seed} --round {}", plan.round);
+            println!(
+                "  again: cargo chaos --seed {seed} --round {0}, or with the rounds before it: --from {0} --rounds 1",
+                plan.round
+            );
         }
     }
 
@@ -137,17 +153,21 @@ impl fmt::Display for Report {
         let mib = |bytes: u64| bytes >> 20;
         write!(
             f,
-            "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s; windows and batches held at most \
-             {} MiB, a member's resident memory was at most {} MiB. ClickHouse ended by itself {} times; {} static members were fenced and \
-             started again.",
+            "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s; a partition with records stood still for at most \
+             {:.1} s after a round's last fault, of {:.0} s allowed. Windows and batches held at most {} MiB, a member's resident memory \
+             was at most {} MiB. ClickHouse ended by itself {} times; {} static members were fenced and started again; {} members were \
+             left behind by librdkafka, ended and were started again.",
             self.rounds,
             self.records,
             self.violated,
             self.slowest.as_secs_f64(),
+            self.still.as_secs_f64(),
+            STILL_MAX.as_secs_f64(),
             mib(self.held_bytes),
             mib(self.rss_bytes),
             self.clickhouse_deaths,
             self.fenced,
+            self.left_behind,
         )
     }
 }

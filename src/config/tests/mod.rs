@@ -312,7 +312,10 @@ fn session_and_poll_intervals_fit_each_other() {
     let with = |session: &str| given("").set(&format!("kafka.session_timeout_ms={session}")).load();
     assert_eq!(property(&with("1000"), "heartbeat.interval.ms").as_deref(), Some("333"));
     assert_eq!(property(&with("45000"), "heartbeat.interval.ms").as_deref(), Some("3000"));
-    assert_eq!(property(&with("1800000"), "max.poll.interval.ms").as_deref(), Some("1800000"));
+    assert_eq!(property(&with("1800000"), "max.poll.interval.ms").as_deref(), Some("1835000"));
+    assert_eq!(property(&given("").load(), "max.poll.interval.ms").as_deref(), Some("80000"));
+    let raised = given("").set("kafka.properties.max.poll.interval.ms=600000").load();
+    assert_eq!(property(&raised, "max.poll.interval.ms").as_deref(), Some("600000"));
 }
 
 #[test]
@@ -321,6 +324,7 @@ fn librdkafka_accepts_the_properties() {
     let small =
         given("").set("memory.limit_bytes=64MiB").set("flush.bytes_max=32MiB").set("kafka.session_timeout_ms=1000");
     let large = given("").set("memory.limit_bytes=1024GiB").set("kafka.session_timeout_ms=1800000");
+    let large = large.set("rebalance.grace_ms=600000");
     let secured =
         given("").set("kafka.group_instance_id=one").set("kafka.assignment=eager").set("kafka.tls.enabled=true");
     let secured = secured

@@ -1,0 +1,102 @@
+//! How long partitions stand still once the faults are over: records are in the log, and the committed offset does not move.
+
+use super::AnyError;
+use super::lane::Lane;
+use super::plan::{REBALANCE_GRACE_MS, SESSION_TIMEOUT_MS};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// A partition that stands still for longer is a violation: a session may have to end, a revocation may wait for its grace, and
+/// 10 s are for what lies in between.
+pub const STILL_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + REBALANCE_GRACE_MS + 10_000);
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The longest time that a partition stood still.
+#[derive(Debug, Default)]
+pub struct Still {
+    /// How long.
+    pub longest: Duration,
+    partition: i32,
+    /// Of each partition: the committed offset, and since when there is more in the log than that.
+    seen: BTreeMap<i32, (i64, Option<Instant>)>,
+}
+
+impl Still {
+    /// Takes in what is committed of a partition and where its log ends.
+    fn look(&mut self, partition: i32, committed: i64, end: i64, now: Instant) {
+        let (before, since) = self.seen.get(&partition).copied().unwrap_or((committed, Some(now)));
+        let since = since.filter(|_| committed == before).unwrap_or(now);
+        let waits = committed < end;
+        self.seen.insert(partition, (committed, waits.then_some(since)));
+        let still = now.duration_since(since);
+        if waits && still > self.longest {
+            (self.longest, self.partition) = (still, partition);
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        self.seen.values().any(|(_, since)| since.is_some())
+    }
+
+    /// The violation, if that was too long.
+    pub fn violation(&self) -> Option<String> {
+        let Still { longest, partition, .. } = self;
+        (*longest > STILL_MAX).then(|| {
+            format!("partition {partition} stood still for {longest:.1?} after the last fault, more than {STILL_MAX:?}")
+        })
+    }
+}
+
+/// Looks until everything in the log is committed once the checks are over, or has stood still for too long.
+pub fn watch(lane: &Lane<'_>, checked: &AtomicBool) -> Result<Still, AnyError> {
+    let mut still = Still::default();
+    loop {
+        // Before the look, so that the last one sees all that the checks saw.
+        let last = checked.load(Ordering::Relaxed);
+        let committed: BTreeMap<i32, i64> = lane.topic.committed()?.into_iter().collect();
+        for partition in 0..lane.topic.partitions()? {
+            let (low, end) = lane.topic.bounds(partition)?;
+            let committed = committed.get(&partition).copied().unwrap_or(low);
+            still.look(partition, committed, end, Instant::now());
+        }
+        if last && (!still.is_behind() || still.longest > STILL_MAX) {
+            return Ok(still);
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is committed at seconds 0, 1, 2 and so on, of a partition whose log ends at 10.
+    fn longest(committed: &[i64]) -> u64 {
+        let (begun, mut still) = (Instant::now(), Still::default());
+        for (second, &offset) in (0..).zip(committed) {
+            still.look(0, offset, 10, begun + Duration::from_secs(second));
+        }
+        assert_eq!(still.is_behind(), committed.last() < Some(&10));
+        still.longest.as_secs()
+    }
+
+    #[test]
+    fn only_records_that_wait_stand_still() {
+        assert_eq!(longest(&[10, 10, 10]), 0);
+        assert_eq!(longest(&[0, 0, 0, 10, 10, 10]), 2);
+        assert_eq!(longest(&[0, 0, 3, 3, 3, 3, 10]), 3);
+        assert_eq!(longest(&[1, 2, 3, 4]), 0);
+        assert_eq!(longest(&[5, 5, 5]), 2);
+    }
+
+    #[test]
+    fn too_long_is_a_violation() {
+        let (begun, mut still) = (Instant::now(), Still::default());
+        still.look(3, 0, 10, begun);
+        still.look(3, 0, 10, begun + STILL_MAX);
+        assert_eq!(still.violation(), None);
+        still.look(3, 0, 10, begun + STILL_MAX + Duration::from_secs(1));
+        assert!(still.violation().is_some_and(|told| told.starts_with("partition 3 stood still for 22.0s")));
+    }
+}
