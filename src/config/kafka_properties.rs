@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::memory;
 use super::schema::{Assignment, Config, GroupProtocol, Mechanism, Topics};
 
 /// Properties that the protocol rests on: name, value, and why it cannot be another.
@@ -49,6 +50,9 @@ const CONTENDING: &[(&str, &str)] = &[
 
 /// Properties that the producers of dead letters and replays rest on.
 const PRODUCER: &[(&str, &str)] = &[("acks", "all"), ("enable.idempotence", "true")];
+
+/// The least `message.max.bytes` that librdkafka allows.
+const MESSAGE_MAX_BYTES_MIN: &str = "1000";
 
 /// Properties that no producer gets: those of a group, and the name of transactions, which replays give themselves.
 const NOT_OF_PRODUCERS: &[&str] = &[
@@ -99,6 +103,8 @@ impl Config {
         let tuning = self.tuning().into_iter().filter(|(name, _)| classic || *name != "heartbeat.interval.ms");
         all.extend(tuning.map(|(name, value)| (name.to_owned(), value.to_string())));
         all.extend(self.kafka.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
+        // A limit of what is produced. librdkafka refuses a consumer whose `fetch.max.bytes` is below it.
+        all.insert("message.max.bytes".to_owned(), MESSAGE_MAX_BYTES_MIN.to_owned());
         all.extend(self.keyed().into_iter().map(|(name, value)| (name.to_owned(), value)));
         all.extend(PROTOCOL.iter().map(|(name, value, _)| (name.to_string(), value.to_string())));
         all.into_iter().collect()
@@ -111,8 +117,7 @@ impl Config {
         all.insert("message.max.bytes".to_owned(), "1000000000".to_owned());
         // The topic's limit is one of batches, and one that is refused for its size is not made smaller.
         all.insert("batch.size".to_owned(), "65536".to_owned());
-        // Part of what the one memory limit leaves for what is being sent.
-        let queue_kbytes = (self.memory.limit_bytes as u64 / 8 / 1024).min(2_097_151);
+        let queue_kbytes = kbytes(memory::produced(self.memory.limit_bytes));
         all.insert("queue.buffering.max.kbytes".to_owned(), queue_kbytes.to_string());
         all.extend(self.kafka.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
         all.extend(self.keyed().into_iter().map(|(name, value)| (name.to_owned(), value)));
@@ -122,7 +127,7 @@ impl Config {
 
     /// Defaults that `kafka.properties` may override.
     fn tuning(&self) -> [(&'static str, u64); 9] {
-        let limit_bytes = self.memory.limit_bytes as u64;
+        let limit_bytes = self.memory.limit_bytes;
         let session_timeout_ms = self.kafka.session_timeout_ms;
         [
             ("heartbeat.interval.ms", (session_timeout_ms / 3).min(3_000)),
@@ -131,11 +136,9 @@ impl Config {
             // The defaults of librdkafka throttle: with these two, a backlog is read about ten times faster.
             ("queued.min.messages", 1_000_000),
             ("fetch.queue.backoff.ms", 5),
-            // librdkafka's queue is inside the one memory limit: it has a quarter. It counts values only, and keeps twice as
-            // much beside each that is as short as an event ...
-            ("queued.max.messages.kbytes", (limit_bytes / 4 / 3 / 1024).min(2_097_151)),
-            // ... and what is on its way when the queue is full is bounded too.
-            ("fetch.max.bytes", (limit_bytes / 16).min(52_428_800)),
+            // librdkafka asks a broker for more while its queue is below the first, and takes an answer whole.
+            ("queued.max.messages.kbytes", kbytes(memory::queued_values(limit_bytes))),
+            ("fetch.max.bytes", memory::fetch(limit_bytes) as u64),
             ("fetch.message.max.bytes", 1_048_576),
             // A batch is always sent whole, however large. librdkafka also refuses zstd batches that unpack to more than this, or, as
             // it guesses in threes, to more than a third of it; refused is a partition that stands still.
@@ -188,6 +191,11 @@ impl Config {
         }
         properties
     }
+}
+
+/// In the unit of librdkafka's queue sizes, within their range.
+fn kbytes(bytes: usize) -> u64 {
+    (bytes as u64 / 1024).min(2_097_151)
 }
 
 impl Topics {

@@ -12,6 +12,7 @@ use toml::{Table, Value};
 use super::error::Problem;
 use super::kafka_properties::is_secret;
 use super::keys::{Kind, format_bytes, show};
+use super::memory::RESERVE_BYTES;
 use super::schema::{find, keys};
 use super::{FlagValue, Sources};
 
@@ -50,22 +51,23 @@ fn defaults(memory_max_bytes: Option<u64>) -> Settings {
     layer
 }
 
-/// Lowers the two defaults that say how much memory is used to what a container has: the rest is for the program itself and for
-/// what the allocator keeps.
+/// Lowers the two defaults that say how much memory is used to what a container has. The rest is for the reserve and for what the
+/// kernel counts beside the process.
 fn fit_into(memory_max_bytes: Option<u64>, layer: &mut Settings) {
     let bytes_of = |layer: &Settings, key: &str| {
         layer.get(key).and_then(|setting| find(key)?.kind.parse(&setting.value)?.as_integer())
     };
     let Some(max_bytes) = memory_max_bytes.and_then(|bytes| i64::try_from(bytes).ok()) else { return };
+    let at_least = |key: &str, bytes: i64| find(key).map_or(bytes, |key| key.kind.at_least(bytes));
     let mut lower = |key: &str, bytes: i64| {
-        let bytes = find(key).map_or(bytes, |key| key.kind.at_least(bytes));
         if bytes_of(layer, key).is_some_and(|default_bytes| bytes < default_bytes) {
             let origin = format!("default in {} of memory (cgroup)", format_bytes(max_bytes));
             layer.insert(key.to_owned(), Setting { value: bytes.to_string().into(), origin });
         }
     };
+    let limit_bytes = (max_bytes / 4 * 3).min(max_bytes - RESERVE_BYTES as i64);
     // In whole MiB, which people can read.
-    let limit_bytes = (max_bytes / 4 * 3) & !((1 << 20) - 1);
+    let limit_bytes = at_least("memory.limit_bytes", limit_bytes & !((1 << 20) - 1));
     lower("memory.limit_bytes", limit_bytes);
     lower("flush.bytes_max", limit_bytes / 4);
 }

@@ -13,6 +13,7 @@ mod explain;
 mod kafka_properties;
 mod keys;
 mod layers;
+pub mod memory;
 mod schema;
 mod secret;
 #[cfg(test)]

@@ -268,9 +268,9 @@ section! {
 section! {
     /// The one memory limit.
     Memory "memory" {
-        /// Bytes for events in librdkafka's queue (a quarter), in windows and in batches. Consumption pauses at the limit. In a
-        /// container with less than 683MiB of memory (cgroup) the default is three quarters of that, and flush.bytes_max's a
-        /// quarter of this limit.
+        /// Bytes for events: half of it in windows and batches, a quarter in librdkafka, a quarter on their way out. Consumption pauses
+        /// at the limit. The process takes up to 96MiB more. In a container with less than 683MiB of memory (cgroup) the default is
+        /// three quarters of that, at least 96MiB less than that, and flush.bytes_max's a quarter of this limit.
         limit_bytes: usize = "512MiB", Bytes(64 << 20..=1 << 40);
     }
 }

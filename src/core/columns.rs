@@ -20,8 +20,9 @@ pub struct Column {
 impl Column {
     /// Appends bytes that may lie across chunks.
     pub fn put(&mut self, bytes: &[u8]) {
-        if self.open.capacity() - self.open.len() < bytes.len() {
-            self.grow(bytes.len());
+        let room = self.open.capacity() - self.open.len();
+        if room < bytes.len() {
+            return self.put_across(bytes, room);
         }
         self.open.put_slice(bytes);
     }
@@ -62,13 +63,17 @@ impl Column {
         self.full
     }
 
+    /// Fills the open chunk before the next one is made: a large value that found no room would leave up to half of each chunk unused.
     #[cold]
-    fn grow(&mut self, needed: usize) {
-        let capacity = (self.open.capacity() * 2).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).max(needed);
+    fn put_across(&mut self, bytes: &[u8], room: usize) {
+        let (first, rest) = bytes.split_at(room);
+        self.open.put_slice(first);
+        let capacity = (self.open.capacity() * 2).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX).max(rest.len());
         let full = std::mem::replace(&mut self.open, BytesMut::with_capacity(capacity));
         if !full.is_empty() {
             self.full.push(full.freeze());
         }
+        self.open.put_slice(rest);
     }
 }
 
@@ -204,6 +209,15 @@ mod tests {
                 prop_assert!(values.take(1).is_none() && values.take(0).is_some());
             }
         }
+    }
+
+    /// Of values that are a little more than half of a chunk, two thirds would find no room in what is left of one.
+    #[test]
+    fn large_values_leave_no_chunk_unused() {
+        let (mut column, value) = (Column::default(), vec![7; CHUNK_BYTES_MAX / 2 + 1]);
+        (0..100).for_each(|_| column.put_string(&value));
+        let (chunks, bytes) = (column.full.len() + 1, 100 * value.len());
+        assert!(chunks * CHUNK_BYTES_MAX < bytes + 10 * CHUNK_BYTES_MAX, "{chunks} chunks for {bytes} bytes");
     }
 
     #[test]

@@ -1,29 +1,11 @@
-//! The one memory limit and its shares.
-//!
-//! | share of `memory.limit_bytes` | for what |
-//! |---|---|
-//! | a half | windows, and batches until they are committed; the oldest replay may borrow an eighth of it more |
-//! | a quarter | librdkafka's queue of fetched records (`config/kafka_properties.rs`) |
-//! | the rest | blocks and dead letters that are being sent, and what is unpacked of an answer |
-//!
-//! [`Intake`](crate::core::intake::Intake) decides by these figures who pauses.
+//! What windows and batches hold, counted. [`Intake`](crate::core::intake::Intake) decides by these figures who pauses;
+//! `config/memory.rs` says which part of `memory.limit_bytes` is theirs.
 
 use crate::core::intake::Intake;
 use crate::metrics::{MEMORY_LIMIT, MEMORY_USED, PAUSED};
 use metrics::gauge;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// What windows and batches may hold of `memory.limit_bytes`.
-pub fn share_bytes(limit_bytes: usize) -> usize {
-    limit_bytes / 2
-}
-
-/// The `memory.limit_bytes` with which a replay of so many bytes fits.
-pub fn limit_for(replay_bytes: u64) -> u64 {
-    // The share holds a record more than a batch, and an eighth more than that is lent.
-    replay_bytes.saturating_mul(2)
-}
 
 /// What all windows and batches hold.
 #[derive(Debug, Default)]

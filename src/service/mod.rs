@@ -23,7 +23,7 @@ use crate::clickhouse::client::{ClickHouseOptions, Client};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sink::Sink;
-use crate::config::{Config, Retry};
+use crate::config::{self, Config, Retry};
 use crate::core::decode::TimeBounds;
 use crate::core::event::SECONDS_PER_DAY;
 use crate::core::intake::Intake;
@@ -242,7 +242,7 @@ pub async fn run(
         metrics::install(&config.kafka.topics.events).map_err(|error| RunError::Metrics(error.to_string()))?;
     let health = Arc::new(Health::default());
     health.set("assignment", "no partitions are assigned yet");
-    let share_bytes = memory::share_bytes(config.memory.limit_bytes);
+    let share_bytes = config::memory::windows(config.memory.limit_bytes);
     let memory = Arc::new(Memory::new(share_bytes));
     let windows = Arc::new(Windows::new(limits(config), Arc::clone(&memory)));
     let state = admin::State {

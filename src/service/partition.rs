@@ -3,11 +3,11 @@
 //! Must never do anything the protocol did not ask for, and never answer what it did not see. What may fail for a while (Kafka,
 //! ClickHouse) is tried again with backoff for as long as the partition is ours.
 
-use super::memory::limit_for;
 use super::reader::Command;
 use super::windows::{Due, Held};
 use super::{Drain, Shared};
 use crate::clock::{boot_time, unix_ms};
+use crate::config::memory::limit_for_replay;
 use crate::core::buffer::Halt;
 use crate::core::intake::Fill;
 use crate::core::lease::Lease;
@@ -25,7 +25,7 @@ use crate::retry::Backoff;
 use metrics::{counter, histogram};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,6 +37,10 @@ const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORT_PATIENCE: Duration = Duration::from_secs(10);
 /// ClickHouse's default of `http_receive_timeout`: it gives up a sender that says nothing for so long.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Steps that are named in two places.
+const DEAD_LETTER: &str = "dead_letter";
+const REPLAY: &str = "replay";
 
 /// Whether a partition's task may commit. A commit holds the lock from the comparison to its answer.
 #[derive(Clone, Debug, Default)]
@@ -61,7 +65,8 @@ pub struct Partition {
     /// Frozen and not committed, in order.
     batches: VecDeque<(Held, Instant)>,
     lease: Lease,
-    backoff: Backoff,
+    /// Of the steps that have failed since they succeeded last.
+    backoffs: BTreeMap<&'static str, Backoff>,
     wake: Arc<Notify>,
     /// The last fill that was asked for.
     fill: Option<Fill>,
@@ -74,9 +79,8 @@ pub struct Partition {
 }
 
 impl Drop for Partition {
-    /// What keeps these letters from being delivered is the next owner's to say.
     fn drop(&mut self) {
-        self.shared.health.clear(&self.dead_letter_cause());
+        self.forget_failures();
     }
 }
 
@@ -90,13 +94,12 @@ impl Partition {
             partition: number,
         };
         let lease = Lease::new(shared.session_timeout);
-        let backoff = Backoff::new(&shared.retry);
         Partition {
             shared,
             source,
             batches: VecDeque::new(),
             lease,
-            backoff,
+            backoffs: BTreeMap::new(),
             wake: Arc::default(),
             fill: None,
             assigned: boot_time(),
@@ -151,12 +154,12 @@ impl Partition {
             });
             match view.await {
                 Ok(view) => {
-                    self.succeeded("kafka");
+                    self.succeeded("read_committed");
                     self.source.topic_id.clone_from(&view.topic_id);
                     failpoint::hit("committed_read");
                     return Seen::Log(view);
                 }
-                Err(error) => self.failed("kafka", "read_committed", &kafka::told(&error)).await,
+                Err(error) => self.failed("read_committed", &kafka::told(&error)).await,
             }
             if self.is_draining() {
                 return Seen::Drained;
@@ -168,10 +171,10 @@ impl Partition {
         loop {
             match self.shared.sink.progress(from, &self.source).await {
                 Ok(progress) => {
-                    self.succeeded("clickhouse");
+                    self.succeeded("read_progress");
                     return Seen::Progress(progress);
                 }
-                Err(error) => self.failed("clickhouse", "read_progress", &error).await,
+                Err(error) => self.failed("read_progress", &error).await,
             }
             if self.is_draining() {
                 return Seen::Drained;
@@ -187,10 +190,10 @@ impl Partition {
             };
             match marks.await {
                 Ok(marks) => {
-                    self.succeeded("clickhouse");
+                    self.succeeded("read_marks");
                     return Seen::Marks(marks);
                 }
-                Err(error) => self.failed("clickhouse", "read_marks", &error).await,
+                Err(error) => self.failed("read_marks", &error).await,
             }
         }
     }
@@ -222,7 +225,7 @@ impl Partition {
                 "completing an announced batch: its records are read again"
             );
             if self.fill.is_some_and(|fill| (fill.from, fill.until) == (from, Some(until))) {
-                self.backoff.wait().await;
+                self.failed(REPLAY, &format!("batch [{from}, {until}) could not be read whole")).await;
             }
         }
         let fill = Fill { partition: number, number: self.shared.next_fill(), from, until };
@@ -341,7 +344,7 @@ impl Partition {
         match outcome {
             Ok(Ok(Some(sent))) => {
                 self.lease.renew(sent);
-                self.succeeded("kafka");
+                self.succeeded("commit");
                 self.drop_committed(wanted.offset);
                 failpoint::hit(if self.batches.is_empty() { "end_committed" } else { "intent_committed" });
                 Seen::CommitDone
@@ -352,11 +355,11 @@ impl Partition {
                 Seen::CommitOvertaken
             }
             Ok(Err(error)) => {
-                self.failed("kafka", "commit", &kafka::told(&error)).await;
+                self.failed("commit", &kafka::told(&error)).await;
                 Seen::CommitFailed
             }
             Err(_) => {
-                self.failed("kafka", "commit", &"OffsetCommit: no answer in time").await;
+                self.failed("commit", &"OffsetCommit: no answer in time").await;
                 Seen::CommitFailed
             }
         }
@@ -370,6 +373,8 @@ impl Partition {
             counter!(FLUSHED_BATCHES).increment(1);
             self.shared.flushed_batches.fetch_add(1, Ordering::Relaxed);
             self.batches.pop_front();
+            // An insert whose answer was lost has succeeded as well.
+            self.forget_failures();
         }
         self.note_oldest();
     }
@@ -407,7 +412,7 @@ impl Partition {
         histogram!(INSERT_SECONDS, "table" => table.name()).record(started.elapsed());
         match outcome {
             Ok(rows) => {
-                self.succeeded("clickhouse");
+                self.succeeded("insert");
                 counter!(FLUSHED_ROWS, "table" => table.name()).increment(rows);
                 self.shared.flushed_rows.fetch_add(if table == Table::Raw { rows } else { 0 }, Ordering::Relaxed);
                 failpoint::hit(match table {
@@ -418,7 +423,7 @@ impl Partition {
                 Seen::Inserted
             }
             Err(error) => {
-                self.failed("clickhouse", "insert", &error).await;
+                self.failed("insert", &error).await;
                 Seen::InsertUnknown
             }
         }
@@ -440,37 +445,53 @@ impl Partition {
             Ok(letters) => {
                 counter!(DEAD_LETTERS).increment(letters);
                 self.lettered = Some(range);
-                self.succeeded(&self.dead_letter_cause());
+                self.succeeded(DEAD_LETTER);
                 failpoint::hit("dead_letters_delivered");
                 true
             }
             Err(error) => {
                 let topic = dead_letters.topic();
                 let error = format!("the dead-letter topic {topic} does not take a rejected record: {error}");
-                self.failed(&self.dead_letter_cause(), "dead_letter", &error).await;
+                self.failed(DEAD_LETTER, &error).await;
                 false
             }
         }
-    }
-
-    fn dead_letter_cause(&self) -> String {
-        format!("dead letters of partition {}", self.source.partition)
     }
 
     fn is_draining(&self) -> bool {
         *self.drain.borrow() != Drain::No
     }
 
-    fn succeeded(&mut self, server: &str) {
-        self.backoff.reset();
-        self.shared.health.clear(server);
+    /// A step is done: what kept it from that is over. Another step's success proves nothing of it.
+    fn succeeded(&mut self, step: &'static str) {
+        if self.backoffs.remove(step).is_some() {
+            self.shared.health.clear(&self.cause(step));
+        }
     }
 
-    async fn failed(&mut self, server: &str, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
+    async fn failed(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
         counter!(RETRIES, "step" => step).increment(1);
         tracing::warn!(partition = self.source.partition, step, "{error}; trying again");
-        self.shared.health.set(server, error.to_string());
-        self.backoff.wait().await;
+        self.shared.health.set(&self.cause(step), error.to_string());
+        let retry = &self.shared.retry;
+        let backoff = self.backoffs.entry(step).or_insert_with(|| Backoff::new(retry));
+        // Who gives the partition up does not wait for it.
+        tokio::select! {
+            () = backoff.wait() => {}
+            _ = self.drain.changed() => {}
+        }
+    }
+
+    /// What keeps a step of this partition from being done, at `/readyz`.
+    fn cause(&self, step: &str) -> String {
+        format!("partition {}, {step}", self.source.partition)
+    }
+
+    /// All that was tried again is done, or is for the next owner to try.
+    fn forget_failures(&mut self) {
+        for step in std::mem::take(&mut self.backoffs).into_keys() {
+            self.shared.health.clear(&self.cause(step));
+        }
     }
 }
 
@@ -478,5 +499,5 @@ impl Partition {
 fn too_large(fill: Fill, records: u64, bytes: usize) -> Seen {
     let offsets = fill.until.unwrap_or(fill.from).saturating_sub(fill.from);
     let whole = u128::from(offsets) * bytes as u128 / u128::from(records.max(1));
-    Seen::TooLarge { limit_bytes: limit_for(u64::try_from(whole).unwrap_or(u64::MAX)) }
+    Seen::TooLarge { limit_bytes: limit_for_replay(u64::try_from(whole).unwrap_or(u64::MAX)) }
 }

@@ -114,6 +114,7 @@ fn main() -> ExitCode {
         exact::a_replay_of_half_the_memory_ends,
         exact::replays_of_a_larger_member_end,
         exact::one_partition_that_waits_stops_no_other,
+        memory::many_cores_make_no_more_arenas,
         memory::the_process_stays_within_the_limit_and_a_reserve,
         stops::the_pages_statements_run,
         stops::a_retention_gap_is_left_behind,

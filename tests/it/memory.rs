@@ -19,48 +19,42 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Reading has come to a halt if it takes nothing for so long.
 const HALT: Duration = Duration::from_secs(2);
 
-/// What is consumed: ordinary events, long ones, some very large, and large records that are no events.
-struct Backlog {
-    rejects: u64,
-}
-
-impl Backlog {
-    /// All records, in batches that shrink to a thirtieth or less.
-    fn produce(bootstrap: &str, topic: &str) -> Backlog {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", bootstrap)
-            .set("compression.type", "zstd")
-            .set("linger.ms", "50")
-            .set("batch.size", "1000000")
-            .set("queue.buffering.max.messages", "100000")
-            .create()
-            .unwrap();
-        let event = String::from_utf8(Events { broken_percent: 0, ..Events::default() }.payload(1).bytes).unwrap();
-        let grown = |bytes: usize| event.replace("Mozilla", &"Mozilla, like others, ".repeat(bytes / 22)).into_bytes();
-        let (ordinary, long, large, reject) =
-            (event.clone().into_bytes(), grown(3_000), grown(200_000), vec![b'x'; 140_000]);
-        let mut rejects = 0;
-        for n in 0..RECORDS {
-            let payload = match n {
-                n if n % 2_000 == 7 => &large,
-                n if n % 500 == 9 => {
-                    rejects += 1;
-                    &reject
-                }
-                n if n % 4 == 0 => &long,
-                _ => &ordinary,
-            };
-            // Runs of one partition, so that batches are full.
-            let partition = (n / 1_000 % PARTITIONS as u64) as i32;
-            let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(partition).payload(payload);
-            while let Err((_, returned)) = producer.send(record) {
-                producer.poll(POLL_INTERVAL);
-                record = returned;
-            }
+/// Sends ordinary events, long ones, some very large ones, and large records that are no events. Packed they come to about a
+/// twentieth. Gives the number of records that are no events.
+fn produce(bootstrap: &str, topic: &str) -> u64 {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("compression.type", "zstd")
+        .set("linger.ms", "50")
+        .set("batch.size", "1000000")
+        .set("queue.buffering.max.messages", "100000")
+        .create()
+        .unwrap();
+    let events = Events { broken_percent: 0, ..Events::default() };
+    let reject = vec![b'x'; 140_000];
+    let mut rejects = 0;
+    for n in 0..RECORDS {
+        let grown = |bytes: usize| {
+            let event = String::from_utf8(events.payload(n).bytes).unwrap();
+            event.replace("Mozilla", &"Mozilla, like others, ".repeat(bytes / 22)).into_bytes()
+        };
+        let payload = match n {
+            n if n % 2_000 == 7 => grown(200_000),
+            n if n % 500 == 9 => reject.clone(),
+            n if n % 4 == 0 => grown(3_000),
+            _ => events.payload(n).bytes,
+        };
+        rejects += u64::from(payload == reject);
+        // A thousand records in turn for each partition, so that batches are full.
+        let partition = (n / 1_000 % PARTITIONS as u64) as i32;
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(partition).payload(&payload);
+        while let Err((_, returned)) = producer.send(record) {
+            producer.poll(POLL_INTERVAL);
+            record = returned;
         }
-        producer.flush(TIMEOUT).unwrap();
-        Backlog { rejects }
     }
+    producer.flush(TIMEOUT).unwrap();
+    rejects
 }
 
 /// The library that makes a process see 64 cores.
@@ -87,6 +81,16 @@ async fn await_halt(member: &Server) {
     }
 }
 
+/// An allocator has arenas by the number of cores, four for each, and every arena keeps some memory.
+pub async fn many_cores_make_no_more_arenas(_url: &str, _database: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(crate::program());
+    command.arg("--version").env("LD_PRELOAD", cores(folder.path())).env("MALLOC_CONF", "stats_print:true");
+    let printed = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    let arenas = printed.lines().find_map(|line| line.trim().strip_prefix("opt.narenas: ")).unwrap();
+    assert_eq!(arenas, "8");
+}
+
 /// With a small and with a large limit: what the process takes at most is the limit and a reserve. ClickHouse refuses inserts until
 /// windows and queues are full; then all is counted.
 pub async fn the_process_stays_within_the_limit_and_a_reserve(url: &str, database: &str) {
@@ -94,7 +98,7 @@ pub async fn the_process_stays_within_the_limit_and_a_reserve(url: &str, databas
     let topic = format!("{database}.packed");
     create_topic(kafka.bootstrap(), &topic, PARTITIONS).unwrap();
     let begun = Instant::now();
-    let backlog = Backlog::produce(kafka.bootstrap(), &topic);
+    let rejects = produce(kafka.bootstrap(), &topic);
     println!("produced in {:?}", begun.elapsed());
     let folder = tempfile::tempdir().unwrap();
     let cores = cores(folder.path());
@@ -128,7 +132,7 @@ pub async fn the_process_stays_within_the_limit_and_a_reserve(url: &str, databas
         assert!(peak < limit + RESERVE, "{} MiB with a limit of {} MiB", peak / MIB, limit / MIB);
         assert_eq!(
             (bench.stored().await, bench.count("SELECT count() FROM rejected_events").await),
-            (RECORDS, backlog.rejects)
+            (RECORDS, rejects)
         );
         bench.assert_consistent("after a backlog of packed batches").await;
     }

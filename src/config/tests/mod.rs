@@ -242,7 +242,8 @@ fn a_container_lowers_the_default_limits() {
     };
     assert_eq!(mib(&limits(Some(8 << 30), "")), (512, 128));
     assert_eq!(mib(&limits(Some(512 << 20), "")), (384, 96));
-    assert_eq!(mib(&limits(Some(70 << 20), "")), (64, 13), "never below what is allowed");
+    assert_eq!(mib(&limits(Some(256 << 20), "")), (160, 40), "the reserve is left");
+    assert_eq!(mib(&limits(Some(70 << 20), "")), (64, 16), "never below what is allowed");
     assert_eq!(mib(&limits(Some(512 << 20), "memory.limit_bytes = '400MiB'")), (400, 96), "what is configured wins");
     let explained = limits(Some(512 << 20), "").load().explain();
     let line = explained.lines().find(|line| line.starts_with("memory.limit_bytes")).unwrap();
@@ -300,6 +301,7 @@ fn a_property_passes_only_if_no_one_owns_it() {
     fetch.queue.backoff.ms
     heartbeat.interval.ms
     max.poll.interval.ms
+    message.max.bytes
     queued.max.messages.kbytes
     queued.min.messages
     receive.message.max.bytes
