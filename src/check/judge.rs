@@ -4,7 +4,7 @@ use super::{Code, Outcome};
 use crate::audit::position::Position;
 use crate::clickhouse::dedup::Window;
 use crate::clickhouse::retention::{Retention, Ttl};
-use crate::config::{Config, GroupProtocol};
+use crate::config::{self, Config, GroupProtocol};
 use crate::core::protocol::LogView;
 use crate::kafka::refusal;
 
@@ -105,13 +105,13 @@ pub fn session_timeout(config: &Config, answer: Option<Result<Option<u64>, Strin
 /// The configuration already holds that one batch fits; this is about what pauses consumption all the time.
 pub fn memory(limit_bytes: usize, batch_bytes_max: usize, partitions: usize) -> Outcome {
     let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-    // Half of the limit is for windows and batches; after a pause, consumption goes on below half of that (`service/memory.rs`).
-    let (share, room) = (limit_bytes / 2, limit_bytes / 4);
-    let each = room / partitions.max(1);
+    // A partition may hold as much as is free (`core/intake.rs`): with n that take all they can, an (n + 1)th of the share each.
+    let share = config::memory::windows(limit_bytes);
+    let each = share / (partitions + 1);
     let fix = "raise memory.limit_bytes, lower flush.bytes_max, or share the partitions out to more members";
     if batch_bytes_max.saturating_mul(2) > share {
         let seen = format!(
-            "a full batch being written and the next window ({} each) do not fit into {}: each such batch pauses consumption",
+            "a full batch ({}) is more than one partition may hold of {}: batches are cut before, and each pauses its partition",
             mib(batch_bytes_max),
             mib(share)
         );

@@ -97,7 +97,7 @@ const ARRIVALS_MAX: usize = 1_024;
 
 /// Bytes counted for one counter entry: 80 of key and value in a hash table that is half empty right after it has grown, and once
 /// more in the batch's list while the table is still there.
-const COUNTER_BYTES: usize = 240;
+const COUNTER_BYTES: usize = 336;
 /// Bytes counted for one day: the first chunk of each of its columns.
 const DAY_BYTES: usize = 7 << 10;
 /// Bytes counted for a raw row beside its strings: fixed columns and lengths.

@@ -37,6 +37,7 @@ impl ToPartition<'_> {
     fn new(bench: &Bench, batch_records: u32) -> ToPartition<'_> {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", kafka())
+            .set("enable.idempotence", "true")
             .set("batch.num.messages", batch_records.to_string())
             .set("linger.ms", "20")
             .set("compression.type", "lz4")

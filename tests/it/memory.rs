@@ -24,6 +24,8 @@ const HALT: Duration = Duration::from_secs(2);
 fn produce(bootstrap: &str, topic: &str) -> u64 {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
+        // Without it a batch that is sent again after a pause of its broker is in the log twice.
+        .set("enable.idempotence", "true")
         .set("compression.type", "zstd")
         .set("linger.ms", "50")
         .set("batch.size", "1000000")
@@ -128,11 +130,13 @@ pub async fn the_process_stays_within_the_limit_and_a_reserve(url: &str, databas
             peak / MIB,
             begun.elapsed()
         );
+        let log = member.stderr();
         end(&member);
         assert!(peak < limit + RESERVE, "{} MiB with a limit of {} MiB", peak / MIB, limit / MIB);
         assert_eq!(
             (bench.stored().await, bench.count("SELECT count() FROM rejected_events").await),
-            (RECORDS, rejects)
+            (RECORDS, rejects),
+            "{log}"
         );
         bench.assert_consistent("after a backlog of packed batches").await;
     }
