@@ -188,8 +188,9 @@ enum State {
     CheckingGone { intent: Intent, low: u64 },
     /// Re-reading an announced batch.
     Replaying { intent: Intent },
-    /// The announced batch does not fit into memory: waiting for marks that show nothing of it applied.
-    Shrinking { intent: Intent, limit_bytes: u64 },
+    /// The announced batch does not fit into memory: waiting for marks that show nothing of it applied. `quiet`: and nothing of it can
+    /// arrive any more.
+    Shrinking { intent: Intent, limit_bytes: u64, quiet: bool },
     /// Waiting for the next batch. `first`: of this assignment; an intent for the same offsets may have been lost, and its
     /// tokens used.
     Filling { first: bool },
@@ -251,12 +252,17 @@ impl Protocol {
             (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
             (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
             (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
-            (State::Replaying { intent }, Seen::TooLarge { limit_bytes }) => {
-                let action = Action::ReadMarks { range: intent.range, quiet: guard::is_on(Guard::Quiet) };
-                self.enter(State::Shrinking { intent, limit_bytes }, action)
-            }
-            (State::Shrinking { intent, limit_bytes }, Seen::Marks(marks)) => {
-                self.on_marks_of_large(&intent, limit_bytes, &marks)
+            (State::Replaying { intent }, Seen::TooLarge { limit_bytes }) => self.shrink(intent, limit_bytes, false),
+            (State::Shrinking { intent, limit_bytes, quiet }, Seen::Marks(marks)) => {
+                match intent.counts.is_some() && marks.show_nothing(intent.range) {
+                    false => Action::Stop(StopReason::ReplayTooLarge { range: intent.range, limit_bytes }),
+                    true if !quiet && guard::is_on(Guard::Quiet) => self.shrink(intent, limit_bytes, true),
+                    // Taken back, so that the same records are announced in smaller batches.
+                    true => {
+                        let wanted = self.position(intent.range.start, None);
+                        self.commit(State::Settling, wanted)
+                    }
+                }
             }
             (State::Filling { first }, Seen::Batch(batch)) => self.announce(batch, first),
             (
@@ -438,17 +444,10 @@ impl Protocol {
         }
     }
 
-    /// A batch that a member with more memory has announced: while nothing of it is applied the announcement is taken back, and the
-    /// same records are announced in smaller batches.
-    fn on_marks_of_large(&mut self, intent: &Intent, limit_bytes: u64, marks: &Marks) -> Action {
+    /// Looks whether a batch that a member with more memory has announced may be announced smaller.
+    fn shrink(&mut self, intent: Intent, limit_bytes: u64, quiet: bool) -> Action {
         let range = intent.range;
-        match intent.counts.is_some() && marks.show_nothing(range) {
-            true => {
-                let wanted = self.position(range.start, None);
-                self.commit(State::Settling, wanted)
-            }
-            false => Action::Stop(StopReason::ReplayTooLarge { range, limit_bytes }),
-        }
+        self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, quiet })
     }
 
     fn on_marks(

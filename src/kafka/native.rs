@@ -16,6 +16,12 @@ impl<T> Drop for Owned<T> {
     }
 }
 
+/// When librdkafka itself gives an admin request up that goes to a group's coordinator: the most that it allows, as no such request may
+/// time out in it. With 2.12.1 the process aborts when the coordinator comes back after that: `rd_kafka_coord_req_fsm` sends the
+/// request, hears that it is over, and answers it a second time (`rd_kafka_enq_once_del_source_return: Assertion refcnt > 0`). The same
+/// happens when the client is taken down in between.
+const COORDINATOR_TIMEOUT_MS: i32 = 3_600_000;
+
 /// Sends an admin request over a client's own connections and reads the answer. Blocks.
 ///
 /// # Errors
@@ -36,7 +42,9 @@ pub unsafe fn ask<T>(
     unsafe {
         let queue = Owned(c::rd_kafka_queue_new(client), c::rd_kafka_queue_destroy);
         let options = Owned(c::rd_kafka_AdminOptions_new(client, operation), c::rd_kafka_AdminOptions_destroy);
-        c::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, std::ptr::null_mut(), 0);
+        let is_for_coordinator = operation == c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
+        let given_up_ms = if is_for_coordinator { COORDINATOR_TIMEOUT_MS } else { timeout_ms };
+        c::rd_kafka_AdminOptions_set_request_timeout(options.0, given_up_ms, std::ptr::null_mut(), 0);
         send(options.0, queue.0);
         let event = Owned(c::rd_kafka_queue_poll(queue.0, timeout_ms), c::rd_kafka_event_destroy);
         if event.0.is_null() {

@@ -68,8 +68,10 @@ pub struct Partition {
     /// Of the steps that have failed since they succeeded last.
     backoffs: BTreeMap<&'static str, Backoff>,
     wake: Arc<Notify>,
-    /// The last fill that was asked for.
+    /// The fill that was asked for, until the partition starts over.
     fill: Option<Fill>,
+    /// The bounds of the last replay that was begun.
+    replayed: Option<(u64, u64)>,
     /// When the partition was assigned, on the boot clock.
     assigned: Duration,
     drain: watch::Receiver<Drain>,
@@ -102,6 +104,7 @@ impl Partition {
             backoffs: BTreeMap::new(),
             wake: Arc::default(),
             fill: None,
+            replayed: None,
             assigned: boot_time(),
             drain,
             gate,
@@ -224,7 +227,7 @@ impl Partition {
                 until,
                 "completing an announced batch: its records are read again"
             );
-            if self.fill.is_some_and(|fill| (fill.from, fill.until) == (from, Some(until))) {
+            if self.replayed.replace((from, until)) == Some((from, until)) {
                 self.failed(REPLAY, &format!("batch [{from}, {until}) could not be read whole")).await;
             }
         }
@@ -379,11 +382,15 @@ impl Partition {
         self.note_oldest();
     }
 
-    /// The partition starts over: its records are read again.
+    /// The partition starts over: its records are read again. Until it is known from where, none are wanted.
     fn drop_all(&mut self) {
         self.batches.clear();
         self.lettered = None;
         self.note_oldest();
+        if let Some(fill) = self.fill.take() {
+            self.shared.windows.close(fill.partition);
+            self.shared.tell_reader(Command::Pause(fill.partition));
+        }
     }
 
     /// Tells the gauges how old the oldest frozen record is.

@@ -48,7 +48,7 @@ pub enum Command {
         /// Notified when there is something to look at.
         wake: Arc<Notify>,
     },
-    /// Pause a partition that stopped.
+    /// Pause a partition that stopped or starts over.
     Pause(i32),
     /// The partition was revoked.
     Forget(i32),

@@ -1,6 +1,6 @@
 //! Faults that lost events or stopped them for good, at the sizes people run. Each test fails on 682310c, where the fault was found.
 
-use crate::operator::alter_topic;
+use crate::operator::{alter_topic, await_stop};
 use crate::service::{Bench, await_http, end, http, kafka};
 use devstack::Server;
 use devstack::producer::{Events, create_topic};
@@ -197,6 +197,52 @@ pub async fn replays_of_a_larger_member_end(url: &str, database: &str) {
     end(&small);
     assert_eq!(bench.stored().await, EVENTS * PARTITIONS as u64);
     bench.assert_consistent("after four replays").await;
+}
+
+/// Settings of a member whose batch of so many large events is closed by their number.
+const LARGE: [(&str, &str); 3] = [(MEMORY_LIMIT, "512MiB"), (BYTES_MAX, "100MiB"), (AGE_MS, NEVER)];
+/// Settings of a member that has no room for it.
+const SMALL: [(&str, &str); 2] = [(MEMORY_LIMIT, "64MiB"), (BYTES_MAX, "30MiB")];
+/// What is said of how long an insert takes is waited for.
+const INSERT_TIMEOUT: (&str, &str) = ("TALLYHOUSE__CLICKHOUSE__INSERT_TIMEOUT_MS", "2000");
+
+/// A larger member announced a batch and died before it inserted anything. A member that has no room for the batch waits until nothing of it
+/// can arrive any more, and announces the same events in smaller batches.
+pub async fn a_batch_that_does_not_fit_is_announced_smaller(url: &str, database: &str) {
+    const EVENTS: u64 = 100;
+    let bench = Bench::new(url, database).await;
+    ToPartition::new(&bench, 1).send(0, large_events(EVENTS));
+    let dying = [(ROWS_MAX, "100"), (FAILPOINT, "intent_committed")];
+    bench.start(&[&LARGE[..], &dying].concat()).wait(TIMEOUT).unwrap();
+    assert_eq!(bench.open_batches(3).len(), 1);
+    let member = bench.start(&[&SMALL[..], &[INSERT_TIMEOUT]].concat());
+    bench.await_stored(EVENTS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    assert!(member.stderr().contains("waiting until nothing of it can arrive"), "{}", member.stderr());
+    end(&member);
+    assert_eq!(bench.rows_of(0).await, EVENTS);
+    bench.assert_consistent("after a batch was announced smaller").await;
+}
+
+/// The same with the batch's rows inserted: the partition stops and names the limit that it needs, and that limit is enough.
+pub async fn a_half_applied_batch_that_does_not_fit_stops(url: &str, database: &str) {
+    const EVENTS: u64 = 100;
+    let bench = Bench::new(url, database).await;
+    ToPartition::new(&bench, 1).send(0, large_events(EVENTS));
+    let dying = [(ROWS_MAX, "100"), (FAILPOINT, "raw_inserted")];
+    bench.start(&[&LARGE[..], &dying].concat()).wait(TIMEOUT).unwrap();
+    let member = bench.start(&SMALL);
+    await_stop(&member, "replay_too_large", "was begun by a member with a larger memory.limit_bytes").await;
+    let told = http(&member, "/readyz").await;
+    let limit =
+        told.split("memory.limit_bytes = ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+    end(&member);
+    let member = bench.start(&[SMALL[1], (MEMORY_LIMIT, &limit)]);
+    bench.await_stored(EVENTS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    assert_eq!(bench.rows_of(0).await, EVENTS);
+    bench.assert_consistent("with the limit that was named").await;
 }
 
 /// The rejects of one partition cannot be delivered, so it waits. Several times the memory flows through the other partitions all

@@ -113,6 +113,8 @@ fn main() -> ExitCode {
         exact::a_replay_beside_an_out_of_range_error_loses_nothing,
         exact::a_replay_of_half_the_memory_ends,
         exact::replays_of_a_larger_member_end,
+        exact::a_batch_that_does_not_fit_is_announced_smaller,
+        exact::a_half_applied_batch_that_does_not_fit_stops,
         exact::one_partition_that_waits_stops_no_other,
         memory::many_cores_make_no_more_arenas,
         memory::the_process_stays_within_the_limit_and_a_reserve,
