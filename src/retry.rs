@@ -1,4 +1,4 @@
-//! Waiting between attempts: exponential backoff with full jitter.
+//! Waiting between attempts: exponential backoff with jitter.
 
 use crate::config::Retry;
 use std::time::Duration;
@@ -18,16 +18,11 @@ impl Backoff {
         Backoff { min: Duration::from_millis(retry.backoff_min_ms).min(max), max, attempts: 0 }
     }
 
-    /// Waits before the next attempt: between the least delay and a bound that doubles up to the greatest.
+    /// Waits before the next attempt: between half of a bound and the bound, which doubles from the least delay up to the greatest.
     pub async fn wait(&mut self) {
         let bound = self.min.saturating_mul(1 << self.attempts.min(20)).min(self.max);
         self.attempts += 1;
-        let spread = bound.saturating_sub(self.min);
-        tokio::time::sleep(self.min + spread.mul_f64(rand::random())).await;
-    }
-
-    /// The attempt succeeded: the next series starts from the least delay.
-    pub fn reset(&mut self) {
-        self.attempts = 0;
+        let least = (bound / 2).max(self.min);
+        tokio::time::sleep(least + bound.saturating_sub(least).mul_f64(rand::random())).await;
     }
 }

@@ -148,6 +148,21 @@ fn assign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool)
     Ok(())
 }
 
+/// Starts partitions afresh whose position librdkafka has lost: it seeks them no more (`rd_kafka_toppar_seek` answers `_STATE`). They are
+/// paused then. `false`: the eager protocol knows no such step, and everything has to be assigned anew.
+///
+/// # Errors
+/// librdkafka refuses it, as while a rebalance is under way.
+pub fn reassign(consumer: &Consumer, partitions: &TopicPartitionList) -> KafkaResult<bool> {
+    if !matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+        return Ok(false);
+    }
+    consumer.incremental_unassign(partitions)?;
+    consumer.incremental_assign(partitions)?;
+    consumer.pause(partitions)?;
+    Ok(true)
+}
+
 fn unassign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool) -> KafkaResult<()> {
     if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() }
 }
@@ -315,6 +330,45 @@ mod tests {
         consumer.resume(&place()).unwrap();
         assert_eq!(read_to_end(&consumer, &fetched, all), (first..all).collect::<Vec<_>>());
     }
+
+    /// A position behind the log's end is lost, and only a new assignment brings the partition back.
+    #[test]
+    fn a_lost_position_is_found_again() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, 1, 1).unwrap();
+        produce(&cluster.bootstrap_servers());
+        let (consumer, fetched) = joined(&cluster);
+        let mut behind = TopicPartitionList::new();
+        behind.add_partition_offset(TOPIC, 0, Offset::Offset(10 * RECORDS)).unwrap();
+        consumer.seek_partitions(behind, DEADLINE).unwrap();
+        fetched.take_over(TOPIC, 0).unwrap();
+        consumer.resume(&place()).unwrap();
+        let (started, mut lost) = (Instant::now(), None);
+        while lost.is_none() {
+            assert!(started.elapsed() < DEADLINE, "nothing is said of the position");
+            drop(consumer.poll(Duration::ZERO));
+            fetched.take(Duration::from_millis(10), |partition, fetch| match fetch {
+                Fetch::PositionLost => lost = Some(partition),
+                Fetch::Record(_) | Fetch::End(_) | Fetch::Trouble(_) => {}
+            });
+        }
+        assert_eq!(lost, Some(0), "the error belongs to its partition");
+        consumer.pause(&place()).unwrap();
+        let seek = || {
+            let list = consumer.seek_partitions(place(), DEADLINE)?;
+            list.elements().iter().try_for_each(|element| element.error())
+        };
+        assert!(seek().is_err(), "librdkafka seeks the partition again: `reassign` may go");
+        assert_eq!(reassign(&consumer, &place()), Ok(true));
+        while let Err(error) = seek() {
+            assert!(started.elapsed() < DEADLINE, "{error}");
+            drop(consumer.poll(Duration::from_millis(10)));
+        }
+        fetched.take_over(TOPIC, 0).unwrap();
+        consumer.resume(&place()).unwrap();
+        assert_eq!(read_to_end(&consumer, &fetched, RECORDS as u64), (0..RECORDS as u64).collect::<Vec<_>>());
+    }
+
     /// librdkafka refuses to assign a partition twice. Left without an answer, it waits for one, and the group for this member.
     #[test]
     fn an_assignment_that_fails_does_not_hold_the_group_up() {

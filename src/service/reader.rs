@@ -12,12 +12,12 @@ use crate::core::intake::{Fill, Intake, Verdict};
 use crate::core::reject::Reason;
 use crate::core::window::Record;
 use crate::health::Health;
-use crate::kafka::consumer::{Consumer, is_unreadable};
+use crate::kafka::consumer::{Consumer, is_unreadable, reassign};
 use crate::kafka::fetched::{Fetch, Fetched};
 use crate::kafka::refusal::Refusal;
 use crate::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
 use metrics::{counter, gauge};
-use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, BTreeSet};
@@ -348,7 +348,7 @@ impl Reader {
                 continue;
             };
             if turn.lost.contains(&partition) {
-                match self.reassign(&fill) {
+                match self.place(partition, fill.from).and_then(|place| reassign(&self.consumer, &place)) {
                     Ok(true) => {
                         turn.lost.remove(&partition);
                     }
@@ -413,19 +413,6 @@ impl Reader {
             }
             Command::End => turn.ended = true,
         }
-    }
-
-    /// Starts a partition afresh whose position librdkafka has lost, which it can no longer seek. Tells whether that could be done for
-    /// this one alone.
-    fn reassign(&self, fill: &Fill) -> KafkaResult<bool> {
-        if !matches!(self.consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
-            return Ok(false);
-        }
-        let list = self.place(fill.partition, fill.from)?;
-        self.consumer.incremental_unassign(&list)?;
-        self.consumer.incremental_assign(&list)?;
-        self.consumer.pause(&list)?;
-        Ok(true)
     }
 
     fn place(&self, partition: i32, from: u64) -> KafkaResult<TopicPartitionList> {

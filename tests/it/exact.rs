@@ -275,3 +275,31 @@ pub async fn one_partition_that_waits_stops_no_other(url: &str, database: &str) 
     assert_eq!(bench.stored().await, EVENTS + 1 + 2 * OTHERS);
     bench.assert_consistent("after one partition waited").await;
 }
+
+/// ClickHouse refuses every insert. Each partition tries again with growing pauses, and the member is not ready all the while.
+pub async fn a_refused_insert_is_tried_with_growing_pauses(url: &str, database: &str) {
+    const EVENTS: u64 = 300;
+    const WATCHED: Duration = Duration::from_secs(20);
+    let bench = Bench::new(url, database).await;
+    let producer = ToPartition::new(&bench, 100);
+    [0, 1].into_iter().for_each(|partition| producer.send(partition, events(EVENTS)));
+    bench.execute("ALTER TABLE email_events ADD CONSTRAINT held CHECK 0").await;
+    let member = bench.start(&[("TALLYHOUSE__RETRY__BACKOFF_MAX_MS", "10000")]);
+    await_http(&member, "/readyz", "partition 0, insert").await;
+    await_http(&member, "/readyz", "partition 1, insert").await;
+    let since = Instant::now();
+    while since.elapsed() < WATCHED {
+        let answer = http(&member, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("partition 0, insert"), "{answer}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    let metrics = http(&member, "/metrics").await;
+    let retries = metrics.lines().find_map(|line| line.strip_prefix("tallyhouse_retries_total{step=\"insert\"} "));
+    let retries: u64 = retries.unwrap().parse().unwrap();
+    assert!((4..=20).contains(&retries), "{retries} refused inserts of two partitions");
+    bench.execute("ALTER TABLE email_events DROP CONSTRAINT held").await;
+    bench.await_stored(2 * EVENTS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    bench.assert_consistent("after refused inserts").await;
+}

@@ -116,6 +116,7 @@ fn main() -> ExitCode {
         exact::a_batch_that_does_not_fit_is_announced_smaller,
         exact::a_half_applied_batch_that_does_not_fit_stops,
         exact::one_partition_that_waits_stops_no_other,
+        exact::a_refused_insert_is_tried_with_growing_pauses,
         memory::many_cores_make_no_more_arenas,
         memory::the_process_stays_within_the_limit_and_a_reserve,
         stops::the_pages_statements_run,
