@@ -113,14 +113,18 @@ impl Intake {
         self.waiting.push_front(fill);
     }
 
+    /// The oldest replay gets on no more, as its broker is away: another one that waits has its turn before it, if there is one.
+    pub fn rotate(&mut self) -> Option<Fill> {
+        let other = self.waiting.iter().any(|fill| fill.until.is_some());
+        let first = self.replays.first().copied().filter(|_| other)?;
+        self.forget(first.partition);
+        self.waiting.push_back(first);
+        Some(first)
+    }
+
     /// The replays under way, the oldest first.
     pub fn replays(&self) -> &[Fill] {
         &self.replays
-    }
-
-    /// Fills that wait for their turn.
-    pub fn waiting(&self) -> impl Iterator<Item = &Fill> {
-        self.waiting.iter()
     }
 
     /// What a partition does that holds `held` of the `used` bytes.
@@ -196,6 +200,10 @@ mod tests {
         assert!(begun(&mut intake).is_empty());
         intake.forget(3);
         assert_eq!(begun(&mut intake), [2], "the large one has its turn");
+        assert_eq!(intake.rotate(), None, "nobody waits for it");
+        intake.ask(fill(0, Some(60)));
+        assert_eq!(intake.rotate().map(|fill| fill.partition), Some(2));
+        assert_eq!(begun(&mut intake), [0], "the large one waits for its next turn");
     }
 
     #[test]

@@ -33,6 +33,8 @@ const POLL_WAIT: Duration = Duration::from_millis(20);
 const RECORDS_PER_TURN: usize = 1_000;
 /// What to do about a batch that cannot be read.
 const REMEDY: &str = "See docs/rejects.md#batches-that-cannot-be-read";
+/// How long the oldest replay may take no record while others wait for its permit.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(5);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time that waking a fetcher may keep the reader from polling.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -99,6 +101,8 @@ struct Turn {
     paused: BTreeSet<i32>,
     /// Partitions whose position librdkafka has lost: it seeks them no more.
     lost: BTreeSet<i32>,
+    /// How far the oldest replay is, and since when.
+    replay: Option<(u64, u64, Instant)>,
     /// What has to be done before the next record is taken.
     verdict: Option<(i32, Verdict)>,
     /// Whom to notify of each partition that was asked for.
@@ -123,6 +127,7 @@ impl Turn {
             intake,
             paused: BTreeSet::new(),
             lost: BTreeSet::new(),
+            replay: None,
             verdict: None,
             wakes: BTreeMap::new(),
             quiet: false,
@@ -175,6 +180,7 @@ impl Reader {
             self.obey(&mut turn);
             if !turn.quiet {
                 self.resume(&mut turn);
+                self.watch_replay(&mut turn);
                 self.begin_fills(&mut turn);
                 if std::mem::take(&mut turn.rejoin) {
                     self.rejoin();
@@ -333,6 +339,23 @@ impl Reader {
             tracing::info!(used_bytes = self.memory.used_bytes(), "memory is free again: consumption goes on");
         }
         gauge!(PAUSED).set(turn.paused.len() as f64);
+    }
+
+    /// Gives the permit of the oldest replay to another one, if it gets on no more: its broker may be away for long.
+    fn watch_replay(&self, turn: &mut Turn) {
+        let Some(fill) = turn.intake.replays().first().copied() else { return };
+        let next = self.windows.next(fill.partition).unwrap_or(fill.from);
+        match turn.replay {
+            Some((number, known, since)) if (number, known) == (fill.number, next) => {
+                if since.elapsed() > REPLAY_PATIENCE && turn.intake.rotate().is_some() {
+                    tracing::info!(partition = fill.partition, "the replay gets on no more: another one goes first");
+                    self.windows.close(fill.partition);
+                    self.set_paused(true, &[fill.partition]);
+                    turn.replay = None;
+                }
+            }
+            _ => turn.replay = Some((fill.number, next, Instant::now())),
+        }
     }
 
     /// Begins the fills for which there is room.

@@ -214,6 +214,8 @@ pub enum Fault {
     StaleEnd(usize, usize),
     /// The reader loses its position, as after an unclean election.
     LosePosition(usize, usize),
+    /// The oldest replay of a member gets on no more, as its broker is away.
+    Stall(usize),
     /// The reader hands a replay over before it is whole: no order of events does that, a defect would.
     CutShort(usize, usize),
 }
@@ -443,6 +445,9 @@ impl World {
             }
             if member.alive && member.joined {
                 add(Fault::Expire(m));
+            }
+            if member.alive && !member.intake.replays().is_empty() {
+                add(Fault::Stall(m));
             }
         }
         if self.partitions.iter().any(|p| p.sink.sent.iter().any(|sent| sent.begun)) {

@@ -99,6 +99,13 @@ impl World {
                 }
             }
             Fault::LosePosition(p, t) => self.partitions[p].tasks[t].lose_position(),
+            Fault::Stall(m) => {
+                let Some(fill) = self.members[m].intake.rotate() else { return };
+                let tasks = &mut self.partitions[fill.partition as usize].tasks;
+                if let Some(task) = tasks.iter_mut().find(|task| task.member == m && task.fill == fill.number) {
+                    (task.buffer, task.position, task.paused) = (None, None, false);
+                }
+            }
             Fault::CutShort(p, t) => {
                 self.partitions[p].cut_short = true;
                 self.reach_end(p, t, u64::MAX);
