@@ -125,13 +125,11 @@ pub async fn found(shared: &Shared, assignment: &Assignment, config: &Config) ->
 async fn look(shared: &Shared, standing: &Standing, group: &str) -> Option<Difference> {
     let (group, topic, held) = (group.to_owned(), shared.topic.clone(), standing.partitions.clone());
     let asked = shared.kafka(move |consumer| -> KafkaResult<Option<Difference>> {
+        // It goes over the connection of JoinGroup and SyncGroup, so it is not answered while this member takes part in a rebalance. Nor
+        // while the coordinator is away: the request after it must not wait for one (docs/librdkafka-coordinator-request.md).
+        offsets::committed(consumer, &topic, 0, ANSWER_TIMEOUT)?;
         let described = members::describe(consumer, &group, &topic, ANSWER_TIMEOUT)?;
-        let difference = compare(&described, &member_id(consumer), &held);
-        if difference.is_some() {
-            // It goes over the connection of JoinGroup and SyncGroup, so it is not answered while this member takes part.
-            offsets::committed(consumer, &topic, 0, ANSWER_TIMEOUT)?;
-        }
-        Ok(difference)
+        Ok(compare(&described, &member_id(consumer), &held))
     });
     tokio::time::timeout(ANSWER_TIMEOUT * 3, asked).await.ok()?.ok()?
 }
