@@ -35,8 +35,8 @@ fn memory_warns_where_batches_or_partitions_pause_consumption() {
     let mib = |count: usize| count << 20;
     let status = |limit, batch, partitions| judge::memory(mib(limit), mib(batch), partitions).status;
     // The defaults, with many partitions and with too many.
-    assert_eq!([status(512, 128, 4), status(512, 128, 128)], [State::Ok; 2]);
-    assert_eq!([status(512, 128, 129), status(512, 129, 4)], [State::Warning; 2]);
+    assert_eq!([status(512, 128, 4), status(512, 128, 255)], [State::Ok; 2]);
+    assert_eq!([status(512, 128, 256), status(512, 129, 4)], [State::Warning; 2]);
     assert_eq!(status(64, 16, 0), State::Ok);
 }
 

@@ -8,7 +8,7 @@ use super::native;
 use rdkafka::bindings as c;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::types::{RDKafka, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaErrorCode;
 use serde::Serialize;
 use std::ffi::{CStr, CString, c_char};
 use std::time::Duration;
@@ -73,14 +73,10 @@ pub fn member_id(consumer: &Consumer) -> String {
 /// # Errors
 /// Kafka does not answer in time, or answers with an error; the right to describe the group may be missing.
 pub fn describe(consumer: &Consumer, group: &str, topic: &str, within: Duration) -> KafkaResult<Group> {
-    describe_by(consumer.client().native_ptr(), group, topic, within)
-}
-
-/// `client` lives until this returns.
-fn describe_by(client: *mut RDKafka, group: &str, topic: &str, within: Duration) -> KafkaResult<Group> {
     let name = CString::new(group).map_err(|_| KafkaError::AdminOp(RDKafkaErrorCode::InvalidGroupId))?;
+    let client = consumer.client().native_ptr();
     let operation = c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
-    // SAFETY: `client` lives by the caller's word, `names` and `name` until the answer is read. What
+    // SAFETY: `client` lives as long as `consumer`, `names` and `name` until the answer is read. What
     // `DescribeConsumerGroups_result_groups` gives belongs to the event, everything inside too.
     let described = unsafe {
         let mut names = [name.as_ptr()];
@@ -161,33 +157,4 @@ unsafe fn text(chars: *const c_char) -> Option<String> {
     // SAFETY: the caller's word.
     let text = (!chars.is_null()).then(|| unsafe { CStr::from_ptr(chars) }.to_string_lossy().into_owned());
     text.filter(|text| !text.is_empty())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rdkafka::config::ClientConfig;
-    use rdkafka::consumer::BaseConsumer;
-    use rdkafka::mocking::{MockCluster, MockCoordinator};
-    use std::time::Instant;
-
-    const GROUP: &str = "g";
-
-    /// The coordinator comes back after a request to it was given up: librdkafka must not abort the process.
-    #[test]
-    fn a_coordinator_that_comes_back_late_hurts_nobody() {
-        let cluster = MockCluster::new(2).unwrap();
-        cluster.coordinator(MockCoordinator::Group(GROUP.into()), 2).unwrap();
-        cluster.broker_down(2).unwrap();
-        let consumer: BaseConsumer =
-            ClientConfig::new().set("bootstrap.servers", cluster.bootstrap_servers()).create().unwrap();
-        let ask = || describe_by(consumer.client().native_ptr(), GROUP, "t", Duration::from_millis(500));
-        assert_eq!(crate::kafka::code(&ask().unwrap_err()), Some(RDKafkaErrorCode::OperationTimedOut));
-        cluster.broker_up(2).unwrap();
-        let started = Instant::now();
-        // The mock cluster does not know the request. That it says so shows that the coordinator was asked.
-        while ask().is_err_and(|error| crate::kafka::code(&error) == Some(RDKafkaErrorCode::OperationTimedOut)) {
-            assert!(started.elapsed() < Duration::from_secs(30), "the coordinator is not asked");
-        }
-    }
 }

@@ -379,7 +379,7 @@ mod tests {
         push(&windows, 0, 10..13);
         // The task has asked for another fill, which the reader has not obeyed yet.
         assert!(windows.take(0, Due::Now, 2).is_none());
-        let ages = Ages { most: Duration::ZERO, idle: Duration::ZERO };
+        let ages = Ages { most: Duration::from_secs(1), idle: Duration::ZERO };
         assert!(windows.due_at(0, ages, 2).is_none() && windows.due_at(0, ages, 1).is_some(), "nothing to wait for");
         assert_eq!(windows.take(0, Due::Now, 1).map(start), Some(10));
         let held = windows.take(0, Due::Now, 1);

@@ -182,7 +182,7 @@ fn without_any_one_guard_a_violation_is_found() {
         (Guard::Verify, real, &[]),
         (Guard::CountersLast, real, &[]),
         (Guard::Overtaken, plenty, &["Restamp", "Revoke"]),
-        (Guard::Lease, plenty, &["Expire", "ForgetTokens"]),
+        (Guard::Lease, real, &["Expire", "ForgetTokens"]),
         (Guard::Compare, plenty, &["AbandonCommit", "Crash", "AbandonInsert"]),
         (Guard::End, real, &["StaleEnd", "Crash", "LoseCommitted"]),
         (Guard::Whole, real, &["CutShort", "Crash"]),
