@@ -27,7 +27,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// How long an insert may take.
+    /// An insert may take so long.
     pub fn insert_timeout(&self) -> Duration {
         self.client.insert_timeout()
     }

@@ -1,4 +1,4 @@
-//! What one partition has read and its task has not taken: the live window, and closed windows that wait.
+//! The buffer of one partition holds records that its task has not taken: the live window, and closed windows that wait.
 //!
 //! The reader appends records and reports where the log ends; the partition's task takes windows. A buffer belongs to one fill: a
 //! task that has asked for another fill takes nothing of it.
@@ -28,7 +28,7 @@ pub enum Halt {
     },
 }
 
-/// How a record was taken.
+/// The effect of a record on its buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pushed {
     /// Bytes that the buffer holds more than before.

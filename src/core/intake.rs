@@ -1,4 +1,4 @@
-//! What the reader of a member decides: which fills begin, which partition pauses, and which goes on.
+//! The intake makes the decisions of a member's reader: it begins fills, pauses partitions and lets them go on.
 //!
 //! Memory is shared by one rule: a partition may hold as much as is free. One that waits for a server can so take half of the
 //! share at most, two of them two thirds, and some is always left for the others. What was read of a paused partition is due at once.

@@ -1,4 +1,4 @@
-//! What windows and batches hold, counted. [`Intake`](crate::core::intake::Intake) decides by these figures who pauses;
+//! Counts the bytes that windows and batches hold. [`Intake`](crate::core::intake::Intake) decides by these figures who pauses;
 //! `config/memory.rs` says which part of `memory.limit_bytes` is theirs.
 
 use crate::core::intake::Intake;

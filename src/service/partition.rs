@@ -33,7 +33,7 @@ use tokio::sync::{Notify, watch};
 
 /// Longest wait for one answer from Kafka.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a log may end before the end of a replay: a broker that has just become the leader may not know better yet.
+/// A log may end before the end of a replay for so long: a broker that has just become the leader may not know better yet.
 const SHORT_PATIENCE: Duration = Duration::from_secs(10);
 /// ClickHouse's default of `http_receive_timeout`: it gives up a sender that says nothing for so long.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -2,7 +2,7 @@
 //!
 //! It is the only one that polls and the only one that seeks, so a record polled before a seek can never reach the window
 //! that is made after it. Must never wait for ClickHouse: a partition for which there is no memory pauses, and polling goes on.
-//! Which one that is, and which fill begins, is decided by [`Intake`].
+//! [`Intake`] decides who pauses and which fill begins.
 
 use super::memory::Memory;
 use super::windows::Windows;
@@ -33,7 +33,7 @@ const POLL_WAIT: Duration = Duration::from_millis(20);
 const RECORDS_PER_TURN: usize = 1_000;
 /// What to do about a batch that cannot be read.
 const REMEDY: &str = "See docs/rejects.md#batches-that-cannot-be-read";
-/// How long the oldest replay may take no record while others wait for its permit.
+/// The oldest replay may take no record for so long while others wait for its permit.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(5);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time that waking a fetcher may keep the reader from polling.
@@ -101,7 +101,7 @@ struct Turn {
     paused: BTreeSet<i32>,
     /// Partitions whose position librdkafka has lost: it seeks them no more.
     lost: BTreeSet<i32>,
-    /// How far the oldest replay is, and since when.
+    /// The oldest replay's number and next offset, and the time since which it stands there.
     replay: Option<(u64, u64, Instant)>,
     /// What has to be done before the next record is taken.
     verdict: Option<(i32, Verdict)>,

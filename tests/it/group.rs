@@ -200,7 +200,7 @@ async fn await_log(member: &Server, text: &str) {
     }
 }
 
-/// How long a revocation waits for the batch in flight: the time in which the partition must be added.
+/// A revocation waits so long for the batch in flight; the partition must be added meanwhile.
 const GRACE: (&str, &str) = ("TALLYHOUSE__REBALANCE__GRACE_MS", "10000");
 /// The session of the bench, the grace, and 10 s.
 const LEFT_BEHIND_MAX: Duration = Duration::from_secs(26);

@@ -1,4 +1,4 @@
-//! How long partitions stand still once the faults are over: records are in the log, and the committed offset does not move.
+//! Measures the time for which partitions stand still after the faults: the log has records, and the committed offset does not move.
 
 use super::AnyError;
 use super::lane::Lane;

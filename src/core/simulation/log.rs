@@ -28,7 +28,7 @@ static EMAIL: [u8; EMAIL_MAX] = [b'a'; EMAIL_MAX];
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Log {
     records: Vec<Record>,
-    /// How long the addresses of its events are.
+    /// Length of the addresses of its events, in bytes.
     pub email_bytes: usize,
     pub low: u64,
     pub high: u64,
