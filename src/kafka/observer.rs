@@ -164,7 +164,8 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
     pub fn session_timeout_ms(&self) -> KafkaResult<Option<u64>> {
-        group::session_timeout_ms(&self.consumer, self.group_id(), self.within)
+        let session = group::session(&self.consumer, self.group_id(), self.within)?;
+        Ok(session.map(|session| session.timeout_ms))
     }
 
     /// Every partition of the topic, under the name that its rows carry today.

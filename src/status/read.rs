@@ -155,7 +155,7 @@ impl Watcher {
         let source = position.source.clone();
         position.log = self.blocking(move |observer: &Observer| log_view(observer, &source)).await?;
         if let Some((range, _)) = position.intent() {
-            position.marks = match self.sink.marks(range, &position.source).await {
+            position.marks = match self.sink.marks(range, &position.source, None).await {
                 Ok(marks) => Some(marks),
                 Err(error) => return Ok(Err(error)),
             };
