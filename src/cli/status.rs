@@ -16,15 +16,16 @@ Examples:
   tallyhouse status --watch         the same every 2 seconds with rates, until Ctrl-C
   tallyhouse status --json | jq .problems
 
-What is wrong comes first. `member` is a row of the upper table. A partition that stops names its page in docs/stops/.
-Changes nothing, and never joins the group.
+What is wrong comes first. `member` is a row of the upper table. It changes nothing, and never joins
+the group. A partition that stops names its page in docs/stops/.
 
-A partition stands still when records wait and, for one flush and 10 s, nothing is committed or announced. One flush is
-flush.age_ms, or the partitions of its member divided by flush.batches_per_second_max if that is longer. So where records wait,
-a second look follows once all these partitions have moved, at the latest after that time. Records of an open transaction
-cannot be read yet: they are no lag, and `log end` lies before them.
+A partition stands still when records wait and nothing is committed or announced for one flush and
+10 s. One flush is flush.age_ms, or the partitions of its member divided by
+flush.batches_per_second_max if that is longer. So where records wait, a second look follows: once
+all these partitions have moved, at the latest after that time. See docs/status.md.
 
-What a member alone knows (a refused insert, a batch that differs) is at its /readyz: --member asks it.
+Records of an open transaction cannot be read yet: `log end` lies before them, and they are no lag.
+A member alone knows some causes, such as a refused insert: --member asks it.
 
 Exit status: 0 nothing is found, 1 something is wrong, 64 wrong usage or configuration.";
 
