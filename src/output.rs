@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// Why standard output cannot be written any more.
+/// This is why standard output cannot be written any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("standard output: {reason}")]
 pub struct Lost {

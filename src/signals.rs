@@ -1,4 +1,4 @@
-//! Signals: how a command is asked to end.
+//! Signals ask a command to end.
 //!
 //! SIGTERM, SIGINT, SIGHUP and SIGQUIT ask for the same. A shell's process group and a supervisor may both send it, so what comes
 //! within a second of the first one counts as one with it. A later one ends the process, with 128 and its number as the exit status.

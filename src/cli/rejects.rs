@@ -171,7 +171,7 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
     }
 }
 
-/// Whether somebody still reads.
+/// Says if somebody still reads.
 fn print(bytes: &[u8]) -> Result<bool, CliError> {
     match output::print(bytes) {
         Err(lost) if lost.reader_gone => Ok(false),

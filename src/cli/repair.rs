@@ -81,8 +81,8 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
 async fn leave(signal: Signal, standing: Standing) {
     let Some(fence) = standing.fence() else {
         output::note(&format!(
-            "tallyhouse: ended by a second {signal}: members can count. A table daily_repair_… may be left; the next repair drops it, \
-             or `tallyhouse repair clean`"
+            "tallyhouse: ended by a second {signal}: no constraint of this repair stands. A table daily_repair_… may be left; the \
+             next repair drops it, or `tallyhouse repair clean`"
         ));
         return;
     };

@@ -87,7 +87,7 @@ impl ClickHouseError {
 }
 
 impl ClickHouseError {
-    /// Whether it is known that waiting mends nothing: somebody has to change the tables, the rights or the configuration.
+    /// Says if it is known that waiting mends nothing: somebody has to change the tables, the rights or the configuration.
     ///
     /// An error that is neither this nor [`is_retryable`](Self::is_retryable) may be either.
     pub fn is_for_good(&self) -> bool {

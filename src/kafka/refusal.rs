@@ -180,7 +180,7 @@ fn shell_word(word: &str) -> String {
     }
 }
 
-/// Whether it is known of an answer that waiting mends nothing: a refusal, or a record that the topic does not take.
+/// Says if it is known of an answer that waiting mends nothing: a refusal, or a record that the topic does not take.
 pub fn is_for_good(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     let of_record = [Code::MessageSizeTooLarge, Code::InvalidRecord, Code::InvalidTopic, Code::PolicyViolation];

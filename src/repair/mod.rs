@@ -66,7 +66,7 @@ pub struct Options {
     pub others_closed: bool,
 }
 
-/// How a repair is asked to end early, and what would stand if its process ended now.
+/// These ask a repair to end early, and tell what would stand if its process ended now.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupts {
     /// Asks for an end in order.

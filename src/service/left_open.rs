@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What a partition leaves open.
+/// One partition leaves this open.
 #[derive(Debug, Default)]
 struct Open {
     /// Announced, and not committed as far as this member knows.
@@ -18,7 +18,7 @@ struct Open {
     refused: Option<String>,
 }
 
-/// What the partitions of this member leave open.
+/// The partitions of this member leave this open.
 #[derive(Debug, Default)]
 pub struct LeftOpen {
     partitions: Mutex<BTreeMap<i32, Open>>,

@@ -8,11 +8,19 @@ use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tallyhouse::signals::DOUBLED_WITHIN;
+use tokio::signal::unix::{SignalKind, signal};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Far longer than any of these tests takes.
 const GRACE: [(&str, &str); 1] = [("TALLYHOUSE__SHUTDOWN__GRACE_MS", "30000")];
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A child inherits it when `nohup`, say, has this process ignore a signal, but not that this process has a handler.
+fn take_signals_that_are_ignored() {
+    for kind in [SignalKind::hangup(), SignalKind::quit()] {
+        drop(signal(kind).unwrap());
+    }
+}
 
 fn send(member: &Server, signal: Signal) {
     kill_process(Pid::from_raw(member.pid().cast_signed()).unwrap(), signal).unwrap();
@@ -28,6 +36,7 @@ fn await_log(member: &Server, text: &str) {
 
 /// A closed terminal, Ctrl-\ and a doubled signal end a member as SIGTERM does: it flushes and prints its summary.
 pub async fn a_hangup_and_a_doubled_signal_end_in_order(url: &str, database: &str) {
+    take_signals_that_are_ignored();
     let bench = Bench::new(url, database).await;
     for (round, signals) in
         [[Signal::HUP, Signal::HUP], [Signal::TERM, Signal::TERM], [Signal::QUIT, Signal::INT]].into_iter().enumerate()
@@ -97,6 +106,7 @@ pub async fn a_refused_insert_is_not_waited_for(url: &str, database: &str) {
 
 /// The reader of a repair's output goes away, or its terminal is closed, while its constraint stands: none is left.
 pub async fn a_repair_whose_output_goes_away_leaves_no_fence(url: &str, database: &str) {
+    take_signals_that_are_ignored();
     let bench = Bench::new(url, database).await;
     store_two_months(&bench, 1_500).await;
     let fences = format!(
@@ -135,7 +145,7 @@ pub async fn a_repair_whose_output_goes_away_leaves_no_fence(url: &str, database
 fn until_members_wait(mut child: std::process::Child, hangs_up: bool) -> (Option<i32>, String) {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut seen = Vec::new();
-    while let Some(line) = lines.next() {
+    for line in lines.by_ref() {
         seen.push(line.unwrap());
         if seen.last().unwrap().contains("members wait from here on") {
             break;
@@ -152,6 +162,7 @@ fn until_members_wait(mut child: std::process::Child, hangs_up: bool) -> (Option
 
 /// A watch ends by a closed terminal as by Ctrl-C.
 pub async fn a_watch_ends_when_the_terminal_is_closed(url: &str, database: &str) {
+    take_signals_that_are_ignored();
     let bench = Bench::new(url, database).await;
     let command = bench.command(&["status", "--watch", "1", "--json"]);
     let watch = process::spawn("tallyhouse status", command, Output::Captured).unwrap();
