@@ -19,13 +19,15 @@ use crate::clickhouse::retention::{self, Keep, Retention};
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
 use crate::erase::{Address, EraseError, NotAnAddress};
+use crate::output::{self, Lost};
 use crate::rejects::RejectsError;
 use crate::repair::RepairError;
-use crate::service::{self, RunError};
+use crate::service::{self, LeftOpen, RunError};
+use crate::signals;
 use crate::telemetry;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// Exit status for a command line or configuration that cannot be used (`EX_USAGE` of sysexits.h).
@@ -36,6 +38,15 @@ pub const EXIT_VIOLATIONS: u8 = 2;
 
 /// Exit status of a check that failed, or of a status that has something wrong.
 pub const EXIT_WRONG: u8 = 1;
+
+/// Exit status of a command that has changed something to its end, while its output could not be written (`EX_IOERR` of sysexits.h).
+pub const EXIT_OUTPUT: u8 = 74;
+
+const MIGRATE_LEFT: &str = "statements that were done stay done; run `tallyhouse migrate` again to complete the tables";
+const CLEAN_LEFT: &str = "a constraint tallyhouse_repair_… may still stand on daily, and members cannot count its month while it does. Run \
+                          `tallyhouse repair clean` again";
+const ERASE_LEFT: &str = "rows may be blanked in one table and not in another, and what ClickHouse has begun it goes on with. Run the same \
+                          command again to complete it";
 
 /// Turns a Kafka stream of email-campaign events into exact, queryable counts in ClickHouse.
 #[derive(Debug, Parser)]
@@ -64,7 +75,7 @@ struct Settings {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Consume, count and write until SIGTERM or SIGINT; a second signal ends it at once.
+    /// Consume, count and write until SIGTERM, SIGINT, SIGHUP or SIGQUIT; a second one, a second later or more, ends it at once.
     Run,
     /// Create or complete the tables in ClickHouse; safe to run again, and by several at once.
     Migrate {
@@ -169,9 +180,12 @@ pub enum CliError {
     #[error("{path}: {error}. Give a folder that exists and can be written to")]
     #[expect(missing_docs, reason = "described above")]
     Page { path: String, error: std::io::Error },
-    /// Signals cannot be listened to, or standard output cannot be written.
-    #[error("signals or standard output: {0}")]
+    /// Signals cannot be listened to, or standard input cannot be read.
+    #[error("signals or standard input: {0}")]
     Io(#[from] std::io::Error),
+    /// Standard output cannot be written.
+    #[error(transparent)]
+    Output(#[from] Lost),
 }
 
 impl CliError {
@@ -203,12 +217,49 @@ impl From<String> for Done {
     }
 }
 
+impl Done {
+    /// The exit status, and a message for standard error. `changes`: the command may have changed something, so whoever started it must
+    /// learn that its words were lost. `| head` has seen enough of the others.
+    pub fn end(&self, changes: bool, lost: Option<Lost>) -> (u8, Option<String>) {
+        match lost {
+            Some(lost) if changes => {
+                let status = if self.status == 0 { EXIT_OUTPUT } else { self.status };
+                (status, Some(format!("{lost}. The work was done to its end all the same; only its words are lost")))
+            }
+            Some(lost) if !lost.reader_gone => (EXIT_WRONG, Some(lost.to_string())),
+            _ => (self.status, None),
+        }
+    }
+}
+
 impl Cli {
+    /// Says if the command may change tables or topics. `run` does as well, but reports in its log.
+    pub fn changes_something(&self) -> bool {
+        match &self.command {
+            Command::Migrate { dry_run, .. } => !dry_run,
+            Command::Repair(command) => command.changes_something(),
+            Command::Erase(arguments) => arguments.changes_something(),
+            Command::Rejects(command) => command.changes_something(),
+            _ => false,
+        }
+    }
+
     /// Carries the command out and gives what is to be printed.
     ///
     /// # Errors
     /// Any of [`CliError`].
     pub async fn run(self) -> Result<Done, CliError> {
+        match &self.command {
+            Command::Migrate { dry_run: false, .. } => signals::end_at_once(MIGRATE_LEFT)?,
+            Command::Repair(repair::Command::Clean { .. }) => signals::end_at_once(CLEAN_LEFT)?,
+            Command::Erase(arguments) if arguments.changes_something() => signals::end_at_once(ERASE_LEFT)?,
+            // These listen themselves, as they end in order.
+            Command::Run
+            | Command::Status(_)
+            | Command::Repair(repair::Command::Daily { .. })
+            | Command::Rejects(rejects::Command::Replay { .. }) => {}
+            _ => signals::quit_without_a_core()?,
+        }
         let settings = self.settings;
         match self.command {
             Command::Run => Ok(run(&settings.load()?.config).await?.into()),
@@ -252,27 +303,17 @@ async fn run(config: &Config) -> Result<String, CliError> {
     telemetry::start(&config.log);
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let stop = CancellationToken::new();
-    end_on_signals(stop.clone())?;
-    let summary = service::run(config, &clickhouse_options(config), stop).await?;
+    let left_open = Arc::new(LeftOpen::default());
+    let leaving = Arc::clone(&left_open);
+    signals::end_in_order(stop.clone(), async move |signal| {
+        output::note(&format!(
+            "tallyhouse: ended by a second {signal}. {}. Nothing is lost: the next owner reads again what is not committed. It gets \
+             the partitions once this member's session has expired",
+            leaving.told()
+        ));
+    })?;
+    let summary = service::run(config, &clickhouse_options(config), stop, left_open).await?;
     Ok(format!("{summary}\n"))
-}
-
-/// The first SIGTERM or SIGINT asks for a graceful end, the second one ends the process.
-fn end_on_signals(stop: CancellationToken) -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            if stop.is_cancelled() {
-                std::process::exit(130);
-            }
-            stop.cancel();
-        }
-    });
-    Ok(())
 }
 
 /// `keep`: of rejected rows or not, and for how long, where that is to be changed.
@@ -317,5 +358,23 @@ fn clickhouse_options(config: &Config) -> ClickHouseOptions {
         },
         query_timeout_ms: from.query_timeout_ms,
         insert_timeout_ms: from.insert_timeout_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_output_fails_what_changes_something_and_lets_head_see_enough() {
+        let end = |status, changes, reader_gone: Option<bool>| {
+            let lost = reader_gone.map(|reader_gone| Lost { reader_gone, reason: "gone".to_owned() });
+            let (status, told) = Done { output: String::new(), status }.end(changes, lost);
+            (status, told.is_some())
+        };
+        assert_eq!([end(0, true, None), end(2, false, None)], [(0, false), (2, false)]);
+        assert_eq!([end(0, true, Some(true)), end(2, true, Some(true))], [(EXIT_OUTPUT, true), (2, true)]);
+        assert_eq!([end(0, false, Some(true)), end(2, false, Some(true))], [(0, false), (2, false)]);
+        assert_eq!(end(0, false, Some(false)), (EXIT_WRONG, true), "a full disk");
     }
 }

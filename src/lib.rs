@@ -2,6 +2,9 @@
 //!
 //! Must stay in two halves: [`core`] decides and does no I/O, everything else carries out.
 
+// `println!` panics when the reader of the output has gone: `output` does not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod admin;
 pub mod audit;
 mod cgroup;
@@ -16,11 +19,13 @@ pub mod failpoint;
 pub mod health;
 pub mod kafka;
 pub mod metrics;
+pub mod output;
 pub mod rejects;
 pub mod repair;
 pub mod report;
 pub mod retry;
 pub mod service;
+pub mod signals;
 pub mod status;
 mod table;
 pub mod telemetry;

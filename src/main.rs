@@ -1,12 +1,14 @@
 //! The `tallyhouse` program: reads the command line, runs the command, and turns its end into an exit status.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use clap::Parser;
 use std::ffi::c_char;
-use std::io::{ErrorKind, Write as _};
 use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
 use tallyhouse::cli::{Cli, EXIT_USAGE};
+use tallyhouse::output;
 
 // For C as well (librdkafka): one of its threads allocates each record and another frees it, over which glibc's malloc makes them wait for
 // each other. `docs/performance.md` has the figures.
@@ -45,7 +47,7 @@ fn main() -> ExitCode {
             status
         }
         Err(error) => {
-            eprintln!("tallyhouse: its threads cannot be started: {error}");
+            output::note(&format!("tallyhouse: its threads cannot be started: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -60,19 +62,19 @@ async fn run() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    let changes = cli.changes_something();
     match cli.run().await {
         Ok(done) => {
-            match std::io::stdout().write_all(done.output.as_bytes()) {
-                // `| head` has seen enough.
-                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-                    eprintln!("tallyhouse: standard output: {error}");
-                    ExitCode::FAILURE
-                }
-                _ => ExitCode::from(done.status),
+            // `lost` has the first failure, which may be an earlier one.
+            let _ = output::print(done.output.as_bytes());
+            let (status, told) = done.end(changes, output::lost());
+            if let Some(told) = told {
+                output::note(&format!("tallyhouse: {told}"));
             }
+            ExitCode::from(status)
         }
         Err(error) => {
-            eprintln!("tallyhouse: {error}");
+            output::note(&format!("tallyhouse: {error}"));
             ExitCode::from(error.exit_status())
         }
     }

@@ -4,6 +4,7 @@ use super::{CliError, Done, EXIT_VIOLATIONS, clickhouse_options};
 use crate::audit::{self, Options, Reader, span::Day};
 use crate::clickhouse::client::Client;
 use crate::config::Config;
+use crate::output;
 use clap::Args;
 use std::io::IsTerminal as _;
 
@@ -38,7 +39,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     let shown = std::io::stderr().is_terminal();
     let progress = |step: &str| {
         if shown {
-            eprintln!("audit: {step}");
+            output::note(&format!("audit: {step}"));
         }
     };
     let report = audit::run(config, &reader, &options, &progress).await?;

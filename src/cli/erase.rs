@@ -5,6 +5,7 @@ use crate::clickhouse::client::Client;
 use crate::clickhouse::schema::Schema;
 use crate::config::Config;
 use crate::erase::{self, Address, Options};
+use crate::output;
 use crate::telemetry;
 use clap::Args;
 use std::io::Read as _;
@@ -17,7 +18,8 @@ Examples:
 
 E-mail, metadata and rejected payloads are blanked; rows and counters stay. What is not reached, and why: docs/privacy.md.
 
-Exit status: 0 planned, or done and nothing is left; 2 rows are left, run it again; 1 not done; 64 wrong usage or configuration.";
+Exit status: 0 planned, or done and nothing is left; 2 rows are left, run it again; 1 not done; 64 wrong usage or configuration;
+74 as 0, but standard output was lost.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -41,6 +43,12 @@ pub(super) struct Arguments {
     query_timeout_s: u64,
 }
 
+impl Arguments {
+    pub(super) fn changes_something(&self) -> bool {
+        self.yes
+    }
+}
+
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
     let Arguments { emails, yes, reference, json, cluster, query_timeout_s } = arguments;
     let addresses = addresses(&emails)?;
@@ -54,7 +62,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     let client = Client::new(&options)?;
     let say = |line: &str| {
         if !json {
-            println!("{line}");
+            output::line(line);
         }
     };
     let summary = erase::run(&client, &schema, &Options { addresses, carry_out: yes, reference }, &say).await?;

@@ -1,13 +1,14 @@
 //! `tallyhouse rejects` on the command line.
 
-use super::{CliError, Done, EXIT_WRONG, clickhouse_options, end_on_signals};
+use super::{CliError, Done, EXIT_WRONG, clickhouse_options};
 use crate::clickhouse::client::Client;
 use crate::config::Config;
 use crate::core::reject::Reason;
+use crate::output;
 use crate::rejects::{self, Counts, Filter, Listing, Moment, Pages, Shown, SourceName, replay};
 use crate::service;
+use crate::signals;
 use clap::{Args, Subcommand};
-use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +27,8 @@ const REPLAY_HELP: &str = "\
 Without --from, rows are replayed with their own bytes: after an upgrade, or a change of decode.*. What this version rejects is left
 out. Use the configuration of the members. The summary goes to standard output, everything else to standard error.
 
-Exit status: 0 done, 1 not done, stopped by a signal, or a line of --from was left out, 64 wrong usage or configuration.";
+Exit status: 0 done, 1 not done, stopped by a signal, or a line of --from was left out, 64 wrong usage or configuration,
+74 as 0, but standard output was lost.";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -103,6 +105,12 @@ pub(super) struct Which {
     until: Option<Moment>,
 }
 
+impl Command {
+    pub(super) fn changes_something(&self) -> bool {
+        matches!(self, Command::Replay { dry_run: false, .. })
+    }
+}
+
 impl Which {
     fn filter(self, limit: Option<u64>) -> Filter {
         let Which { reason, source, since, until } = self;
@@ -148,8 +156,13 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
             let from_lines = from.is_some();
             let options = replay::Options { filter: which.filter(limit), from, dry_run };
             let stop = CancellationToken::new();
-            end_on_signals(stop.clone())?;
-            let summary = replay::run(config, &client, options, &stop, &|line: &str| eprintln!("{line}")).await?;
+            signals::end_in_order(stop.clone(), async |signal| {
+                output::note(&format!(
+                    "tallyhouse: ended by a second {signal}. Kafka aborts the transaction that may be open, at the latest when the next \
+                     replay begins. Run it again: rows that were replayed are not replayed twice"
+                ));
+            })?;
+            let summary = replay::run(config, &client, options, &stop, &output::note).await?;
             let left_out = summary.refused + summary.without_row + summary.of_other_topics > 0;
             let status = if summary.stopped || from_lines && left_out { EXIT_WRONG } else { 0 };
             let output = if json { serde_json::to_string(&summary)? + "\n" } else { summary.to_string() };
@@ -158,11 +171,11 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
     }
 }
 
-/// Whether somebody still reads.
+/// Says if somebody still reads.
 fn print(bytes: &[u8]) -> Result<bool, CliError> {
-    match std::io::stdout().write_all(bytes) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(error.into()),
+    match output::print(bytes) {
+        Err(lost) if lost.reader_gone => Ok(false),
+        Err(lost) => Err(lost.into()),
         Ok(()) => Ok(true),
     }
 }

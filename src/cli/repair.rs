@@ -1,11 +1,21 @@
 //! `tallyhouse repair` on the command line.
 
-use super::{CliError, Done, EXIT_VIOLATIONS, audit, end_on_signals};
+use super::{CliError, Done, EXIT_VIOLATIONS, audit};
 use crate::audit::span::Month;
 use crate::config::Config;
-use crate::repair::{self, Options};
+use crate::output;
+use crate::repair::{self, Interrupts, Options, Standing};
+use crate::signals::{self, Signal};
 use clap::Subcommand;
-use tokio_util::sync::CancellationToken;
+use std::time::Duration;
+
+const DAILY_HELP: &str = "\
+A signal ends it in order: members wait no longer. A second one, a second later or more, ends it at once.
+
+Exit status: 0 nothing differs any more, 2 something does, 1 it was not done, 74 as 0, but standard output was lost.";
+
+/// Longest wait, after a second signal, until members can count the month again.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -13,7 +23,7 @@ pub(super) enum Command {
     ///
     /// Prints first what differs. Members cannot count these months for the short end of the work; they wait by themselves.
     /// Refuses where the raw rows themselves are incomplete or doubled. Use the configuration of the members.
-    #[command(after_help = "Exit status: 0 nothing differs any more, 2 something does, 1 it was not done.")]
+    #[command(after_help = DAILY_HELP)]
     Daily {
         /// Month to count again, such as 202611; may be repeated.
         #[arg(long = "month", value_name = "YYYYMM", required = true)]
@@ -39,8 +49,14 @@ pub(super) enum Command {
     },
 }
 
+impl Command {
+    pub(super) fn changes_something(&self) -> bool {
+        !matches!(self, Command::Daily { dry_run: true, .. })
+    }
+}
+
 pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliError> {
-    let say = |line: &str| println!("{line}");
+    let say = output::line;
     match command {
         Command::Clean { query_timeout_s } => {
             let reader = audit::reader(config, query_timeout_s)?;
@@ -52,10 +68,31 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
             months.dedup();
             let reader = audit::reader(config, query_timeout_s)?;
             let options = Options { months, dry_run, trust_rows, others_closed };
-            let stop = CancellationToken::new();
-            end_on_signals(stop.clone())?;
-            let left = repair::daily(config, &reader, &options, &stop, &say).await?;
+            let interrupts = Interrupts::default();
+            let standing = interrupts.standing.clone();
+            signals::end_in_order(interrupts.stop.clone(), move |signal| leave(signal, standing))?;
+            let left = repair::daily(config, &reader, &options, &interrupts, &say).await?;
             Ok(Done { output: String::new(), status: if left > 0 { EXIT_VIOLATIONS } else { 0 } })
         }
     }
+}
+
+/// Says what stands, and gives the repair a little time to take it down.
+async fn leave(signal: Signal, standing: Standing) {
+    let Some(fence) = standing.fence() else {
+        output::note(&format!(
+            "tallyhouse: ended by a second {signal}: no constraint of this repair stands. A table daily_repair_… may be left; the \
+             next repair drops it, or `tallyhouse repair clean`"
+        ));
+        return;
+    };
+    output::note(&format!(
+        "tallyhouse: a second {signal} while the constraint {fence} stands on daily, so members cannot count the month: it ends as soon \
+         as it is taken down, in {} s at the latest. `tallyhouse repair clean` removes it too",
+        LEAVE_MAX.as_secs()
+    ));
+    output::note(&match tokio::time::timeout(LEAVE_MAX, standing.is_down()).await {
+        Ok(()) => format!("tallyhouse: the constraint {fence} is gone: members can count"),
+        Err(_) => format!("tallyhouse: the constraint {fence} still stands: run `tallyhouse repair clean`"),
+    });
 }

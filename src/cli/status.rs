@@ -4,10 +4,13 @@ use super::{CliError, Done, EXIT_WRONG, clickhouse_options};
 use crate::audit::AuditError;
 use crate::clickhouse::client::Client;
 use crate::config::Config;
+use crate::output;
+use crate::signals;
 use crate::status::{ANSWER_TIMEOUT, MemberUrl, Rates, Status, Watcher};
 use clap::Args;
-use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 pub(super) const HELP: &str = "\
 Examples:
@@ -50,18 +53,21 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     let Arguments { json, watch, interval_s, members } = arguments;
     let mut watcher = Watcher::new(config, hurried_client(config)?, members).map_err(AuditError::Consumer)?;
     let Some(seconds) = watch else {
+        signals::quit_without_a_core()?;
         let status = look_twice(&mut watcher, interval_s.map(Duration::from_secs)).await;
         let output = if json { status.json(None, false)? } else { status.table(None) };
         return Ok(Done { output, status: exit_status(status.problems().is_empty()) });
     };
     let every = Duration::from_secs(seconds);
+    let stop = CancellationToken::new();
+    signals::end_in_order(stop.clone(), async |_| ())?;
     let mut earlier = None;
     let mut well = true;
     loop {
         let looked = tokio::select! {
             looked = look_and_print(&mut watcher, &mut earlier, json) => looked,
             // Ctrl-C is how this ends; what was seen last is its exit status.
-            stopped = tokio::signal::ctrl_c() => stopped.map(|()| None).map_err(CliError::from),
+            () = stop.cancelled() => Ok(None),
         };
         match looked? {
             Some(seen) => well = seen,
@@ -69,10 +75,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
         }
         tokio::select! {
             () = tokio::time::sleep(every) => {}
-            stopped = tokio::signal::ctrl_c() => {
-                stopped?;
-                return Ok(Done { output: String::new(), status: exit_status(well) });
-            }
+            () = stop.cancelled() => return Ok(Done { output: String::new(), status: exit_status(well) }),
         }
     }
 }
@@ -106,22 +109,20 @@ async fn look_and_print(
     let text = if json { status.json(rates, true)? } else { status.table(rates) };
     let well = status.problems().is_empty();
     *earlier = Some((now, status));
-    match print(&text, json) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(None),
-        Err(error) => Err(error.into()),
+    match output::print(placed(&text, json).as_bytes()) {
+        Err(lost) if lost.reader_gone => Ok(None),
+        Err(lost) => Err(lost.into()),
         Ok(()) => Ok(Some(well)),
     }
 }
 
 /// On a terminal in the place of the last one, else below it.
-fn print(text: &str, json: bool) -> std::io::Result<()> {
-    let mut output = std::io::stdout();
-    match (output.is_terminal() && !json, json) {
-        (true, _) => write!(output, "\x1b[H\x1b[2J{text}")?,
-        (false, true) => write!(output, "{text}")?,
-        (false, false) => writeln!(output, "{text}")?,
+fn placed(text: &str, json: bool) -> String {
+    match (std::io::stdout().is_terminal(), json) {
+        (_, true) => text.to_owned(),
+        (true, false) => format!("\x1b[H\x1b[2J{text}"),
+        (false, false) => format!("{text}\n"),
     }
-    output.flush()
 }
 
 fn exit_status(well: bool) -> u8 {

@@ -93,6 +93,33 @@ impl ClickHouseError {
     }
 }
 
+impl ClickHouseError {
+    /// Says if it is known that waiting mends nothing: somebody has to change the tables, the rights or the configuration.
+    ///
+    /// An error that is neither this nor [`is_retryable`](Self::is_retryable) may be either.
+    pub fn is_for_good(&self) -> bool {
+        match self {
+            Self::Unauthorized { .. } | Self::Forbidden { .. } => true,
+            Self::UnknownDatabase { .. } | Self::UnknownTable { .. } => true,
+            Self::Tls { cause, .. } => *cause != Cause::Other,
+            // The constraint of a repair goes by itself.
+            Self::Server { code, message, .. } => refuses_for_good(*code) && !message.contains("tallyhouse_repair_"),
+            _ => false,
+        }
+    }
+}
+
+/// Codes of what a table or a user's settings do not allow.
+fn refuses_for_good(code: u32) -> bool {
+    matches!(
+        code,
+        8 | 10 | 16 | 47 // THERE_IS_NO_COLUMN, NOT_FOUND_COLUMN_IN_BLOCK, NO_SUCH_COLUMN_IN_TABLE, UNKNOWN_IDENTIFIER
+        | 44 | 53 | 349 | 691 // ILLEGAL_COLUMN, TYPE_MISMATCH, CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN, UNKNOWN_ELEMENT_OF_ENUM
+        | 62 | 115 | 452 // SYNTAX_ERROR, UNKNOWN_SETTING, SETTING_CONSTRAINT_VIOLATION
+        | 469 // VIOLATED_CONSTRAINT
+    )
+}
+
 fn tls_fix(cause: Cause) -> &'static str {
     match cause {
         Cause::UnknownAuthority => {
@@ -254,6 +281,19 @@ mod tests {
         }
         for permanent in ["Code: 516. x", "Code: 81. x", "Code: 60. x", "Code: 27. x"] {
             assert!(!classify(permanent).is_retryable(), "{permanent}");
+        }
+    }
+
+    #[test]
+    fn waiting_is_given_up_only_for_what_is_known_to_be_for_good() {
+        let violated = "Code: 469. DB::Exception: Constraint `held` for table campaigns.email_events is violated";
+        for for_good in ["Code: 516. x", "Code: 497. x", "Code: 81. x", "Code: 60. x", "Code: 16. x", violated] {
+            assert!(classify(for_good).is_for_good(), "{for_good}");
+        }
+        let fence = violated.replace("held", "tallyhouse_repair_0123456789abcdef");
+        // Of most errors nobody knows it: 49 is LOGICAL_ERROR, 473 DEADLOCK_AVOIDED.
+        for passing in [&fence, "Code: 241. x", "Code: 49. x", "Code: 473. x", "502 Bad Gateway"] {
+            assert!(!classify(passing).is_for_good(), "{passing}");
         }
     }
 

@@ -316,7 +316,7 @@ pub enum LogFormat {
 section! {
     /// The end of the process.
     Shutdown "shutdown" {
-        /// Milliseconds to finish batches in flight after SIGTERM.
+        /// Milliseconds to finish batches in flight after SIGTERM. What is refused for good is not waited for.
         grace_ms: u64 = "30000", Integer(0..=3_600_000);
     }
 }

@@ -180,6 +180,13 @@ fn shell_word(word: &str) -> String {
     }
 }
 
+/// Says if it is known of an answer that waiting mends nothing: a refusal, or a record that the topic does not take.
+pub fn is_for_good(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    let of_record = [Code::MessageSizeTooLarge, Code::InvalidRecord, Code::InvalidTopic, Code::PolicyViolation];
+    super::code(error).is_some_and(|code| of_record.contains(&code)) || Refusal::in_answer(error).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,6 +223,19 @@ mod tests {
         assert!(matches!(of(Code::Authentication, "x"), Some(Refusal::Login { .. })));
         assert_eq!(of(Code::GroupAuthorizationFailed, ""), Some(Refusal::Group));
         assert_eq!(cut(alert).rsplit(": ").next(), Some("SSL alert number 42"));
+    }
+
+    #[test]
+    fn what_a_topic_does_not_take_is_refused_for_good() {
+        use RDKafkaErrorCode as Code;
+        let is = |code| is_for_good(&KafkaError::MessageProduction(code));
+        for code in [Code::MessageSizeTooLarge, Code::InvalidRecord, Code::TopicAuthorizationFailed] {
+            assert!(is(code), "{code}");
+        }
+        for code in [Code::MessageTimedOut, Code::NotEnoughReplicas, Code::UnknownTopicOrPartition] {
+            assert!(!is(code), "{code}");
+        }
+        assert!(!is_for_good(&KafkaError::Canceled));
     }
 
     #[test]

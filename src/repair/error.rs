@@ -20,11 +20,14 @@ pub enum RepairError {
     #[error("nothing was changed: {0}")]
     Refused(String),
     /// A signal came.
-    #[error("interrupted; nothing was changed")]
+    #[error("interrupted; the month at hand was not changed")]
     Interrupted,
     /// After the swap the month is not what was staged.
     #[error("after the swap daily is not what was counted: {0}. Run `tallyhouse audit`, then the repair again")]
     NotVerified(String),
+    /// The program has a fault.
+    #[error("a fault of this program (a panic, see above) ended the repair. Run `tallyhouse audit`, and report it")]
+    Panicked,
     /// The fence could not be taken down.
     #[error(
         "the constraint {fence} may still stand on daily, and members cannot count the month while it does: {error}. Run \
@@ -35,7 +38,7 @@ pub enum RepairError {
         /// The constraint's name.
         fence: String,
         /// Why it could not be taken down.
-        error: ClickHouseError,
+        error: String,
         /// What had failed before, if anything had.
         first: Option<Box<RepairError>>,
     },

@@ -7,22 +7,49 @@ use crate::audit::tables;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How much longer than `clickhouse.insert_timeout_ms` an insert is waited for.
 const DRAIN_MARGIN: Duration = Duration::from_secs(30);
 
+/// Longest time for taking the fence down, attempts and pauses together.
+const DOWN_MAX: Duration = Duration::from_secs(60);
+const DOWN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Longest wait until the staging table is gone. It is only in the way.
+const DROP_MAX: Duration = Duration::from_secs(30);
+
+/// The name of the fence that stands at the moment, for whoever ends the process.
+#[derive(Clone, Debug, Default)]
+pub struct Standing(watch::Sender<Option<String>>);
+
+impl Standing {
+    /// The constraint that may stand on `daily`.
+    pub fn fence(&self) -> Option<String> {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until no constraint stands.
+    pub async fn is_down(&self) {
+        // The sender lives as long as this.
+        let _ = self.0.subscribe().wait_for(Option::is_none).await;
+    }
+}
+
 /// The constraint of one repair.
 pub(super) struct Fence {
     name: String,
     month: u32,
+    standing: Standing,
 }
 
 impl Fence {
     /// The fence that goes with a staging table.
-    pub(super) fn new(staging: &Staging<'_>) -> Fence {
-        Fence { name: format!("tallyhouse_repair_{}", staging.id()), month: staging.month() }
+    pub(super) fn new(staging: &Staging<'_>, standing: &Standing) -> Fence {
+        let name = format!("tallyhouse_repair_{}", staging.id());
+        Fence { name, month: staging.month(), standing: standing.clone() }
     }
 
     /// The statements, in order.
@@ -36,6 +63,8 @@ impl Fence {
 
     /// From the return of this on, no insert into the month begins any more.
     pub(super) async fn put_up(&self, client: &Client) -> Result<(), ClickHouseError> {
+        // Before it is sent: it may go up although the answer is lost.
+        self.standing.0.send_replace(Some(self.name.clone()));
         client.query(&self.add()).execute().await
     }
 
@@ -68,18 +97,47 @@ pub(super) async fn take_down(
     say: Say<'_>,
 ) -> Result<(), RepairError> {
     let client = staging.client();
-    let down = async {
-        await_unused(client, staging.id()).await?;
-        client.query(&drop_constraint(&fence.name)).execute().await
-    };
-    if let Err(error) = down.await {
-        let first = result.err().map(Box::new);
-        return Err(RepairError::FenceStands { fence: fence.name.clone(), error, first });
+    if fence.standing.fence().is_some() {
+        if let Err(error) = unfence(client, staging.id(), &fence.name).await {
+            let first = result.err().map(Box::new);
+            return Err(RepairError::FenceStands { fence: fence.name.clone(), error, first });
+        }
+        fence.standing.0.send_replace(None);
+        say("members go on");
     }
-    say("members go on");
-    // A staging table that stays is only in the way; the next repair drops it.
-    let dropped = client.query(&staging.drop_table()).execute().await;
-    result.and(dropped.map_err(RepairError::from))
+    // A count that was interrupted may still use the table: ClickHouse drops it then after that.
+    let statement = staging.drop_table();
+    let dropped = tokio::time::timeout(DROP_MAX, client.query(&statement).execute()).await;
+    if dropped.is_err() {
+        say("ClickHouse still drops the table of this repair; if it stays: `tallyhouse repair clean`");
+    }
+    result.and(dropped.unwrap_or(Ok(())).map_err(RepairError::from))
+}
+
+/// Takes the fence down within [`DOWN_MAX`], or gives the reason why it stands.
+async fn unfence(client: &Client, id: &str, name: &str) -> Result<(), String> {
+    let mut reason = format!("the swap has not ended within {} s", DOWN_MAX.as_secs());
+    let down = async {
+        loop {
+            let attempt = async {
+                await_unused(client, id).await?;
+                client.query(&drop_constraint(name)).execute().await
+            };
+            match attempt.await {
+                Ok(()) => return true,
+                Err(error) => {
+                    let lasts = !error.is_retryable();
+                    reason = error.to_string();
+                    if lasts {
+                        return false;
+                    }
+                }
+            }
+            tokio::time::sleep(DOWN_RETRY_INTERVAL).await;
+        }
+    };
+    let is_down = tokio::time::timeout(DOWN_MAX, down).await.unwrap_or(false);
+    if is_down { Ok(()) } else { Err(reason) }
 }
 
 /// Takes down what interrupted repairs have left. One that still runs fails at its next step, without harm.
@@ -101,10 +159,10 @@ pub async fn clean(client: &Client, say: Say<'_>) -> Result<(), RepairError> {
     Ok(())
 }
 
-/// Waits until no statement of the repair with this number runs, be it the swap or the making of the fence.
+/// Waits until neither the swap nor the making of the fence of the repair with this number runs any more. Whatever else it has begun
+/// touches its own table only.
 async fn await_unused(client: &Client, id: &str) -> Result<(), ClickHouseError> {
-    let sql =
-        "SELECT count() FROM system.processes WHERE position(query, ?) > 0 AND position(query, 'system.processes') = 0";
+    let sql = "SELECT count() FROM system.processes WHERE query_kind = 'Alter' AND position(query, ?) > 0";
     while client.query(sql).bind(id).scalar_u64().await? > 0 {
         tokio::time::sleep(POLL_INTERVAL).await;
     }

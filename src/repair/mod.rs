@@ -30,7 +30,7 @@ mod fence;
 mod staging;
 
 pub use error::RepairError;
-pub use fence::clean;
+pub use fence::{Standing, clean};
 
 use crate::audit::counters::{self, Bounds, Difference};
 use crate::audit::finding::Severity;
@@ -43,6 +43,10 @@ use crate::core::event;
 use crate::failpoint;
 use fence::Fence;
 use staging::{Borders, Staging};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +66,15 @@ pub struct Options {
     pub others_closed: bool,
 }
 
+/// These ask a repair to end early, and tell what would stand if its process ended now.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupts {
+    /// Asks for an end in order.
+    pub stop: CancellationToken,
+    /// The fence that stands.
+    pub standing: Standing,
+}
+
 /// Told what is done, in lines for people.
 pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
 
@@ -73,7 +86,7 @@ pub async fn daily(
     config: &Config,
     reader: &Reader,
     options: &Options,
-    stop: &CancellationToken,
+    interrupts: &Interrupts,
     say: Say<'_>,
 ) -> Result<u64, RepairError> {
     Schema::single().check(reader.client()).await?;
@@ -88,7 +101,7 @@ pub async fn daily(
     }
     let mut left = 0;
     for &month in &options.months {
-        left += repair_month(config, reader, month, options, stop, say).await?;
+        left += repair_month(config, reader, month, options, interrupts, say).await?;
     }
     Ok(left)
 }
@@ -98,9 +111,10 @@ async fn repair_month(
     reader: &Reader,
     month: Month,
     options: &Options,
-    stop: &CancellationToken,
+    interrupts: &Interrupts,
     say: Say<'_>,
 ) -> Result<u64, RepairError> {
+    let stop = &interrupts.stop;
     let number = month.number();
     let retention = Retention::read(reader.client(), &Schema::single()).await?;
     let (kept, expired) = month.span().split_at(retention.first_kept_day().unwrap_or(event::Day(0)));
@@ -109,7 +123,7 @@ async fn repair_month(
     if gone > 0 {
         say(&format!("month {number}: the rows of its days up to {last_day} have expired ({gone} events are counted)"));
     }
-    let (differences, all) = differences(config, reader, &span).await?;
+    let (differences, all) = unless(stop, differences(config, reader, &span)).await?;
     say(&format!("month {number}: {all} counters differ from the raw rows"));
     show(&differences, all, say);
     if all == 0 {
@@ -122,11 +136,11 @@ async fn repair_month(
                  {gone} events. If that is wanted: --trust-rows"
             )));
         }
-        staging::refuse_fewer(reader.client(), month).await?;
-        refuse_damaged_rows(reader, month).await?;
+        unless(stop, staging::refuse_fewer(reader.client(), month)).await?;
+        unless(stop, refuse_damaged_rows(reader, month)).await?;
     }
     let staging = Staging::new(reader.client(), month);
-    let fence = Fence::new(&staging);
+    let fence = Fence::new(&staging, &interrupts.standing);
     if options.dry_run {
         say("would run, with the offsets of that moment:");
         let [create, insert, replace, drop_table] = staging.statements();
@@ -135,7 +149,7 @@ async fn repair_month(
         statements.iter().for_each(|sql| say(&format!("  {sql};")));
         return Ok(all);
     }
-    let rebuilt = rebuild(reader, &staging, &fence, options, stop, say).await;
+    let rebuilt = caught(rebuild(reader, &staging, &fence, options, stop, say)).await;
     fence::take_down(&staging, &fence, rebuilt, say).await?;
     let (differences, left) = self::differences(config, reader, &span).await?;
     say(&format!("month {number}: {left} counters differ now"));
@@ -144,6 +158,27 @@ async fn repair_month(
         say("what is left may belong to earlier topics: --others-closed counts them to their last row");
     }
     Ok(left)
+}
+
+/// Does what a signal may interrupt, as nothing is begun that must be ended.
+async fn unless<T>(
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<T, RepairError>>,
+) -> Result<T, RepairError> {
+    tokio::select! {
+        done = work => done,
+        () = stop.cancelled() => Err(RepairError::Interrupted),
+    }
+}
+
+/// Gives a panic of `work` as an error, so that what was put up is taken down.
+async fn caught<T>(work: impl Future<Output = Result<T, RepairError>>) -> Result<T, RepairError> {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context)));
+        polled.unwrap_or(Poll::Ready(Err(RepairError::Panicked)))
+    })
+    .await
 }
 
 /// A row that is missing or doubled would be carried into `daily`, where the right count may still stand.
@@ -189,20 +224,21 @@ async fn rebuild(
     let before = borders(reader, staging, options).await?;
     staging.create().await?;
     say("counting the raw rows; members are not disturbed");
-    tokio::select! {
-        counted = staging.count(None, &before) => counted?,
-        () = stop.cancelled() => return Err(RepairError::Interrupted),
-    }
+    unless(stop, async { Ok(staging.count(None, &before).await?) }).await?;
     failpoint::hit("repair_counted");
     say("members wait from here on");
     let fenced_at = Instant::now();
+    // Not to be interrupted: a request that was given up could still put it up after it was taken down.
     fence.put_up(reader.client()).await?;
-    fence.drain(reader.client()).await?;
-    failpoint::hit("repair_fenced");
-    let after = borders(reader, staging, options).await?;
-    after.check_not_before(&before)?;
-    staging.count(Some(&before), &after).await?;
-    staging.refuse_lower_marks(&after, options.trust_rows).await?;
+    let counted = async {
+        fence.drain(reader.client()).await?;
+        failpoint::hit("repair_fenced");
+        let after = borders(reader, staging, options).await?;
+        after.check_not_before(&before)?;
+        staging.count(Some(&before), &after).await?;
+        staging.refuse_lower_marks(&after, options.trust_rows).await
+    };
+    unless(stop, counted).await?;
     if stop.is_cancelled() {
         return Err(RepairError::Interrupted);
     }
@@ -239,4 +275,22 @@ async fn borders(reader: &Reader, staging: &Staging<'_>, options: &Options) -> R
         ends.push((found.source, end));
     }
     Ok(Borders::new(ends, needed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_becomes_an_error() {
+        let panicking = async {
+            tokio::task::yield_now().await;
+            if Instant::now().elapsed().as_secs() < 60 {
+                panic!("on purpose");
+            }
+            Ok(())
+        };
+        assert!(matches!(caught(panicking).await, Err(RepairError::Panicked)));
+        assert!(caught(async { Ok(1) }).await.is_ok_and(|one| one == 1));
+    }
 }

@@ -12,6 +12,7 @@
 mod assignment;
 mod gauges;
 mod left_behind;
+mod left_open;
 mod memory;
 mod partition;
 mod reader;
@@ -53,6 +54,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use left_open::LeftOpen;
 use windows::Ages;
 pub use windows::{Glance, Windows};
 
@@ -97,8 +99,26 @@ pub enum RunError {
     #[error("metrics: {0}")]
     Metrics(String),
     /// Not everything was flushed in time. Nothing is lost.
-    #[error("shutdown.grace_ms passed before all batches were committed; the next owner reads the rest again. {0}")]
-    Grace(Summary),
+    #[error(
+        "shutdown.grace_ms passed before all batches were committed; the next owner reads the rest again. {open}. {summary}"
+    )]
+    Grace {
+        /// The batches that are open.
+        open: String,
+        /// What was done.
+        summary: Summary,
+    },
+    /// Not everything was flushed, and waiting would not have changed that. Nothing is lost.
+    #[error(
+        "what is refused for good was not waited for. {open}. Nothing is lost: the next owner completes it once the cause is \
+         mended. {summary}"
+    )]
+    Refused {
+        /// The batches that are open, and what refuses them.
+        open: String,
+        /// What was done.
+        summary: Summary,
+    },
     /// Kafka will not have this member any more.
     #[error(
         "kafka refuses this member for good: {0}. Nothing is lost: the next owner goes on. With kafka.group_instance_id, each \
@@ -152,6 +172,7 @@ struct Shared {
     dead_letters: Option<DeadLetters>,
     windows: Arc<Windows>,
     health: Arc<Health>,
+    left_open: Arc<LeftOpen>,
     commands: Sender<Command>,
     topic: String,
     cluster_id: String,
@@ -227,6 +248,7 @@ impl Shared {
         self.windows.close(partition);
         self.tell_reader(Command::Forget(partition));
         self.frozen_ms.remove(&partition);
+        self.left_open.forget(partition);
         self.health.clear(&format!("partition {partition}"));
         self.update_stopped(|stopped| stopped.remove(&partition));
     }
@@ -240,7 +262,8 @@ impl Shared {
     }
 }
 
-/// Runs the service until `stop` is cancelled, then flushes, commits and leaves the group.
+/// Runs the service until `stop` is cancelled, then flushes, commits and leaves the group. `left_open` always has what an end at this
+/// moment would leave open.
 ///
 /// # Errors
 /// Any of [`RunError`].
@@ -248,6 +271,7 @@ pub async fn run(
     config: &Config,
     clickhouse: &ClickHouseOptions,
     stop: CancellationToken,
+    left_open: Arc<LeftOpen>,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
     let metrics =
@@ -287,6 +311,7 @@ pub async fn run(
         dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
         health: Arc::clone(&health),
+        left_open,
         commands,
         topic: config.kafka.topics.events.clone(),
         cluster_id,
@@ -331,7 +356,17 @@ pub async fn run(
         batches: shared.flushed_batches.load(Ordering::Relaxed),
         uptime: started.elapsed(),
     };
-    if clean { Ok(summary) } else { Err(RunError::Grace(summary)) }
+    let open = &shared.left_open;
+    match clean {
+        false => Err(RunError::Grace { open: open.told(), summary }),
+        true if open.has_refusal() => Err(RunError::Refused { open: open.told(), summary }),
+        true => {
+            if !open.is_empty() {
+                tracing::warn!("ended with a batch that is not completed by waiting. {}", open.told());
+            }
+            Ok(summary)
+        }
+    }
 }
 
 /// Waits for the signal, then ends in order: no more records, flush, commit, leave the group.
@@ -366,6 +401,7 @@ async fn until_stopped(
         assignment.flush_all(grace).await
     };
     let flushed = tokio::time::timeout(grace, flushed).await.unwrap_or(false);
+    shared.left_open.keep();
     shared.tell_reader(Command::End);
     // Leaving the group takes one answer from the coordinator; without it the others wait for the session timeout.
     let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;

@@ -18,7 +18,7 @@ use crate::core::stop::StopReason;
 use crate::core::window::ARRIVAL_STEP_MS;
 use crate::failpoint;
 use crate::kafka::dead_letters::Letters;
-use crate::kafka::{self, offsets, topic};
+use crate::kafka::{self, offsets, refusal, topic};
 use crate::metrics::{
     COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS, RETRIES,
 };
@@ -89,6 +89,8 @@ pub struct Partition {
     gate: CommitGate,
     /// The dead letters of the last batch that had any.
     letters: Option<Letters>,
+    /// Refused for good while the partition is being given up: no further attempt is made.
+    refused: bool,
 }
 
 impl Drop for Partition {
@@ -123,6 +125,7 @@ impl Partition {
             drain,
             gate,
             letters: None,
+            refused: false,
         }
     }
 
@@ -139,6 +142,9 @@ impl Partition {
                 }
                 action => self.perform(action).await,
             };
+            if self.refused {
+                break;
+            }
             tracing::trace!(partition = number, ?seen, "protocol");
             action = protocol.observe(seen);
         }
@@ -174,6 +180,7 @@ impl Partition {
                 Ok(view) => {
                     self.succeeded("read_committed");
                     self.source.topic_id.clone_from(&view.topic_id);
+                    self.shared.left_open.committed(number, view.committed.as_ref());
                     failpoint::hit("committed_read");
                     return Seen::Log(view);
                 }
@@ -223,7 +230,10 @@ impl Partition {
                     self.succeeded("read_marks");
                     return Seen::Marks(marks);
                 }
-                Err(error) => self.failed("read_marks", &error).await,
+                Err(error) => self.refused("read_marks", &error, error.is_for_good()).await,
+            }
+            if self.refused {
+                return Seen::Drained;
             }
         }
     }
@@ -373,6 +383,7 @@ impl Partition {
         match outcome {
             Ok(Ok(Some(sent))) => {
                 self.lease.renew(sent);
+                self.shared.left_open.committed(number, Some(&wanted));
                 self.succeeded("commit");
                 self.drop_committed(wanted.offset);
                 failpoint::hit(if self.batches.is_empty() { "end_committed" } else { "intent_committed" });
@@ -384,7 +395,7 @@ impl Partition {
                 Seen::CommitOvertaken
             }
             Ok(Err(error)) => {
-                self.failed("commit", &kafka::told(&error)).await;
+                self.refused("commit", &kafka::told(&error), refusal::is_for_good(&error)).await;
                 Seen::CommitFailed
             }
             Err(_) => {
@@ -458,7 +469,7 @@ impl Partition {
                 Seen::Inserted
             }
             Err(error) => {
-                self.failed("insert", &error).await;
+                self.refused("insert", &error, error.is_for_good()).await;
                 Seen::InsertUnknown
             }
         }
@@ -475,10 +486,11 @@ impl Partition {
         let known = self.letters.take().filter(|letters| letters.range() == range);
         let Some((dead_letters, held)) = shared.dead_letters.as_ref().zip(self.held(range)) else { return true };
         let mut letters = known.unwrap_or_else(|| Letters::new(&held.batch));
-        let delivered = match letters.are_delivered() {
-            true => Ok(()),
-            false => dead_letters.deliver(&self.source.name(), &held.batch, &mut letters).await,
-        };
+        if letters.are_delivered() {
+            self.letters = Some(letters);
+            return true;
+        }
+        let delivered = dead_letters.deliver(&self.source.name(), &held.batch, &mut letters).await;
         self.letters = Some(letters);
         match delivered {
             Ok(()) => {
@@ -487,9 +499,9 @@ impl Partition {
                 true
             }
             Err(error) => {
-                let topic = dead_letters.topic();
+                let (topic, for_good) = (dead_letters.topic(), refusal::is_for_good(&error));
                 let error = format!("the dead-letter topic {topic} does not take a rejected record: {error}");
-                self.failed(DEAD_LETTER, &error).await;
+                self.refused(DEAD_LETTER, &error, for_good).await;
                 false
             }
         }
@@ -504,6 +516,19 @@ impl Partition {
         if self.backoffs.remove(step).is_some() {
             self.shared.health.clear(&self.cause(step));
         }
+    }
+
+    /// A step has failed. Who gives the partition up does not wait for what is refused for good.
+    async fn refused(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync), for_good: bool) {
+        if !for_good || !self.is_draining() {
+            return self.failed(step, error).await;
+        }
+        let number = self.source.partition;
+        tracing::error!(partition = number, step, "{error}; given up: the next owner completes what is open");
+        if *self.drain.borrow() == Drain::Flush {
+            self.shared.left_open.refused(number, format!("{step}: {error}"));
+        }
+        self.refused = true;
     }
 
     async fn failed(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {

@@ -224,7 +224,7 @@ pub async fn a_kill_leaves_an_open_intent_that_is_told(url: &str, database: &str
 }
 
 /// Doubles one counter of a month, as a person might.
-async fn double_a_counter(bench: &Bench, month: u32) {
+pub async fn double_a_counter(bench: &Bench, month: u32) {
     let columns = "day, event_type, campaign_id, workspace_id, source";
     let sql = format!(
         "INSERT INTO daily ({columns}, total, end_offset) SELECT {columns}, sum(total), max(end_offset) FROM daily \
@@ -234,7 +234,7 @@ async fn double_a_counter(bench: &Bench, month: u32) {
 }
 
 /// Events of two months, in the tables.
-async fn store_two_months(bench: &Bench, events: u64) -> Ledger {
+pub async fn store_two_months(bench: &Bench, events: u64) -> Ledger {
     let mut producer = bench.producer();
     producer.send_events(&two_months(), 0..events).unwrap();
     let ledger = producer.finish().unwrap();
@@ -373,7 +373,7 @@ pub async fn repair_counts_what_is_inserted_meanwhile(url: &str, database: &str)
 }
 
 /// Waits until an insert into `daily` is under way.
-async fn await_insert(bench: &Bench, database: &str) {
+pub async fn await_insert(bench: &Bench, database: &str) {
     let running = format!(
         "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO daily%' AND current_database = '{database}'"
     );

@@ -34,6 +34,7 @@ mod schema;
 mod secrets;
 mod security;
 mod service;
+mod signals;
 mod stops;
 
 use devstack::Stack;
@@ -196,6 +197,11 @@ fn main() -> ExitCode {
         operate::a_status_tells_what_stops,
         operate::looking_leaves_no_trace,
         operate::pages_need_no_configuration,
+        signals::a_hangup_and_a_doubled_signal_end_in_order,
+        signals::a_second_signal_names_what_is_left_open,
+        signals::a_refused_insert_is_not_waited_for,
+        signals::a_repair_whose_output_goes_away_leaves_no_fence,
+        signals::a_watch_ends_when_the_terminal_is_closed,
         protocol::progress_is_what_the_rows_say,
         protocol::a_batch_is_stored_as_it_was_consumed,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,

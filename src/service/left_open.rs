@@ -1,0 +1,113 @@
+//! The batches that would stay open if this member ended now, for the words with which it ends.
+//!
+//! It must never decide anything: the committed offset alone says what the next owner completes.
+
+use crate::core::intent::Metadata;
+use crate::core::protocol::Committed;
+use crate::core::source::OffsetRange;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One partition leaves this open.
+#[derive(Debug, Default)]
+struct Open {
+    /// Announced, and not committed as far as this member knows.
+    batch: Option<OffsetRange>,
+    /// The refusal for which this member has given the batch up at its end.
+    refused: Option<String>,
+}
+
+/// The partitions of this member leave this open.
+#[derive(Debug, Default)]
+pub struct LeftOpen {
+    partitions: Mutex<BTreeMap<i32, Open>>,
+    kept: AtomicBool,
+}
+
+impl LeftOpen {
+    fn locked(&self) -> MutexGuard<'_, BTreeMap<i32, Open>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what Kafka holds for a partition.
+    pub(super) fn committed(&self, partition: i32, committed: Option<&Committed>) {
+        let next = committed.and_then(|committed| {
+            let (end, _) = Metadata::decode(&committed.metadata).ok()??.next?;
+            Some(OffsetRange { start: committed.offset, end })
+        });
+        self.locked().entry(partition).or_default().batch = next;
+    }
+
+    /// Takes the refusal for which a partition was given up.
+    pub(super) fn refused(&self, partition: i32, why: String) {
+        self.locked().entry(partition).or_default().refused = Some(why);
+    }
+
+    /// The partition is no longer this member's.
+    pub(super) fn forget(&self, partition: i32) {
+        if !self.kept.load(Ordering::Relaxed) {
+            self.locked().remove(&partition);
+        }
+    }
+
+    /// All partitions are given up now, for the end of the process. What they leave open is still to be told.
+    pub(super) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+
+    /// Some partition was given up for a refusal.
+    pub(super) fn has_refusal(&self) -> bool {
+        self.locked().values().any(|open| open.refused.is_some())
+    }
+
+    /// Nothing is open.
+    pub(super) fn is_empty(&self) -> bool {
+        self.locked().values().all(|open| open.batch.is_none() && open.refused.is_none())
+    }
+
+    /// Names what is open, in words without a full stop.
+    pub fn told(&self) -> String {
+        let mut told = Vec::new();
+        for (partition, Open { batch, refused }) in self.locked().iter() {
+            let batch = batch.map(|range| format!("batch {range} is announced and not committed"));
+            let refused = refused.as_ref().map(|why| format!("refused: {why}"));
+            let words: Vec<String> = batch.into_iter().chain(refused).collect();
+            if !words.is_empty() {
+                told.push(format!("partition {partition}: {}", words.join("; ")));
+            }
+        }
+        match told.is_empty() {
+            true => "No announced batch is left open".to_owned(),
+            false => format!("Left open: {}", told.join(". ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn committed(offset: u64, metadata: &str) -> Committed {
+        Committed { offset, metadata: metadata.as_bytes().to_vec() }
+    }
+
+    #[test]
+    fn it_names_what_is_announced_until_its_end_is_committed() {
+        let left = LeftOpen::default();
+        assert!(left.is_empty() && left.told().starts_with("No announced batch"));
+        left.committed(3, Some(&committed(100, "tallyhouse/1 end=250 rows=150 rejects=0")));
+        left.committed(1, Some(&committed(7, "tallyhouse/1")));
+        assert_eq!(left.told(), "Left open: partition 3: batch [100, 250) is announced and not committed");
+        left.refused(3, "insert: no".to_owned());
+        assert!(left.has_refusal() && left.told().ends_with("not committed; refused: insert: no"), "{}", left.told());
+        left.forget(3);
+        left.committed(1, Some(&committed(7, "of another program")));
+        left.committed(2, None);
+        assert!(left.is_empty() && !left.has_refusal());
+        left.refused(2, "insert: no".to_owned());
+        left.keep();
+        left.forget(2);
+        assert!(left.has_refusal(), "leaving the group has made it forget");
+    }
+}
