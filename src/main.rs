@@ -6,6 +6,7 @@ use clap::Parser;
 use std::ffi::c_char;
 use std::num::NonZero;
 use std::process::ExitCode;
+use std::time::Duration;
 use tallyhouse::cli::{Cli, EXIT_USAGE};
 use tallyhouse::output;
 
@@ -28,6 +29,9 @@ const WORKERS_MAX: usize = 4;
 /// Threads for calls of librdkafka that block, at most. Further calls wait for one of them.
 const BLOCKING_MAX: usize = 64;
 
+/// Longest wait for the threads at the end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let cores = std::thread::available_parallelism().map_or(WORKERS_MAX, NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -36,7 +40,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(run()),
+        Ok(runtime) => {
+            let status = runtime.block_on(run());
+            // A call of librdkafka that gets no answer must not keep the process.
+            runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+            status
+        }
         Err(error) => {
             output::note(&format!("tallyhouse: its threads cannot be started: {error}"));
             ExitCode::FAILURE

@@ -1,18 +1,25 @@
 //! `tallyhouse status`: who counts, how far each partition is, and what is wrong.
 //!
-//! Must never change anything, join the group, or give up as a whole because one of the servers is away: what the other
-//! one tells is shown, and the cause is named.
+//! `progress.rs` compares looks that follow each other; `asked.rs` asks the members that are named for causes.
+//!
+//! Must never say that nothing is wrong beside a partition that stands still. Must never change anything, join the group, or give up
+//! as a whole because one of the servers is away: the status shows the other one, and names the cause.
 
+mod asked;
 mod print;
+mod progress;
 mod read;
 #[cfg(test)]
 mod tests;
 
+pub use asked::{Asked, MemberUrl};
+pub use progress::{GRACE, History, Motion, Pace, Progress};
 pub use read::{ANSWER_TIMEOUT, Watcher, dead_letter_in_words};
 
 use crate::audit::position::Outlook;
 use crate::core::source::OffsetRange;
 use crate::kafka::members::{Group, GroupState, Member};
+use asked::Cause;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,6 +45,10 @@ pub struct Status {
     pub group: Result<Group, String>,
     /// The partitions of the topic.
     pub partitions: Result<Vec<Partition>, String>,
+    /// How often a partition flushes.
+    pub pace: Pace,
+    /// The members that were asked for causes.
+    pub asked: Vec<Asked>,
 }
 
 /// One partition of the topic.
@@ -54,7 +65,7 @@ pub struct Partition {
 pub struct Standing {
     /// First offset in the log.
     pub start: u64,
-    /// One past the last offset in the log.
+    /// One past the last offset in the log that can be read: records of an open transaction lie behind it.
     pub end: u64,
     /// The group's committed offset, if there is one that can be read and is of this topic.
     pub committed: Option<u64>,
@@ -62,6 +73,8 @@ pub struct Standing {
     pub intent: Option<OffsetRange>,
     /// What `tallyhouse run` makes of it; `None` where that depends on ClickHouse, which was not asked.
     pub outlook: Option<Outlook>,
+    /// What it did between this command's looks.
+    pub motion: Motion,
 }
 
 /// Kinds of problems. A code never changes its meaning.
@@ -80,6 +93,14 @@ pub enum Code {
     NoMembers,
     /// A partition stops when a member takes it.
     PartitionStops,
+    /// A member says that a partition is stopped.
+    PartitionStopped,
+    /// Records wait, and neither the committed offset nor the announced batch has changed for too long.
+    PartitionStandsStill,
+    /// A member says what keeps it from counting.
+    MemberNotReady,
+    /// A member could not be asked.
+    MemberUnknown,
     /// One partition could not be asked for.
     PartitionUnknown,
     /// The group is stable, records wait, and no member has the partition.
@@ -112,7 +133,12 @@ pub struct Rates {
 impl Standing {
     /// Records in the log that are not committed; control records of transactions count as well.
     pub fn lag(&self) -> u64 {
-        self.end.saturating_sub(self.committed.unwrap_or(0).max(self.start))
+        self.end.saturating_sub(self.first_waiting())
+    }
+
+    /// The first offset that is not committed.
+    fn first_waiting(&self) -> u64 {
+        self.committed.unwrap_or(0).max(self.start)
     }
 }
 
@@ -167,6 +193,9 @@ impl Status {
                     if let Some(Outlook::Stops(reason)) = &standing.outlook {
                         add(Code::PartitionStops, Some(number), format!("partition {number} stops: {}", reason.told()));
                     }
+                    if let Some(message) = self.stands_still(number, standing) {
+                        add(Code::PartitionStandsStill, Some(number), message);
+                    }
                     if standing.lag() > 0 && self.is_without_member(number) {
                         let message = format!(
                             "partition {number}: no member has it. If that stays, restart a member: `tallyhouse run`"
@@ -176,8 +205,107 @@ impl Status {
                 }
             }
         }
+        self.asked.iter().for_each(|member| problems.extend(self.told(member)));
         problems.sort_by_key(|problem| problem.code);
         problems
+    }
+
+    /// Problems that a member tells of.
+    fn told(&self, member: &Asked) -> Vec<Problem> {
+        let url = &member.url;
+        let told = match &member.told {
+            Ok(told) => told,
+            Err(error) => {
+                let message = format!(
+                    "the member at {url} cannot be asked: {error}. See that it runs and that this is its admin.listen, reachable from here"
+                );
+                return vec![Problem { code: Code::MemberUnknown, partition: None, message }];
+            }
+        };
+        let problem = |(name, reason): (&String, &String)| {
+            let (code, partition, message) = match Cause::of(name) {
+                Cause::Stopped(number) if self.stops(number).is_some_and(|known| known == *reason) => return None,
+                Cause::Stopped(number) => {
+                    (Code::PartitionStopped, Some(number), format!("{name} is stopped: {reason} (told by {url})"))
+                }
+                Cause::Step(number) => {
+                    (Code::MemberNotReady, Some(number), format!("{name}: {reason} (told by {url})"))
+                }
+                Cause::Member => (Code::MemberNotReady, None, format!("{name}: {reason} (told by {url})")),
+            };
+            Some(Problem { code, partition, message })
+        };
+        let mut problems: Vec<Problem> = told.reasons.iter().filter_map(problem).collect();
+        // Its metrics may be a moment younger than its causes.
+        if !told.reasons.keys().any(|name| matches!(Cause::of(name), Cause::Stopped(_))) {
+            problems.extend(told.stopped.iter().map(|(reason, count)| Problem {
+                code: Code::PartitionStopped,
+                partition: None,
+                message: format!("stopped partitions: {count}, see docs/stops/{reason}.md (told by {url})"),
+            }));
+        }
+        problems
+    }
+
+    /// Why a partition stops when a member takes it, as members tell it.
+    fn stops(&self, partition: i32) -> Option<String> {
+        let standing = self.standings().find(|&(number, _)| number == partition)?.1;
+        match &standing.outlook {
+            Some(Outlook::Stops(reason)) => Some(reason.told()),
+            _ => None,
+        }
+    }
+
+    /// How long a partition may take to commit or announce something while records wait.
+    pub fn patience(&self, partition: i32) -> Duration {
+        let all = || self.partitions.as_ref().map_or(0, Vec::len);
+        let of_holder = self.holder(partition).and_then(|index| self.members()[index].partitions.as_ref());
+        let by_settings = self.pace.flush_age(of_holder.map_or_else(all, Vec::len));
+        let told = self.asked.iter().filter_map(|member| member.told.as_ref().ok()?.flush_age).max();
+        by_settings.max(told.unwrap_or_default()) + GRACE
+    }
+
+    /// How a partition fares.
+    pub fn progress(&self, number: i32, standing: &Standing) -> Progress {
+        standing.progress(self.patience(number))
+    }
+
+    /// Partitions that only a later look can judge, and after how long. None where the cause is known already.
+    pub fn unjudged(&self) -> Vec<(i32, Duration)> {
+        let is_explained = |standing: &Standing| matches!(standing.outlook, Some(Outlook::Stops(_)));
+        let open = self.standings().filter(|(number, standing)| {
+            self.progress(*number, standing) == Progress::NotJudged && !is_explained(standing)
+        });
+        match self.clickhouse.is_err() || self.has_nobody() {
+            true => Vec::new(),
+            false => open.map(|(number, _)| (number, self.patience(number))).collect(),
+        }
+    }
+
+    fn has_nobody(&self) -> bool {
+        self.group.as_ref().is_ok_and(|group| group.members.is_empty())
+    }
+
+    /// In words, unless another problem of the partition says why.
+    fn stands_still(&self, number: i32, standing: &Standing) -> Option<String> {
+        let is_explained =
+            matches!(standing.outlook, Some(Outlook::Stops(_))) || self.is_without_member(number) || self.has_nobody();
+        if is_explained || self.progress(number, standing) != Progress::StandsStill {
+            return None;
+        }
+        let seconds = standing.motion.unmoved.as_secs();
+        let what = match standing.intent {
+            Some(range) => format!("batch {range} is announced and was not ended in {seconds} s"),
+            None => format!("{} records wait, and nothing was committed in {seconds} s", standing.lag()),
+        };
+        let flush = (self.patience(number) - GRACE).as_secs_f64().ceil();
+        let group = match &self.group {
+            Ok(Group { state: GroupState::Rebalancing, .. }) => "Partitions are being shared out; if that stays, ",
+            _ => "",
+        };
+        Some(format!(
+            "partition {number} stands still: {what} (a flush is due within {flush} s). {group}/readyz of its member says why"
+        ))
     }
 
     /// Only where it is known: the group is stable, and every member's partitions are told.

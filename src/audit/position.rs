@@ -81,13 +81,13 @@ impl Position {
         let mut action = protocol.observe(Seen::Log(log.clone()));
         if matches!(action, Action::ReadProgress { .. }) {
             // The committed offset lies beyond the log's end: no progress changes that.
-            action = match protocol.observe(Seen::Progress(Progress::default())) {
-                Action::ReadCommitted => protocol.observe(Seen::Log(log.clone())),
-                _ => return None,
-            };
+            action = protocol.observe(Seen::Progress(Progress::default()));
+            if matches!(action, Action::Stop(_)) {
+                return None;
+            }
         }
         match action {
-            Action::Stop(reason) => Some(reason),
+            Action::Stop(reason) | Action::LookAgain(reason) => Some(reason),
             _ => None,
         }
     }
@@ -99,15 +99,11 @@ impl Position {
         if matches!(action, Action::ReadProgress { .. }) {
             action = protocol.observe(Seen::Progress(self.progress));
         }
-        // Something lies beyond the log's end: the protocol looks a second time.
-        if matches!(action, Action::ReadCommitted) {
-            action = protocol.observe(Seen::Log(self.log.clone()));
-        }
         if let (Action::ReadMarks { .. }, Some(marks)) = (&action, &self.marks) {
             action = protocol.observe(Seen::Marks(marks.clone()));
         }
         match action {
-            Action::Stop(reason) => Outlook::Stops(reason),
+            Action::Stop(reason) | Action::LookAgain(reason) => Outlook::Stops(reason),
             Action::Fill { from, until: None } => Outlook::GoesOn(format!("reads on from offset {from}")),
             Action::Fill { from, until: Some(until) } => {
                 let range = OffsetRange { start: from, end: until };

@@ -81,7 +81,7 @@ impl Reader {
             let first_stored = first.get(&name).copied();
             let mut position = Position { source, progress, log, first_stored, marks: None };
             if let Some((range, _)) = position.intent() {
-                position.marks = Some(self.sink.marks(range, &position.source).await?);
+                position.marks = Some(self.sink.marks(range, &position.source, None).await?);
             }
             positions.push(position);
         }

@@ -6,7 +6,7 @@ use crate::clickhouse::client::Client;
 use crate::config::Config;
 use crate::output;
 use crate::signals;
-use crate::status::{ANSWER_TIMEOUT, Rates, Watcher};
+use crate::status::{ANSWER_TIMEOUT, MemberUrl, Rates, Status, Watcher};
 use clap::Args;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -15,13 +15,22 @@ use tokio_util::sync::CancellationToken;
 pub(super) const HELP: &str = "\
 Examples:
   tallyhouse status                 who counts, how far each partition is, what is wrong
+  tallyhouse status --member http://127.0.0.1:9464      and why: the causes that this member tells
   tallyhouse status --watch         the same every 2 seconds with rates, until Ctrl-C
   tallyhouse status --json | jq .problems
 
-What is wrong comes first. `member` is a row of the upper table. A partition that stops names its page in docs/stops/.
-What a member alone knows (a rebuilt batch that differs, say) is at its /readyz. Changes nothing, and never joins the group.
+What is wrong comes first. `member` is a row of the upper table. It changes nothing, and never joins
+the group. A partition that stops names its page in docs/stops/.
 
-Exit status: 0 all is well, 1 something is wrong, 64 wrong usage or configuration.";
+A partition stands still when records wait and nothing is committed or announced for one flush and
+10 s. One flush is flush.age_ms, or the partitions of its member divided by
+flush.batches_per_second_max if that is longer. So where records wait, a second look follows: once
+all these partitions have moved, at the latest after that time. See docs/status.md.
+
+Records of an open transaction cannot be read yet: `log end` lies before them, and they are no lag.
+A member alone knows some causes, such as a refused insert: --member asks it.
+
+Exit status: 0 nothing is found, 1 something is wrong, 64 wrong usage or configuration.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -32,14 +41,20 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..=3_600))]
     watch: Option<u64>,
+    /// Longest time between the two looks; 0 looks once. Less than the default leaves partitions unjudged.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "watch", value_parser = clap::value_parser!(u64).range(0..=3_600))]
+    interval_s: Option<u64>,
+    /// Ask this member for causes, such as http://127.0.0.1:9464 (its admin.listen); may be repeated.
+    #[arg(long = "member", value_name = "URL")]
+    members: Vec<MemberUrl>,
 }
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
-    let Arguments { json, watch } = arguments;
-    let watcher = Watcher::new(config, hurried_client(config)?).map_err(AuditError::Consumer)?;
+    let Arguments { json, watch, interval_s, members } = arguments;
+    let mut watcher = Watcher::new(config, hurried_client(config)?, members).map_err(AuditError::Consumer)?;
     let Some(seconds) = watch else {
         signals::quit_without_a_core()?;
-        let status = watcher.look().await;
+        let status = look_twice(&mut watcher, interval_s.map(Duration::from_secs)).await;
         let output = if json { status.json(None, false)? } else { status.table(None) };
         return Ok(Done { output, status: exit_status(status.problems().is_empty()) });
     };
@@ -50,7 +65,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     let mut well = true;
     loop {
         let looked = tokio::select! {
-            looked = look_and_print(&watcher, &mut earlier, json) => looked,
+            looked = look_and_print(&mut watcher, &mut earlier, json) => looked,
             // Ctrl-C is how this ends; what was seen last is its exit status.
             () = stop.cancelled() => Ok(None),
         };
@@ -65,10 +80,29 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     }
 }
 
-type Look = (Instant, crate::status::Status);
+/// Looks, and once more if only that can tell whether partitions move. The second look follows when all have moved, or after `interval`.
+async fn look_twice(watcher: &mut Watcher, interval: Option<Duration>) -> Status {
+    let status = watcher.look().await;
+    let Some(patience) = status.unjudged().into_iter().map(|(_, patience)| patience).max() else { return status };
+    let within = interval.unwrap_or(patience);
+    if within.is_zero() {
+        return status;
+    }
+    if std::io::stderr().is_terminal() {
+        eprintln!("records wait: looking for up to {} s whether they are counted", within.as_secs_f64().ceil());
+    }
+    watcher.await_movement(&status, within).await;
+    watcher.look().await
+}
+
+type Look = (Instant, Status);
 
 /// Whether all is well; `None` when nobody reads any more.
-async fn look_and_print(watcher: &Watcher, earlier: &mut Option<Look>, json: bool) -> Result<Option<bool>, CliError> {
+async fn look_and_print(
+    watcher: &mut Watcher,
+    earlier: &mut Option<Look>,
+    json: bool,
+) -> Result<Option<bool>, CliError> {
     let status = watcher.look().await;
     let now = Instant::now();
     let rates = earlier.as_ref().and_then(|(then, before)| Rates::between(before, &status, now - *then));

@@ -66,6 +66,13 @@ pub enum ClickHouseError {
     #[error("ClickHouse is busy or degraded ({code} {name}): {message}. It is worth trying again later")]
     ServerBusy { code: u32, name: String, message: String },
 
+    /// An insert of the batch runs for longer than inserts may take.
+    #[error(
+        "an insert of this batch still runs in ClickHouse, for longer than clickhouse.insert_timeout_ms. Look in system.processes \
+         for a query_id like '{query_id}', and KILL QUERY it if it does not end"
+    )]
+    StillRunning { query_id: String },
+
     /// Any other exception of the server.
     #[error(
         "ClickHouse reports an error ({code} {name}): {message}. Look {name} up in the server's log before trying again"

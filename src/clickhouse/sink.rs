@@ -9,15 +9,15 @@ use super::retention::Retention;
 use super::schema::Schema;
 use crate::core::batch::{Batch, column_list};
 use crate::core::event::Day;
-use crate::core::marks::{Insert, Marks, Progress};
+use crate::core::marks::{Insert, Marks, PartitionId, Progress};
 use crate::core::source::{OffsetRange, Source, Table};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often `system.processes` is asked whether an insert has ended.
 const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// No batch covers more offsets than that: it is one block, which has at most `max_insert_block_size` rows.
-const BATCH_OFFSETS_MAX: u64 = 1_048_449;
+/// No batch has more rows than that: it is one block, which has at most `max_insert_block_size` rows.
+const BATCH_ROWS_MAX: u64 = 1_048_449;
 
 /// Writes batches of one consumer group into one database.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ impl Sink {
         Ok(rows)
     }
 
-    /// Waits until no insert of the batch runs on the server any more, whichever member sent it.
+    /// Waits until no insert of the batch runs on the server any more, whichever member sent it; for as long as an insert may take.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].
@@ -86,7 +86,11 @@ impl Sink {
         let begins: Vec<String> = Table::ALL.iter().map(|&table| source.token(range, table, 0) + ":").collect();
         let sql = "SELECT count() FROM system.processes \
                    WHERE endsWith(query_id, ?) AND arrayExists(begin -> startsWith(query_id, begin), ?)";
+        let begun = Instant::now();
         while self.client.query(sql).bind(self.query_id("")).bind(&begins).scalar_u64().await? > 0 {
+            if begun.elapsed() > self.insert_timeout() {
+                return Err(ClickHouseError::StillRunning { query_id: format!("{}%{}", begins[0], self.query_id("")) });
+            }
             tokio::time::sleep(ENDED_POLL_INTERVAL).await;
         }
         Ok(())
@@ -98,11 +102,16 @@ impl Sink {
         format!("{token}:{}", self.client.database())
     }
 
-    /// What the tables hold of a batch's offsets.
+    /// What the tables hold of a batch's offsets. `months`: the only ones of interest in `daily`, where they are known.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].
-    pub async fn marks(&self, range: OffsetRange, source: &Source) -> Result<Marks, ClickHouseError> {
+    pub async fn marks(
+        &self,
+        range: OffsetRange,
+        source: &Source,
+        months: Option<&[PartitionId]>,
+    ) -> Result<Marks, ClickHouseError> {
         let name = source.name();
         let raw = self
             .client
@@ -123,7 +132,7 @@ impl Sink {
         Ok(Marks {
             expired_before: retention.first_kept_day().map_or(0, Day::yyyymmdd),
             raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),
-            daily: self.counted_ends(&name).await?.into_iter().collect(),
+            daily: self.counted_ends(&name, range.start, months).await?.into_iter().collect(),
             rejected: rejected.scalar_u64().await?,
         })
     }
@@ -134,7 +143,7 @@ impl Sink {
     /// Any of [`ClickHouseError`].
     pub async fn progress(&self, from: u64, source: &Source) -> Result<Progress, ClickHouseError> {
         let name = source.name();
-        let ends = self.counted_ends(&name).await?;
+        let ends = self.counted_ends(&name, from, None).await?;
         let counted_end = ends.iter().map(|(_, end)| *end).max();
         let uncounted = match counted_end.filter(|&end| end > from) {
             Some(end) => self.uncounted(&name, OffsetRange { start: from, end }, &ends).await?,
@@ -168,10 +177,30 @@ impl Sink {
         Ok(Progress { counted_end, uncounted, rejected_end, stored_end })
     }
 
-    /// Greatest `end_offset` of a source by month.
-    async fn counted_ends(&self, source: &str) -> Result<Vec<(u32, u64)>, ClickHouseError> {
-        let sql = "SELECT toYYYYMM(day) AS month, max(end_offset) FROM daily WHERE source = ? GROUP BY month";
-        self.client.query(sql).bind(source).rows().await
+    /// Greatest `end_offset` of a source by month, of the months in which it lies after `after`.
+    ///
+    /// `daily` is sorted by day, so the source alone would mean to read all of it: the months leave out ClickHouse partitions, and
+    /// the offset leaves out granules, by an index (`sql/single/0004_marks.sql`).
+    async fn counted_ends(
+        &self,
+        source: &str,
+        after: u64,
+        months: Option<&[PartitionId]>,
+    ) -> Result<Vec<(PartitionId, u64)>, ClickHouseError> {
+        let of_months = match months {
+            Some([]) => return Ok(Vec::new()),
+            Some(_) => "AND toYYYYMM(day) IN ?",
+            None => "",
+        };
+        let sql = format!(
+            "SELECT toYYYYMM(day) AS month, max(end_offset) FROM daily WHERE source = ? AND end_offset > ? {of_months} \
+             GROUP BY month"
+        );
+        let query = self.client.query(&sql).bind(source).bind(after);
+        match months {
+            Some(months) => query.bind(months).rows().await,
+            None => query.rows().await,
+        }
     }
 
     /// First offset in the range of a row that the counters of its month end before. Only the last batch can have such
@@ -183,12 +212,29 @@ impl Sink {
         ends: &[(u32, u64)],
     ) -> Result<Option<u64>, ClickHouseError> {
         let (months, ends): (Vec<u32>, Vec<u64>) = ends.iter().copied().unzip();
-        let start = range.start.max(range.end.saturating_sub(BATCH_OFFSETS_MAX));
-        let sql = "SELECT count(), min(source_offset) FROM email_events \
-                   WHERE source = ? AND source_offset >= ? AND source_offset < ? \
-                   AND source_offset >= transform(toYYYYMM(event_time), ?, ?, toUInt64(0))";
-        let query = self.client.query(sql).bind(source).bind(start).bind(range.end).bind(months).bind(ends);
+        let start = self.start_of_last_rows(source, range).await?;
+        let sql = "SELECT count(), min(source_offset) FROM \
+                   (SELECT source_offset, event_time FROM email_events \
+                   WHERE source = ? AND source_offset >= ? AND source_offset < ? ORDER BY source_offset DESC LIMIT ?) \
+                   WHERE source_offset >= transform(toYYYYMM(event_time), ?, ?, toUInt64(0))";
+        let query = self.client.query(sql).bind(source).bind(start).bind(range.end).bind(BATCH_ROWS_MAX);
+        let query = query.bind(months).bind(ends);
         let found = query.rows::<(u64, u64)>().await?;
         Ok(found.first().filter(|(rows, _)| *rows > 0).map(|(_, first)| *first))
+    }
+
+    /// An offset from which the range has at least [`BATCH_ROWS_MAX`] rows, or all that it has. Transactions leave offsets without a
+    /// record, so a batch may span any number of them; mostly it does not, and the last offsets are found by their index.
+    async fn start_of_last_rows(&self, source: &str, range: OffsetRange) -> Result<u64, ClickHouseError> {
+        let mut offsets = BATCH_ROWS_MAX;
+        loop {
+            let start = range.start.max(range.end.saturating_sub(offsets));
+            let sql = "SELECT count() FROM email_events WHERE source = ? AND source_offset >= ? AND source_offset < ?";
+            let rows = self.client.query(sql).bind(source).bind(start).bind(range.end).scalar_u64().await?;
+            if rows >= BATCH_ROWS_MAX || start == range.start {
+                return Ok(start);
+            }
+            offsets = offsets.saturating_mul(8);
+        }
     }
 }

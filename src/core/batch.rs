@@ -109,6 +109,16 @@ impl Batch {
         self.range
     }
 
+    /// Whether it has neither rows nor rejects.
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty() && self.rejected.rows == 0
+    }
+
+    /// The months of its counters, as ClickHouse partitions of `daily`.
+    pub fn months(&self) -> Vec<PartitionId> {
+        self.frozen().expected.daily
+    }
+
     /// Memory held, in bytes, as counted by the window.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -90,6 +90,10 @@ impl Buffer {
             Some(_) => self.halt = Some(Halt::EndsShort(end)),
             None => {}
         }
+        // Transaction markers, and the records of transactions that were aborted, are passed without a word.
+        if self.until.is_none() {
+            self.window.pass(end);
+        }
     }
 
     /// The reader has lost its position: what it would read next is not known.
@@ -125,7 +129,7 @@ impl Buffer {
 
     /// There is a window to take, though it may not be due, and the buffer is of this fill.
     pub fn has_batch(&self, fill: u64) -> bool {
-        self.is_of(fill) && (!self.closed.is_empty() || self.until.is_none() && !self.window.is_empty())
+        self.is_of(fill) && (!self.closed.is_empty() || self.until.is_none() && self.window.has_offsets())
     }
 
     /// Why nothing more comes, if the buffer is of this fill and has no window to take.
@@ -215,6 +219,25 @@ mod tests {
         push(&mut buffer, 10..18);
         push(&mut buffer, 25..26);
         assert_eq!(taken(&mut buffer), Some((10, 20, 8)), "a record behind the end passes it as well");
+    }
+
+    /// Or retention could remove a transaction's marker from behind the committed offset, which would look like a loss.
+    #[test]
+    fn what_the_log_ends_with_is_passed() {
+        let mut buffer = Buffer::new(1, 10, None);
+        buffer.reached_end(10);
+        assert_eq!(taken(&mut buffer), None);
+        buffer.reached_end(12);
+        assert_eq!(taken(&mut buffer), Some((10, 12, 0)), "only markers");
+        push(&mut buffer, 12..15);
+        buffer.reached_end(16);
+        buffer.reached_end(14);
+        assert_eq!(taken(&mut buffer), Some((12, 16, 3)), "a marker after the last record");
+        let mut buffer = Buffer::new(1, 10, Some(20));
+        push(&mut buffer, 10..18);
+        buffer.reached_end(25);
+        assert_eq!(taken(&mut buffer), Some((10, 20, 8)));
+        assert_eq!(taken(&mut buffer), Some((20, 25, 0)));
     }
 
     #[test]

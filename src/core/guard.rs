@@ -17,6 +17,8 @@ pub enum Guard {
     Verify,
     /// An announced batch that the marks show to be overtaken is not replayed.
     Overtaken,
+    /// One look that finds the log too short stops no partition.
+    Doubt,
     /// Counters are written last.
     CountersLast,
     /// Nothing is inserted by a member whose last commit is too old.

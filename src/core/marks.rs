@@ -29,6 +29,11 @@ impl Expected {
         self.raw.values().sum()
     }
 
+    /// Whether it leaves nothing: its offsets hold no records.
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty() && self.rejected == 0
+    }
+
     /// Every insert the batch needs, in order: a table and its ClickHouse partitions.
     pub fn inserts(&self) -> Vec<Insert> {
         let rejected = if self.rejected > 0 { vec![0] } else { vec![] };
@@ -50,7 +55,7 @@ pub struct Insert {
 pub struct Marks {
     /// Rows of `email_events` with an offset in the range, by day.
     pub raw: BTreeMap<PartitionId, u64>,
-    /// Greatest `end_offset` in `daily`, by month.
+    /// Greatest `end_offset` in `daily`, by month; only of the batch's months, and only where it lies after the batch's start.
     pub daily: BTreeMap<PartitionId, u64>,
     /// Rows of `rejected_events` with an offset in the range.
     pub rejected: u64,
@@ -138,8 +143,8 @@ fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> R
 /// How far a source has come in the tables, asked when the committed offset alone does not tell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Progress {
-    /// Greatest `end_offset` of the source in `daily`. Counters are written last, so every batch that ends earlier is
-    /// applied, and so are the rows and rejects of the one that ends there.
+    /// Greatest `end_offset` of the source in `daily`, if it lies after the offset asked for. Counters are written last, so every
+    /// batch that ends earlier is applied, and so are the rows and rejects of the one that ends there.
     pub counted_end: Option<u64>,
     /// First offset before `counted_end` of a row that is in no counter: those of its month end before it. Then the last
     /// insert into `daily` was applied for another month only.

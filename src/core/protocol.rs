@@ -77,6 +77,10 @@ pub struct Frozen {
 }
 
 impl Frozen {
+    fn is_empty(&self) -> bool {
+        self.expected.is_empty()
+    }
+
     fn counts(&self) -> Counts {
         Counts { rows: self.expected.rows(), rejects: self.expected.rejected }
     }
@@ -87,6 +91,8 @@ impl Frozen {
 pub enum Action {
     /// Read the committed offset with its metadata, the topic id and the log's bounds. Answer: [`Seen::Log`].
     ReadCommitted,
+    /// Look again after a pause, as [`Action::ReadCommitted`] does: seen as often as now, this stops the partition. Answers as there.
+    LookAgain(StopReason),
     /// Ask the tables how far the source has come, looking for rows at `from` and later. Answer: [`Seen::Progress`].
     ReadProgress {
         /// The committed offset, 0 without one.
@@ -178,10 +184,10 @@ pub enum Seen {
 enum State {
     /// Waiting for [`Seen::Log`].
     Reading,
-    /// Waiting for [`Seen::Log`]: something was found beyond the log's end, which another member may have read since.
-    Doubting { what: &'static str, offset: u64 },
     /// Waiting for [`Seen::Progress`] to see whether an announced batch is the one to complete.
     Judging { log: LogView, intent: Intent },
+    /// The counters end where an announced batch does: waiting for marks that show all its rows.
+    CheckingCounted { log: LogView, intent: Intent, progress: Progress },
     /// Waiting for [`Seen::Progress`] to find where to start from.
     Locating { log: LogView },
     /// The announced batch's records are gone: waiting for marks that show it applied.
@@ -225,16 +231,27 @@ pub struct Protocol {
     topic_id: String,
     /// How often an announced batch was rebuilt with other records than its intent says.
     incomplete: u32,
+    /// How many looks in a row have found something beyond the log's end.
+    beyond: u32,
 }
 
 /// Times that a batch is rebuilt with a wrong number of records before the partition stops.
 const INCOMPLETE_MAX: u32 = 3;
+/// Looks in a row that must find the log too short before the partition stops. A broker that does not know yet that it leads no more
+/// tells an old end.
+pub const LOOKS_BEYOND: u32 = 10;
 
 impl Protocol {
     /// A newly assigned partition and the first thing to do for it.
     pub fn start() -> (Protocol, Action) {
-        let protocol =
-            Protocol { state: State::Reading, known: None, wanted: None, topic_id: String::new(), incomplete: 0 };
+        let protocol = Protocol {
+            state: State::Reading,
+            known: None,
+            wanted: None,
+            topic_id: String::new(),
+            incomplete: 0,
+            beyond: 0,
+        };
         (protocol, Action::ReadCommitted)
     }
 
@@ -244,11 +261,13 @@ impl Protocol {
         let state = std::mem::replace(&mut self.state, State::Ended);
         match (state, seen) {
             (State::Reading, Seen::Log(log)) => self.on_log(log),
-            (State::Doubting { what, offset }, Seen::Log(log)) if offset > log.high => {
-                Action::Stop(StopReason::AheadOfLog { what, offset, high: log.high })
+            (State::Judging { log, intent }, Seen::Progress(progress)) => self.on_announced(log, intent, progress),
+            (State::CheckingCounted { log, intent, progress }, Seen::Marks(marks)) => {
+                match intent.counts == Some(marks.counts()) {
+                    true => self.on_progress(&log, progress),
+                    false => self.replay(intent, &log),
+                }
             }
-            (State::Doubting { .. }, Seen::Log(log)) => self.on_log(log),
-            (State::Judging { log, intent }, Seen::Progress(progress)) => self.on_announced(&log, intent, progress),
             (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
             (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
             (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
@@ -264,10 +283,11 @@ impl Protocol {
                     }
                 }
             }
+            // The reader has passed transaction markers and nothing else: there is nothing to announce.
+            (State::Filling { .. }, Seen::Batch(batch)) if batch.is_empty() => self.finish(batch.range.end, None),
             (State::Filling { first }, Seen::Batch(batch)) => self.announce(batch, first),
             (
                 State::Reading
-                | State::Doubting { .. }
                 | State::Judging { .. }
                 | State::Locating { .. }
                 | State::CheckingGone { .. }
@@ -294,6 +314,7 @@ impl Protocol {
             }
             (State::Inserting { batch, .. }, Seen::InsertUnknown) => self.ask(batch, None, None),
             (State::Inserting { batch, .. }, Seen::LeaseExpired) => self.announce(batch, true),
+            (State::Applied { .. }, Seen::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
             (State::Applied { batch }, Seen::Batch(next)) => self.finish(batch.range.end, Some(next)),
             (State::Applied { batch }, Seen::NoBatch | Seen::Drained) => self.finish(batch.range.end, None),
             // Without the announcement, of which nobody knows yet; then there is nothing left to do.
@@ -365,25 +386,45 @@ impl Protocol {
     /// old one: librdkafka sent a commit late (it keeps one for up to a session timeout while the coordinator is away) over
     /// a newer one. A batch's own counters end where it ends, so a mark inside of it or beyond is another batch's, and
     /// so is a row beyond it.
-    fn on_announced(&mut self, log: &LogView, intent: Intent, progress: Progress) -> Action {
-        let OffsetRange { start, end } = intent.range;
+    ///
+    /// Several smaller batches may end there too, each with the counters of another month. Counters are written last: where none is
+    /// missing and all rows are there, all is applied, whoever did it.
+    fn on_announced(&mut self, log: LogView, intent: Intent, progress: Progress) -> Action {
+        let range @ OffsetRange { start, end } = intent.range;
         let overtaken = progress.counted_end.is_some_and(|counted| counted > start && counted != end)
             || progress.stored_end.is_some_and(|stored| stored > end);
-        match overtaken && guard::is_on(Guard::Overtaken) {
-            true => self.on_progress(log, progress),
-            false => self.replay(intent, log.low, log.high),
+        if overtaken && guard::is_on(Guard::Overtaken) {
+            return self.on_progress(&log, progress);
         }
+        let counted = progress.counted_end == Some(end) && progress.uncounted.is_none();
+        if counted {
+            let checking = State::CheckingCounted { log, intent, progress };
+            return self.enter(checking, Action::ReadMarks { range, quiet: false });
+        }
+        self.replay(intent, &log)
     }
 
-    fn replay(&mut self, intent: Intent, low: u64, high: u64) -> Action {
-        let range = intent.range;
-        if range.end > high {
-            return Action::Stop(StopReason::AheadOfLog { what: "the announced batch's end", offset: range.end, high });
+    fn replay(&mut self, intent: Intent, log: &LogView) -> Action {
+        let (range, low) = (intent.range, log.low);
+        if range.end > log.high {
+            return self.doubt("the announced batch's end", range.end, log.high);
         }
+        self.beyond = 0;
         if low > range.start {
             return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range, quiet: false });
         }
         self.enter(State::Replaying { intent }, Action::Fill { from: range.start, until: Some(range.end) })
+    }
+
+    /// Something lies beyond the log's end. Another member may have gone on since, or the broker tells an old end: one look proves
+    /// nothing, and nothing is at risk meanwhile.
+    fn doubt(&mut self, what: &'static str, offset: u64, high: u64) -> Action {
+        let reason = StopReason::AheadOfLog { what, offset, high };
+        self.beyond += 1;
+        match self.beyond < LOOKS_BEYOND && guard::is_on(Guard::Doubt) {
+            true => self.enter(State::Reading, Action::LookAgain(reason)),
+            false => Action::Stop(reason),
+        }
     }
 
     /// Where to start without an open intent: at the committed offset or at the marks, whichever is further. Rows
@@ -393,11 +434,12 @@ impl Protocol {
         let marks = [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)];
         for (what, offset) in marks.into_iter().chain([("a row's offset", progress.stored_end)]) {
             if let Some(offset) = offset.filter(|&offset| offset > log.high) {
-                return self.enter(State::Doubting { what, offset }, Action::ReadCommitted);
+                return self.doubt(what, offset, log.high);
             }
         }
+        self.beyond = 0;
         if let (Some(start), Some(end)) = (progress.uncounted, progress.counted_end) {
-            return self.replay(Intent { range: OffsetRange { start, end }, counts: None }, log.low, log.high);
+            return self.replay(Intent { range: OffsetRange { start, end }, counts: None }, log);
         }
         let from = committed.max(progress.counted_end).max(progress.rejected_end);
         if let Some(next) = from.filter(|&next| next < log.low) {
@@ -405,7 +447,7 @@ impl Protocol {
         }
         if let Some(end) = progress.stored_end.filter(|&end| end > from.unwrap_or(log.low)) {
             let range = OffsetRange { start: from.unwrap_or(log.low), end };
-            return self.replay(Intent { range, counts: None }, log.low, log.high);
+            return self.replay(Intent { range, counts: None }, log);
         }
         match from.filter(|_| from != committed) {
             Some(applied) => {
@@ -521,5 +563,60 @@ impl Protocol {
     fn finish(&mut self, end: u64, next: Option<Frozen>) -> Action {
         let wanted = self.position(end, next.as_ref());
         self.commit(State::Finishing { next }, wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn announced(end: u64, rows: u64, high: u64) -> LogView {
+        let metadata = Metadata { topic_id: "id".into(), next: Some((end, Counts { rows, rejects: 0 })) };
+        let committed = Some(Committed { offset: 0, metadata: metadata.encode().into_bytes() });
+        LogView { committed, topic_id: "id".into(), low: 0, high }
+    }
+
+    /// An announcement of [0, 2) that comes late, when another owner has applied [0, 1) of October and [1, 2) of November: completed, it
+    /// would count October's event again, as October's counters end before it.
+    #[test]
+    fn what_others_have_applied_in_parts_is_not_replayed() {
+        let progress = Progress { counted_end: Some(2), ..Progress::default() };
+        let raw = [(20_261_031, 1), (20_261_101, 1)];
+        let daily = [(202_610, 1), (202_611, 2)].into();
+        let after = |rows: &[(u32, u64)]| {
+            let (mut protocol, _) = Protocol::start();
+            assert_eq!(protocol.observe(Seen::Log(announced(2, 2, 2))), Action::ReadProgress { from: 0 });
+            let action = protocol.observe(Seen::Progress(progress));
+            assert!(matches!(action, Action::ReadMarks { .. }), "{action:?}");
+            let raw = rows.iter().copied().collect();
+            protocol.observe(Seen::Marks(Marks { raw, daily: BTreeMap::clone(&daily), ..Marks::default() }))
+        };
+        assert!(matches!(after(&raw), Action::Commit { wanted: Committed { offset: 2, .. }, .. }));
+        // A row that a time to live has taken away says nothing of its counters: the batch decides.
+        assert_eq!(after(&raw[1..]), Action::Fill { from: 0, until: Some(2) });
+    }
+
+    #[test]
+    fn a_log_that_seems_too_short_stops_the_partition_only_if_it_stays_so() {
+        let (mut protocol, _) = Protocol::start();
+        let short = |protocol: &mut Protocol| {
+            protocol.observe(Seen::Log(announced(9, 9, 5)));
+            protocol.observe(Seen::Progress(Progress::default()))
+        };
+        for _ in 1..LOOKS_BEYOND {
+            assert!(matches!(
+                short(&mut protocol),
+                Action::LookAgain(StopReason::AheadOfLog { offset: 9, high: 5, .. })
+            ));
+        }
+        // The broker knows better by now.
+        protocol.observe(Seen::Log(announced(9, 9, 9)));
+        assert!(matches!(protocol.observe(Seen::Progress(Progress::default())), Action::Fill { .. }));
+        protocol.observe(Seen::PositionLost);
+        for _ in 1..LOOKS_BEYOND {
+            assert!(matches!(short(&mut protocol), Action::LookAgain(_)));
+        }
+        assert!(matches!(short(&mut protocol), Action::Stop(StopReason::AheadOfLog { .. })));
     }
 }

@@ -143,7 +143,7 @@ impl Window {
         self.start
     }
 
-    /// One past the last offset taken.
+    /// One past the last offset taken or passed.
     pub fn next(&self) -> u64 {
         self.next
     }
@@ -176,6 +176,16 @@ impl Window {
     /// Whether nothing was taken.
     pub fn is_empty(&self) -> bool {
         self.records() == 0
+    }
+
+    /// Whether it covers any offset; not each has a record.
+    pub fn has_offsets(&self) -> bool {
+        self.next > self.start
+    }
+
+    /// Before this offset the log has no more records.
+    pub fn pass(&mut self, end: u64) {
+        self.next = self.next.max(end);
     }
 
     /// Whether the window has to be frozen before it takes more.

@@ -2,14 +2,19 @@
 //!
 //! A batch's letters are delivered before its rows of `rejected_events` are inserted. So whatever shows that rows are applied (the
 //! marks, a committed end) shows that their letters were delivered, and a crash in between delivers them again: at least once,
-//! each time with the same headers. Must never be the reason for two rows, nor for none.
+//! each time with the same headers. A member sends a letter again only while it is not acknowledged. Must never be the reason for two
+//! rows, nor for none.
 
 use super::producer::{self, Outgoing, Producer};
 use crate::config::Config;
 use crate::core::batch::Batch;
 use crate::core::reject::Reason;
+use crate::core::source::OffsetRange;
+use crate::metrics::DEAD_LETTERS;
+use metrics::counter;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaResult;
+use rdkafka::producer::Producer as _;
 use std::sync::{Mutex, PoisonError};
 
 /// Header with the stable word of why the record was rejected.
@@ -25,8 +30,8 @@ pub const OFFSET: &str = "tallyhouse-offset";
 pub struct DeadLetters {
     topic: String,
     client: ClientConfig,
-    /// Made anew after a failure: some errors end a producer for good.
-    producer: Mutex<Option<Producer>>,
+    /// Made anew after an error that librdkafka calls fatal.
+    producer: Mutex<Producer>,
 }
 
 impl DeadLetters {
@@ -37,7 +42,7 @@ impl DeadLetters {
     pub fn new(config: &Config) -> KafkaResult<Option<DeadLetters>> {
         let Some(topic) = config.kafka.topics.dead_letter.clone() else { return Ok(None) };
         let client = producer::client_config(config);
-        let producer = Mutex::new(Some(Producer::new(&client)?));
+        let producer = Mutex::new(Producer::new(&client)?);
         Ok(Some(DeadLetters { topic, client, producer }))
     }
 
@@ -46,30 +51,17 @@ impl DeadLetters {
         &self.topic
     }
 
-    /// Delivers every rejected record of a batch, and gives their number.
+    /// Delivers the rejected records of a batch that are not acknowledged yet.
     ///
     /// # Errors
-    /// One was not acknowledged. Some may be in the topic, and will be there again after the next attempt.
-    pub async fn deliver(&self, source: &str, batch: &Batch) -> KafkaResult<u64> {
+    /// One was not acknowledged, and may be in the topic all the same.
+    pub async fn deliver(&self, source: &str, batch: &Batch, letters: &mut Letters) -> KafkaResult<()> {
         let producer = self.producer()?;
-        let delivered = self.send(&producer, source, batch).await;
-        if delivered.is_err() {
-            *self.producer.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        delivered
-    }
-
-    fn producer(&self) -> KafkaResult<Producer> {
-        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*producer {
-            Some(producer) => Ok(producer.clone()),
-            None => Ok(producer.insert(Producer::new(&self.client)?).clone()),
-        }
-    }
-
-    async fn send(&self, producer: &Producer, source: &str, batch: &Batch) -> KafkaResult<u64> {
-        let mut sending = producer.sending();
-        for record in batch.rejected() {
+        let (mut sending, mut sent, mut refused) = (producer.sending(), Vec::new(), None);
+        for (place, record) in batch.rejected().enumerate() {
+            if letters.acknowledged[place] {
+                continue;
+            }
             let offset = record.offset.to_string();
             let outgoing = Outgoing {
                 topic: &self.topic,
@@ -84,8 +76,57 @@ impl DeadLetters {
                     (OFFSET, offset.as_bytes()),
                 ],
             };
-            sending.send(&outgoing).await?;
+            match sending.send(&outgoing).await {
+                Ok(()) => sent.push(place),
+                Err(error) => {
+                    refused = Some(error);
+                    break;
+                }
+            }
         }
-        Ok(sending.finish().await?.len() as u64)
+        for (place, outcome) in sent.into_iter().zip(sending.finish().await) {
+            match outcome {
+                Ok(_) => {
+                    letters.acknowledged[place] = true;
+                    counter!(DEAD_LETTERS).increment(1);
+                }
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// The producer, made anew if its last error was fatal. The old one is dropped on a thread for blocking calls: it waits for its threads.
+    fn producer(&self) -> KafkaResult<Producer> {
+        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        if producer.inner.client().fatal_error().is_some() {
+            let ended = std::mem::replace(&mut *producer, Producer::new(&self.client)?);
+            tokio::task::spawn_blocking(move || drop(ended));
+        }
+        Ok(producer.clone())
+    }
+}
+
+/// The letters of one batch.
+pub struct Letters {
+    range: OffsetRange,
+    /// By the place of the record in the batch.
+    acknowledged: Vec<bool>,
+}
+
+impl Letters {
+    /// None is acknowledged.
+    pub fn new(batch: &Batch) -> Letters {
+        Letters { range: batch.range(), acknowledged: vec![false; batch.rejected().count()] }
+    }
+
+    /// Whose letters they are.
+    pub fn range(&self) -> OffsetRange {
+        self.range
+    }
+
+    /// All are acknowledged.
+    pub fn are_delivered(&self) -> bool {
+        self.acknowledged.iter().all(|&acknowledged| acknowledged)
     }
 }

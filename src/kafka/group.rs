@@ -6,12 +6,24 @@ use rdkafka::error::KafkaResult;
 use std::time::Duration;
 
 const SESSION_TIMEOUT: &str = "consumer.session.timeout.ms";
+const HEARTBEAT_INTERVAL: &str = "consumer.heartbeat.interval.ms";
 
-/// The group's session timeout in milliseconds, as the broker has it; `None` where it tells none (before Kafka 4.0). Blocks.
+/// The group's times as the broker has them, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Without a heartbeat for so long a member is taken for dead.
+    pub timeout_ms: u64,
+    /// Members send a heartbeat so often.
+    pub heartbeat_ms: u64,
+}
+
+/// The group's session as the broker has it; `None` where it tells none (before Kafka 4.0). Blocks.
 ///
 /// # Errors
 /// Kafka does not answer in time, or answers with an error; the right to describe the group's configuration may be missing.
-pub fn session_timeout_ms(consumer: &Consumer, group: &str, within: Duration) -> KafkaResult<Option<u64>> {
+pub fn session(consumer: &Consumer, group: &str, within: Duration) -> KafkaResult<Option<Session>> {
     let settings = settings::read(consumer, Of::Group(group), within)?;
-    Ok(settings.get(SESSION_TIMEOUT).and_then(|text| text.parse().ok()))
+    let number = |name: &str| settings.get(name).and_then(|text| text.parse().ok());
+    let times = number(SESSION_TIMEOUT).zip(number(HEARTBEAT_INTERVAL));
+    Ok(times.map(|(timeout_ms, heartbeat_ms)| Session { timeout_ms, heartbeat_ms }))
 }

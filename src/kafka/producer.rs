@@ -133,14 +133,14 @@ impl Producer {
 pub struct Sending<'p> {
     producer: &'p Producer,
     waiting: VecDeque<DeliveryFuture>,
-    done: Vec<Delivery>,
+    done: Vec<KafkaResult<Delivery>>,
 }
 
 impl Sending<'_> {
     /// Sends one record; waits while the queue is full.
     ///
     /// # Errors
-    /// It is refused, is larger than the whole queue, or an earlier one was not acknowledged.
+    /// It is refused, or is larger than the whole queue.
     pub async fn send(&mut self, record: &Outgoing<'_>) -> KafkaResult<()> {
         loop {
             if let Some(delivery) = self.producer.hand_over(record)? {
@@ -148,7 +148,7 @@ impl Sending<'_> {
                 return Ok(());
             }
             match self.waiting.pop_front() {
-                Some(oldest) => self.done.push(self.producer.delivered(oldest).await?),
+                Some(oldest) => self.done.push(self.producer.delivered(oldest).await),
                 None if self.producer.inner.in_flight_count() == 0 => {
                     return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge));
                 }
@@ -158,14 +158,11 @@ impl Sending<'_> {
         }
     }
 
-    /// Waits until all are acknowledged; gives where each is, in order.
-    ///
-    /// # Errors
-    /// One was not acknowledged. The others may be in the log.
-    pub async fn finish(mut self) -> KafkaResult<Vec<Delivery>> {
+    /// Waits for every acknowledgement; gives, in the order of sending, where each record is or why it was not acknowledged.
+    pub async fn finish(mut self) -> Vec<KafkaResult<Delivery>> {
         for delivery in self.waiting {
-            self.done.push(self.producer.delivered(delivery).await?);
+            self.done.push(self.producer.delivered(delivery).await);
         }
-        Ok(self.done)
+        self.done
     }
 }

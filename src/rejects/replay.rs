@@ -247,7 +247,7 @@ async fn begin(config: &Config) -> Result<(Transactions, Ledger), RejectsError> 
     let signed = Outgoing { topic: &topic, partition: Some(0), key, payload, timestamp_ms: None, headers: &[] };
     let sent = async {
         sending.send(&signed).await?;
-        sending.finish().await
+        sending.finish().await.into_iter().collect::<KafkaResult<Vec<_>>>()
     };
     match sent.await {
         Ok(_) => transactions.commit().await?,
@@ -353,7 +353,7 @@ impl Replay<'_> {
             };
             sending.send(&event).await?;
         }
-        let places = sending.finish().await?;
+        let places = sending.finish().await.into_iter().collect::<KafkaResult<Vec<_>>>()?;
         failpoint::hit("replay_produced");
         let mut sending = producer.sending();
         for ((candidate, _), place) in pending.iter().zip(places) {
@@ -374,7 +374,7 @@ impl Replay<'_> {
             // Known before it is committed: if that fails, this replay ends.
             self.ledger.note(origin, replayed);
         }
-        sending.finish().await?;
+        sending.finish().await.into_iter().collect::<KafkaResult<Vec<_>>>()?;
         failpoint::hit("replay_noted");
         Ok(())
     }

@@ -109,12 +109,15 @@ impl Assignment {
 
     async fn end_all(&self, how: Drain, grace: Duration) -> bool {
         let all: Vec<i32> = self.running_locked().keys().copied().collect();
-        drain(self.remove(&all), how, grace).await
+        let Some(shared) = self.shared.get() else { return true };
+        drain(self.remove(&all), how, grace, shared).await
     }
 }
 
-/// Asks tasks to end and waits; what has not ended in time is cut off, and the next owner completes it.
-async fn drain(running: Vec<Running>, how: Drain, grace: Duration) -> bool {
+/// Asks tasks to end and waits; what has not ended in time is cut off, and the next owner completes it. A commit under way is waited
+/// for: librdkafka could send it when the partition is somebody else's. If it gets no answer within a session, only the end of this
+/// process ends it.
+async fn drain(running: Vec<Running>, how: Drain, grace: Duration, shared: &Shared) -> bool {
     let deadline = tokio::time::Instant::now() + grace;
     for one in &running {
         let _ = one.drain.send(how);
@@ -130,7 +133,11 @@ async fn drain(running: Vec<Running>, how: Drain, grace: Duration) -> bool {
             task.abort();
             let _ = task.await;
         }
-        let _ = tokio::task::spawn_blocking(move || gate.close()).await;
+        let closed = tokio::task::spawn_blocking(move || gate.close());
+        if tokio::time::timeout_at(deadline + shared.session_timeout, closed).await.is_err() {
+            shared.give_up("the group's coordinator does not answer a commit".to_owned());
+            std::future::pending::<()>().await;
+        }
     }
     all_ended
 }
@@ -160,15 +167,14 @@ impl Rebalances for Assignment {
         tracing::info!(?partitions, lost, "revoked");
         self.rebalanced_locked().settled = false;
         let removed = self.remove(partitions);
-        if let Some(shared) = self.shared.get() {
-            for &partition in partitions {
-                shared.forget(partition);
-                gauges::forget(partition);
-            }
+        let Some(shared) = self.shared.get() else { return };
+        for &partition in partitions {
+            shared.forget(partition);
+            gauges::forget(partition);
         }
         if !removed.is_empty() {
             let grace = if lost { Duration::ZERO } else { self.grace };
-            self.runtime.block_on(drain(removed, Drain::Abandon, grace));
+            self.runtime.block_on(drain(removed, Drain::Abandon, grace, shared));
         }
     }
 

@@ -51,7 +51,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use left_open::LeftOpen;
@@ -131,6 +131,11 @@ pub enum RunError {
          the process again, as a supervisor does; see docs/librdkafka-left-behind.md"
     )]
     LeftBehind(left_behind::Difference),
+    /// A defect, or a call that never ends: only a new process helps.
+    #[error(
+        "{0}. Nothing is lost: the next owner goes on. Start the process again, as a supervisor does, and report this"
+    )]
+    Broken(String),
     /// The reader ended by itself.
     #[error("the reader thread ended unexpectedly")]
     Reader,
@@ -177,6 +182,8 @@ struct Shared {
     batches_per_second_max: f64,
     assigned: AtomicUsize,
     stopped: Mutex<BTreeMap<i32, &'static str>>,
+    /// Why this process cannot go on, once it cannot.
+    broken: watch::Sender<Option<String>>,
     /// Kafka timestamp of the oldest record that is frozen and not stored, by partition.
     frozen_ms: DashMap<i32, i64>,
     fills: AtomicU64,
@@ -185,6 +192,11 @@ struct Shared {
 }
 
 impl Shared {
+    /// Ends the service, as only a new process helps.
+    fn give_up(&self, reason: String) {
+        self.broken.send_replace(Some(reason));
+    }
+
     /// Makes a blocking call to Kafka on a thread for such calls.
     async fn kafka<T: Send + 'static>(
         &self,
@@ -309,6 +321,7 @@ pub async fn run(
         batches_per_second_max: config.flush.batches_per_second_max,
         assigned: AtomicUsize::new(0),
         stopped: Mutex::default(),
+        broken: watch::Sender::default(),
         frozen_ms: DashMap::new(),
         fills: AtomicU64::new(0),
         flushed_rows: AtomicU64::new(0),
@@ -364,8 +377,14 @@ async fn until_stopped(
     mut reader_ended: oneshot::Receiver<Option<String>>,
     stop: &CancellationToken,
 ) -> Result<bool, RunError> {
+    let mut broken = shared.broken.subscribe();
     tokio::select! {
         () = stop.cancelled() => {}
+        Ok(reason) = broken.wait_for(Option::is_some) => {
+            let reason = reason.clone().unwrap_or_default();
+            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
+            return Err(RunError::Broken(reason));
+        }
         fatal = &mut reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
         difference = left_behind::found(shared, assignment, config) => {
             give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;

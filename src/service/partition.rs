@@ -12,22 +12,23 @@ use crate::core::buffer::Halt;
 use crate::core::intake::Fill;
 use crate::core::lease::Lease;
 use crate::core::marks::Insert;
-use crate::core::protocol::{Action, Committed, Protocol, Seen, may_commit};
+use crate::core::protocol::{Action, Committed, LOOKS_BEYOND, Protocol, Seen, may_commit};
 use crate::core::source::{OffsetRange, Source, Table};
+use crate::core::stop::StopReason;
 use crate::core::window::ARRIVAL_STEP_MS;
 use crate::failpoint;
+use crate::kafka::dead_letters::Letters;
 use crate::kafka::{self, offsets, refusal, topic};
 use crate::metrics::{
-    COMMIT_SECONDS, DEAD_LETTERS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS,
-    RETRIES,
+    COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS, RETRIES,
 };
 use crate::retry::Backoff;
 use metrics::{counter, histogram};
 use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
@@ -41,6 +42,7 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Steps that are named in two places.
 const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
+const LOG_END: &str = "log_end";
 
 /// Whether a partition's task may commit. A commit holds the lock from the comparison to its answer.
 #[derive(Clone, Debug, Default)]
@@ -50,11 +52,20 @@ impl CommitGate {
     /// Waits for the commit under way, which may outlive its task, and lets none pass any more: once the partition is
     /// somebody else's, a commit compared before could overwrite theirs.
     pub fn close(&self) {
-        *self.closed() = true;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    fn closed(&self) -> MutexGuard<'_, bool> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Makes a commit, unless the gate is closed or the commit before is still without an answer: waiting for that would take one more
+    /// thread each time.
+    fn pass<T>(&self, commit: impl FnOnce() -> KafkaResult<T>) -> KafkaResult<T> {
+        let closed = match self.0.try_lock() {
+            Ok(closed) => closed,
+            Err(TryLockError::Poisoned(closed)) => closed.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::PreviousInProgress));
+            }
+        };
+        if *closed { Err(KafkaError::Canceled) } else { commit() }
     }
 }
 
@@ -76,8 +87,8 @@ pub struct Partition {
     assigned: Duration,
     drain: watch::Receiver<Drain>,
     gate: CommitGate,
-    /// The batch whose dead letters are delivered, since its records were read.
-    lettered: Option<OffsetRange>,
+    /// The dead letters of the last batch that had any.
+    letters: Option<Letters>,
     /// Refused for good while the partition is being given up: no further attempt is made.
     refused: bool,
 }
@@ -85,6 +96,9 @@ pub struct Partition {
 impl Drop for Partition {
     fn drop(&mut self) {
         self.forget_failures();
+        if std::thread::panicking() {
+            self.shared.give_up(format!("the task of partition {} panicked", self.source.partition));
+        }
     }
 }
 
@@ -110,7 +124,7 @@ impl Partition {
             assigned: boot_time(),
             drain,
             gate,
-            lettered: None,
+            letters: None,
             refused: false,
         }
     }
@@ -139,6 +153,7 @@ impl Partition {
     async fn perform(&mut self, action: Action) -> Seen {
         match action {
             Action::ReadCommitted => self.read_committed().await,
+            Action::LookAgain(reason) => self.look_again(&reason).await,
             Action::ReadProgress { from } => self.read_progress(from).await,
             Action::Fill { from, until } => self.fill(from, until).await,
             Action::AwaitBatch => self.await_batch().await,
@@ -177,6 +192,17 @@ impl Partition {
         }
     }
 
+    /// All looks together last for a session: as long as a broker may take to learn that it leads no more.
+    async fn look_again(&mut self, reason: &StopReason) -> Seen {
+        self.note_failure(LOG_END, reason);
+        let pause = self.shared.session_timeout / LOOKS_BEYOND;
+        let _ = tokio::time::timeout(pause, self.drain.changed()).await;
+        match self.is_draining() {
+            true => Seen::Drained,
+            false => self.read_committed().await,
+        }
+    }
+
     async fn read_progress(&mut self, from: u64) -> Seen {
         loop {
             match self.shared.sink.progress(from, &self.source).await {
@@ -193,10 +219,11 @@ impl Partition {
     }
 
     async fn read_marks(&mut self, range: OffsetRange) -> Seen {
+        let months = self.held(range).map(|held| held.batch.months());
         loop {
             let marks = async {
                 self.shared.sink.await_ended(range, &self.source).await?;
-                self.shared.sink.marks(range, &self.source).await
+                self.shared.sink.marks(range, &self.source, months.as_deref()).await
             };
             match marks.await {
                 Ok(marks) => {
@@ -228,6 +255,7 @@ impl Partition {
 
     async fn fill(&mut self, from: u64, until: Option<u64>) -> Seen {
         self.drop_all();
+        self.succeeded(LOG_END);
         let number = self.source.partition;
         if let Some(until) = until {
             counter!(REPLAYS).increment(1);
@@ -329,27 +357,25 @@ impl Partition {
         let within = KAFKA_TIMEOUT.min(self.lease.length());
         let gate = self.gate.clone();
         let attempt = self.shared.kafka(move |consumer| {
-            let closed = gate.closed();
-            if *closed {
-                return Err(KafkaError::Canceled);
-            }
-            let begun = boot_time();
-            let found = offsets::committed(consumer, &name, number, within)?;
-            if !may_commit(found.as_ref(), expected.as_ref(), &to_commit) {
-                return Ok(None);
-            }
-            let sent = boot_time();
-            // A process that was stopped since it asked may have been overtaken since.
-            if sent.saturating_sub(begun) > within {
-                return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut));
-            }
-            // Once its session has ended librdkafka commits without a member id and generation: that is accepted for a group
-            // that has no members, and ends a static member for good.
-            if consumer.assignment_lost() {
-                return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::AssignmentLost));
-            }
-            offsets::commit(consumer, &name, number, &to_commit)?;
-            Ok(Some(sent))
+            gate.pass(|| {
+                let begun = boot_time();
+                let found = offsets::committed(consumer, &name, number, within)?;
+                if !may_commit(found.as_ref(), expected.as_ref(), &to_commit) {
+                    return Ok(None);
+                }
+                let sent = boot_time();
+                // A process that was stopped since it asked may have been overtaken since.
+                if sent.saturating_sub(begun) > within {
+                    return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut));
+                }
+                // Once its session has ended librdkafka commits without a member id and generation: that is accepted for a
+                // group that has no members, and ends a static member for good.
+                if consumer.assignment_lost() {
+                    return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::AssignmentLost));
+                }
+                offsets::commit(consumer, &name, number, &to_commit)?;
+                Ok(Some(sent))
+            })
         });
         // The call itself may wait for a coordinator for long; whether it went through is then found by comparing.
         let outcome = tokio::time::timeout(within * 2, attempt).await;
@@ -383,9 +409,11 @@ impl Partition {
         while let Some((held, frozen_at)) = self.batches.front()
             && held.batch.range().end <= offset
         {
-            histogram!(FLUSH_SECONDS).record(frozen_at.elapsed());
-            counter!(FLUSHED_BATCHES).increment(1);
-            self.shared.flushed_batches.fetch_add(1, Ordering::Relaxed);
+            if !held.batch.is_empty() {
+                histogram!(FLUSH_SECONDS).record(frozen_at.elapsed());
+                counter!(FLUSHED_BATCHES).increment(1);
+                self.shared.flushed_batches.fetch_add(1, Ordering::Relaxed);
+            }
             self.batches.pop_front();
             // An insert whose answer was lost has succeeded as well.
             self.forget_failures();
@@ -396,7 +424,7 @@ impl Partition {
     /// The partition starts over: its records are read again. Until it is known from where, none are wanted.
     fn drop_all(&mut self) {
         self.batches.clear();
-        self.lettered = None;
+        self.letters = None;
         self.note_oldest();
         if let Some(fill) = self.fill.take() {
             self.shared.windows.close(fill.partition);
@@ -455,14 +483,17 @@ impl Partition {
     /// the rows: then whatever shows the rows applied shows the letters delivered, and no lost offset can lose one.
     async fn deliver_dead_letters(&mut self, range: OffsetRange) -> bool {
         let shared = Arc::clone(&self.shared);
-        let Some(dead_letters) = shared.dead_letters.as_ref().filter(|_| self.lettered != Some(range)) else {
+        let known = self.letters.take().filter(|letters| letters.range() == range);
+        let Some((dead_letters, held)) = shared.dead_letters.as_ref().zip(self.held(range)) else { return true };
+        let mut letters = known.unwrap_or_else(|| Letters::new(&held.batch));
+        if letters.are_delivered() {
+            self.letters = Some(letters);
             return true;
-        };
-        let Some(held) = self.held(range) else { return true };
-        match dead_letters.deliver(&self.source.name(), &held.batch).await {
-            Ok(letters) => {
-                counter!(DEAD_LETTERS).increment(letters);
-                self.lettered = Some(range);
+        }
+        let delivered = dead_letters.deliver(&self.source.name(), &held.batch, &mut letters).await;
+        self.letters = Some(letters);
+        match delivered {
+            Ok(()) => {
                 self.succeeded(DEAD_LETTER);
                 failpoint::hit("dead_letters_delivered");
                 true
@@ -501,16 +532,20 @@ impl Partition {
     }
 
     async fn failed(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
-        counter!(RETRIES, "step" => step).increment(1);
-        tracing::warn!(partition = self.source.partition, step, "{error}; trying again");
-        self.shared.health.set(&self.cause(step), error.to_string());
-        let retry = &self.shared.retry;
-        let backoff = self.backoffs.entry(step).or_insert_with(|| Backoff::new(retry));
+        self.note_failure(step, error);
+        let Some(backoff) = self.backoffs.get_mut(step) else { return };
         // Who gives the partition up does not wait for it.
         tokio::select! {
             () = backoff.wait() => {}
             _ = self.drain.changed() => {}
         }
+    }
+
+    fn note_failure(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
+        counter!(RETRIES, "step" => step).increment(1);
+        tracing::warn!(partition = self.source.partition, step, "{error}; trying again");
+        self.shared.health.set(&self.cause(step), error.to_string());
+        self.backoffs.entry(step).or_insert_with(|| Backoff::new(&self.shared.retry));
     }
 
     /// What keeps a step of this partition from being done, at `/readyz`.

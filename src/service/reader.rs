@@ -36,7 +36,7 @@ const REMEDY: &str = "See docs/rejects.md#batches-that-cannot-be-read";
 /// The oldest replay may take no record for so long while others wait for its permit.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(5);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest time that waking a fetcher may keep the reader from polling.
+/// Longest time that waking fetchers may keep the reader from polling.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
 /// The cause at `/readyz` of what Kafka refuses.
 const ACCESS: &str = "access";
@@ -476,8 +476,10 @@ impl Reader {
     /// and nobody tells it of a resumption. Any request to the broker wakes it; the answer does not matter, but without one
     /// there is nothing to hurry for.
     fn wake_fetchers(&self, partitions: &[i32]) {
+        let begun = Instant::now();
         for &partition in partitions {
-            if self.consumer.fetch_watermarks(&self.topic, partition, WAKE_TIMEOUT).is_err() {
+            let left = WAKE_TIMEOUT.saturating_sub(begun.elapsed());
+            if left.is_zero() || self.consumer.fetch_watermarks(&self.topic, partition, left).is_err() {
                 break;
             }
         }

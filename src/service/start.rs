@@ -8,6 +8,7 @@ use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::config::{Config, GroupProtocol};
 use crate::health::Health;
 use crate::kafka::consumer::Consumer;
+use crate::kafka::group::Session;
 use crate::kafka::refusal::Refusal;
 use crate::kafka::{self, group, members, topic};
 use crate::retry::Backoff;
@@ -15,6 +16,9 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+
+/// Kafka's default of `group.consumer.heartbeat.interval.ms`.
+const HEARTBEAT_MS: u64 = 5_000;
 
 /// Waits until ClickHouse answers, and checks the schema; `false` when told to stop meanwhile.
 pub(super) async fn await_schema(
@@ -122,19 +126,25 @@ async fn told(refusal: Refusal, config: &Config) -> RunError {
     RunError::Kafka(told.await.unwrap_or_else(|error| error.to_string()))
 }
 
-/// How long the group may go without hearing of this member: what the lease counts on. With the consumer protocol the broker
-/// decides, so it is asked; its answer counts where it is shorter than the configured one.
+/// How long the group goes on counting a member after its commit was accepted: what the lease counts on. In the classic protocol a
+/// commit begins the session anew. In the consumer protocol only heartbeats do, and the last one may be an interval older than the
+/// commit; there the broker decides on both times, so it is asked.
 pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config) -> u64 {
     let configured_ms = config.kafka.session_timeout_ms;
     if config.kafka.group_protocol == GroupProtocol::Classic {
         return configured_ms;
     }
     let (asked, group) = (Arc::clone(consumer), config.kafka.group_id.clone());
-    let answer = tokio::task::spawn_blocking(move || group::session_timeout_ms(&asked, &group, START_TIMEOUT)).await;
+    let answer = tokio::task::spawn_blocking(move || group::session(&asked, &group, START_TIMEOUT)).await;
     match answer.unwrap_or(Err(KafkaError::Canceled)) {
-        Ok(Some(broker_ms)) => {
-            tracing::info!(configured_ms, broker_ms, "the lease counts on the shorter session timeout");
-            configured_ms.min(broker_ms)
+        Ok(Some(Session { timeout_ms, heartbeat_ms })) => {
+            tracing::info!(
+                configured_ms,
+                broker_ms = timeout_ms,
+                heartbeat_ms,
+                "the lease counts on the shorter session timeout, less a heartbeat interval"
+            );
+            session_after_commit_ms(configured_ms.min(timeout_ms), heartbeat_ms)
         }
         unknown => {
             let error = unknown.err().map_or_else(|| "it tells none".to_owned(), |error| error.to_string());
@@ -142,9 +152,15 @@ pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config
                 "the broker's session timeout for this group is not known ({error}). kafka.session_timeout_ms = \
                  {configured_ms} is trusted: it must not be above the broker's group.consumer.session.timeout.ms"
             );
-            configured_ms
+            session_after_commit_ms(configured_ms, HEARTBEAT_MS)
         }
     }
+}
+
+/// What is certainly left of a session when a commit is accepted. A heartbeat interval above half of the session would be a mistake of
+/// the broker's settings.
+fn session_after_commit_ms(timeout_ms: u64, heartbeat_ms: u64) -> u64 {
+    timeout_ms - heartbeat_ms.min(timeout_ms / 2)
 }
 
 fn cluster_of_topic(consumer: &Consumer, topic: &str) -> KafkaResult<String> {
@@ -153,4 +169,17 @@ fn cluster_of_topic(consumer: &Consumer, topic: &str) -> KafkaResult<String> {
         return Err(KafkaError::MetadataFetch(error.into()));
     }
     Ok(consumer.client().fetch_cluster_id(START_TIMEOUT).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::session_after_commit_ms;
+
+    /// The last heartbeat may have come right before the commit, or an interval earlier.
+    #[test]
+    fn a_commit_does_not_prolong_the_session_of_the_consumer_protocol() {
+        assert_eq!(session_after_commit_ms(45_000, 5_000), 40_000);
+        assert_eq!(session_after_commit_ms(15_000, 5_000), 10_000);
+        assert_eq!(session_after_commit_ms(6_000, 5_000), 3_000);
+    }
 }

@@ -54,7 +54,7 @@ impl Turn {
 struct Live {
     turn: Turn,
     buffer: Buffer,
-    /// When the window took its first record.
+    /// When the window took its first record, or passed its first offset.
     opened: Option<Instant>,
     /// When the reader came to the log's end, if nothing came after that.
     caught_up: Option<Instant>,
@@ -65,6 +65,13 @@ struct Live {
 }
 
 impl Live {
+    /// Something came; before it the window may have been empty.
+    fn note_opened(&mut self) {
+        if self.opened.is_none() && self.buffer.window().has_offsets() {
+            self.opened = Some(Instant::now());
+        }
+    }
+
     /// A window was closed.
     fn note_closed(&mut self) {
         if let Some(opened) = self.opened.take() {
@@ -194,9 +201,7 @@ impl Windows {
             live.note_closed();
         }
         live.caught_up = None;
-        if live.opened.is_none() && !live.buffer.window().is_empty() {
-            live.opened = Some(Instant::now());
-        }
+        live.note_opened();
         let (held, used) = live.account.add(pushed.added);
         Some(Taken { held, used, whole: replay.filter(|_| pushed.closed) })
     }
@@ -231,6 +236,7 @@ impl Windows {
         let replay = live.buffer.until().map(|_| live.buffer.fill());
         live.buffer.reached_end(end);
         live.caught_up = Some(Instant::now());
+        live.note_opened();
         let whole = replay.filter(|_| live.buffer.until().is_none());
         match whole {
             Some(_) => live.note_closed(),

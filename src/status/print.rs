@@ -3,12 +3,13 @@
 //! The JSON's names are stable: names are added, never changed. What members and brokers say of themselves never reaches a
 //! terminal with its control characters.
 
-use super::{Problem, Rates, Standing, Status};
+use super::{Asked, Problem, Progress, Rates, Standing, Status};
 use crate::audit::position::Outlook;
 use crate::kafka::members::{GroupState, Member};
 use crate::table;
 use comfy_table::{Cell, CellAlignment, Table};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -27,6 +28,16 @@ struct Json<'a> {
     lag_records: u64,
     partitions: Vec<JsonPartition<'a>>,
     rates: Option<Rates>,
+    members_asked: Vec<JsonAsked<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonAsked<'a> {
+    url: &'a str,
+    error: Option<&'a str>,
+    ready: Option<bool>,
+    reasons: Option<&'a BTreeMap<String, String>>,
+    stopped_partitions: Option<&'a BTreeMap<String, u64>>,
 }
 
 #[derive(Serialize)]
@@ -46,6 +57,9 @@ struct JsonPartition<'a> {
     message: Option<String>,
     stop_reason: Option<&'static str>,
     stop_page: Option<String>,
+    progress: Option<Progress>,
+    /// Seconds for which records have waited and this command has seen nothing committed or announced.
+    unmoved_s: Option<f64>,
 }
 
 impl Status {
@@ -71,6 +85,7 @@ impl Status {
             lag_records: self.lag(),
             partitions: partitions.map(|of| self.json_partition(of.number, of.seen.as_ref())).collect(),
             rates,
+            members_asked: self.asked.iter().map(json_asked).collect(),
         };
         let text = if compact { serde_json::to_string(&json)? } else { serde_json::to_string_pretty(&json)? };
         Ok(text + "\n")
@@ -103,6 +118,8 @@ impl Status {
             }),
             stop_reason: reason.map(|reason| reason.code()),
             stop_page: reason.map(|reason| reason.page()),
+            progress: standing.map(|standing| self.progress(partition, standing)),
+            unmoved_s: standing.map(|standing| standing.motion.unmoved.as_secs_f64()),
         }
     }
 
@@ -113,8 +130,13 @@ impl Status {
         problems.iter().for_each(|problem| {
             let _ = writeln!(text, "WRONG: {}", problem.message);
         });
-        if problems.is_empty() {
-            let _ = writeln!(text, "nothing is wrong");
+        match self.unjudged_in_words() {
+            Some(words) => drop(writeln!(text, "{words}")),
+            None if problems.is_empty() => text.push_str("nothing is wrong\n"),
+            None => {}
+        }
+        if let Some(words) = self.not_asked_in_words() {
+            let _ = writeln!(text, "{words}");
         }
         let Status { topic, group_id, database, .. } = self;
         let _ = writeln!(text, "\ntopic {topic}, group {group_id}, database {database}");
@@ -138,6 +160,27 @@ impl Status {
             let _ = writeln!(text, "\n{}", in_words(&rates, self.lag()));
         }
         table::printable(&text)
+    }
+
+    /// Stands in the place of "nothing is wrong": that is not known.
+    fn unjudged_in_words(&self) -> Option<String> {
+        let unjudged = self.unjudged();
+        let longest = unjudged.iter().map(|(_, patience)| *patience).max()?.as_secs_f64().ceil();
+        let of = if unjudged.len() == 1 { "partition" } else { "partitions" };
+        let numbers = unjudged.iter().map(|(number, _)| number.to_string()).collect::<Vec<_>>().join(", ");
+        Some(format!(
+            "not judged: {of} {numbers}, where records wait. Looks {longest} s apart can tell: --interval-s {longest}"
+        ))
+    }
+
+    fn not_asked_in_words(&self) -> Option<String> {
+        let (members, asked) = (self.members().len(), self.asked.len());
+        match asked {
+            _ if self.has_nobody() => None,
+            0 => Some("causes are known to the members: add --member URL".to_owned()),
+            _ if asked < members => Some(format!("{asked} of {members} members were asked: add --member URL")),
+            _ => None,
+        }
     }
 
     fn partitions_table(&self) -> Table {
@@ -181,6 +224,9 @@ impl Status {
             None => "-".to_owned(),
         };
         let outlook = match &standing.outlook {
+            Some(Outlook::GoesOn(_)) | None if self.progress(number, standing) == Progress::StandsStill => {
+                format!("STANDS STILL, for {} s so far", standing.motion.unmoved.as_secs())
+            }
             None => "not known without ClickHouse".to_owned(),
             Some(Outlook::GoesOn(words)) => words.clone(),
             Some(Outlook::Stops(reason)) => format!("STOPS: {}, see {}", reason.code(), reason.page()),
@@ -194,6 +240,17 @@ impl Status {
             member,
             outlook,
         ]
+    }
+}
+
+fn json_asked(asked: &Asked) -> JsonAsked<'_> {
+    let told = asked.told.as_ref().ok();
+    JsonAsked {
+        url: &asked.url,
+        error: asked.told.as_ref().err().map(String::as_str),
+        ready: told.map(|told| told.reasons.is_empty()),
+        reasons: told.map(|told| &told.reasons),
+        stopped_partitions: told.map(|told| &told.stopped),
     }
 }
 

@@ -1,6 +1,7 @@
-//! Looks at both servers. Must never write, nor wait long for one that is away.
+//! Looks at both servers, and at members that are named. Must never write, nor wait long for one that is away.
 
-use super::{Partition, Standing, Status};
+use super::asked::{Asked, Asker, MemberUrl};
+use super::{History, Motion, Pace, Partition, Standing, Status, progress};
 use crate::audit::position::{Outlook, Position};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
@@ -23,6 +24,9 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a look may go on asking for more partitions.
 const LOOK_TIME: Duration = Duration::from_secs(20);
 
+/// How often partitions are asked whether they have moved.
+const MOVED_INTERVAL: Duration = Duration::from_millis(500);
+
 /// What is read of all partitions before ClickHouse is asked.
 struct Logs {
     sources: Vec<Source>,
@@ -31,8 +35,12 @@ struct Logs {
     dead_letter: Result<(), String>,
 }
 
-/// Connections to both servers, kept between looks.
+/// Connections to both servers and to members, and what earlier looks saw.
 pub struct Watcher {
+    started: Instant,
+    history: History,
+    asker: Asker,
+    members: Vec<MemberUrl>,
     observer: Arc<Observer>,
     client: Client,
     sink: Sink,
@@ -41,11 +49,11 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Prepares the connections; connects to nothing yet. `client` should have a short time limit.
+    /// Prepares the connections; connects to nothing yet. `client` should have a short time limit. `members` are asked for causes.
     ///
     /// # Errors
     /// librdkafka refuses a property.
-    pub fn new(config: &Config, client: Client) -> KafkaResult<Watcher> {
+    pub fn new(config: &Config, client: Client, members: Vec<MemberUrl>) -> KafkaResult<Watcher> {
         let empty = Status {
             brokers: config.kafka.brokers.clone(),
             url: config.clickhouse.url.clone(),
@@ -56,15 +64,93 @@ impl Watcher {
             clickhouse: Ok(()),
             group: Err(String::new()),
             partitions: Ok(Vec::new()),
+            pace: Pace {
+                flush_age: Duration::from_millis(config.flush.age_ms),
+                batches_per_second_max: config.flush.batches_per_second_max,
+            },
+            asked: Vec::new(),
         };
+        let asker = Asker::new(&empty.topic);
         let observer = Arc::new(Observer::hurried(config, ANSWER_TIMEOUT)?);
         let sink = Sink::new(client.clone(), Schema::single());
         let dead_letter = config.kafka.topics.dead_letter.clone();
-        Ok(Watcher { observer, client, sink, empty, dead_letter })
+        let (started, history) = (Instant::now(), History::default());
+        Ok(Watcher { started, history, asker, members, observer, client, sink, empty, dead_letter })
     }
 
-    /// Looks at everything once. What could not be asked is said in the status itself.
-    pub async fn look(&self) -> Status {
+    /// Looks at everything, and compares it with the looks before. What could not be asked is said in the status itself.
+    pub async fn look(&mut self) -> Status {
+        let begun = self.started.elapsed();
+        let asked = self.members.iter().cloned().map(|url| {
+            let asker = self.asker.clone();
+            tokio::spawn(async move { asker.ask(&url).await })
+        });
+        let asked: Vec<_> = asked.collect();
+        let mut status = self.look_once().await;
+        for (url, answer) in self.members.iter().zip(asked) {
+            let failed = |error| Asked { url: url.to_string(), told: Err(format!("{error}")) };
+            status.asked.push(answer.await.unwrap_or_else(failed));
+        }
+        self.history.note(&mut status, begun, self.started.elapsed());
+        self.look_for_records(&mut status).await;
+        status
+    }
+
+    /// Control records of transactions count as lag, and nobody commits past them. So where a partition seems to stand still, a record is
+    /// looked for. If none can be read, that is not known, and the lag counts.
+    async fn look_for_records(&mut self, status: &mut Status) {
+        let is_in_doubt = |(number, standing): &(i32, &Standing)| {
+            let is_open = standing.intent.is_some() || standing.motion.holds_record.is_some();
+            !is_open && status.progress(*number, standing) == progress::Progress::StandsStill
+        };
+        let doubts: Vec<i32> = status.standings().filter(is_in_doubt).map(|(number, _)| number).collect();
+        let deadline = Instant::now() + LOOK_TIME;
+        for partition in status.partitions.iter_mut().flatten().filter(|of| doubts.contains(&of.number)) {
+            let Ok(standing) = &mut partition.seen else { continue };
+            let (number, range) = (partition.number, standing.waiting());
+            let until = deadline.min(Instant::now() + ANSWER_TIMEOUT);
+            let read = move |observer: &Observer| Ok(observer.has_record(number, range, until).ok().flatten());
+            standing.motion.holds_record = self.blocking(read).await.unwrap_or(None);
+            self.history.settle(number, standing.motion.holds_record);
+        }
+    }
+
+    /// Waits until each partition that only a later look can judge has moved, but not longer than this.
+    pub async fn await_movement(&self, status: &Status, within: Duration) {
+        let deadline = tokio::time::Instant::now() + within;
+        let unjudged: Vec<i32> = status.unjudged().into_iter().map(|(number, _)| number).collect();
+        let mut waiting: Vec<(i32, &Standing)> =
+            status.standings().filter(|(number, _)| unjudged.contains(number)).collect();
+        while !waiting.is_empty() {
+            let next = tokio::time::Instant::now() + MOVED_INTERVAL;
+            tokio::time::sleep_until(next.min(deadline)).await;
+            if next >= deadline {
+                return;
+            }
+            // What cannot be asked has not moved, as far as is known.
+            let sources = |observer: &Observer| observer.sources().map_err(|error| error.to_string());
+            let sources = self.blocking(sources).await.unwrap_or_default();
+            let mut unmoved = Vec::with_capacity(waiting.len());
+            for (number, standing) in waiting {
+                match sources.iter().find(|source| source.partition == number) {
+                    Some(source) if self.has_moved(source.clone(), standing).await => {}
+                    _ => unmoved.push((number, standing)),
+                }
+            }
+            waiting = unmoved;
+        }
+    }
+
+    async fn has_moved(&self, source: Source, standing: &Standing) -> bool {
+        let ask = move |observer: &Observer| {
+            let log = log_view(observer, &source)?;
+            let position = Position { source, progress: Progress::default(), log, first_stored: None, marks: None };
+            Ok((position.committed(), position.intent().map(|(range, _)| range)))
+        };
+        self.blocking(ask).await.is_ok_and(|now| now != (standing.committed, standing.intent))
+    }
+
+    async fn look_once(&self) -> Status {
         let mut status = self.empty.clone();
         let deadline = Instant::now() + LOOK_TIME;
         let schema = Schema::single();
@@ -142,6 +228,7 @@ impl Watcher {
             committed: position.committed(),
             intent: position.intent().map(|(range, _)| range),
             outlook,
+            motion: Motion::default(),
         })
     }
 
@@ -155,7 +242,7 @@ impl Watcher {
         let source = position.source.clone();
         position.log = self.blocking(move |observer: &Observer| log_view(observer, &source)).await?;
         if let Some((range, _)) = position.intent() {
-            position.marks = match self.sink.marks(range, &position.source).await {
+            position.marks = match self.sink.marks(range, &position.source, None).await {
                 Ok(marks) => Some(marks),
                 Err(error) => return Ok(Err(error)),
             };

@@ -1,9 +1,9 @@
 //! Faults that lost events or stopped them for good, at the sizes people run. Each test fails on 682310c, where the fault was found.
 
 use crate::operator::{alter_topic, await_stop};
-use crate::service::{Bench, await_http, end, http, kafka};
-use devstack::Server;
+use crate::service::{Bench, address, await_http, end, http, kafka};
 use devstack::producer::{Events, create_topic};
+use devstack::{Output, Server, process};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use std::time::{Duration, Instant};
@@ -276,7 +276,8 @@ pub async fn one_partition_that_waits_stops_no_other(url: &str, database: &str) 
     bench.assert_consistent("after one partition waited").await;
 }
 
-/// ClickHouse refuses every insert. Each partition tries again with growing pauses, and the member is not ready all the while.
+/// ClickHouse refuses every insert. Each partition tries again with growing pauses, the member is not ready all the while, and `status`
+/// names both partitions; asked with `--member`, it names the refusal.
 pub async fn a_refused_insert_is_tried_with_growing_pauses(url: &str, database: &str) {
     const EVENTS: u64 = 300;
     const WATCHED: Duration = Duration::from_secs(20);
@@ -288,10 +289,27 @@ pub async fn a_refused_insert_is_tried_with_growing_pauses(url: &str, database: 
     await_http(&member, "/readyz", "partition 0, insert").await;
     await_http(&member, "/readyz", "partition 1, insert").await;
     let since = Instant::now();
+    // Both look while the member is watched.
+    let status = |arguments: &[&str]| {
+        let command = bench.command(&[&["status"], arguments].concat());
+        process::spawn("tallyhouse status", command, Output::Captured).unwrap()
+    };
+    let plain = status(&[]);
+    let asking = status(&["--interval-s", "0", "--member", &format!("http://{}", address(&member))]);
     while since.elapsed() < WATCHED {
         let answer = http(&member, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("partition 0, insert"), "{answer}");
         tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    for (status, told) in [(plain, "stands still: batch [0, 300) is announced"), (asking, "insert: ClickHouse reports")]
+    {
+        assert_eq!(status.wait(TIMEOUT).unwrap().code(), Some(1), "{}", status.stdout());
+        let text = status.stdout();
+        for partition in [0, 1] {
+            let line = format!("WRONG: partition {partition}");
+            let named = text.lines().any(|found| found.starts_with(&line) && found.contains(told));
+            assert!(named && !text.contains("nothing is wrong"), "{text}");
+        }
     }
     let metrics = http(&member, "/metrics").await;
     let retries = metrics.lines().find_map(|line| line.strip_prefix("tallyhouse_retries_total{step=\"insert\"} "));

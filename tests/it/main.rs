@@ -191,6 +191,7 @@ fn main() -> ExitCode {
         operate::a_check_names_the_server_that_is_away,
         operate::a_check_says_how_to_mend,
         operate::a_status_tells_who_counts,
+        operate::a_status_sees_records_counted,
         operate::a_status_names_the_server_that_is_away,
         operate::a_watch_follows_until_ctrl_c,
         operate::a_status_tells_what_stops,

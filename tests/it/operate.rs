@@ -1,7 +1,7 @@
 //! `tallyhouse check` and `tallyhouse status` on real servers, with each of them away, and the pages made of the command line.
 
 use crate::operator::{ANNOUNCED, admin};
-use crate::service::{Bench, end};
+use crate::service::{Bench, address, await_http, end};
 use devstack::{Output, Server, process};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -14,9 +14,15 @@ const PARTITIONS: i32 = 3;
 /// Nothing listens there.
 const CLOSED: &str = "http://127.0.0.1:1";
 
-/// The exit status and the JSON of a command with `--json`.
+/// The exit status and the JSON of a command with `--json`. `status` looks once.
 pub fn json(bench: &Bench, command: &str, settings: &[(&str, &str)]) -> (Option<i32>, Value) {
-    let mut command = bench.command(&[command, "--json"]);
+    let once: &[&str] = if command == "status" { &["--interval-s", "0"] } else { &[] };
+    json_of(bench, &[&[command], once].concat(), settings)
+}
+
+/// As [`json`], with arguments.
+pub fn json_of(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, Value) {
+    let mut command = bench.command(&[arguments, &["--json"]].concat());
     let output = command.envs(settings.iter().copied()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let json = serde_json::from_str(&text);
@@ -24,7 +30,8 @@ pub fn json(bench: &Bench, command: &str, settings: &[(&str, &str)]) -> (Option<
 }
 
 fn table(bench: &Bench, command: &str, settings: &[(&str, &str)]) -> String {
-    let output = bench.command(&[command]).envs(settings.iter().copied()).output().unwrap();
+    let once: &[&str] = if command == "status" { &["--interval-s", "0"] } else { &[] };
+    let output = bench.command(&[&[command], once].concat()).envs(settings.iter().copied()).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -114,6 +121,7 @@ pub async fn a_status_tells_who_counts(url: &str, database: &str) {
     assert_eq!(seen["members"][0]["partitions"], serde_json::json!([0, 1, 2]), "{seen:#}");
     let partitions = seen["partitions"].as_array().unwrap();
     assert_eq!(partitions.len(), PARTITIONS as usize);
+    assert!(partitions.iter().all(|partition| partition["progress"] == "idle"), "{seen:#}");
     let sum = |name: &str| partitions.iter().map(|partition| partition[name].as_u64().unwrap()).sum::<u64>();
     assert_eq!((sum("log_end"), sum("committed"), sum("member")), (3_000, 3_000, 0), "{seen:#}");
     assert!(partitions.iter().all(|partition| partition["outlook"] == "goes_on"), "{seen:#}");
@@ -127,6 +135,31 @@ pub async fn a_status_tells_who_counts(url: &str, database: &str) {
     assert_eq!((status, &seen["problems"][0]["code"]), (Some(1), &"no_members".into()), "{seen:#}");
     assert_eq!(seen["lag_records"], 500);
     assert!(table(&bench, "status", &[]).starts_with("WRONG: no members: nothing is counted, 500 records wait"));
+}
+
+/// Records wait for a member that is held: one look cannot judge that. Once it goes on, two looks see them counted, and so says the member.
+pub async fn a_status_sees_records_counted(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let member = bench.start(&[]);
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    let asking = format!("http://{}", address(&member));
+    member.stop().unwrap();
+    bench.produce(300);
+    let (status, seen) = json(&bench, "status", &[]);
+    assert_eq!((status, &seen["partitions"][0]["progress"]), (Some(0), &"not_judged".into()), "{seen:#}");
+    let text = table(&bench, "status", &[]);
+    assert!(
+        text.starts_with("not judged: partitions 0, 1, 2, where records wait.") && !text.contains("nothing is"),
+        "{text}"
+    );
+    member.cont().unwrap();
+    let (status, seen) = json_of(&bench, &["status", "--member", &asking], &[]);
+    let asked = &seen["members_asked"][0];
+    assert_eq!((status, &asked["url"], &asked["ready"]), (Some(0), &asking.clone().into(), &true.into()), "{seen:#}");
+    assert_eq!(seen["partitions"][0]["unmoved_s"], 0.0, "{seen:#}");
+    end(&member);
+    let (status, seen) = json_of(&bench, &["status", "--member", &asking], &[]);
+    assert_eq!((status, &seen["problems"][0]["code"]), (Some(1), &"member_unknown".into()), "{seen:#}");
 }
 
 /// Waits for a look after the first `seen` of `status --watch --json` in which all is as wanted, and gives the number of looks.

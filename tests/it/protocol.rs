@@ -78,7 +78,7 @@ impl Member<'_> {
             let fault = fault.filter(|(at, _)| *at == step).map(|(_, fault)| fault);
             match &action {
                 Action::Release => return step,
-                Action::Stop(reason) => panic!("stopped: {reason}"),
+                Action::Stop(reason) | Action::LookAgain(reason) => panic!("stopped: {reason}"),
                 _ if fault == Some(Fault::CrashBefore) => return step,
                 _ => {}
             }
@@ -139,9 +139,9 @@ impl Member<'_> {
             }
             Action::ReadMarks { range, .. } => {
                 self.sink.await_ended(range, self.source).await.unwrap();
-                Seen::Marks(self.sink.marks(range, self.source).await.unwrap())
+                Seen::Marks(self.sink.marks(range, self.source, None).await.unwrap())
             }
-            Action::Release | Action::Stop(_) => unreachable!("these end the run"),
+            Action::Release | Action::Stop(_) | Action::LookAgain(_) => unreachable!("these end the run"),
         }
     }
 

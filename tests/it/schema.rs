@@ -9,7 +9,7 @@ use tallyhouse::clickhouse::error::ClickHouseError;
 use tallyhouse::clickhouse::schema::{Schema, SchemaProblem};
 
 /// Every migration, in order.
-const ALL: [&str; 3] = ["single/0001_tables", "single/0002_views", "single/0003_erasures"];
+const ALL: [&str; 4] = ["single/0001_tables", "single/0002_views", "single/0003_erasures", "single/0004_marks"];
 
 fn options(url: &str, database: &str) -> ClickHouseOptions {
     ClickHouseOptions {

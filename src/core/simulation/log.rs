@@ -35,7 +35,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log that has its first `produced` records; the last record is not a gap.
+    /// A log that has its first `produced` records.
     pub fn new(records: Vec<Record>, produced: usize) -> Log {
         Log { records, email_bytes: 3, low: 0, high: produced as u64 }
     }

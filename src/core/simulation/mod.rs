@@ -42,6 +42,7 @@ fn random_log(rules: Rules, random: &mut StdRng) -> Log {
         })
         .collect();
     records.push(Record::Broken);
+    records.extend((0..random.random_range(0..=2)).map(|_| Record::Gap));
     let produced = random.random_range(0..=records.len());
     let mut log = Log::new(records, produced);
     if rules.refuses {
@@ -175,13 +176,14 @@ fn first_violation(
 fn without_any_one_guard_a_violation_is_found() {
     let real = Rules::REAL;
     let (plenty, unequal) = (Rules { memory: Memory::Plenty, ..real }, Rules { memory: Memory::Unequal, ..real });
-    let ours: [(Guard, Rules, &'static [&'static str]); 14] = [
+    let ours: [(Guard, Rules, &'static [&'static str]); 15] = [
         (Guard::Intent, real, &[]),
         (Guard::Token, real, &[]),
         (Guard::Mark, real, &[]),
         (Guard::Verify, real, &[]),
         (Guard::CountersLast, real, &[]),
         (Guard::Overtaken, plenty, &["Restamp", "Revoke"]),
+        (Guard::Doubt, real, &["StaleLog", "Crash"]),
         (Guard::Lease, real, &["Expire", "ForgetTokens"]),
         (Guard::Compare, plenty, &["AbandonCommit", "Crash", "AbandonInsert"]),
         (Guard::End, real, &["StaleEnd", "Crash", "LoseCommitted"]),

@@ -17,7 +17,7 @@ use crate::core::intake::{Fill, Intake};
 use crate::core::intent::Metadata;
 use crate::core::lease::Lease;
 use crate::core::marks::{Insert, Marks, PartitionId};
-use crate::core::protocol::{Action, Committed, Frozen, Protocol};
+use crate::core::protocol::{Action, Committed, Frozen, LOOKS_BEYOND, Protocol};
 use crate::core::source::{OffsetRange, Source};
 use crate::core::window::Limits;
 use std::collections::BTreeMap;
@@ -134,6 +134,8 @@ struct Partition {
     set_back: bool,
     /// A replay was once handed over before it was whole.
     cut_short: bool,
+    /// How often a broker told old bounds of the log. A broker learns better before a task has looked too often.
+    stale_logs: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -212,6 +214,8 @@ pub enum Fault {
     LoseCommitted(usize),
     /// A broker that does not know better says that the log ends here.
     StaleEnd(usize, usize),
+    /// The same, when a task asks for the log's bounds.
+    StaleLog(usize, usize),
     /// The reader loses its position, as after an unclean election.
     LosePosition(usize, usize),
     /// The oldest replay of a member gets on no more, as its broker is away.
@@ -224,6 +228,8 @@ pub enum Fault {
 pub struct World {
     pub rules: Rules,
     pub faults_left: u32,
+    /// The only faults that happen, if any are named.
+    pub focus: &'static [&'static str],
     generation: u32,
     fills: u64,
     limits: Limits,
@@ -251,11 +257,13 @@ impl World {
             restamped: false,
             set_back: false,
             cut_short: false,
+            stale_logs: 0,
             log,
         };
         World {
             rules,
             faults_left: faults,
+            focus: &[],
             generation: 0,
             fills: 0,
             limits: Limits { rows_max, bytes_max: usize::MAX, days_max: usize::MAX },
@@ -323,12 +331,11 @@ impl World {
             Move::Begin(p, i) | Move::Apply(p, i, _) => self.partitions[p].sink.sent[i].waiting.is_none(),
             _ => false,
         };
-        let text = match chosen {
-            Move::Fault(fault) => format!("{fault:?}"),
-            other => format!("{other:?}"),
+        let name = match chosen {
+            Move::Fault(fault) => name(&fault),
+            other => name(&other),
         };
-        let name = text.split(['(', ' ']).next().unwrap_or_default();
-        if late { format!("late {name}") } else { name.to_owned() }
+        if late { format!("late {name}") } else { name }
     }
 
     /// A move with what it is about, for reading a replay.
@@ -389,7 +396,7 @@ impl World {
         if let (Some(buffer), Some(position), false) = (&task.buffer, task.position, task.paused) {
             match position < log.low || log.next(position).is_some() {
                 true => moves.push(Move::Read(p, t)),
-                false if buffer.until().is_some() => moves.push(Move::End(p, t)),
+                false if buffer.until().is_some() || buffer.window().next() < log.high => moves.push(Move::End(p, t)),
                 false => {}
             }
         }
@@ -437,7 +444,8 @@ impl World {
     }
 
     fn faults(&self, moves: &mut Vec<Move>) {
-        let mut add = |fault| moves.push(Move::Fault(fault));
+        let in_focus = |fault: &Fault| self.focus.is_empty() || self.focus.contains(&name(fault).as_str());
+        let mut add = |fault| moves.extend(Some(fault).filter(in_focus).map(Move::Fault));
         for (m, member) in self.members.iter().enumerate() {
             if member.alive {
                 add(Fault::Crash(m));
@@ -461,6 +469,10 @@ impl World {
             for (t, task) in partition.tasks.iter().enumerate() {
                 if self.can_drain(task) {
                     add(Fault::Drain(p, t));
+                }
+                let looks = matches!(task.doing, Doing::Next(Action::ReadCommitted | Action::LookAgain(_)));
+                if looks && partition.stale_logs + 1 < LOOKS_BEYOND {
+                    add(Fault::StaleLog(p, t));
                 }
                 let Some((buffer, _)) = task.buffer.as_ref().zip(task.position) else { continue };
                 add(Fault::LosePosition(p, t));
@@ -513,6 +525,7 @@ impl World {
                 matches!(
                     action,
                     Action::ReadCommitted
+                        | Action::LookAgain(_)
                         | Action::ReadProgress { .. }
                         | Action::Fill { .. }
                         | Action::AwaitBatch
@@ -535,6 +548,12 @@ impl World {
         };
         partition.sink.sent.is_empty() && !partition.tasks.iter().any(inserts)
     }
+}
+
+/// The name of a kind of move or fault.
+fn name(kind: &impl std::fmt::Debug) -> String {
+    let text = format!("{kind:?}");
+    text.split(['(', ' ']).next().unwrap_or_default().to_owned()
 }
 
 impl Task {

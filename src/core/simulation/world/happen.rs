@@ -98,6 +98,12 @@ impl World {
                     self.reach_end(p, t, position);
                 }
             }
+            Fault::StaleLog(p, t) => {
+                let partition = &mut self.partitions[p];
+                partition.stale_logs += 1;
+                let high = partition.log.low;
+                self.look(p, t, high);
+            }
             Fault::LosePosition(p, t) => self.partitions[p].tasks[t].lose_position(),
             Fault::Stall(m) => {
                 let Some(fill) = self.members[m].intake.rotate() else { return };
@@ -108,7 +114,8 @@ impl World {
             }
             Fault::CutShort(p, t) => {
                 self.partitions[p].cut_short = true;
-                self.reach_end(p, t, u64::MAX);
+                let until = self.partitions[p].tasks[t].buffer.as_ref().and_then(Buffer::until);
+                until.into_iter().for_each(|until| self.reach_end(p, t, until));
             }
         }
     }
@@ -178,10 +185,9 @@ impl World {
         let (sink, log) = (&mut partition.sink, &partition.log);
         let doing = task.doing.clone();
         let seen = match doing {
-            Doing::Next(Action::ReadCommitted) => {
-                task.frozen.clear();
-                let committed = partition.committed.clone();
-                Seen::Log(LogView { committed, topic_id: "id".into(), low: log.low, high: log.high })
+            Doing::Next(Action::ReadCommitted | Action::LookAgain(_)) => {
+                let high = log.high;
+                return self.look(p, t, high);
             }
             Doing::Next(Action::ReadProgress { from }) => {
                 task.doing = Doing::Progress { from, ends: sink.ends() };
@@ -238,6 +244,14 @@ impl World {
             Doing::Next(Action::Release | Action::Stop(_)) | Doing::Committing | Doing::Inserting => return,
         };
         self.observe(p, t, seen);
+    }
+
+    fn look(&mut self, p: usize, t: usize, high: u64) {
+        let partition = &mut self.partitions[p];
+        partition.tasks[t].frozen.clear();
+        let committed = partition.committed.clone();
+        let low = partition.log.low;
+        self.observe(p, t, Seen::Log(LogView { committed, topic_id: "id".into(), low, high }));
     }
 
     fn send(&mut self, p: usize, t: usize, range: OffsetRange, insert: Insert, attempt: u32) {

@@ -1,0 +1,131 @@
+//! Looks that follow each other: which partitions move, and for how long one has not. Pure.
+//!
+//! One look shows a lag, which a healthy partition has as well until its next flush. So a partition stands still only when records that
+//! can be read have waited for longer than a flush and [`GRACE`], and nothing was committed or announced in that time.
+
+use super::{Standing, Status};
+use crate::core::source::OffsetRange;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Time for an insert and its commits, a restart or a rebalance, beside the time in which a partition flushes.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// How often a partition flushes, by the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// `flush.age_ms`.
+    pub flush_age: Duration,
+    /// `flush.batches_per_second_max`, of one member.
+    pub batches_per_second_max: f64,
+}
+
+impl Pace {
+    /// The longest time between two flushes of a partition, if its member has so many. It is `Shared::flush_ages` of the service.
+    pub fn flush_age(&self, partitions: usize) -> Duration {
+        self.flush_age.max(Duration::from_secs_f64(partitions as f64 / self.batches_per_second_max))
+    }
+}
+
+/// The looks of one command at one partition, up to the last.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Motion {
+    /// For how long records have waited while neither the committed offset nor the announced batch changed.
+    pub unmoved: Duration,
+    /// Whether an earlier look saw it move, or with nothing to do.
+    pub was_well: bool,
+    /// The log's end when that time began: a record before it has waited since then.
+    pub waiting_until: u64,
+    /// Whether there is such a record; `None` where nobody has looked. Control records of transactions are none.
+    pub holds_record: Option<bool>,
+}
+
+/// How a partition fares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// Nothing waits.
+    Idle,
+    /// Records wait, and it moved or had nothing to do within the time that it may take.
+    Moves,
+    /// Records wait, and the looks do not lie far enough apart.
+    NotJudged,
+    /// Records have waited for longer than it may take, and nothing was committed or announced.
+    StandsStill,
+}
+
+impl Standing {
+    /// How the partition fares, if it may take so long to move.
+    pub fn progress(&self, patience: Duration) -> Progress {
+        let Motion { unmoved, was_well, holds_record, .. } = self.motion;
+        // An announced batch has records, or it would not have been announced.
+        let waits = self.intent.is_some() || self.lag() > 0 && holds_record != Some(false);
+        match waits {
+            false => Progress::Idle,
+            true if unmoved >= patience => Progress::StandsStill,
+            true if was_well => Progress::Moves,
+            true => Progress::NotJudged,
+        }
+    }
+
+    /// Where a record must lie that has waited all the time.
+    pub fn waiting(&self) -> OffsetRange {
+        OffsetRange { start: self.first_waiting(), end: self.motion.waiting_until }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    committed: Option<u64>,
+    intent: Option<OffsetRange>,
+    /// Whether something waited when the time began.
+    waited: bool,
+    since: Duration,
+    motion: Motion,
+}
+
+/// What one command has seen of each partition.
+#[derive(Debug, Default)]
+pub struct History(BTreeMap<i32, Entry>);
+
+impl History {
+    /// Notes a look and gives each of its partitions its motion. Both times are since the command began. A partition was seen at some
+    /// moment between them, so that time is counted from a look's end to another's beginning.
+    pub fn note(&mut self, status: &mut Status, begun: Duration, ended: Duration) {
+        for partition in status.partitions.iter_mut().flatten() {
+            let Ok(standing) = &mut partition.seen else { continue };
+            let known = self.0.get(&partition.number).copied();
+            let entry = match known {
+                Some(known) if known.goes_on(standing) => {
+                    Entry { motion: Motion { unmoved: begun.saturating_sub(known.since), ..known.motion }, ..known }
+                }
+                known => Entry {
+                    committed: standing.committed,
+                    intent: standing.intent,
+                    waited: standing.intent.is_some() || standing.lag() > 0,
+                    since: ended,
+                    motion: Motion { was_well: known.is_some(), waiting_until: standing.end, ..Motion::default() },
+                },
+            };
+            standing.motion = entry.motion;
+            self.0.insert(partition.number, entry);
+        }
+    }
+
+    /// Notes whether a partition's log holds a record that has waited all the time.
+    pub fn settle(&mut self, number: i32, holds_record: Option<bool>) {
+        if let Some(entry) = self.0.get_mut(&number) {
+            entry.motion.holds_record = holds_record;
+        }
+    }
+}
+
+impl Entry {
+    /// Whether the time goes on. It begins anew when the partition has moved, and with the first record after nothing has waited.
+    fn goes_on(&self, standing: &Standing) -> bool {
+        let unmoved = (self.committed, self.intent) == (standing.committed, standing.intent);
+        let nothing_waited = !self.waited || self.motion.holds_record == Some(false);
+        unmoved && !(nothing_waited && standing.end > self.motion.waiting_until)
+    }
+}
