@@ -86,7 +86,7 @@ pub async fn a_replay_ends_where_only_control_records_follow(url: &str, database
     transactions.abort(30);
     let batch = bench.die_at("raw_inserted:1", HALF_APPLIED, PARTITIONS as i32).await;
     // The reader may have come to the log's end before the batch was taken.
-    assert!(batch.start == 0 && [120, 152].contains(&batch.end), "{batch}");
+    assert!(batch.start == 0 && [120, 152].contains(&batch.end), "{batch:?}");
     let open = transactions.send(10);
     let member = bench.start(&[]);
     bench.await_stored(360, &[&member]).await;
