@@ -89,7 +89,8 @@ async fn look_twice(watcher: &mut Watcher, interval: Option<Duration>) -> Status
         return status;
     }
     if std::io::stderr().is_terminal() {
-        eprintln!("records wait: looking for up to {} s whether they are counted", within.as_secs_f64().ceil());
+        let seconds = within.as_secs_f64().ceil();
+        output::note(&format!("records wait: looking for up to {seconds} s whether they are counted"));
     }
     watcher.await_movement(&status, within).await;
     watcher.look().await

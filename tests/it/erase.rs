@@ -213,7 +213,9 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
 
     let (status, said) = erase(&bench, &["--yes", "--reference", "GDPR-17"], &[]);
     assert!(status == Some(0) && said.contains("nothing was found"), "{said}");
-    assert_eq!(lines(&bench).await.last(), Some(&line("done", [0; 4], 0)));
+    // Two erasures of one second have no order.
+    let all_lines = lines(&bench).await;
+    assert!(all_lines.contains(&line("done", [0; 4], 0)), "{all_lines:?}");
 
     let deadline = Instant::now() + DEADLINE;
     let old = format!("SELECT count() FROM system.parts WHERE database = '{database}' AND NOT active");
