@@ -131,14 +131,9 @@ pub struct Rates {
 }
 
 impl Standing {
-    /// Records in the log that are not committed; control records of transactions count as well.
+    /// Offsets of the log that are not committed; control records of transactions count as well.
     pub fn lag(&self) -> u64 {
-        self.end.saturating_sub(self.first_waiting())
-    }
-
-    /// The first offset that is not committed.
-    fn first_waiting(&self) -> u64 {
-        self.committed.unwrap_or(0).max(self.start)
+        self.end.saturating_sub(self.committed.unwrap_or(0).max(self.start))
     }
 }
 

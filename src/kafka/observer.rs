@@ -15,7 +15,6 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::{Offset, TopicPartitionList};
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -221,48 +220,16 @@ impl Observer {
         deadline: Instant,
         visit: &mut dyn FnMut(Record<'_>),
     ) -> KafkaResult<Look> {
-        self.read(partition, range, deadline, &mut |record| {
-            visit(record);
-            ControlFlow::Continue(())
-        })
-    }
-
-    /// Whether a range has a committed record, which control records are not; `None` if that was not found out until `deadline`.
-    ///
-    /// # Errors
-    /// Kafka does not answer, or answers with an error.
-    pub fn has_record(&self, partition: i32, range: OffsetRange, deadline: Instant) -> KafkaResult<Option<bool>> {
-        let mut found = false;
-        let look = self.read(partition, range, deadline, &mut |_| {
-            found = true;
-            ControlFlow::Break(())
-        })?;
-        Ok((found || look == Look::Done).then_some(found))
-    }
-
-    /// Until `visit` has seen enough.
-    fn read(
-        &self,
-        partition: i32,
-        range: OffsetRange,
-        deadline: Instant,
-        visit: &mut dyn FnMut(Record<'_>) -> ControlFlow<()>,
-    ) -> KafkaResult<Look> {
         let start = i64::try_from(range.start).map_err(|_| KafkaError::Seek("offset too large".to_owned()))?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(self.topic(), partition, Offset::Offset(start))?;
         self.consumer.assign(&list)?;
-        let look = self.read_assigned(range, deadline, visit);
+        let look = self.read(range, deadline, visit);
         self.consumer.unassign()?;
         look
     }
 
-    fn read_assigned(
-        &self,
-        range: OffsetRange,
-        deadline: Instant,
-        visit: &mut dyn FnMut(Record<'_>) -> ControlFlow<()>,
-    ) -> KafkaResult<Look> {
+    fn read(&self, range: OffsetRange, deadline: Instant, visit: &mut dyn FnMut(Record<'_>)) -> KafkaResult<Look> {
         let mut next = range.start;
         while next < range.end {
             if Instant::now() > deadline {
@@ -280,9 +247,7 @@ impl Observer {
             let offset = message.offset().max(0).unsigned_abs();
             if (next..range.end).contains(&offset) {
                 let timestamp_ms = message.timestamp().to_millis();
-                if visit(Record { offset, timestamp_ms, payload: message.payload() }).is_break() {
-                    return Ok(Look::Done);
-                }
+                visit(Record { offset, timestamp_ms, payload: message.payload() });
             }
             next = next.max(offset + 1);
         }

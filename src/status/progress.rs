@@ -35,10 +35,6 @@ pub struct Motion {
     pub unmoved: Duration,
     /// Whether an earlier look saw it move, or with nothing to do.
     pub was_well: bool,
-    /// The log's end when that time began: a record before it has waited since then.
-    pub waiting_until: u64,
-    /// Whether there is such a record; `None` where nobody has looked. Control records of transactions are none.
-    pub holds_record: Option<bool>,
 }
 
 /// How a partition fares.
@@ -58,10 +54,8 @@ pub enum Progress {
 impl Standing {
     /// How the partition fares, if it may take so long to move.
     pub fn progress(&self, patience: Duration) -> Progress {
-        let Motion { unmoved, was_well, holds_record, .. } = self.motion;
-        // An announced batch has records, or it would not have been announced.
-        let waits = self.intent.is_some() || self.lag() > 0 && holds_record != Some(false);
-        match waits {
+        let Motion { unmoved, was_well } = self.motion;
+        match self.waits() {
             false => Progress::Idle,
             true if unmoved >= patience => Progress::StandsStill,
             true if was_well => Progress::Moves,
@@ -69,9 +63,9 @@ impl Standing {
         }
     }
 
-    /// Where a record must lie that has waited all the time.
-    pub fn waiting(&self) -> OffsetRange {
-        OffsetRange { start: self.first_waiting(), end: self.motion.waiting_until }
+    /// Whether a member has something to do for the partition.
+    fn waits(&self) -> bool {
+        self.intent.is_some() || self.lag() > 0
     }
 }
 
@@ -103,20 +97,13 @@ impl History {
                 known => Entry {
                     committed: standing.committed,
                     intent: standing.intent,
-                    waited: standing.intent.is_some() || standing.lag() > 0,
+                    waited: standing.waits(),
                     since: ended,
-                    motion: Motion { was_well: known.is_some(), waiting_until: standing.end, ..Motion::default() },
+                    motion: Motion { was_well: known.is_some(), unmoved: Duration::ZERO },
                 },
             };
             standing.motion = entry.motion;
             self.0.insert(partition.number, entry);
-        }
-    }
-
-    /// Notes whether a partition's log holds a record that has waited all the time.
-    pub fn settle(&mut self, number: i32, holds_record: Option<bool>) {
-        if let Some(entry) = self.0.get_mut(&number) {
-            entry.motion.holds_record = holds_record;
         }
     }
 }
@@ -125,7 +112,6 @@ impl Entry {
     /// Whether the time goes on. It begins anew when the partition has moved, and with the first record after nothing has waited.
     fn goes_on(&self, standing: &Standing) -> bool {
         let unmoved = (self.committed, self.intent) == (standing.committed, standing.intent);
-        let nothing_waited = !self.waited || self.motion.holds_record == Some(false);
-        unmoved && !(nothing_waited && standing.end > self.motion.waiting_until)
+        unmoved && (self.waited || !standing.waits())
     }
 }

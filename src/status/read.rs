@@ -1,7 +1,7 @@
 //! Looks at both servers, and at members that are named. Must never write, nor wait long for one that is away.
 
 use super::asked::{Asked, Asker, MemberUrl};
-use super::{History, Motion, Pace, Partition, Standing, Status, progress};
+use super::{History, Motion, Pace, Partition, Standing, Status};
 use crate::audit::position::{Outlook, Position};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
@@ -92,27 +92,7 @@ impl Watcher {
             status.asked.push(answer.await.unwrap_or_else(failed));
         }
         self.history.note(&mut status, begun, self.started.elapsed());
-        self.look_for_records(&mut status).await;
         status
-    }
-
-    /// Control records of transactions count as lag, and nobody commits past them. So where a partition seems to stand still, a record is
-    /// looked for. If none can be read, that is not known, and the lag counts.
-    async fn look_for_records(&mut self, status: &mut Status) {
-        let is_in_doubt = |(number, standing): &(i32, &Standing)| {
-            let is_open = standing.intent.is_some() || standing.motion.holds_record.is_some();
-            !is_open && status.progress(*number, standing) == progress::Progress::StandsStill
-        };
-        let doubts: Vec<i32> = status.standings().filter(is_in_doubt).map(|(number, _)| number).collect();
-        let deadline = Instant::now() + LOOK_TIME;
-        for partition in status.partitions.iter_mut().flatten().filter(|of| doubts.contains(&of.number)) {
-            let Ok(standing) = &mut partition.seen else { continue };
-            let (number, range) = (partition.number, standing.waiting());
-            let until = deadline.min(Instant::now() + ANSWER_TIMEOUT);
-            let read = move |observer: &Observer| Ok(observer.has_record(number, range, until).ok().flatten());
-            standing.motion.holds_record = self.blocking(read).await.unwrap_or(None);
-            self.history.settle(number, standing.motion.holds_record);
-        }
     }
 
     /// Waits until each partition that only a later look can judge has moved, but not longer than this.

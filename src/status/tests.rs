@@ -48,26 +48,21 @@ fn counting(standings: Vec<Standing>) -> Status {
 type Look = (u64, Standing);
 
 /// The last of such looks, each of which took half a second; partition 1 is idle.
-fn after(looks: Vec<Look>, settled: Option<bool>) -> Status {
+fn after(looks: Vec<Look>) -> Status {
     let mut history = History::default();
     let mut last = None;
     for (second, standing) in looks {
         let mut seen = counting(vec![standing, self::standing(500, Some(500))]);
         let begun = Duration::from_secs(second);
         history.note(&mut seen, begun, begun + Duration::from_millis(500));
-        let first = seen.partitions.as_mut().unwrap()[0].seen.as_mut().unwrap();
-        if let Some(holds) = settled.filter(|_| first.motion.unmoved >= Duration::from_secs(15)) {
-            first.motion.holds_record = Some(holds);
-            history.settle(0, Some(holds));
-        }
         last = Some(seen);
     }
     last.unwrap()
 }
 
 /// How partition 0 fares after such looks.
-fn fares(looks: Vec<Look>, settled: Option<bool>) -> Progress {
-    let seen = after(looks, settled);
+fn fares(looks: Vec<Look>) -> Progress {
+    let seen = after(looks);
     let (number, standing) = seen.standings().next().unwrap();
     seen.progress(number, standing)
 }
@@ -164,31 +159,31 @@ fn rates_are_of_the_partitions_that_both_looks_have() {
 #[test]
 fn a_busy_partition_moves() {
     let at = |end, committed| standing(end, Some(committed));
-    assert_eq!(fares(vec![(0, at(100, 50)), (6, at(160, 110))], None), Progress::Moves);
+    assert_eq!(fares(vec![(0, at(100, 50)), (6, at(160, 110))]), Progress::Moves);
     // The offset of the first look is the end of a batch, and the next one is announced with it.
-    assert_eq!(fares(vec![(0, open(100, 50, 90)), (16, open(160, 90, 150))], None), Progress::Moves);
+    assert_eq!(fares(vec![(0, open(100, 50, 90)), (16, open(160, 90, 150))]), Progress::Moves);
     // An announcement at the same offset: the batch was frozen in time.
-    assert_eq!(fares(vec![(0, at(100, 50)), (16, open(160, 50, 150))], None), Progress::Moves);
+    assert_eq!(fares(vec![(0, at(100, 50)), (16, open(160, 50, 150))]), Progress::Moves);
     // The last batch of a watch is as old as a batch may be.
-    assert_eq!(fares(vec![(0, at(100, 50)), (2, at(160, 60)), (16, at(200, 60))], None), Progress::Moves);
+    assert_eq!(fares(vec![(0, at(100, 50)), (2, at(160, 60)), (16, at(200, 60))]), Progress::Moves);
 }
 
 #[test]
 fn an_idle_partition_is_idle() {
     let idle = || standing(100, Some(100));
-    assert_eq!(fares(vec![(0, idle())], None), Progress::Idle);
-    assert_eq!(fares(vec![(0, idle()), (90, idle())], None), Progress::Idle);
+    assert_eq!(fares(vec![(0, idle())]), Progress::Idle);
+    assert_eq!(fares(vec![(0, idle()), (90, idle())]), Progress::Idle);
     // What has come since is not as old as the look.
-    assert_eq!(fares(vec![(0, idle()), (90, standing(130, Some(100)))], None), Progress::Moves);
+    assert_eq!(fares(vec![(0, idle()), (90, standing(130, Some(100)))]), Progress::Moves);
     assert_eq!(
-        fares(vec![(0, idle()), (90, standing(130, Some(100))), (106, standing(150, Some(100)))], None),
+        fares(vec![(0, idle()), (90, standing(130, Some(100))), (106, standing(150, Some(100)))]),
         Progress::StandsStill
     );
 }
 
 #[test]
 fn one_look_judges_no_lag() {
-    let seen = after(vec![(0, standing(100, Some(50)))], None);
+    let seen = after(vec![(0, standing(100, Some(50)))]);
     assert_eq!(seen.unjudged(), [(0, Duration::from_secs(15))]);
     assert_eq!(codes(&seen), []);
     let text = seen.table(None);
@@ -209,38 +204,23 @@ fn healthy_idle() -> Status {
 
 #[test]
 fn an_unmoved_offset_is_a_problem() {
-    let looks = |second| after(vec![(0, standing(100, Some(50))), (second, standing(130, Some(50)))], Some(true));
+    let looks = |second| after(vec![(0, standing(100, Some(50))), (second, standing(130, Some(50)))]);
     // The first look ended at 0.5 s.
     assert_eq!((codes(&looks(15)), looks(15).unjudged().len()), (vec![], 1));
     let seen = looks(16);
     assert_eq!((codes(&seen), seen.unjudged()), (vec![Code::PartitionStandsStill], vec![]));
     assert_eq!(seen.problems()[0].partition, Some(0));
     // A group that has not committed anything yet.
-    assert_eq!(fares(vec![(0, standing(100, None)), (16, standing(100, None))], None), Progress::StandsStill);
+    assert_eq!(fares(vec![(0, standing(100, None)), (16, standing(100, None))]), Progress::StandsStill);
 }
 
 /// As a refused insert leaves it, or a partition that is stopped in the middle of a batch.
 #[test]
 fn a_batch_that_stays_open_is_a_problem() {
-    let seen = after(vec![(0, open(100, 50, 90)), (16, open(130, 50, 90))], None);
+    let seen = after(vec![(0, open(100, 50, 90)), (16, open(130, 50, 90))]);
     assert_eq!(codes(&seen), [Code::PartitionStandsStill]);
     assert!(seen.problems()[0].message.contains("batch [50, 90) is announced and was not ended in 15 s"), "{seen:?}");
     assert!(!seen.table(None).contains("nothing is wrong"));
-}
-
-/// Control records of transactions are all that lies behind the committed offset.
-#[test]
-fn what_cannot_be_read_does_not_wait() {
-    let control = || standing(100, Some(99));
-    let looks = |more: Vec<Look>| [vec![(0, control()), (16, control())], more].concat();
-    assert_eq!(fares(looks(vec![]), Some(false)), Progress::Idle);
-    assert_eq!(fares(looks(vec![(90, control())]), Some(false)), Progress::Idle);
-    // Records that come later have their own time.
-    let later = || standing(150, Some(99));
-    assert_eq!(fares(looks(vec![(90, later())]), Some(false)), Progress::Moves);
-    assert_eq!(fares(looks(vec![(90, later()), (95, later())]), Some(false)), Progress::Moves);
-    let unknown = vec![(0, control()), (16, control())];
-    assert_eq!(fares(unknown, None), Progress::StandsStill, "a log that cannot be read is no proof");
 }
 
 #[test]
@@ -344,7 +324,7 @@ fn the_table_for_people() {
     insta::assert_snapshot!("status_wrong", broken().table(None));
     let untold = status(vec![member("tallyhouse", None)], vec![standing(20, Some(20))]);
     insta::assert_snapshot!("status_untold", untold.table(None));
-    let mut still = after(vec![(0, open(100, 50, 90)), (16, open(130, 50, 90))], None);
+    let mut still = after(vec![(0, open(100, 50, 90)), (16, open(130, 50, 90))]);
     still.asked = vec![told(&[("partition 0, insert", "ClickHouse reports an error (469 VIOLATED_CONSTRAINT)")], &[])];
     insta::assert_snapshot!("status_still", still.table(None));
 }

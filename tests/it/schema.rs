@@ -88,7 +88,7 @@ pub async fn foreign_migrations_are_refused(url: &str, database: &str) {
     let schema = Schema::single();
     run(&client, "INSERT INTO schema_migrations (version, name, checksum) VALUES (99, 'single/0099', '0')").await;
     for result in [schema.migrate(&client).await.err(), schema.check(&client).await.err()] {
-        let expected = SchemaProblem::Newer { found: 99, known: 3 };
+        let expected = SchemaProblem::Newer { found: 99, known: ALL.len() as u32 };
         assert_eq!(result, Some(expected));
     }
     run(&client, "TRUNCATE TABLE schema_migrations").await;
