@@ -7,7 +7,7 @@ use rdkafka::admin::{
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
@@ -71,14 +71,20 @@ impl Topic {
 
     /// How many partitions it has.
     pub fn partitions(&self) -> Result<i32, AnyError> {
-        let metadata = patiently(|| Ok(self.asker.fetch_metadata(Some(&self.name), TIMEOUT)?))?;
+        let metadata = self.ask(|asker| asker.fetch_metadata(Some(&self.name), TIMEOUT))?;
         let topic = metadata.topics().first().ok_or("the topic is gone")?;
         Ok(i32::try_from(topic.partitions().len())?)
     }
 
     /// First offset and one past the last, of a partition.
     pub fn bounds(&self, partition: i32) -> Result<(i64, i64), AnyError> {
-        patiently(|| Ok(self.asker.fetch_watermarks(&self.name, partition, TIMEOUT)?))
+        self.ask(|asker| asker.fetch_watermarks(&self.name, partition, TIMEOUT))
+    }
+
+    /// Asks the client that is there, and a new one if that fails: after a broker's restart one was seen to take a partition for
+    /// unknown for 90 s.
+    fn ask<T>(&self, question: impl Fn(&BaseConsumer) -> KafkaResult<T>) -> Result<T, AnyError> {
+        patiently(|| Ok(question(&self.asker).or_else(|_| question(&self.config.create()?))?))
     }
 
     /// The group's committed offset of each partition that has one.
@@ -90,7 +96,7 @@ impl Topic {
     pub fn announced(&self) -> Result<Vec<(i32, i64, Option<Announced>)>, AnyError> {
         let mut list = TopicPartitionList::new();
         list.add_partition_range(&self.name, 0, self.partitions()? - 1);
-        let list = patiently(|| Ok(self.asker.committed_offsets(list.clone(), TIMEOUT)?))?;
+        let list = self.ask(|asker| asker.committed_offsets(list.clone(), TIMEOUT))?;
         let mut committed = Vec::new();
         for one in list.elements() {
             if let Some(offset) = one.offset().to_raw().filter(|offset| *offset >= 0) {
@@ -105,7 +111,7 @@ impl Topic {
     pub fn reset_offset(&self, partition: i32, offset: i64) -> Result<(), AnyError> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
-        patiently(|| Ok(self.asker.commit(&list, CommitMode::Sync)?))
+        patiently(|| Ok(self.config.create::<BaseConsumer>()?.commit(&list, CommitMode::Sync)?))
     }
 
     /// Sets the size that the largest batch of the topic may have.

@@ -261,28 +261,39 @@ impl<'a> Lane<'a> {
         self.slots.iter().zip(members).try_for_each(|(slot, member)| self.replace(slot, member, None))
     }
 
+    /// Waits until each member has partitions, all have an owner, and each has committed something; not for ever, as a member may have
+    /// been left without one.
+    pub fn await_balance(&self) -> Result<(), AnyError> {
+        let partitions = self.topic.partitions()?;
+        let assigned =
+            |slot: &Slot| slot.http("/metrics").map_or(0.0, |page| metric(&page, "tallyhouse_assigned_partitions"));
+        self.await_within_bounds(|| {
+            let assigned: Vec<f64> = self.slots.iter().map(assigned).collect();
+            Ok(assigned.iter().all(|&count| count > 0.0) && assigned.iter().sum::<f64>() >= f64::from(partitions))
+        })?;
+        let have_begun = || Ok(self.topic.committed()?.len() >= partitions.unsigned_abs() as usize);
+        if have_begun()? {
+            return Ok(());
+        }
+        // Members that have begun ask ClickHouse nothing more before they announce a batch.
+        self.feed().send(u64::from(partitions.unsigned_abs()), partitions)?;
+        self.await_within_bounds(have_begun)
+    }
+
+    fn await_within_bounds(&self, holds: impl Fn() -> Result<bool, AnyError>) -> Result<(), AnyError> {
+        let deadline = Instant::now() + BALANCE_TIMEOUT;
+        while !holds()? && Instant::now() < deadline {
+            std::thread::sleep(RETRY_INTERVAL);
+        }
+        Ok(())
+    }
+
     /// Produces a backlog: so many records into each of the first partitions.
     pub fn produce_backlog(&self, counts: [u64; BACKLOG_PARTITIONS]) -> Result<(), AnyError> {
         let shares: Vec<(i32, u64)> = (0..).zip(counts).collect();
         let produced = self.feed().send_backlog(&shares, Instant::now() + BACKLOG_TIMEOUT);
         self.awaits_backlog.store(false, Ordering::Relaxed);
         produced
-    }
-
-    /// Waits until each member has partitions, and all have an owner; not for ever, as a member may have been left without one.
-    pub fn await_balance(&self) -> Result<(), AnyError> {
-        let deadline = Instant::now() + BALANCE_TIMEOUT;
-        let partitions = f64::from(self.topic.partitions()?);
-        while Instant::now() < deadline {
-            let assigned =
-                |slot: &Slot| slot.http("/metrics").map_or(0.0, |page| metric(&page, "tallyhouse_assigned_partitions"));
-            let assigned: Vec<f64> = self.slots.iter().map(assigned).collect();
-            if assigned.iter().all(|&count| count > 0.0) && assigned.iter().sum::<f64>() >= partitions {
-                break;
-            }
-            std::thread::sleep(RETRY_INTERVAL);
-        }
-        Ok(())
     }
 
     /// The same while all members are stopped, for less than their session: they find a backlog.

@@ -15,8 +15,8 @@ pub const REBALANCE_GRACE_MS: u64 = 5_000;
 pub const MEMBERS: usize = 3;
 /// A batch of so many records is a large one.
 pub const LARGE_BATCH: u64 = 100_000;
-/// Of a hundred large rounds, so many have a kind that needs one.
-const LARGE_KIND_PERCENT: u64 = 70;
+/// Of ten large rounds, so many have a kind that needs one.
+const LARGE_KIND_OF_TEN: u64 = 7;
 /// Kinds that produce a large round's backlog themselves: the first that a round has does.
 const BACKLOG_KINDS: [Kind; 4] = [Kind::InheritBatches, Kind::SlowConsumers, Kind::KillAtPoint, Kind::EvictTokens];
 /// Nodes of the Kafka cluster.
@@ -207,7 +207,8 @@ impl Plan {
         let (large, usual): (Vec<Kind>, Vec<Kind>) = kinds.iter().partition(|kind| kind.needs_large());
         let mut dice = Dice::new(own_seed);
         let mut wanted = Vec::new();
-        if is_large && !large.is_empty() && (usual.is_empty() || dice.percent(LARGE_KIND_PERCENT)) {
+        let needs_large = (seed.wrapping_add(round * 3)) % 10 < LARGE_KIND_OF_TEN;
+        if is_large && !large.is_empty() && (usual.is_empty() || needs_large) {
             wanted.push(dice.pick(&large));
         }
         if !usual.is_empty() {
@@ -295,14 +296,38 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    fn plans(seed: u64, rounds: u64) -> Vec<Plan> {
+        (0..rounds).map(|round| Plan::of(seed, round, Kind::ALL, 1)).collect()
+    }
+
     #[test]
-    fn a_round_is_drawn_again_alike_and_every_kind_comes_up_in_one_pass_of_the_deck() {
-        let plans = |seed| (0..20).map(|round| Plan::of(seed, round, Kind::ALL, 1)).collect::<Vec<Plan>>();
-        assert_eq!(plans(1), plans(1));
-        assert_ne!(plans(1), plans(2));
-        let drawn: BTreeSet<Kind> = plans(1).iter().flat_map(|plan| &plan.faults).map(|fault| fault.kind).collect();
+    fn a_round_is_drawn_again_alike_and_every_usual_kind_comes_up_in_one_pass_of_the_deck() {
+        assert_eq!(plans(1, 30), plans(1, 30));
+        assert_ne!(plans(1, 30), plans(2, 30));
+        let drawn: BTreeSet<Kind> = plans(3, 30).iter().flat_map(|plan| &plan.faults).map(|fault| fault.kind).collect();
         assert_eq!(drawn.len(), Kind::ALL.len());
-        assert!(plans(1).iter().all(|plan| (1..=3).contains(&plan.faults.len())));
+        assert!(plans(1, 300).iter().all(|plan| (1..=3).contains(&plan.faults.len())));
+    }
+
+    /// A third of the rounds is large, most of them have a kind that needs it, and one fault at most makes the backlog.
+    #[test]
+    fn large_rounds_are_a_third_and_meet_every_membership() {
+        for seed in 0..4 {
+            let large: Vec<Plan> = plans(seed, 300).into_iter().filter(|plan| plan.is_large).collect();
+            assert_eq!(large.len(), 100);
+            let needs_large = |plan: &&Plan| plan.faults.iter().any(|fault| fault.kind.needs_large());
+            assert_eq!(large.iter().filter(needs_large).count(), 70);
+            let memberships: Vec<Membership> =
+                large.iter().map(|plan| Membership::of(seed, plan.round / ROUNDS_PER_EPOCH)).collect();
+            assert!((0..3).all(|epoch| memberships.contains(&Membership::of(seed, epoch))));
+        }
+        let makes_backlog = |plan: &Plan| plan.faults.iter().filter(|fault| fault.has_backlog).count();
+        for plan in plans(1, 300) {
+            assert!(makes_backlog(&plan) <= usize::from(plan.is_large), "{plan:?}");
+            assert!(plan.is_large || plan.faults.iter().all(|fault| !fault.kind.needs_large()), "{plan:?}");
+        }
+        let only = [Kind::SlowConsumers];
+        assert!((0..20).all(|round| Plan::of(1, round, &only, 1).is_large));
     }
 
     #[test]
@@ -311,7 +336,8 @@ mod tests {
             for from_deck in [1, 3] {
                 let plan = Plan::of(7, round, Kind::ALL, from_deck);
                 let has = |kind| plan.faults.iter().any(|fault| fault.kind == kind);
-                assert!(!(has(Kind::EvictTokens) && (has(Kind::DelayClickhouse) || has(Kind::Zombie))), "{plan:?}");
+                let delays = [Kind::DelayClickhouse, Kind::Zombie, Kind::SlowConsumers, Kind::InheritBatches];
+                assert!(!(has(Kind::EvictTokens) && delays.into_iter().any(has)), "{plan:?}");
             }
         }
     }
