@@ -126,6 +126,8 @@ pub struct Lane<'a> {
     pub letters: Mutex<Letters>,
     /// Transactions have left control records in the log.
     pub has_markers: AtomicBool,
+    /// What faults have found that must not be.
+    violations: Mutex<Vec<String>>,
     /// A fault is about to produce a backlog, which windows are to be empty for.
     pub awaits_backlog: AtomicBool,
     /// The name of topic, group and database.
@@ -166,6 +168,7 @@ impl<'a> Lane<'a> {
             ledger,
             letters: Mutex::default(),
             has_markers: AtomicBool::new(false),
+            violations: Mutex::default(),
             awaits_backlog: AtomicBool::new(false),
             name,
             folder,
@@ -242,6 +245,16 @@ impl<'a> Lane<'a> {
         member.kill9()?;
         *member = self.spawn(slot.number, &slot.log, fail_point)?;
         Ok(())
+    }
+
+    /// A fault has found a violation.
+    pub fn report(&self, violation: String) {
+        self.violations.lock().unwrap_or_else(PoisonError::into_inner).push(violation);
+    }
+
+    /// The violations that faults have found since the last look.
+    pub fn reported(&self) -> Vec<String> {
+        std::mem::take(&mut *self.violations.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// All members, which nobody else touches meanwhile.

@@ -19,6 +19,8 @@ const DEFAULT_BYTES: u64 = 1_048_588;
 const REFUSED: &str = "does not take a rejected record";
 /// How long a member gets to come to the record.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long another partition gets to go on.
+const OTHERS_TIMEOUT: Duration = Duration::from_secs(4);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The partition of the dead-letter topic.
 const PARTITION: i32 = 0;
@@ -43,12 +45,17 @@ pub fn refuse(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
         refused = lane.logged_since(&lengths, REFUSED) > 0;
     }
     let before = committed(lane)?;
-    sleep(Duration::from_millis(fault.lasts_ms));
-    let after = committed(lane)?;
+    let (begun, lasts) = (Instant::now(), Duration::from_millis(fault.lasts_ms));
+    let (mut is_held, mut others_go_on) = (true, false);
+    while begun.elapsed() < lasts || !others_go_on && begun.elapsed() < OTHERS_TIMEOUT {
+        sleep(LOOK_INTERVAL);
+        let now = committed(lane)?;
+        let moved = |number: &i32| now.get(number) > before.get(number);
+        is_held &= !moved(&partition);
+        others_go_on |= now.keys().any(|number| *number != partition && moved(number));
+    }
     lane.dead_letters.limit_batches(DEFAULT_BYTES)?;
-    let moved = |number: &i32| after.get(number) > before.get(number);
-    let others_go_on = after.keys().any(|number| *number != partition && moved(number));
-    Ok(refused && !moved(&partition) && (others_go_on || lane.is_large))
+    Ok(refused && is_held && (others_go_on || lane.is_large))
 }
 
 fn committed(lane: &Lane<'_>) -> Result<BTreeMap<i32, i64>, AnyError> {

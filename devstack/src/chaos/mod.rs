@@ -239,6 +239,7 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let largest_batch = largest.map_err(|_| "the watch panicked")??;
     let mut violations = checked.violations;
     violations.extend(vitals.violations);
+    violations.extend(lane.reported());
     Ok(RoundResult {
         effects,
         violations,
@@ -323,7 +324,7 @@ fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
     verify::resolve(lane, &ends)?;
     violations.extend(verify::await_stored(lane, &ends)?);
     let stored = Stored::of(lane)?;
-    violations.extend(verify::rows(lane, &ends, &stored));
+    violations.extend(verify::rows(&lane.ledger.lock(), &ends, &stored));
     violations.extend(verify::counters(lane)?);
     violations.extend(letters::check(lane, &stored)?);
     violations.extend(revive(lane, &mut ended)?);

@@ -157,7 +157,7 @@ impl Kind {
             Transactions => matches!(other, DeleteRecords | RetentionGap),
             // They have all members to themselves, one after the other.
             RetentionGap => matches!(other, SlowConsumers | InheritBatches),
-            InheritBatches => other == SlowConsumers,
+            InheritBatches => matches!(other, SlowConsumers | RefuseDeadLetters),
             _ => false,
         }
     }

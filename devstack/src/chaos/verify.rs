@@ -2,7 +2,7 @@
 
 use super::AnyError;
 use super::lane::Lane;
-use super::ledger::{ABSENT, EVENT, Fate, PRESENT, REJECT, UNKNOWN};
+use super::ledger::{ABSENT, EVENT, Fate, Ledger, PRESENT, REJECT, UNKNOWN};
 use rdkafka::message::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -94,8 +94,7 @@ fn readiness(slot: &super::lane::Slot) -> String {
 }
 
 /// Every offset of the log is stored exactly once and as what it was produced, but for those that hold no record; nothing else is.
-pub fn rows(lane: &Lane<'_>, ends: &Ends, stored: &Stored) -> Vec<String> {
-    let ledger = lane.ledger.lock();
+pub fn rows(ledger: &Ledger, ends: &Ends, stored: &Stored) -> Vec<String> {
     let (mut missing, mut doubled, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
     let (mut lost, mut other, mut never) = (Vec::new(), Vec::new(), Vec::new());
     let partitions: BTreeSet<i32> =
@@ -254,4 +253,48 @@ pub fn members(lane: &Lane<'_>) -> Vec<String> {
         }
     }
     violations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found of a log of two events, a reject, an aborted record and one that nobody has acknowledged, if these are stored.
+    fn found(rows: &[(usize, Fate)]) -> String {
+        let mut ledger = Ledger::default();
+        for (offset, fate) in (0..).zip([EVENT, EVENT + 1, REJECT, ABSENT]) {
+            ledger.note(0, offset, fate);
+        }
+        let mut stored = Stored::default();
+        rows.iter().for_each(|&(offset, fate)| stored.note(0, offset, fate));
+        rows_of(&ledger, &stored)
+    }
+
+    fn rows_of(ledger: &Ledger, stored: &Stored) -> String {
+        rows(ledger, &[(0, 5)].into(), stored).join("\n")
+    }
+
+    #[test]
+    fn each_difference_between_log_and_tables_is_found() {
+        let right = [(0, EVENT), (1, EVENT + 1), (2, REJECT), (4, EVENT + 3)];
+        assert_eq!(found(&right), "");
+        assert!(found(&right[1..]).starts_with("1 records are missing: (partition, offset) [(0, 0)]"));
+        assert!(
+            found(&right[..3]).starts_with("1 records are missing: (partition, offset) [(0, 4)]"),
+            "also unacknowledged"
+        );
+        let with = |row| found(&[&right[..], &[row]].concat());
+        assert!(with((1, EVENT + 1)).starts_with("1 records are stored more than once: (partition, offset) [(0, 1)]"));
+        assert!(with((3, EVENT)).starts_with("1 records are stored and were aborted"));
+        assert!(with((7, EVENT)).starts_with("1 records are stored and not in the log: (partition, offset) [(0, 7)]"));
+        assert!(
+            found(&[&right[..2], &[(2, EVENT)], &right[3..]].concat())
+                .starts_with("1 records are stored as something else")
+        );
+        let mut ledger = Ledger::default();
+        ledger.note(0, 6, EVENT);
+        let mut stored = Stored::default();
+        (0..5).for_each(|offset| stored.note(0, offset, EVENT));
+        assert!(rows_of(&ledger, &stored).starts_with("1 records are acknowledged by Kafka and not in its log"));
+    }
 }
