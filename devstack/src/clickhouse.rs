@@ -29,6 +29,8 @@ pub const CLUSTER: &str = "tallyhouse";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
+/// More than any answer to a test.
+const ANSWER_BYTES_MAX: u64 = 1 << 30;
 /// The server serves until this query ends, which it does after decades.
 const SERVE: &str = "SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP; \
                      SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS max_block_size=1 FORMAT Null";
@@ -132,6 +134,15 @@ impl ClickHouse {
         query(&self.url, sql, QUERY_TIMEOUT).map_err(|message| Error::Query { sql: sql.to_owned(), message })
     }
 
+    /// Runs one query and returns its answer in bytes, for answers that are large or no text.
+    ///
+    /// Fails as [`ClickHouse::query`] does.
+    pub fn query_bytes(&self, sql: &str) -> Result<Vec<u8>> {
+        // Only a whole answer has the status of a success.
+        let url = format!("{}/?wait_end_of_query=1", self.url);
+        bytes(&url, sql, QUERY_TIMEOUT).map_err(|message| Error::Query { sql: sql.to_owned(), message })
+    }
+
     /// The one number that a query gives.
     ///
     /// Fails as [`ClickHouse::query`] does, and when the answer is no number.
@@ -187,14 +198,19 @@ fn health_check(url: String) -> impl Fn() -> Result<(), String> + Send + Sync + 
     }
 }
 
-/// A new connection for each query: a pooled one could belong to a server killed since.
 fn query(url: &str, sql: &str, timeout: Duration) -> Result<String, String> {
+    let text = String::from_utf8(bytes(url, sql, timeout)?).map_err(|error| error.to_string())?;
+    Ok(text.trim_end_matches('\n').to_owned())
+}
+
+/// A new connection for each query: a pooled one could belong to a server killed since.
+fn bytes(url: &str, sql: &str, timeout: Duration) -> Result<Vec<u8>, String> {
     let mut answer = http::agent(timeout).post(url).send(sql).map_err(|error| error.to_string())?;
     // An exception can follow a status of 200 that has been sent already.
     let failed = !answer.status().is_success() || answer.headers().contains_key("X-ClickHouse-Exception-Code");
-    let text = answer.body_mut().read_to_string().map_err(|error| error.to_string())?;
-    let text = text.trim_end_matches('\n').to_owned();
-    if failed { Err(text) } else { Ok(text) }
+    let read = answer.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec();
+    let body = read.map_err(|error| error.to_string())?;
+    if failed { Err(String::from_utf8_lossy(&body).trim_end().to_owned()) } else { Ok(body) }
 }
 
 fn config_xml(users: &Path, further: &str) -> String {

@@ -1,10 +1,14 @@
 //! What chaos asks of Kafka besides producing: topics, offsets, retention, partitions. All calls block.
 
 use super::AnyError;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use std::time::{Duration, Instant};
@@ -14,6 +18,26 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a broker that is away, or an election, is waited for.
 const PATIENCE: Duration = Duration::from_secs(90);
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A batch that a committed offset announces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Announced {
+    /// One past its last offset.
+    pub end: i64,
+    /// Its records.
+    pub records: u64,
+}
+
+impl Announced {
+    /// The batch that the metadata names; none in that of an end.
+    fn read(metadata: &str) -> Option<Announced> {
+        let word =
+            |name: &str| metadata.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok());
+        let number = |name| word(name);
+        let records: i64 = number("rows")? + number("rejects")?;
+        Some(Announced { end: word("end")?, records: records.unsigned_abs() })
+    }
+}
 
 /// One topic with one consumer group, asked directly and not through a proxy.
 pub struct Topic {
@@ -47,24 +71,95 @@ impl Topic {
 
     /// How many partitions it has.
     pub fn partitions(&self) -> Result<i32, AnyError> {
-        let metadata = patiently(|| Ok(self.asker.fetch_metadata(Some(&self.name), TIMEOUT)?))?;
+        let metadata = self.ask(|asker| asker.fetch_metadata(Some(&self.name), TIMEOUT))?;
         let topic = metadata.topics().first().ok_or("the topic is gone")?;
         Ok(i32::try_from(topic.partitions().len())?)
     }
 
     /// First offset and one past the last, of a partition.
     pub fn bounds(&self, partition: i32) -> Result<(i64, i64), AnyError> {
-        patiently(|| Ok(self.asker.fetch_watermarks(&self.name, partition, TIMEOUT)?))
+        self.ask(|asker| asker.fetch_watermarks(&self.name, partition, TIMEOUT))
+    }
+
+    /// Asks the client that is there, and a new one if that fails: after a broker's restart one was seen to take a partition for
+    /// unknown for 90 s.
+    fn ask<T>(&self, question: impl Fn(&BaseConsumer) -> KafkaResult<T>) -> Result<T, AnyError> {
+        patiently(|| Ok(question(&self.asker).or_else(|_| question(&self.config.create()?))?))
     }
 
     /// The group's committed offset of each partition that has one.
     pub fn committed(&self) -> Result<Vec<(i32, i64)>, AnyError> {
+        Ok(self.announced()?.into_iter().map(|(partition, offset, _)| (partition, offset)).collect())
+    }
+
+    /// The same, with the batch that the committed offset announces, if there is one.
+    pub fn announced(&self) -> Result<Vec<(i32, i64, Option<Announced>)>, AnyError> {
         let mut list = TopicPartitionList::new();
         list.add_partition_range(&self.name, 0, self.partitions()? - 1);
-        let list = patiently(|| Ok(self.asker.committed_offsets(list.clone(), TIMEOUT)?))?;
-        let elements = list.elements();
-        let committed = elements.iter().filter_map(|one| Some((one.partition(), one.offset().to_raw()?)));
-        Ok(committed.filter(|(_, offset)| *offset >= 0).collect())
+        let list = self.ask(|asker| asker.committed_offsets(list.clone(), TIMEOUT))?;
+        let mut committed = Vec::new();
+        for one in list.elements() {
+            if let Some(offset) = one.offset().to_raw().filter(|offset| *offset >= 0) {
+                committed.push((one.partition(), offset, Announced::read(one.metadata())));
+            }
+        }
+        Ok(committed)
+    }
+
+    /// Commits the offset of a partition without metadata, as `kafka-consumer-groups.sh --reset-offsets` does, once the group has no
+    /// members any more.
+    pub fn reset_offset(&self, partition: i32, offset: i64) -> Result<(), AnyError> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
+        patiently(|| Ok(self.config.create::<BaseConsumer>()?.commit(&list, CommitMode::Sync)?))
+    }
+
+    /// Sets the size that the largest batch of the topic may have.
+    pub fn limit_batches(&self, bytes: u64) -> Result<(), AnyError> {
+        let bytes = bytes.to_string();
+        patiently(|| {
+            // What is not named falls back to its default.
+            let change = AlterConfig::new(ResourceSpecifier::Topic(&self.name)).set("min.insync.replicas", "2");
+            let change = change.set("max.message.bytes", &bytes);
+            let altered = self.runtime.block_on(self.admin.alter_configs(&[change], &options()))?;
+            Ok(altered.into_iter().next().ok_or("no answer")?.map(drop).map_err(|(_, code)| code)?)
+        })
+    }
+
+    /// Reads a partition from `from` up to and without `to`, as a consumer of committed records sees it. `last` is an offset that is
+    /// seen for sure: an end of the log that a broker tells before it is not believed.
+    pub fn read(
+        &self,
+        partition: i32,
+        from: i64,
+        to: i64,
+        last: i64,
+        mut visit: impl FnMut(&BorrowedMessage<'_>),
+    ) -> Result<(), AnyError> {
+        let mut config = self.config.clone();
+        config.set("enable.partition.eof", "true").set("enable.auto.commit", "false");
+        config.set("isolation.level", "read_committed").set("auto.offset.reset", "earliest");
+        let reader: BaseConsumer = config.create()?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.name, partition, Offset::Offset(from))?;
+        reader.assign(&list)?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = from - 1;
+        while Instant::now() < deadline {
+            match reader.poll(RETRY_INTERVAL) {
+                Some(Ok(message)) if message.offset() >= to => return Ok(()),
+                Some(Ok(message)) => {
+                    seen = message.offset();
+                    visit(&message);
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) if seen >= last => return Ok(()),
+                Some(Err(_)) | None => {}
+            }
+            if seen + 1 >= to {
+                return Ok(());
+            }
+        }
+        Err(format!("{}/{partition} could not be read from {from} to {to} in {PATIENCE:?}", self.name).into())
     }
 
     /// Deletes the records below these offsets.
@@ -112,4 +207,17 @@ fn patiently<T>(ask: impl Fn() -> Result<T, AnyError>) -> Result<T, AnyError> {
 
 fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT * 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_announcement_announces() {
+        let announced = Announced::read("tallyhouse/1 topic=abc end=70 rows=55 rejects=5");
+        assert_eq!(announced, Some(Announced { end: 70, records: 60 }));
+        assert_eq!(Announced::read("tallyhouse/1 topic=abc"), None);
+        assert_eq!(Announced::read(""), None);
+    }
 }

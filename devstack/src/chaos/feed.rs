@@ -1,105 +1,149 @@
-//! The producer, with a ledger of what Kafka acknowledged: (partition, offset) and what must become of it.
-//!
-//! A record whose outcome is unknown is in no ledger: it may be in the log or not.
+//! The producer, which notes in the ledger what Kafka has acknowledged.
 
 use super::AnyError;
-use crate::producer::{EVENT_TYPES, Events};
+use super::ledger::{EVENT, Fate, Ledger, REJECT};
+use crate::producer::{EVENT_TYPES, Events, Payload};
 use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(120);
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(10);
+/// Distinct payloads of a backlog: making each anew would take longer than storing it.
+const POOL: u64 = 4_096;
+/// Small ones, so that a batch of 100,000 takes a third of what a member's windows may hold.
+const BACKLOG_BYTES: usize = 256;
+/// Records for one partition in a row.
+const RUN: u64 = 500;
 
-/// What must become of a record: a place in [`EVENT_TYPES`], or none for a reject.
-pub type Fate = Option<u8>;
-
-/// What was acknowledged and not verified yet.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    /// By partition and offset.
-    pub acknowledged: BTreeMap<(i32, i64), Fate>,
-    /// Records acknowledged without an offset (the broker had them already when the producer tried again).
-    pub unplaced: u64,
-    /// Records of which it is not known whether they are in the log.
-    pub unknown: u64,
-}
-
+/// The ledger, which several producers and the checks share.
 #[derive(Clone, Default)]
-struct Deliveries(Arc<Mutex<Ledger>>);
+pub struct SharedLedger(Arc<Mutex<Ledger>>);
 
-impl Deliveries {
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+impl SharedLedger {
+    /// The ledger.
+    pub fn lock(&self) -> MutexGuard<'_, Ledger> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl ClientContext for Deliveries {}
+impl ClientContext for SharedLedger {}
 
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = Box<Fate>;
+impl ProducerContext for SharedLedger {
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, fate: Box<Fate>) {
-        let mut ledger = self.ledger();
+    fn delivery(&self, result: &DeliveryResult<'_>, fate: usize) {
+        let mut ledger = self.lock();
         match result {
-            Ok(message) if message.offset() >= 0 => {
-                ledger.acknowledged.insert((message.partition(), message.offset()), *fate);
-            }
+            Ok(message) if message.offset() >= 0 => ledger.note(message.partition(), message.offset(), fate as Fate),
             Ok(_) => ledger.unplaced += 1,
             Err(_) => ledger.unknown += 1,
         }
     }
 }
 
+/// The fate of a record with this payload.
+pub fn fate_of(payload: &Payload) -> Fate {
+    let place = payload.event_type.and_then(|name| EVENT_TYPES.iter().position(|known| *known == name));
+    place.map_or(REJECT, |place| EVENT + place as Fate)
+}
+
+/// Some campaigns, so that counters have company, and a share of rejects that every batch has some.
+pub fn events(seed: u64) -> Events {
+    Events { seed, campaigns: 50, days: 3, broken_percent: 4, ..Events::default() }
+}
+
+fn backlog_payload(seed: u64, n: u64) -> Payload {
+    let small = Events { size_bytes: Some(BACKLOG_BYTES), ..events(seed) };
+    let whole = Events { broken_percent: 0, ..small.clone() }.payload(n);
+    let payload = small.payload(n);
+    // One of the ways to break an event changes a field that these have not.
+    if payload.bytes == whole.bytes { whole } else { payload }
+}
+
 /// Produces events to a topic's partitions in turn.
 pub struct Feed {
     topic: String,
-    producer: ThreadedProducer<Deliveries>,
+    producer: ThreadedProducer<SharedLedger>,
     events: Events,
-    deliveries: Deliveries,
+    /// Payloads of a backlog with their fates.
+    pool: Vec<(Vec<u8>, Fate)>,
     sent: u64,
 }
 
 impl Feed {
-    /// A producer that waits for all replicas, idempotent.
-    pub fn new(bootstrap: &str, topic: &str, seed: u64) -> Result<Feed, AnyError> {
-        let deliveries = Deliveries::default();
+    /// A producer that waits for all replicas, idempotent. What it sends is packed if a backlog is to come.
+    pub fn new(
+        bootstrap: &str,
+        topic: &str,
+        seed: u64,
+        is_large: bool,
+        ledger: &SharedLedger,
+    ) -> Result<Feed, AnyError> {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", bootstrap)
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("linger.ms", "5")
+            .set("compression.type", if is_large { "lz4" } else { "none" })
+            .set("queue.buffering.max.messages", "500000")
             .set("topic.metadata.refresh.interval.ms", "2000")
-            .create_with_context(deliveries.clone())?;
-        // Some campaigns, so that counters have company, and a share of rejects that every batch has some.
-        let events = Events { seed, campaigns: 50, days: 3, broken_percent: 4, ..Events::default() };
-        Ok(Feed { topic: topic.to_owned(), producer, events, deliveries, sent: 0 })
+            .create_with_context(ledger.clone())?;
+        let numbers = 0..if is_large { POOL } else { 0 };
+        let pool = numbers.map(|n| backlog_payload(seed, n)).map(|payload| (fate_of(&payload), payload.bytes));
+        let pool = pool.map(|(fate, bytes)| (bytes, fate)).collect();
+        Ok(Feed { topic: topic.to_owned(), producer, events: events(seed), pool, sent: 0 })
     }
 
     /// Sends so many records; does not wait for the acknowledgements.
     pub fn send(&mut self, count: u64, partitions: i32) -> Result<(), AnyError> {
         for _ in 0..count {
             let payload = self.events.payload(self.sent);
-            let place = payload.event_type.and_then(|name| EVENT_TYPES.iter().position(|known| *known == name));
-            let fate = place.map(|place| place as u8);
             let partition = i32::try_from(self.sent % u64::from(partitions.unsigned_abs().max(1)))?;
-            self.sent += 1;
-            let mut record: BaseRecord<'_, [u8], [u8], Box<Fate>> =
-                BaseRecord::with_opaque_to(&self.topic, Box::new(fate)).partition(partition).payload(&payload.bytes);
-            while let Err((error, back)) = self.producer.send(record) {
-                record = back;
-                match error {
-                    KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => sleep(QUEUE_FULL_WAIT),
-                    // A partition that was added just now: the producer has not heard of it yet.
-                    KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition) => record.partition = Some(0),
-                    error => return Err(error.into()),
+            self.send_one(partition, &payload.bytes, fate_of(&payload))?;
+        }
+        Ok(())
+    }
+
+    /// Sends so many records to each of these partitions, a run to each in turn, and waits for the acknowledgements; no longer than
+    /// until the deadline. Records that are not sent by then are left out.
+    pub fn send_backlog(&mut self, shares: &[(i32, u64)], deadline: Instant) -> Result<(), AnyError> {
+        let pool = std::mem::take(&mut self.pool);
+        let most = shares.iter().map(|(_, count)| *count).max().unwrap_or(0);
+        'all: for run in 0..most.div_ceil(RUN) {
+            for &(partition, count) in shares {
+                if Instant::now() > deadline {
+                    break 'all;
                 }
+                for _ in run * RUN..((run + 1) * RUN).min(count) {
+                    let (payload, fate) = &pool[(self.sent % pool.len() as u64) as usize];
+                    self.send_one(partition, payload, *fate)?;
+                }
+            }
+        }
+        self.pool = pool;
+        // Whatever is not acknowledged by then is so later.
+        let _ = self.producer.flush(deadline.saturating_duration_since(Instant::now()));
+        Ok(())
+    }
+
+    /// Sends a record to a partition.
+    pub fn send_one(&mut self, partition: i32, payload: &[u8], fate: Fate) -> Result<(), AnyError> {
+        self.sent += 1;
+        let record = BaseRecord::with_opaque_to(&self.topic, usize::from(fate));
+        let mut record: BaseRecord<'_, [u8], [u8], usize> = record.partition(partition).payload(payload);
+        while let Err((error, back)) = self.producer.send(record) {
+            record = back;
+            match error {
+                KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => sleep(QUEUE_FULL_WAIT),
+                // A partition that was added just now: the producer has not heard of it yet.
+                KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition) => record.partition = Some(0),
+                error => return Err(error.into()),
             }
         }
         Ok(())
@@ -109,10 +153,5 @@ impl Feed {
     pub fn settle(&self) -> Result<u64, AnyError> {
         self.producer.flush(FLUSH_TIMEOUT)?;
         Ok(self.sent)
-    }
-
-    /// What is acknowledged.
-    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.deliveries.ledger()
     }
 }

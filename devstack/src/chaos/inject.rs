@@ -4,7 +4,7 @@
 
 use super::lane::{Lane, Slot};
 use super::plan::{BROKERS, Fault, Kind};
-use super::{AnyError, RESTART_TIMEOUT};
+use super::{AnyError, RESTART_TIMEOUT, gap, large, letters, transactions};
 use crate::process::Server;
 use crate::proxy::{Proxy, Trouble};
 use std::sync::PoisonError;
@@ -68,6 +68,11 @@ pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
         Kind::LoseKafka => Ok(trouble(&kafka, Trouble::LoseAnswer, fault.percent, lasts)),
         Kind::DeleteRecords => delete_records(lane),
         Kind::AddPartition => add_partition(lane, lasts),
+        Kind::RetentionGap => gap::beyond_positions(fault, lane),
+        Kind::Transactions => transactions::produce(fault, lane),
+        Kind::RefuseDeadLetters => letters::refuse(fault, lane),
+        Kind::SlowConsumers => large::slow_consumers(fault, lane),
+        Kind::InheritBatches => large::inherit_batches(fault, lane),
     }
 }
 
@@ -82,6 +87,9 @@ fn kill_at_point(
     // It leaves in order, so that its partitions need not wait for its session to end.
     let _ = member.terminate(TERMINATE_TIMEOUT);
     lane.replace(slot, &mut member, Some(&format!("{}:{}", fault.point, fault.times)))?;
+    if fault.has_backlog {
+        lane.produce_backlog(large::BACKLOG)?;
+    }
     let died = member.wait(POINT_TIMEOUT).is_ok();
     let done = if died { meanwhile() } else { Ok(false) };
     lane.replace(slot, &mut member, None)?;

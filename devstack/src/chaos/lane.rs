@@ -3,18 +3,22 @@
 //! Members talk to both servers through proxies only; everything else asks the servers directly.
 
 use super::cluster::Topic;
-use super::feed::Feed;
+use super::feed::{Feed, SharedLedger};
+use super::letters::Letters;
 use super::plan::{MEMBERS, Membership, REBALANCE_GRACE_MS, SESSION_TIMEOUT_MS};
+use super::verify::metric;
 use super::{AnyError, Servers};
 use crate::dice::mix;
 use crate::http;
 use crate::ports::PortBlock;
-use crate::process::{self, Output, Server};
+use crate::process::{self, Output, Server, Signal};
 use crate::proxy::Proxy;
 use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,19 +33,32 @@ const LOG_BYTES_MAX: u64 = 8 << 20;
 /// What all members are started with, besides addresses and names.
 const SETTINGS: &[(&str, &str)] = &[
     ("MEMORY__LIMIT_BYTES", "64MiB"),
-    ("FLUSH__AGE_MS", "200"),
-    ("FLUSH__ROWS_MAX", "200"),
     ("FLUSH__BYTES_MAX", "16MiB"),
     ("FLUSH__BATCHES_PER_SECOND_MAX", "50"),
     ("RETRY__BACKOFF_MAX_MS", "500"),
     ("SHUTDOWN__GRACE_MS", "10000"),
-    // Shorter than the longest pause of a server, so that outcomes are unknown while the statement still runs.
-    ("CLICKHOUSE__INSERT_TIMEOUT_MS", "3000"),
     ("CLICKHOUSE__QUERY_TIMEOUT_MS", "2000"),
     ("KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "2000"),
     ("KAFKA__PROPERTIES__RECONNECT_BACKOFF_MAX_MS", "1000"),
     ("LOG__LEVEL", "info,tallyhouse=trace"),
 ];
+/// Many batches in little time.
+const SMALL: &[(&str, &str)] = &[
+    ("FLUSH__AGE_MS", "200"),
+    ("FLUSH__ROWS_MAX", "200"),
+    // Shorter than the longest pause of a server, so that outcomes are unknown while the statement still runs.
+    ("CLICKHOUSE__INSERT_TIMEOUT_MS", "3000"),
+];
+/// A window of one partition is as large as its part of the memory allows, 168,000 records of a backlog.
+const LARGE: &[(&str, &str)] =
+    &[("FLUSH__AGE_MS", "3000"), ("FLUSH__ROWS_MAX", "120000"), ("CLICKHOUSE__INSERT_TIMEOUT_MS", "8000")];
+
+/// The first partitions of a large group have a backlog each.
+const BACKLOG_PARTITIONS: usize = 3;
+/// What a member's silence may last while the backlog is made; the session is longer.
+const BACKLOG_TIMEOUT: Duration = Duration::from_millis(3_500);
+const BALANCE_TIMEOUT: Duration = Duration::from_secs(10);
+const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A place for a member, whose process comes and goes.
 pub struct Slot {
@@ -69,6 +86,16 @@ impl Slot {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    /// The same from this byte on.
+    pub fn log_from(&self, length: u64) -> String {
+        let mut bytes = Vec::new();
+        let read = File::open(&self.log).and_then(|mut log| {
+            log.seek(SeekFrom::Start(length))?;
+            log.read_to_end(&mut bytes)
+        });
+        read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
     /// The answer of the member's endpoint.
     pub fn http(&self, path: &str) -> Result<String, AnyError> {
         Ok(http::get(self.address, path, HTTP_TIMEOUT)?)
@@ -81,14 +108,28 @@ pub struct Lane<'a> {
     pub servers: &'a Servers,
     /// The members' settings.
     pub membership: Membership,
+    /// Whether its batches are large.
+    pub is_large: bool,
     /// The topic.
     pub topic: Topic,
+    /// Where rejected records go once more.
+    pub dead_letters: Topic,
     /// Between the members and ClickHouse.
     pub clickhouse_proxy: Proxy,
     /// The members.
     pub slots: Vec<Slot>,
     /// The producer.
-    pub feed: Mutex<Feed>,
+    feed: Mutex<Feed>,
+    /// What must become of each record.
+    pub ledger: SharedLedger,
+    /// What the dead-letter topic has been found to hold.
+    pub letters: Mutex<Letters>,
+    /// Transactions have left control records in the log.
+    pub has_markers: AtomicBool,
+    /// What faults have found that must not be.
+    violations: Mutex<Vec<String>>,
+    /// A fault is about to produce a backlog, which windows are to be empty for.
+    pub awaits_backlog: AtomicBool,
     /// The name of topic, group and database.
     pub name: String,
     /// Where the members' logs lie.
@@ -106,6 +147,7 @@ impl<'a> Lane<'a> {
         folder: &Path,
         seed: u64,
         epoch: u64,
+        is_large: bool,
     ) -> Result<Lane<'a>, AnyError> {
         let name = format!("chaos_{seed}_{epoch}");
         let folder = folder.join(&name);
@@ -113,13 +155,21 @@ impl<'a> Lane<'a> {
         let clickhouse_proxy = Proxy::new(mix(seed ^ mix(epoch)))?;
         clickhouse_proxy.lead_to(servers.clickhouse.http_addr()?.parse()?);
         let bootstrap = servers.kafka.bootstrap();
+        let ledger = SharedLedger::default();
         let mut lane = Lane {
             servers,
             membership: Membership::of(seed, epoch),
+            is_large,
             topic: Topic::create(bootstrap, &name, PARTITIONS)?,
+            dead_letters: Topic::create(bootstrap, &format!("{name}.dead"), 1)?,
             clickhouse_proxy,
             slots: Vec::new(),
-            feed: Mutex::new(Feed::new(bootstrap, &name, seed)?),
+            feed: Mutex::new(Feed::new(bootstrap, &name, seed, is_large, &ledger)?),
+            ledger,
+            letters: Mutex::default(),
+            has_markers: AtomicBool::new(false),
+            violations: Mutex::default(),
+            awaits_backlog: AtomicBool::new(false),
             name,
             folder,
             program: program.to_owned(),
@@ -144,13 +194,15 @@ impl<'a> Lane<'a> {
             ("KAFKA__BROKERS", brokers.join(",")),
             ("KAFKA__GROUP_ID", self.name.clone()),
             ("KAFKA__TOPICS__EVENTS", self.name.clone()),
+            ("KAFKA__TOPICS__DEAD_LETTER", format!("{}.dead", self.name)),
             ("KAFKA__SESSION_TIMEOUT_MS", session_timeout_ms),
             ("REBALANCE__GRACE_MS", REBALANCE_GRACE_MS.to_string()),
             ("KAFKA__ASSIGNMENT", self.membership.assignment.to_owned()),
             ("CLICKHOUSE__URL", url.to_owned()),
             ("CLICKHOUSE__DATABASE", self.name.clone()),
         ];
-        let settings = SETTINGS.iter().map(|&(key, value)| (key, value.to_owned()));
+        let sized = if self.is_large { LARGE } else { SMALL };
+        let settings = SETTINGS.iter().chain(sized).map(|&(key, value)| (key, value.to_owned()));
         command.envs(own.into_iter().chain(settings).map(|(key, value)| (format!("TALLYHOUSE__{key}"), value)));
         command
     }
@@ -195,6 +247,91 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
+    /// A fault has found a violation.
+    pub fn report(&self, violation: String) {
+        self.violations.lock().unwrap_or_else(PoisonError::into_inner).push(violation);
+    }
+
+    /// The violations that faults have found since the last look.
+    pub fn reported(&self) -> Vec<String> {
+        std::mem::take(&mut *self.violations.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All members, which nobody else touches meanwhile.
+    pub fn lock_all(&self) -> Vec<MutexGuard<'_, Server>> {
+        self.slots.iter().map(Slot::lock).collect()
+    }
+
+    /// Ends all members in order.
+    pub fn terminate_all(&self, members: &[MutexGuard<'_, Server>]) {
+        // One that has ended by itself is found by the checks, by its log.
+        members.iter().for_each(|member| drop(member.signal(Signal::TERM)));
+        members.iter().for_each(|member| drop(member.wait(TERMINATE_TIMEOUT)));
+    }
+
+    /// Starts a new member in each slot.
+    pub fn start_all(&self, members: &mut [MutexGuard<'_, Server>]) -> Result<(), AnyError> {
+        self.slots.iter().zip(members).try_for_each(|(slot, member)| self.replace(slot, member, None))
+    }
+
+    /// Waits until each member has partitions, all have an owner, and each has committed something; not for ever, as a member may have
+    /// been left without one.
+    pub fn await_balance(&self) -> Result<(), AnyError> {
+        let partitions = self.topic.partitions()?;
+        let assigned =
+            |slot: &Slot| slot.http("/metrics").map_or(0.0, |page| metric(&page, "tallyhouse_assigned_partitions"));
+        self.await_within_bounds(|| {
+            let assigned: Vec<f64> = self.slots.iter().map(assigned).collect();
+            Ok(assigned.iter().all(|&count| count > 0.0) && assigned.iter().sum::<f64>() >= f64::from(partitions))
+        })?;
+        let have_begun = || Ok(self.topic.committed()?.len() >= partitions.unsigned_abs() as usize);
+        if have_begun()? {
+            return Ok(());
+        }
+        // Members that have begun ask ClickHouse nothing more before they announce a batch.
+        self.feed().send(u64::from(partitions.unsigned_abs()), partitions)?;
+        self.await_within_bounds(have_begun)
+    }
+
+    fn await_within_bounds(&self, holds: impl Fn() -> Result<bool, AnyError>) -> Result<(), AnyError> {
+        let deadline = Instant::now() + BALANCE_TIMEOUT;
+        while !holds()? && Instant::now() < deadline {
+            std::thread::sleep(RETRY_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Produces a backlog: so many records into each of the first partitions.
+    pub fn produce_backlog(&self, counts: [u64; BACKLOG_PARTITIONS]) -> Result<(), AnyError> {
+        let shares: Vec<(i32, u64)> = (0..).zip(counts).collect();
+        let produced = self.feed().send_backlog(&shares, Instant::now() + BACKLOG_TIMEOUT);
+        self.awaits_backlog.store(false, Ordering::Relaxed);
+        produced
+    }
+
+    /// The same while all members are stopped, for less than their session: they find a backlog.
+    pub fn produce_backlog_unseen(
+        &self,
+        members: &[MutexGuard<'_, Server>],
+        counts: [u64; BACKLOG_PARTITIONS],
+    ) -> Result<(), AnyError> {
+        members.iter().for_each(|member| drop(member.stop()));
+        let produced = self.produce_backlog(counts);
+        members.iter().for_each(|member| drop(member.cont()));
+        produced
+    }
+
+    /// How often a text is in the members' logs since these were so long.
+    pub fn logged_since(&self, lengths: &[u64], text: &str) -> usize {
+        let since = |(slot, length): (&Slot, &u64)| slot.log_from(*length).matches(text).count();
+        self.slots.iter().zip(lengths).map(since).sum()
+    }
+
+    /// The lengths of the members' logs.
+    pub fn log_lengths(&self) -> Vec<u64> {
+        self.slots.iter().map(|slot| fs::metadata(&slot.log).map_or(0, |log| log.len())).collect()
+    }
+
     /// The producer.
     pub fn feed(&self) -> MutexGuard<'_, Feed> {
         self.feed.lock().unwrap_or_else(PoisonError::into_inner)
@@ -202,10 +339,19 @@ impl<'a> Lane<'a> {
 
     /// Asks ClickHouse directly, in the lane's database as `{db}`; waits while it is away.
     pub fn ask(&self, sql: &str) -> Result<String, AnyError> {
+        self.patiently(sql, |sql| self.servers.clickhouse.query(sql))
+    }
+
+    /// The same for an answer that is no text.
+    pub fn ask_bytes(&self, sql: &str) -> Result<Vec<u8>, AnyError> {
+        self.patiently(sql, |sql| self.servers.clickhouse.query_bytes(sql))
+    }
+
+    fn patiently<T>(&self, sql: &str, ask: impl Fn(&str) -> crate::Result<T>) -> Result<T, AnyError> {
         let sql = sql.replace("{db}", &self.name);
         let deadline = Instant::now() + ASK_TIMEOUT;
         loop {
-            match self.servers.clickhouse.query(&sql) {
+            match ask(&sql) {
                 Ok(answer) => return Ok(answer),
                 Err(error) if Instant::now() > deadline => return Err(error.into()),
                 Err(_) => std::thread::sleep(RETRY_INTERVAL),
@@ -234,6 +380,7 @@ impl<'a> Lane<'a> {
         // Everything goes with the servers; this only keeps a long run small.
         self.ask("DROP DATABASE IF EXISTS {db}")?;
         self.topic.delete()?;
+        self.dead_letters.delete()?;
         fs::remove_dir_all(&self.folder)?;
         Ok(())
     }

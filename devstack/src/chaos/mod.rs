@@ -7,17 +7,24 @@
 //!    └─► verify ◄── faults of the round's plan ┴────────────────────┘
 //! ```
 //!
-//! [`plan`] draws a round's faults, `inject` carries them out, `lane` is what they are done to, `verify` says what must hold.
+//! [`plan`] draws a round's faults, `inject` carries them out, `lane` is what they are done to, `verify` says what must hold. One
+//! group in three is large: its batches have 100,000 records, and its members' memory is too small for their backlog.
 //!
 //! Must never pass a round that was not verified to the end.
 
+mod announced;
 mod cluster;
 mod feed;
+mod gap;
 mod inject;
 mod lane;
+mod large;
+mod ledger;
+mod letters;
 pub mod plan;
 mod report;
 mod still;
+mod transactions;
 mod verify;
 
 use crate::clickhouse::{ClickHouse, ClickHouseOptions};
@@ -34,7 +41,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use verify::Vitals;
+use verify::{Stored, Vitals};
 
 /// Any error of the harness itself; a violation is none.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -198,7 +205,8 @@ fn run_epoch(
     rounds: std::ops::Range<u64>,
     report: &Mutex<Report>,
 ) -> Result<(), AnyError> {
-    let lane = Lane::start(servers, &options.program, &options.folder, options.seed, epoch)?;
+    let is_large = plan::is_large(options.seed, epoch, &options.kinds);
+    let lane = Lane::start(servers, &options.program, &options.folder, options.seed, epoch, is_large)?;
     let mut clean = true;
     for round in rounds {
         if options.stop.load(Ordering::Relaxed) {
@@ -219,12 +227,55 @@ fn run_epoch(
 fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let started = Instant::now();
     let sent_before = lane.feed().settle()?;
+    let log_lengths = lane.log_lengths();
+    let is_over = AtomicBool::new(false);
+    let (outcome, largest) = thread::scope(|scope| {
+        let announced = scope.spawn(|| announced::watch(lane, &is_over));
+        let outcome = hurt_and_check(plan, lane);
+        is_over.store(true, Ordering::Relaxed);
+        (outcome, announced.join())
+    });
+    let (effects, vitals, checked) = outcome?;
+    let largest_batch = largest.map_err(|_| "the watch panicked")??;
+    let mut violations = checked.violations;
+    violations.extend(vitals.violations);
+    violations.extend(lane.reported());
+    Ok(RoundResult {
+        effects,
+        violations,
+        records: checked.sent - sent_before,
+        took: started.elapsed(),
+        still: checked.still,
+        fenced: checked.ended.fenced,
+        left_behind: checked.ended.left_behind,
+        held_bytes: vitals.held_bytes,
+        rss_bytes: vitals.rss_bytes,
+        largest_batch,
+        pauses: lane.logged_since(&log_lengths, large::PAUSES) as u64,
+        repeated_letters: lane.letters.lock().unwrap_or_else(PoisonError::into_inner).repeated,
+    })
+}
+
+/// Carries the faults out while records flow, and checks what must hold then.
+fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Checked), AnyError> {
     let mut vitals = Vitals::default();
+    let has_backlog = plan.faults.iter().any(|fault| fault.has_backlog);
+    if plan.is_large {
+        lane.await_balance()?;
+    }
+    if plan.is_large && !has_backlog {
+        lane.produce_backlog_unseen(&lane.lock_all(), large::BACKLOG)?;
+    }
+    lane.awaits_backlog.store(has_backlog, Ordering::Relaxed);
     let effects = thread::scope(|scope| {
         let faults: Vec<_> = plan.faults.iter().map(|fault| scope.spawn(move || inject::inject(fault, lane))).collect();
         let mut produced = Ok(());
         let (mut bursts, mut partitions) = (0, 1);
         while produced.is_ok() && (bursts < BURSTS_MIN || faults.iter().any(|fault| !fault.is_finished())) {
+            if lane.awaits_backlog.load(Ordering::Relaxed) && faults.iter().any(|fault| !fault.is_finished()) {
+                thread::sleep(BURST_INTERVAL);
+                continue;
+            }
             if bursts % LOOK_EVERY == 0 {
                 // Kafka may be in trouble: then as many as there were.
                 partitions = lane.topic.partitions().unwrap_or(partitions);
@@ -239,43 +290,46 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
         produced.and(effects)
     })?;
     // From the end of the last fault on, beside the checks and until everything is committed.
-    let checked = AtomicBool::new(false);
+    let is_checked = AtomicBool::new(false);
     let (outcome, still) = thread::scope(|scope| {
-        let watching = scope.spawn(|| still::watch(lane, &checked));
+        let watching = scope.spawn(|| still::watch(lane, &is_checked));
         let outcome = check(lane);
-        checked.store(true, Ordering::Relaxed);
+        is_checked.store(true, Ordering::Relaxed);
         (outcome, watching.join())
     });
-    let (mut violations, ended, sent) = outcome?;
+    let mut checked = outcome?;
     let still = still.map_err(|_| "the watch panicked")??;
-    violations.extend(still.violation());
+    checked.violations.extend(still.violation());
+    checked.still = still.longest;
     vitals.look(lane);
-    violations.extend(vitals.violations);
-    Ok(RoundResult {
-        effects,
-        violations,
-        records: sent - sent_before,
-        took: started.elapsed(),
-        still: still.longest,
-        fenced: ended.fenced,
-        left_behind: ended.left_behind,
-        held_bytes: vitals.held_bytes,
-        rss_bytes: vitals.rss_bytes,
-    })
+    Ok((effects, vitals, checked))
 }
 
-/// Everything that must hold once the faults are over: violations, members that ended, records sent so far.
-fn check(lane: &Lane<'_>) -> Result<(Vec<String>, Ended, u64), AnyError> {
+/// What the checks have found.
+#[derive(Debug, Default)]
+struct Checked {
+    violations: Vec<String>,
+    ended: Ended,
+    /// Records sent so far.
+    sent: u64,
+    still: Duration,
+}
+
+/// Everything that must hold once the faults are over.
+fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
     let mut ended = Ended::default();
     let mut violations = revive(lane, &mut ended)?;
     let sent = lane.feed().settle()?;
     let ends = verify::ends(lane)?;
+    verify::resolve(lane, &ends)?;
     violations.extend(verify::await_stored(lane, &ends)?);
-    violations.extend(verify::rows(lane, &ends)?);
+    let stored = Stored::of(lane)?;
+    violations.extend(verify::rows(&lane.ledger.lock(), &ends, &stored));
     violations.extend(verify::counters(lane)?);
+    violations.extend(letters::check(lane, &stored)?);
     violations.extend(revive(lane, &mut ended)?);
     violations.extend(verify::members(lane));
-    Ok((violations, ended, sent))
+    Ok(Checked { violations, ended, sent, still: Duration::ZERO })
 }
 
 /// Members that ended by themselves for a reason that is known, and that a supervisor has to start again.

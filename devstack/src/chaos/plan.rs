@@ -4,7 +4,6 @@
 
 use crate::dice::{Dice, mix};
 use clap::ValueEnum;
-use std::collections::BTreeSet;
 
 /// Rounds that share a topic, a group, a database and the members' settings.
 pub const ROUNDS_PER_EPOCH: u64 = 10;
@@ -14,6 +13,12 @@ pub const SESSION_TIMEOUT_MS: u64 = 6_000;
 pub const REBALANCE_GRACE_MS: u64 = 5_000;
 /// Members of the group.
 pub const MEMBERS: usize = 3;
+/// A batch of so many records is a large one.
+pub const LARGE_BATCH: u64 = 100_000;
+/// Of ten large rounds, so many have a kind that needs one.
+const LARGE_KIND_OF_TEN: u64 = 7;
+/// Kinds that produce a large round's backlog themselves: the first that a round has does.
+const BACKLOG_KINDS: [Kind; 4] = [Kind::InheritBatches, Kind::SlowConsumers, Kind::KillAtPoint, Kind::EvictTokens];
 /// Nodes of the Kafka cluster.
 pub const BROKERS: usize = 3;
 
@@ -78,6 +83,16 @@ pub enum Kind {
     EvictTokens,
     /// The topic gets another partition
     AddPartition,
+    /// Members are stopped, and records beyond a committed offset are deleted: the partition stops, and its remedy is carried out
+    RetentionGap,
+    /// Some records come in Kafka transactions, of which a part is aborted
+    Transactions,
+    /// The dead-letter topic refuses a large record for a time
+    RefuseDeadLetters,
+    /// A backlog, and a ClickHouse so slow that the members' memory is full (large groups only)
+    SlowConsumers,
+    /// Two of three members die with large batches announced, and one member completes them (large groups only)
+    InheritBatches,
 }
 
 impl Kind {
@@ -103,6 +118,11 @@ impl Kind {
         Kind::DeleteRecords,
         Kind::EvictTokens,
         Kind::AddPartition,
+        Kind::RetentionGap,
+        Kind::Transactions,
+        Kind::RefuseDeadLetters,
+        Kind::SlowConsumers,
+        Kind::InheritBatches,
     ];
 
     /// Its name on the command line and in the table.
@@ -115,12 +135,31 @@ impl Kind {
         self.to_possible_value().and_then(|value| Some(value.get_help()?.to_string())).unwrap_or_default()
     }
 
-    /// Whether both may happen in one round. An insert that arrives after its token is forgotten is applied again: no more
-    /// than the deduplication window is promised there (docs/reliability.md), so nothing may delay one past it.
+    /// Whether it needs batches of [`LARGE_BATCH`] records.
+    pub fn needs_large(self) -> bool {
+        matches!(self, Kind::SlowConsumers | Kind::InheritBatches)
+    }
+
+    /// Whether both may happen in one round.
     fn goes_with(self, other: Kind) -> bool {
-        use Kind::{DelayClickhouse, EvictTokens, Pause, PauseClickhouse, Zombie};
-        let delays = |kind| matches!(kind, DelayClickhouse | Pause | PauseClickhouse | Zombie);
-        self != other && !(self == EvictTokens && delays(other)) && !(other == EvictTokens && delays(self))
+        self != other && !self.excludes(other) && !other.excludes(self)
+    }
+
+    fn excludes(self, other: Kind) -> bool {
+        use Kind::*;
+        match self {
+            // An insert that arrives after its token is forgotten is applied again: no more than the deduplication window is
+            // promised there (docs/reliability.md), so nothing may delay one past it.
+            EvictTokens => {
+                matches!(other, DelayClickhouse | Pause | PauseClickhouse | Zombie | SlowConsumers | InheritBatches)
+            }
+            // The log says which offsets are control records, as long as it has them.
+            Transactions => matches!(other, DeleteRecords | RetentionGap),
+            // They have all members to themselves, one after the other.
+            RetentionGap => matches!(other, SlowConsumers | InheritBatches),
+            InheritBatches => matches!(other, SlowConsumers | RefuseDeadLetters),
+            _ => false,
+        }
     }
 }
 
@@ -141,6 +180,8 @@ pub struct Fault {
     pub times: u64,
     /// Of a hundred chunks of bytes, so many are hit.
     pub percent: u64,
+    /// Whether the large round's backlog is produced by this fault, at the moment that suits it.
+    pub has_backlog: bool,
 }
 
 /// The faults of a round.
@@ -150,30 +191,52 @@ pub struct Plan {
     pub round: u64,
     /// The seed of the round itself: what else is random in it follows from this.
     pub seed: u64,
+    /// Whether the members make large batches.
+    pub is_large: bool,
     /// In no order.
     pub faults: Vec<Fault>,
 }
 
 impl Plan {
     /// The plan of a round. The kinds are gone through like a shuffled deck, `from_deck` of them in each round, so that
-    /// all come up equally often; with one, up to two more are drawn freely.
+    /// all come up equally often; with one, up to two more are drawn freely. A large round has, more often than not, one of those
+    /// that need it.
     pub fn of(seed: u64, round: u64, kinds: &[Kind], from_deck: u64) -> Plan {
         let own_seed = mix(seed ^ mix(round));
+        let is_large = is_large(seed, round / ROUNDS_PER_EPOCH, kinds);
+        let (large, usual): (Vec<Kind>, Vec<Kind>) = kinds.iter().partition(|kind| kind.needs_large());
         let mut dice = Dice::new(own_seed);
-        let mut drawn: BTreeSet<Kind> = (0..from_deck).map(|n| deck(seed, kinds, round * from_deck + n)).collect();
-        if from_deck == 1 {
-            for _ in 0..dice.within(0..=2) {
-                let kind = dice.pick(kinds);
-                if drawn.iter().all(|&other| kind.goes_with(other)) {
-                    drawn.insert(kind);
-                }
-            }
-        } else if let Some(&evict) = drawn.get(&Kind::EvictTokens) {
-            drawn.retain(|&kind| kind == evict || kind.goes_with(evict));
+        let mut wanted = Vec::new();
+        let needs_large = (seed.wrapping_add(round * 3)) % 10 < LARGE_KIND_OF_TEN;
+        if is_large && !large.is_empty() && (usual.is_empty() || needs_large) {
+            wanted.push(dice.pick(&large));
         }
-        let faults = drawn.into_iter().map(|kind| draw(kind, &mut dice)).collect();
-        Plan { round, seed: own_seed, faults }
+        if !usual.is_empty() {
+            wanted.extend((0..from_deck).map(|n| deck(seed, &usual, round * from_deck + n)));
+            let free = if from_deck > 1 { 0 } else { dice.within(0..=2 - u64::from(is_large)) };
+            wanted.extend((0..free).map(|_| dice.pick(&usual)));
+        }
+        let mut drawn: Vec<Kind> = Vec::new();
+        for kind in wanted {
+            if drawn.iter().all(|&other| kind.goes_with(other)) {
+                drawn.push(kind);
+            }
+        }
+        let mut faults: Vec<Fault> = drawn.into_iter().map(|kind| draw(kind, &mut dice)).collect();
+        if is_large
+            && let Some(first) = BACKLOG_KINDS.iter().find_map(|kind| faults.iter().position(|f| f.kind == *kind))
+        {
+            faults[first].has_backlog = true;
+            faults[first].at_ms = 0;
+        }
+        Plan { round, seed: own_seed, is_large, faults }
     }
+}
+
+/// Whether the groups of an epoch make large batches: one in three does, or all if the kinds need it.
+pub fn is_large(seed: u64, epoch: u64, kinds: &[Kind]) -> bool {
+    // Not in step with the three memberships.
+    (seed.wrapping_add(epoch).wrapping_add(epoch / 3)) % 3 == 1 || kinds.iter().all(|kind| kind.needs_large())
 }
 
 fn deck(seed: u64, kinds: &[Kind], position: u64) -> Kind {
@@ -190,6 +253,7 @@ fn draw(kind: Kind, dice: &mut Dice) -> Fault {
         Kind::KillMember => dice.within(0..=1_500),
         Kind::KillClickhouse | Kind::KillBroker => dice.within(0..=2_500),
         Kind::PauseClickhouse | Kind::PauseBroker => dice.within(1_000..=5_000),
+        Kind::SlowConsumers => dice.within(3_000..=5_000),
         _ => dice.within(300..=2_500),
     };
     let point = if kind == Kind::EvictTokens { dice.pick(&POINTS_WITHIN) } else { dice.pick(&POINTS) };
@@ -203,6 +267,7 @@ fn draw(kind: Kind, dice: &mut Dice) -> Fault {
         point,
         times,
         percent: dice.within(5..=50),
+        has_backlog: false,
     }
 }
 
@@ -229,15 +294,40 @@ impl Membership {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+
+    fn plans(seed: u64, rounds: u64) -> Vec<Plan> {
+        (0..rounds).map(|round| Plan::of(seed, round, Kind::ALL, 1)).collect()
+    }
 
     #[test]
-    fn a_round_is_drawn_again_alike_and_every_kind_comes_up_in_one_pass_of_the_deck() {
-        let plans = |seed| (0..20).map(|round| Plan::of(seed, round, Kind::ALL, 1)).collect::<Vec<Plan>>();
-        assert_eq!(plans(1), plans(1));
-        assert_ne!(plans(1), plans(2));
-        let drawn: BTreeSet<Kind> = plans(1).iter().flat_map(|plan| &plan.faults).map(|fault| fault.kind).collect();
+    fn a_round_is_drawn_again_alike_and_every_usual_kind_comes_up_in_one_pass_of_the_deck() {
+        assert_eq!(plans(1, 30), plans(1, 30));
+        assert_ne!(plans(1, 30), plans(2, 30));
+        let drawn: BTreeSet<Kind> = plans(3, 30).iter().flat_map(|plan| &plan.faults).map(|fault| fault.kind).collect();
         assert_eq!(drawn.len(), Kind::ALL.len());
-        assert!(plans(1).iter().all(|plan| (1..=3).contains(&plan.faults.len())));
+        assert!(plans(1, 300).iter().all(|plan| (1..=3).contains(&plan.faults.len())));
+    }
+
+    /// A third of the rounds is large, most of them have a kind that needs it, and one fault at most makes the backlog.
+    #[test]
+    fn large_rounds_are_a_third_and_meet_every_membership() {
+        for seed in 0..4 {
+            let large: Vec<Plan> = plans(seed, 300).into_iter().filter(|plan| plan.is_large).collect();
+            assert_eq!(large.len(), 100);
+            let needs_large = |plan: &&Plan| plan.faults.iter().any(|fault| fault.kind.needs_large());
+            assert_eq!(large.iter().filter(needs_large).count(), 70);
+            let memberships: Vec<Membership> =
+                large.iter().map(|plan| Membership::of(seed, plan.round / ROUNDS_PER_EPOCH)).collect();
+            assert!((0..3).all(|epoch| memberships.contains(&Membership::of(seed, epoch))));
+        }
+        let makes_backlog = |plan: &Plan| plan.faults.iter().filter(|fault| fault.has_backlog).count();
+        for plan in plans(1, 300) {
+            assert!(makes_backlog(&plan) <= usize::from(plan.is_large), "{plan:?}");
+            assert!(plan.is_large || plan.faults.iter().all(|fault| !fault.kind.needs_large()), "{plan:?}");
+        }
+        let only = [Kind::SlowConsumers];
+        assert!((0..20).all(|round| Plan::of(1, round, &only, 1).is_large));
     }
 
     #[test]
@@ -246,7 +336,8 @@ mod tests {
             for from_deck in [1, 3] {
                 let plan = Plan::of(7, round, Kind::ALL, from_deck);
                 let has = |kind| plan.faults.iter().any(|fault| fault.kind == kind);
-                assert!(!(has(Kind::EvictTokens) && (has(Kind::DelayClickhouse) || has(Kind::Zombie))), "{plan:?}");
+                let delays = [Kind::DelayClickhouse, Kind::Zombie, Kind::SlowConsumers, Kind::InheritBatches];
+                assert!(!(has(Kind::EvictTokens) && delays.into_iter().any(has)), "{plan:?}");
             }
         }
     }

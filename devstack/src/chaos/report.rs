@@ -1,8 +1,8 @@
 //! A line for each round, and the table at the end.
 
 use super::lane::Lane;
-use super::plan::{Fault, Kind, Plan};
-use super::still::STILL_MAX;
+use super::plan::{Fault, Kind, LARGE_BATCH, Plan};
+use super::still::{STILL_MAX, STILL_MAX_LARGE};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -27,6 +27,12 @@ pub(super) struct RoundResult {
     pub held_bytes: u64,
     /// The most resident memory of a member.
     pub rss_bytes: u64,
+    /// Records of the largest batch that was announced.
+    pub largest_batch: u64,
+    /// How often the memory limit began to pause a member's partitions.
+    pub pauses: u64,
+    /// Letters that were delivered more than once, in the group so far.
+    pub repeated_letters: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -49,6 +55,14 @@ pub struct Report {
     rss_bytes: u64,
     slowest: Duration,
     still: Duration,
+    /// Rounds with a large batch, with a pause, and with both.
+    large: u64,
+    paused: u64,
+    large_and_paused: u64,
+    largest_batch: u64,
+    large_took: Duration,
+    /// Of each group.
+    repeated_letters: BTreeMap<String, u64>,
     /// How often ClickHouse ended by itself and was restarted.
     pub(super) clickhouse_deaths: u64,
 }
@@ -66,6 +80,12 @@ impl Report {
             rss_bytes: 0,
             slowest: Duration::ZERO,
             still: Duration::ZERO,
+            large: 0,
+            paused: 0,
+            large_and_paused: 0,
+            largest_batch: 0,
+            large_took: Duration::ZERO,
+            repeated_letters: BTreeMap::new(),
             clickhouse_deaths: 0,
         }
     }
@@ -88,6 +108,13 @@ impl Report {
         self.rss_bytes = self.rss_bytes.max(result.rss_bytes);
         self.slowest = self.slowest.max(result.took);
         self.still = self.still.max(result.still);
+        let (is_large, is_paused) = (result.largest_batch >= LARGE_BATCH, result.pauses > 0);
+        self.large += u64::from(is_large);
+        self.paused += u64::from(is_paused);
+        self.large_and_paused += u64::from(is_large && is_paused);
+        self.largest_batch = self.largest_batch.max(result.largest_batch);
+        self.repeated_letters.insert(lane.name.clone(), result.repeated_letters);
+        self.large_took += if is_large { result.took } else { Duration::ZERO };
         let faults: Vec<String> =
             plan.faults.iter().zip(&result.effects).map(|(fault, &took)| describe(fault, took)).collect();
         let settings = match lane.membership.is_static {
@@ -95,10 +122,12 @@ impl Report {
             false => lane.membership.assignment.to_owned(),
         };
         println!(
-            "round {:>5}  {}  {:>6} records  {:>5.1} s  still {:>4.1} s  {}  [{settings}]{}",
+            "round {:>5}  {}  {:>6} records  batches up to {:>6}  pauses {:>2}  {:>5.1} s  still {:>4.1} s  {}  [{settings}]{}",
             plan.round,
             if violated { "VIOLATED" } else { "exact" },
             result.records,
+            result.largest_batch,
+            result.pauses,
             result.took.as_secs_f64(),
             result.still.as_secs_f64(),
             faults.join(", "),
@@ -150,24 +179,53 @@ impl fmt::Display for Report {
         let total = |of: fn(&Tally) -> u64| self.kinds.values().map(of).sum::<u64>();
         let (injected, took_effect) = (total(|tally| tally.injected), total(|tally| tally.took_effect));
         writeln!(f, "| **all** | {injected} | {took_effect} | |\n")?;
+        self.sizes(f)?;
         let mib = |bytes: u64| bytes >> 20;
         write!(
             f,
             "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s; a partition with records stood still for at most \
-             {:.1} s after a round's last fault, of {:.0} s allowed. Windows and batches held at most {} MiB, a member's resident memory \
+             {:.1} s after a round's last fault, of {:.0} s allowed ({:.0} s with large batches). Windows and batches held at most {} MiB, a member's resident memory \
              was at most {} MiB. ClickHouse ended by itself {} times; {} static members were fenced and started again; {} members were \
-             left behind by librdkafka, ended and were started again.",
+             left behind by librdkafka, ended and were started again; {} dead letters were delivered again.",
             self.rounds,
             self.records,
             self.violated,
             self.slowest.as_secs_f64(),
             self.still.as_secs_f64(),
             STILL_MAX.as_secs_f64(),
+            STILL_MAX_LARGE.as_secs_f64(),
             mib(self.held_bytes),
             mib(self.rss_bytes),
             self.clickhouse_deaths,
             self.fenced,
             self.left_behind,
+            self.repeated_letters.values().sum::<u64>(),
         )
+    }
+}
+
+impl Report {
+    /// The rounds by the sizes that were measured in them, and a remark where they are too few.
+    fn sizes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| measured | rounds |")?;
+        writeln!(f, "|---|--:|")?;
+        writeln!(f, "| an announced batch had {LARGE_BATCH} records or more | {} |", self.large)?;
+        writeln!(f, "| consumption was paused for want of memory | {} |", self.paused)?;
+        writeln!(f, "| both | {} |\n", self.large_and_paused)?;
+        if self.large > 0 {
+            let mean = self.large_took.as_secs_f64() / self.large as f64;
+            writeln!(
+                f,
+                "The largest batch had {} records. A round with a large one took {mean:.1} s.",
+                self.largest_batch
+            )?;
+        }
+        if self.large * 4 < self.rounds {
+            writeln!(f, "Fewer than a quarter of the rounds had a large batch.")?;
+        }
+        if self.paused * 10 < self.rounds {
+            writeln!(f, "Consumption was paused in fewer than a tenth of the rounds.")?;
+        }
+        Ok(())
     }
 }

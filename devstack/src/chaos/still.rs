@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 /// A partition that stands still for longer is a violation: a session may have to end, a revocation may wait for its grace, and
 /// 10 s are for what lies in between.
 pub const STILL_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + REBALANCE_GRACE_MS + 10_000);
+/// A large batch may wait for an insert of which nothing is known, and be read again; two of them may wait for one another.
+pub const STILL_MAX_LARGE: Duration = Duration::from_millis(STILL_MAX.as_millis() as u64 + 10_000);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The longest time that a partition stood still.
@@ -17,6 +19,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 pub struct Still {
     /// How long.
     pub longest: Duration,
+    /// How long is a violation.
+    most: Duration,
     partition: i32,
     /// Of each partition: the committed offset, and since when there is more in the log than that.
     seen: BTreeMap<i32, (i64, Option<Instant>)>,
@@ -35,32 +39,43 @@ impl Still {
         }
     }
 
+    /// Nothing is known yet.
+    fn new(most: Duration) -> Still {
+        Still { most, ..Still::default() }
+    }
+
+    fn is_too_long(&self) -> bool {
+        self.longest > self.most
+    }
+
     fn is_behind(&self) -> bool {
         self.seen.values().any(|(_, since)| since.is_some())
     }
 
     /// The violation, if that was too long.
     pub fn violation(&self) -> Option<String> {
-        let Still { longest, partition, .. } = self;
-        (*longest > STILL_MAX).then(|| {
-            format!("partition {partition} stood still for {longest:.1?} after the last fault, more than {STILL_MAX:?}")
+        let Still { longest, partition, most, .. } = self;
+        self.is_too_long().then(|| {
+            format!("partition {partition} stood still for {longest:.1?} after the last fault, more than {most:?}")
         })
     }
 }
 
 /// Looks until everything in the log is committed once the checks are over, or has stood still for too long.
 pub fn watch(lane: &Lane<'_>, checked: &AtomicBool) -> Result<Still, AnyError> {
-    let mut still = Still::default();
+    let mut still = Still::new(if lane.is_large { STILL_MAX_LARGE } else { STILL_MAX });
     loop {
         // Before the look, so that the last one sees all that the checks saw.
         let last = checked.load(Ordering::Relaxed);
         let committed: BTreeMap<i32, i64> = lane.topic.committed()?.into_iter().collect();
         for partition in 0..lane.topic.partitions()? {
             let (low, end) = lane.topic.bounds(partition)?;
+            // Nothing is committed for the control records and aborted transactions that a log ends with.
+            let end = end.min(lane.ledger.lock().stored_end(partition));
             let committed = committed.get(&partition).copied().unwrap_or(low);
             still.look(partition, committed, end, Instant::now());
         }
-        if last && (!still.is_behind() || still.longest > STILL_MAX) {
+        if last && (!still.is_behind() || still.is_too_long()) {
             return Ok(still);
         }
         std::thread::sleep(LOOK_INTERVAL);
@@ -73,7 +88,7 @@ mod tests {
 
     /// What is committed at seconds 0, 1, 2 and so on, of a partition whose log ends at 10.
     fn longest(committed: &[i64]) -> u64 {
-        let (begun, mut still) = (Instant::now(), Still::default());
+        let (begun, mut still) = (Instant::now(), Still::new(STILL_MAX));
         for (second, &offset) in (0..).zip(committed) {
             still.look(0, offset, 10, begun + Duration::from_secs(second));
         }
@@ -92,7 +107,7 @@ mod tests {
 
     #[test]
     fn too_long_is_a_violation() {
-        let (begun, mut still) = (Instant::now(), Still::default());
+        let (begun, mut still) = (Instant::now(), Still::new(STILL_MAX));
         still.look(3, 0, 10, begun);
         still.look(3, 0, 10, begun + STILL_MAX);
         assert_eq!(still.violation(), None);

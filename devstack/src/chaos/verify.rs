@@ -1,9 +1,11 @@
 //! What must hold after a round. Each check gives the violations it found, in words with the offsets.
 
 use super::AnyError;
-use super::feed::Fate;
 use super::lane::Lane;
-use std::collections::BTreeMap;
+use super::ledger::{ABSENT, EVENT, Fate, Ledger, PRESENT, REJECT, UNKNOWN};
+use rdkafka::message::Message as _;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Everything produced must be stored this long after the last fault.
@@ -23,17 +25,50 @@ pub fn ends(lane: &Lane<'_>) -> Result<Ends, AnyError> {
         let ends: Ends = (0..lane.topic.partitions()?)
             .map(|partition| Ok((partition, lane.topic.bounds(partition)?.1)))
             .collect::<Result<_, AnyError>>()?;
-        let is_stale = |&(partition, offset): &(i32, i64)| ends.get(&partition).is_none_or(|&end| offset >= end);
-        if !lane.feed().ledger().acknowledged.keys().any(is_stale) || Instant::now() > deadline {
+        let ledger = lane.ledger.lock();
+        let is_stale =
+            ledger.partitions().any(|partition| ends.get(&partition).is_none_or(|&end| ledger.end(partition) > end));
+        drop(ledger);
+        if !is_stale || Instant::now() > deadline {
             return Ok(ends);
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
 }
 
+/// Looks at the log where nobody has acknowledged an offset, once transactions have left control records in it: which offsets hold a
+/// record that a consumer sees, and which none.
+pub fn resolve(lane: &Lane<'_>, ends: &Ends) -> Result<(), AnyError> {
+    if !lane.has_markers.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    for (&partition, &end) in ends {
+        let low = lane.topic.bounds(partition)?.0;
+        let (mut unknown, last) = {
+            let ledger = lane.ledger.lock();
+            (ledger.unknown_below(partition, end), ledger.stored_end(partition) - 1)
+        };
+        unknown.retain(|&offset| offset >= low);
+        let (Some(&first), Some(&until)) = (unknown.first(), unknown.last()) else { continue };
+        let mut seen = BTreeSet::new();
+        // From an offset on that holds a record for sure, so that an early end of the log is noticed.
+        lane.topic.read(partition, first.min(last).max(low), until + 1, last.min(until), |record| {
+            seen.insert(record.offset());
+        })?;
+        let mut ledger = lane.ledger.lock();
+        for offset in unknown {
+            ledger.note(partition, offset, if seen.contains(&offset) { PRESENT } else { ABSENT });
+        }
+    }
+    Ok(())
+}
+
 /// Waits until everything in the log is counted or rejected.
 pub fn await_stored(lane: &Lane<'_>, ends: &Ends) -> Result<Vec<String>, AnyError> {
-    let wanted: i64 = ends.values().sum();
+    let wanted: i64 = {
+        let ledger = lane.ledger.lock();
+        ends.iter().map(|(&partition, &end)| ledger.wanted_below(partition, end)).sum()
+    };
     let deadline = Instant::now() + PROGRESS_TIMEOUT;
     loop {
         // Counters are written last, so that what is counted is stored as well.
@@ -58,30 +93,40 @@ fn readiness(slot: &super::lane::Slot) -> String {
     format!("member {}: {}", slot.number, answer.lines().last().unwrap_or_default())
 }
 
-/// Every offset of the log is stored exactly once and as what it was produced; nothing else is.
-pub fn rows(lane: &Lane<'_>, ends: &Ends) -> Result<Vec<String>, AnyError> {
-    let stored = stored(lane)?;
-    let mut found = Vec::new();
-    let log = ends.iter().flat_map(|(&partition, &end)| (0..end).map(move |offset| (partition, offset)));
-    let missing: Vec<_> = log.filter(|place| !stored.contains_key(place)).collect();
-    let doubled: Vec<_> = stored.iter().filter(|(_, fates)| fates.len() > 1).map(|(&place, _)| place).collect();
-    let beyond: Vec<_> =
-        stored.keys().filter(|(partition, offset)| ends.get(partition).is_none_or(|end| offset >= end)).collect();
-    let mut lost = Vec::new();
-    let mut other = Vec::new();
-    for (&(partition, offset), fate) in &lane.feed().ledger().acknowledged {
-        match stored.get(&(partition, offset)).map(|fates| fates[0]) {
-            _ if ends.get(&partition).is_none_or(|&end| offset >= end) => lost.push((partition, offset)),
-            Some(stored) if stored != *fate => other.push((partition, offset)),
-            _ => {}
+/// Every offset of the log is stored exactly once and as what it was produced, but for those that hold no record; nothing else is.
+pub fn rows(ledger: &Ledger, ends: &Ends, stored: &Stored) -> Vec<String> {
+    let (mut missing, mut doubled, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut lost, mut other, mut never) = (Vec::new(), Vec::new(), Vec::new());
+    let partitions: BTreeSet<i32> =
+        ends.keys().copied().chain(ledger.partitions()).chain(stored.partitions()).collect();
+    for partition in partitions {
+        let end = ends.get(&partition).map_or(0, |&end| end as usize);
+        let (fates, found) = (ledger.of(partition), stored.fates(partition));
+        for offset in 0..end.max(fates.len()).max(found.len()) {
+            let fate = fates.get(offset).copied().unwrap_or(UNKNOWN);
+            let found = found.get(offset).copied().unwrap_or(UNKNOWN);
+            let wrong = match (offset < end, fate) {
+                (false, UNKNOWN) if found == UNKNOWN => continue,
+                (false, UNKNOWN) => &mut beyond,
+                (false, _) => &mut lost,
+                (true, ABSENT) if found == UNKNOWN => continue,
+                (true, ABSENT) => &mut never,
+                (true, _) if found == UNKNOWN => &mut missing,
+                (true, _) if found == DOUBLED => &mut doubled,
+                (true, EVENT..=REJECT) if found != fate => &mut other,
+                (true, _) => continue,
+            };
+            wrong.push((partition, offset));
         }
     }
-    describe("missing", &missing, &mut found);
-    describe("stored more than once", &doubled, &mut found);
-    describe("stored and not in the log", &beyond, &mut found);
-    describe("stored as something else than was produced", &other, &mut found);
-    describe("acknowledged by Kafka and not in its log", &lost, &mut found);
-    Ok(found)
+    let mut violations = Vec::new();
+    describe("missing", &missing, &mut violations);
+    describe("stored more than once", &doubled, &mut violations);
+    describe("stored and not in the log", &beyond, &mut violations);
+    describe("stored as something else than was produced", &other, &mut violations);
+    describe("acknowledged by Kafka and not in its log", &lost, &mut violations);
+    describe("stored and were aborted, removed before they were consumed, or no records", &never, &mut violations);
+    violations
 }
 
 fn describe<T: std::fmt::Debug>(what: &str, places: &[T], found: &mut Vec<String>) {
@@ -91,21 +136,53 @@ fn describe<T: std::fmt::Debug>(what: &str, places: &[T], found: &mut Vec<String
     }
 }
 
-/// What each offset is stored as, each time it is.
-fn stored(lane: &Lane<'_>) -> Result<BTreeMap<(i32, i64), Vec<Fate>>, AnyError> {
-    let answer = lane.ask(
-        "SELECT extract(source, '/(\\\\d+)@') AS partition, source_offset, indexOf(\
-         ['delivered', 'open', 'click', 'bounce', 'unsubscribe'], toString(event_type)) AS fate FROM {db}.email_events \
-         UNION ALL SELECT extract(source, '/(\\\\d+)@'), source_offset, 0 FROM {db}.rejected_events FORMAT TSV",
-    )?;
-    let mut stored: BTreeMap<(i32, i64), Vec<Fate>> = BTreeMap::new();
-    for line in answer.lines() {
-        let mut fields = line.split('\t');
-        let mut next = || fields.next().ok_or("a column is missing");
-        let place = (next()?.parse()?, next()?.parse()?);
-        stored.entry(place).or_default().push(next()?.parse::<u8>()?.checked_sub(1));
+/// It is stored more than once.
+const DOUBLED: Fate = 9;
+/// Bytes of a row of the answer: partition, offset, fate.
+const ROW_BYTES: usize = 6;
+
+/// What each offset is stored as.
+#[derive(Debug, Default)]
+pub struct Stored(BTreeMap<i32, Vec<Fate>>);
+
+impl Stored {
+    /// Asks for every row of both tables.
+    pub fn of(lane: &Lane<'_>) -> Result<Stored, AnyError> {
+        let place = "toUInt8(extract(source, '/(\\d+)@')), toUInt32(source_offset)";
+        let types = "['delivered', 'open', 'click', 'bounce', 'unsubscribe']";
+        let answer = lane.ask_bytes(&format!(
+            "SELECT {place}, toUInt8(indexOf({types}, toString(event_type))) FROM {{db}}.email_events \
+             UNION ALL SELECT {place}, toUInt8({REJECT}) FROM {{db}}.rejected_events FORMAT RowBinary"
+        ))?;
+        let mut stored = Stored::default();
+        let rows = answer.chunks_exact(ROW_BYTES);
+        if !rows.remainder().is_empty() {
+            return Err("the rows were not received whole".into());
+        }
+        for row in rows {
+            let &[partition, a, b, c, d, fate] = row else { continue };
+            stored.note(i32::from(partition), u32::from_le_bytes([a, b, c, d]) as usize, fate);
+        }
+        Ok(stored)
     }
-    Ok(stored)
+
+    fn note(&mut self, partition: i32, offset: usize, fate: Fate) {
+        let fates = self.0.entry(partition).or_default();
+        if fates.len() <= offset {
+            fates.resize(offset + 1, UNKNOWN);
+        }
+        fates[offset] = if fates[offset] == UNKNOWN { fate } else { DOUBLED };
+    }
+
+    /// The partitions that have rows.
+    pub fn partitions(&self) -> impl Iterator<Item = i32> {
+        self.0.keys().copied()
+    }
+
+    /// What each offset of a partition is stored as, from 0 on.
+    pub fn fates(&self, partition: i32) -> &[Fate] {
+        self.0.get(&partition).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// The counters are the GROUP BY of the rows.
@@ -156,7 +233,7 @@ impl Vitals {
 }
 
 /// The sum of a metric over its labels.
-fn metric(metrics: &str, name: &str) -> f64 {
+pub fn metric(metrics: &str, name: &str) -> f64 {
     let lines = metrics.lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
@@ -176,4 +253,48 @@ pub fn members(lane: &Lane<'_>) -> Vec<String> {
         }
     }
     violations
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found of a log of two events, a reject, an aborted record and one that nobody has acknowledged, if these are stored.
+    fn found(rows: &[(usize, Fate)]) -> String {
+        let mut ledger = Ledger::default();
+        for (offset, fate) in (0..).zip([EVENT, EVENT + 1, REJECT, ABSENT]) {
+            ledger.note(0, offset, fate);
+        }
+        let mut stored = Stored::default();
+        rows.iter().for_each(|&(offset, fate)| stored.note(0, offset, fate));
+        rows_of(&ledger, &stored)
+    }
+
+    fn rows_of(ledger: &Ledger, stored: &Stored) -> String {
+        rows(ledger, &[(0, 5)].into(), stored).join("\n")
+    }
+
+    #[test]
+    fn each_difference_between_log_and_tables_is_found() {
+        let right = [(0, EVENT), (1, EVENT + 1), (2, REJECT), (4, EVENT + 3)];
+        assert_eq!(found(&right), "");
+        assert!(found(&right[1..]).starts_with("1 records are missing: (partition, offset) [(0, 0)]"));
+        assert!(
+            found(&right[..3]).starts_with("1 records are missing: (partition, offset) [(0, 4)]"),
+            "also unacknowledged"
+        );
+        let with = |row| found(&[&right[..], &[row]].concat());
+        assert!(with((1, EVENT + 1)).starts_with("1 records are stored more than once: (partition, offset) [(0, 1)]"));
+        assert!(with((3, EVENT)).starts_with("1 records are stored and were aborted"));
+        assert!(with((7, EVENT)).starts_with("1 records are stored and not in the log: (partition, offset) [(0, 7)]"));
+        assert!(
+            found(&[&right[..2], &[(2, EVENT)], &right[3..]].concat())
+                .starts_with("1 records are stored as something else")
+        );
+        let mut ledger = Ledger::default();
+        ledger.note(0, 6, EVENT);
+        let mut stored = Stored::default();
+        (0..5).for_each(|offset| stored.note(0, offset, EVENT));
+        assert!(rows_of(&ledger, &stored).starts_with("1 records are acknowledged by Kafka and not in its log"));
+    }
 }

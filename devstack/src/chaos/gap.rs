@@ -1,0 +1,82 @@
+//! Retention beyond a committed offset: the partition stops, and the remedy of `docs/stops/retention_gap.md` is carried out.
+
+use super::AnyError;
+use super::lane::Lane;
+use super::plan::Fault;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Records that are removed, at most.
+const REMOVED_MAX: i64 = 500;
+const STOPPED: &str = "tallyhouse_stopped_partitions{reason=\"retention_gap\"} ";
+/// How long the group gets to find the gap. It has to form, and a static member's session may have to end before.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the producer gets to fill the log beyond a committed offset.
+const RECORDS_TIMEOUT: Duration = Duration::from_secs(10);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Took effect if the partition stopped.
+pub fn beyond_positions(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
+    // In a group's first round nothing is committed yet.
+    lane.await_balance()?;
+    let mut members = lane.lock_all();
+    lane.terminate_all(&members);
+    let gap = find(fault, lane)?;
+    if let Some((partition, from, to)) = gap {
+        lane.topic.delete_below(&[(partition, to)])?;
+        lane.ledger.lock().note_absent(partition, from..to);
+    }
+    lane.start_all(&mut members)?;
+    let Some((partition, from, to)) = gap else { return Ok(false) };
+    let has_stopped = await_stop(lane);
+    let skipped = lane.topic.committed()?.into_iter().find(|&(number, offset)| number == partition && offset > from);
+    if let Some((_, offset)) = skipped {
+        lane.report(format!(
+            "partition {partition} went on to {offset}, though [{from}, {to}) was removed before it was consumed"
+        ));
+    }
+    // The remedy: stop every member, go on with the first record that is left, start the members.
+    lane.terminate_all(&members);
+    lane.topic.reset_offset(partition, to)?;
+    lane.start_all(&mut members)?;
+    Ok(has_stopped)
+}
+
+/// A partition with records beyond its committed offset, none of them in an announced batch, with the range to remove. A batch that
+/// was announced and is removed is another stop (`intent_gone`), and nobody could say what of it is stored.
+fn find(fault: &Fault, lane: &Lane<'_>) -> Result<Option<(i32, i64, i64)>, AnyError> {
+    let deadline = Instant::now() + RECORDS_TIMEOUT;
+    loop {
+        let mut committed = lane.topic.announced()?;
+        let rotation = fault.victim % committed.len().max(1);
+        committed.rotate_left(rotation);
+        for (partition, offset, announced) in committed {
+            // One record at least is left, so that the log does not end where it begins.
+            let end = lane.topic.bounds(partition)?.1 - 1;
+            let to = end.min(offset + REMOVED_MAX);
+            if announced.is_none() && to > offset {
+                return Ok(Some((partition, offset, to)));
+            }
+        }
+        if Instant::now() > deadline {
+            return Ok(None);
+        }
+        sleep(LOOK_INTERVAL);
+    }
+}
+
+fn await_stop(lane: &Lane<'_>) -> bool {
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    let has_stopped = |slot: &super::lane::Slot| {
+        let metrics = slot.http("/metrics").unwrap_or_default();
+        let stopped = metrics.lines().find_map(|line| line.strip_prefix(STOPPED));
+        stopped.is_some_and(|count| count != "0")
+    };
+    while Instant::now() < deadline {
+        if lane.slots.iter().any(has_stopped) {
+            return true;
+        }
+        sleep(LOOK_INTERVAL);
+    }
+    false
+}

@@ -1,0 +1,87 @@
+//! Faults of large groups: a backlog that fills the members' memory, and large batches that one member inherits from others.
+
+use super::AnyError;
+use super::lane::Lane;
+use super::plan::{Fault, LARGE_BATCH, SESSION_TIMEOUT_MS};
+use crate::proxy::Trouble;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Records of a backlog, by partition: two have a batch at least, and one has more than a member's windows take ...
+pub const BACKLOG: [u64; 3] = [190_000, 110_000, 10_000];
+/// ... or what several members have is about as much as one member can hold.
+const BACKLOG_INHERITED: [u64; 3] = [110_000, 110_000, 110_000];
+/// A chunk of 8 KiB takes this long to ClickHouse: an insert of a large batch takes some seconds.
+const SLOWNESS: Duration = Duration::from_millis(5);
+/// Longer than anything waits: what is inserted does not arrive.
+const STANDSTILL: Duration = Duration::from_secs(3);
+/// How long members get to announce large batches.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long the member that is left gets to take over: a session, a revocation, and the reading.
+const INHERIT_TIMEOUT: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 12_000);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Batches that one member must inherit.
+const INHERITED_MIN: usize = 2;
+/// What a member says that pauses for want of memory.
+pub const PAUSES: &str = "memory limit reached: consumption pauses";
+/// What a member says that completes another one's batch.
+const INHERITS: &str = "completing an announced batch";
+
+/// Members find a backlog, and ClickHouse takes it slowly. Took effect if a member paused.
+pub fn slow_consumers(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
+    let lengths = lane.log_lengths();
+    let proxy = &lane.clickhouse_proxy;
+    let trouble = proxy.begin(Trouble::Delay(SLOWNESS), 100);
+    if fault.has_backlog {
+        let members = lane.lock_all();
+        lane.produce_backlog_unseen(&members, BACKLOG)?;
+    }
+    sleep(Duration::from_millis(fault.lasts_ms));
+    proxy.end(trouble);
+    Ok(lane.logged_since(&lengths, PAUSES) > 0)
+}
+
+/// ClickHouse takes nothing; members announce large batches; two of them die; the third completes the batches. Took effect if it did so
+/// with two at least, one of them large.
+pub fn inherit_batches(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
+    let mut members = lane.lock_all();
+    let trouble = lane.clickhouse_proxy.begin(Trouble::Delay(STANDSTILL), 100);
+    lane.produce_backlog_unseen(&members, BACKLOG_INHERITED)?;
+    let is_open = await_open(lane)?;
+    let heir = fault.victim % lane.slots.len();
+    for (number, member) in members.iter().enumerate() {
+        if number != heir {
+            member.kill9()?;
+        }
+    }
+    lane.clickhouse_proxy.end(trouble);
+    let lengths = lane.log_lengths();
+    let inherited = || lane.slots[heir].log_from(lengths[heir]).matches(INHERITS).count();
+    let deadline = Instant::now() + INHERIT_TIMEOUT;
+    while is_open && inherited() < INHERITED_MIN && Instant::now() < deadline {
+        sleep(LOOK_INTERVAL);
+    }
+    let has_inherited = inherited() >= INHERITED_MIN;
+    for (number, member) in members.iter_mut().enumerate() {
+        if number != heir {
+            lane.replace(&lane.slots[number], member, None)?;
+        }
+    }
+    Ok(is_open && has_inherited)
+}
+
+/// Waits until so many batches are announced, one of them large.
+fn await_open(lane: &Lane<'_>) -> Result<bool, AnyError> {
+    let deadline = Instant::now() + ANNOUNCE_TIMEOUT;
+    loop {
+        let open: Vec<u64> =
+            lane.topic.announced()?.iter().filter_map(|(.., open)| Some(open.as_ref()?.records)).collect();
+        if open.len() > INHERITED_MIN && open.iter().any(|&records| records >= LARGE_BATCH) {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        sleep(LOOK_INTERVAL);
+    }
+}
