@@ -7,7 +7,8 @@ CREATE TABLE IF NOT EXISTS {database}.schema_migrations_local ON CLUSTER `{clust
     version UInt32 COMMENT 'Number of the file in sql/',
     name String COMMENT 'Form and name of the file in sql/',
     checksum String COMMENT 'FNV-1a 64 of the file, before its placeholders are filled in',
-    applied_at DateTime('UTC') DEFAULT now() COMMENT 'When it was completed'
+    applied_at DateTime('UTC') DEFAULT now() COMMENT 'When it was completed',
+    oldest_binary UInt32 DEFAULT version COMMENT 'Binaries may run that know the migrations up to this number, or more'
 )
 ENGINE = ReplicatedMergeTree('/clickhouse/tables/{shard}/{database}/{table}', '{replica}')
 ORDER BY version
@@ -17,3 +18,9 @@ CREATE TABLE IF NOT EXISTS {database}.schema_migrations ON CLUSTER `{cluster}`
 AS {database}.schema_migrations_local
 ENGINE = Distributed(`{cluster}`, {database}, schema_migrations_local)
 COMMENT 'Migrations completed by `tallyhouse migrate`. Two migrators at once may record one twice; that is harmless.';
+
+ALTER TABLE {database}.schema_migrations_local ON CLUSTER `{cluster}` ADD COLUMN IF NOT EXISTS oldest_binary UInt32 DEFAULT version
+    COMMENT 'Binaries may run that know the migrations up to this number, or more';
+
+ALTER TABLE {database}.schema_migrations ON CLUSTER `{cluster}` ADD COLUMN IF NOT EXISTS oldest_binary UInt32 DEFAULT version
+    COMMENT 'Binaries may run that know the migrations up to this number, or more';

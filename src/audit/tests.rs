@@ -14,13 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 const ID: &str = "QQQQQQQQQQQQQQQQQQQQQQ";
 
 fn metadata(next: Option<(u64, Counts)>) -> Vec<u8> {
-    Metadata { topic_id: ID.to_owned(), next }.encode().into_bytes()
+    Metadata { topic_id: ID.to_owned(), next, ..Metadata::default() }.encode().into_bytes()
 }
 
 fn position(committed: Option<(u64, Vec<u8>)>, counted_end: Option<u64>, stored_end: Option<u64>) -> Position {
     let source = Source { cluster: String::new(), topic: "t".into(), topic_id: ID.into(), partition: 3 };
     let committed = committed.map(|(offset, metadata)| Committed { offset, metadata });
-    let log = LogView { committed, topic_id: ID.into(), low: 0, high: 1_000 };
+    let log = LogView { committed, topic_id: ID.into(), cluster_id: String::new(), low: 0, high: 1_000 };
     Position {
         source,
         progress: Progress { counted_end, stored_end, ..Progress::default() },
@@ -105,7 +105,7 @@ fn a_month_is_counted_up_to_what_is_finished_in_it() {
     // Without a committed offset a member starts from the marks of all months.
     assert_eq!(position(None, Some(300), None).counted_up_to(Some(200)), Ok(300));
     // A committed offset of a deleted topic says nothing of this one.
-    let old = Metadata { topic_id: "R".repeat(22), next: None }.encode().into_bytes();
+    let old = Metadata { topic_id: "R".repeat(22), ..Metadata::default() }.encode().into_bytes();
     assert_eq!(position(Some((900, old)), Some(300), None).counted_up_to(Some(300)), Ok(300));
 }
 

@@ -8,7 +8,7 @@ use crate::table;
 
 fn view(committed: Option<&str>, offset: u64, low: u64, high: u64) -> LogView {
     let committed = committed.map(|metadata| Committed { offset, metadata: metadata.as_bytes().to_vec() });
-    LogView { committed, topic_id: "id".into(), low, high }
+    LogView { committed, topic_id: "id".into(), cluster_id: String::new(), low, high }
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn memory_warns_where_batches_or_partitions_pause_consumption() {
 
 #[test]
 fn the_log_fails_where_run_stops_whatever_the_tables_have() {
-    let ours = Metadata { topic_id: "id".into(), next: None }.encode();
+    let ours = Metadata { topic_id: "id".into(), ..Metadata::default() }.encode();
     let of = |committed, offset, low, high| judge::log(&[(3, view(committed, offset, low, high))]);
     let fine = of(Some(&ours), 40, 10, 100);
     assert_eq!((fine.status, fine.seen.as_str()), (State::Ok, "90 offsets kept, 60 of them not committed"));

@@ -21,29 +21,36 @@ struct Migration {
     version: u32,
     name: &'static str,
     sql: &'static str,
+    /// Binaries may run on it that know the migrations up to this number, or more: it is the way back after an upgrade.
+    oldest_binary: u32,
 }
 
-/// Path below `sql/`, and the text of that file.
+/// Number, path below `sql/` with the text of that file, and the oldest binary that may run on it.
 macro_rules! migration {
-    ($version:literal, $name:literal) => {
-        Migration { version: $version, name: $name, sql: include_str!(concat!("../../sql/", $name, ".sql")) }
+    ($version:literal, $name:literal, $oldest_binary:literal) => {
+        Migration {
+            version: $version,
+            name: $name,
+            sql: include_str!(concat!("../../sql/", $name, ".sql")),
+            oldest_binary: $oldest_binary,
+        }
     };
 }
 
 /// Creates the database and `schema_migrations`; not recorded there.
-const SINGLE_BOOKKEEPING: Migration = migration!(0, "single/0000_bookkeeping");
+const SINGLE_BOOKKEEPING: Migration = migration!(0, "single/0000_bookkeeping", 0);
 const SINGLE: &[Migration] = &[
-    migration!(1, "single/0001_tables"),
-    migration!(2, "single/0002_views"),
-    migration!(3, "single/0003_erasures"),
-    migration!(4, "single/0004_marks"),
+    migration!(1, "single/0001_tables", 1),
+    migration!(2, "single/0002_views", 1),
+    migration!(3, "single/0003_erasures", 1),
+    migration!(4, "single/0004_marks", 1),
 ];
-const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping");
+const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping", 0);
 const CLUSTER: &[Migration] = &[
-    migration!(1, "cluster/0001_tables"),
-    migration!(2, "cluster/0002_views"),
-    migration!(3, "cluster/0003_erasures"),
-    migration!(4, "cluster/0004_marks"),
+    migration!(1, "cluster/0001_tables", 1),
+    migration!(2, "cluster/0002_views", 1),
+    migration!(3, "cluster/0003_erasures", 1),
+    migration!(4, "cluster/0004_marks", 1),
 ];
 
 /// The schema in one of its two forms.
@@ -63,7 +70,8 @@ pub struct Report {
 
 /// Why the schema in the database cannot be used. The text ends with what to run.
 ///
-/// `found` is the newest version recorded in `schema_migrations`; a version is the number of a file in `sql/`.
+/// `found` is the newest version recorded in `schema_migrations`; a version is the number of a file in `sql/`. A binary knows the
+/// versions whose files it carries.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the fields are described above, once for all variants")]
 pub enum SchemaProblem {
@@ -79,12 +87,12 @@ pub enum SchemaProblem {
     /// The newest applied migration is older than this binary's.
     #[error("the schema is at version {found}, this binary needs {needed}. Run: tallyhouse migrate")]
     Older { found: u32, needed: u32 },
-    /// A newer binary has migrated the database.
+    /// A newer binary has migrated the database, to a schema on which this one must not run.
     #[error(
-        "the schema is at version {found}, this binary knows only {known}. Upgrade this binary, then run: \
-         tallyhouse migrate"
+        "the schema is at version {found}, on which only binaries run that know version {oldest}; this one knows {known}. Upgrade \
+         this binary"
     )]
-    Newer { found: u32, known: u32 },
+    Newer { found: u32, oldest: u32, known: u32 },
     /// A file differs from what was applied under its number.
     #[error(
         "migration {version} was applied as {applied}, but this binary has {embedded}; released files never change, so \
@@ -215,15 +223,15 @@ impl Schema {
         check::tables_fit(client, self).await
     }
 
-    /// The versions that are recorded; all are this binary's, unchanged.
+    /// The versions that are recorded: this binary's are unchanged, and newer ones allow it to run.
     async fn applied(&self, client: &Client) -> Result<BTreeSet<u32>, SchemaProblem> {
         let rows: Vec<Applied> =
             client.query("SELECT DISTINCT version, name, checksum FROM schema_migrations").rows().await?;
-        let known = self.version();
+        let mut found = None;
         for row in &rows {
             let Some(embedded) = self.migrations().find(|file| file.version == row.version) else {
-                let found = row.version;
-                return Err(SchemaProblem::Newer { found, known });
+                found = found.max(Some(row.version));
+                continue;
             };
             if (row.name.as_str(), &row.checksum) != (embedded.name, &embedded.checksum()) {
                 return Err(SchemaProblem::Changed {
@@ -233,7 +241,30 @@ impl Schema {
                 });
             }
         }
+        if let Some(found) = found {
+            self.may_run_on(client, found).await?;
+        }
         Ok(rows.into_iter().map(|row| row.version).collect())
+    }
+
+    /// Whether this binary may run on a schema that a newer one has made. A table without the column was migrated by a binary that knew
+    /// no such rule.
+    async fn may_run_on(&self, client: &Client, found: u32) -> Result<(), SchemaProblem> {
+        let known = self.version();
+        let has_column = "SELECT count() FROM system.columns \
+                          WHERE database = ? AND table = 'schema_migrations' AND name = 'oldest_binary'";
+        let oldest = match client.query(has_column).bind(client.database()).scalar_u64().await? {
+            0 => found,
+            _ => {
+                let sql = "SELECT toUInt64(max(oldest_binary)) FROM schema_migrations";
+                u32::try_from(client.query(sql).scalar_u64().await?).unwrap_or(found)
+            }
+        };
+        if oldest > known {
+            return Err(SchemaProblem::Newer { found, oldest, known });
+        }
+        tracing::warn!(found, known, "the schema is newer than this binary, and allows it to run");
+        Ok(())
     }
 
     async fn run(&self, client: &Client, file: &Migration) -> Result<(), ClickHouseError> {
@@ -245,12 +276,13 @@ impl Schema {
 
     async fn record(&self, client: &Client, file: &Migration) -> Result<(), ClickHouseError> {
         let table = self.insert_target("schema_migrations");
-        let sql = format!("INSERT INTO {table} (version, name, checksum) VALUES (?, ?, ?)");
+        let sql = format!("INSERT INTO {table} (version, name, checksum, oldest_binary) VALUES (?, ?, ?, ?)");
         client
             .query(&sql)
             .bind(file.version)
             .bind(file.name)
             .bind(file.checksum())
+            .bind(file.oldest_binary)
             .setting("async_insert", "0")
             .execute()
             .await
@@ -337,7 +369,12 @@ mod tests {
     fn every_statement_is_idempotent_and_complete() {
         for schema in [Schema::single(), Schema::cluster("main").unwrap()] {
             for statement in statements(&schema.plan("campaigns").unwrap()) {
-                let idempotent = [" IF NOT EXISTS campaigns", " ADD INDEX IF NOT EXISTS ", " MATERIALIZE INDEX "];
+                let idempotent = [
+                    " IF NOT EXISTS campaigns",
+                    " ADD COLUMN IF NOT EXISTS ",
+                    " ADD INDEX IF NOT EXISTS ",
+                    " MATERIALIZE INDEX ",
+                ];
                 assert!(idempotent.iter().any(|words| statement.contains(words)), "{statement}");
                 assert!(!statement.contains("{database}"), "{statement}");
                 assert!(!statement.contains("{cluster}"), "{statement}");
@@ -359,6 +396,7 @@ mod tests {
             let versions: Vec<_> = migrations.iter().map(|file| file.version).collect();
             assert_eq!(versions, (1..=migrations.len() as u32).collect::<Vec<_>>());
             assert!(migrations.iter().all(|file| file.name.contains(&format!("/{:04}_", file.version))));
+            assert!(migrations.iter().all(|file| (1..=file.version).contains(&file.oldest_binary)));
         }
     }
 }

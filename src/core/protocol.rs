@@ -46,6 +46,8 @@ pub struct LogView {
     pub committed: Option<Committed>,
     /// The topic's id; empty where the broker tells none.
     pub topic_id: String,
+    /// The cluster's id; empty where the broker tells none.
+    pub cluster_id: String,
     /// First offset in the log.
     pub low: u64,
     /// One past the last offset in the log.
@@ -229,17 +231,22 @@ pub struct Protocol {
     /// What the commit under way is to leave in Kafka.
     wanted: Option<Committed>,
     topic_id: String,
+    cluster_id: String,
+    /// The greatest mark that `daily` is known to have shown. One below it at the next assignment means that rows are gone.
+    marked: Option<u64>,
+    /// The committed offset is gone and the tables have rows: what is read now may have been inserted before, and its tokens used.
+    reads_again: bool,
     /// How often an announced batch was rebuilt with other records than its intent says.
     incomplete: u32,
-    /// How many looks in a row have found something beyond the log's end.
-    beyond: u32,
+    /// How many looks in a row have found what would stop the partition.
+    doubts: u32,
 }
 
 /// Times that a batch is rebuilt with a wrong number of records before the partition stops.
 const INCOMPLETE_MAX: u32 = 3;
-/// Looks in a row that must find the log too short before the partition stops. A broker that does not know yet that it leads no more
-/// tells an old end.
-pub const LOOKS_BEYOND: u32 = 10;
+/// Looks in a row that must find the log too short, or the tables too empty, before the partition stops. A broker that does not know yet
+/// that it leads no more tells an old end.
+pub const LOOKS_MAX: u32 = 10;
 
 impl Protocol {
     /// A newly assigned partition and the first thing to do for it.
@@ -250,7 +257,10 @@ impl Protocol {
             wanted: None,
             topic_id: String::new(),
             incomplete: 0,
-            beyond: 0,
+            cluster_id: String::new(),
+            marked: None,
+            reads_again: false,
+            doubts: 0,
         };
         (protocol, Action::ReadCommitted)
     }
@@ -261,6 +271,9 @@ impl Protocol {
         let state = std::mem::replace(&mut self.state, State::Ended);
         match (state, seen) {
             (State::Reading, Seen::Log(log)) => self.on_log(log),
+            (State::Judging { .. } | State::Locating { .. }, Seen::Progress(progress)) if self.is_behind(progress) => {
+                self.doubt(StopReason::SinkBehind { marked: self.marked.unwrap_or(0) })
+            }
             (State::Judging { log, intent }, Seen::Progress(progress)) => self.on_announced(log, intent, progress),
             (State::CheckingCounted { log, intent, progress }, Seen::Marks(marks)) => {
                 match intent.counts == Some(marks.counts()) {
@@ -326,8 +339,9 @@ impl Protocol {
             (State::Finishing { next }, Seen::CommitDone) => {
                 self.known = self.wanted.take();
                 match next {
+                    Some(batch) if self.reads_again => self.ask(batch, None, None),
                     Some(batch) => self.insert_all(batch),
-                    None => self.enter(State::Filling { first: false }, Action::AwaitBatch),
+                    None => self.enter(State::Filling { first: self.reads_again }, Action::AwaitBatch),
                 }
             }
             (
@@ -355,14 +369,22 @@ impl Protocol {
 
     fn on_log(&mut self, log: LogView) -> Action {
         self.topic_id.clone_from(&log.topic_id);
+        self.cluster_id.clone_from(&log.cluster_id);
         self.known.clone_from(&log.committed);
+        self.marked = None;
         let Some(committed) = &log.committed else { return self.locate(log, 0) };
         let offset = committed.offset;
         let metadata = match Metadata::decode(&committed.metadata) {
             Ok(metadata) => metadata,
             Err(error) => return Action::Stop(StopReason::BadMetadata { offset, error }),
         };
+        let told = metadata.as_ref().map_or("", |m| &m.cluster_id);
+        if !told.is_empty() && !log.cluster_id.is_empty() && told != log.cluster_id {
+            let (committed, found) = (told.to_owned(), log.cluster_id);
+            return Action::Stop(StopReason::OtherCluster { offset, committed, found });
+        }
         let ours = metadata.as_ref().is_none_or(|m| m.topic_id == log.topic_id);
+        self.marked = metadata.as_ref().filter(|_| ours).and_then(|m| m.marked);
         match metadata.and_then(|m| m.next) {
             Some((end, counts)) => {
                 let range = OffsetRange { start: offset, end };
@@ -370,7 +392,8 @@ impl Protocol {
                     return Action::Stop(StopReason::TopicRecreated { range });
                 }
                 let intent = Intent { range, counts: Some(counts) };
-                self.enter(State::Judging { log, intent }, Action::ReadProgress { from: offset })
+                let from = self.from_marked(offset);
+                self.enter(State::Judging { log, intent }, Action::ReadProgress { from })
             }
             // The offset belongs to a deleted topic of the same name: the new one is consumed from its beginning.
             None if !ours => self.locate(log, 0),
@@ -379,7 +402,18 @@ impl Protocol {
     }
 
     fn locate(&mut self, log: LogView, from: u64) -> Action {
+        let from = self.from_marked(from);
         self.enter(State::Locating { log }, Action::ReadProgress { from })
+    }
+
+    /// From where the tables have to be asked, so that the greatest mark known to be shown is among what they tell.
+    fn from_marked(&self, from: u64) -> u64 {
+        self.marked.map_or(from, |marked| from.min(marked.saturating_sub(1)))
+    }
+
+    /// Whether rows that were shown are gone: ClickHouse was restored from a backup, or has lost a part.
+    fn is_behind(&self, progress: Progress) -> bool {
+        self.marked > progress.counted_end
     }
 
     /// An announced batch is completed, unless the marks have passed it or cut through it. Then the announcement is an
@@ -407,21 +441,20 @@ impl Protocol {
     fn replay(&mut self, intent: Intent, log: &LogView) -> Action {
         let (range, low) = (intent.range, log.low);
         if range.end > log.high {
-            return self.doubt("the announced batch's end", range.end, log.high);
+            let what = "the announced batch's end";
+            return self.doubt(StopReason::AheadOfLog { what, offset: range.end, high: log.high });
         }
-        self.beyond = 0;
+        self.doubts = 0;
         if low > range.start {
             return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range, quiet: false });
         }
         self.enter(State::Replaying { intent }, Action::Fill { from: range.start, until: Some(range.end) })
     }
 
-    /// Something lies beyond the log's end. Another member may have gone on since, or the broker tells an old end: one look proves
-    /// nothing, and nothing is at risk meanwhile.
-    fn doubt(&mut self, what: &'static str, offset: u64, high: u64) -> Action {
-        let reason = StopReason::AheadOfLog { what, offset, high };
-        self.beyond += 1;
-        match self.beyond < LOOKS_BEYOND && guard::is_on(Guard::Doubt) {
+    /// Another member may have gone on since, or a server tells what was: one look proves nothing, and nothing is at risk meanwhile.
+    fn doubt(&mut self, reason: StopReason) -> Action {
+        self.doubts += 1;
+        match self.doubts < LOOKS_MAX && guard::is_on(Guard::Doubt) {
             true => self.enter(State::Reading, Action::LookAgain(reason)),
             false => Action::Stop(reason),
         }
@@ -434,10 +467,12 @@ impl Protocol {
         let marks = [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)];
         for (what, offset) in marks.into_iter().chain([("a row's offset", progress.stored_end)]) {
             if let Some(offset) = offset.filter(|&offset| offset > log.high) {
-                return self.doubt(what, offset, log.high);
+                return self.doubt(StopReason::AheadOfLog { what, offset, high: log.high });
             }
         }
-        self.beyond = 0;
+        self.doubts = 0;
+        self.marked = self.marked.max(progress.counted_end);
+        self.reads_again = log.committed.is_none() && progress.counted_end.max(progress.stored_end).is_some();
         if let (Some(start), Some(end)) = (progress.uncounted, progress.counted_end) {
             return self.replay(Intent { range: OffsetRange { start, end }, counts: None }, log);
         }
@@ -519,8 +554,9 @@ impl Protocol {
 
     fn position(&self, offset: u64, next: Option<&Frozen>) -> Committed {
         let next = next.filter(|_| guard::is_on(Guard::Intent)).map(|batch| (batch.range.end, batch.counts()));
-        let metadata = Metadata { topic_id: self.topic_id.clone(), next }.encode().into_bytes();
-        Committed { offset, metadata }
+        let (topic_id, cluster_id) = (self.topic_id.clone(), self.cluster_id.clone());
+        let metadata = Metadata { topic_id, cluster_id, marked: self.marked, next };
+        Committed { offset, metadata: metadata.encode().into_bytes() }
     }
 
     fn commit(&mut self, state: State, wanted: Committed) -> Action {
@@ -556,7 +592,12 @@ impl Protocol {
                 let action = Action::Insert { range, insert, attempt: attempt.unwrap_or(0) };
                 self.enter(State::Inserting { batch, left, attempt }, action)
             }
-            None => self.enter(State::Applied { batch }, Action::TakeBatch),
+            None => {
+                if !batch.expected.daily.is_empty() {
+                    self.marked = self.marked.max(Some(batch.range.end));
+                }
+                self.enter(State::Applied { batch }, Action::TakeBatch)
+            }
         }
     }
 
@@ -572,9 +613,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn announced(end: u64, rows: u64, high: u64) -> LogView {
-        let metadata = Metadata { topic_id: "id".into(), next: Some((end, Counts { rows, rejects: 0 })) };
+        let next = Some((end, Counts { rows, rejects: 0 }));
+        let metadata = Metadata { topic_id: "id".into(), next, ..Metadata::default() };
         let committed = Some(Committed { offset: 0, metadata: metadata.encode().into_bytes() });
-        LogView { committed, topic_id: "id".into(), low: 0, high }
+        LogView { committed, topic_id: "id".into(), cluster_id: String::new(), low: 0, high }
     }
 
     /// An announcement of [0, 2) that comes late, when another owner has applied [0, 1) of October and [1, 2) of November: completed, it
@@ -604,7 +646,7 @@ mod tests {
             protocol.observe(Seen::Log(announced(9, 9, 5)));
             protocol.observe(Seen::Progress(Progress::default()))
         };
-        for _ in 1..LOOKS_BEYOND {
+        for _ in 1..LOOKS_MAX {
             assert!(matches!(
                 short(&mut protocol),
                 Action::LookAgain(StopReason::AheadOfLog { offset: 9, high: 5, .. })
@@ -614,9 +656,49 @@ mod tests {
         protocol.observe(Seen::Log(announced(9, 9, 9)));
         assert!(matches!(protocol.observe(Seen::Progress(Progress::default())), Action::Fill { .. }));
         protocol.observe(Seen::PositionLost);
-        for _ in 1..LOOKS_BEYOND {
+        for _ in 1..LOOKS_MAX {
             assert!(matches!(short(&mut protocol), Action::LookAgain(_)));
         }
         assert!(matches!(short(&mut protocol), Action::Stop(StopReason::AheadOfLog { .. })));
+    }
+
+    fn plain(metadata: Metadata, cluster_id: &str) -> LogView {
+        let committed = Some(Committed { offset: 50, metadata: metadata.encode().into_bytes() });
+        LogView { committed, topic_id: "id".into(), cluster_id: cluster_id.into(), low: 0, high: 90 }
+    }
+
+    /// A restored backup: the marks that were shown are gone, and going on would leave a hole that nobody sees.
+    #[test]
+    fn tables_that_show_less_than_they_did_stop_the_partition() {
+        let metadata = Metadata { topic_id: "id".into(), marked: Some(48), ..Metadata::default() };
+        let (mut protocol, _) = Protocol::start();
+        let mut look = |counted_end| {
+            let action = protocol.observe(Seen::Log(plain(metadata.clone(), "")));
+            assert_eq!(action, Action::ReadProgress { from: 47 });
+            protocol.observe(Seen::Progress(Progress { counted_end, ..Progress::default() }))
+        };
+        for _ in 1..LOOKS_MAX {
+            assert!(matches!(look(Some(47)), Action::LookAgain(_)));
+        }
+        let reason = StopReason::SinkBehind { marked: 48 };
+        assert_eq!(look(None), Action::Stop(reason));
+        let (mut protocol, _) = Protocol::start();
+        protocol.observe(Seen::Log(plain(metadata.clone(), "")));
+        let shown = Progress { counted_end: Some(48), ..Progress::default() };
+        assert_eq!(protocol.observe(Seen::Progress(shown)), Action::Fill { from: 50, until: None });
+    }
+
+    /// Offsets that were copied from another cluster say nothing of this one's log.
+    #[test]
+    fn offsets_of_another_cluster_stop_the_partition() {
+        let of = |committed: &str, found: &str| {
+            let metadata = Metadata { topic_id: "old".into(), cluster_id: committed.into(), ..Metadata::default() };
+            Protocol::start().0.observe(Seen::Log(plain(metadata, found)))
+        };
+        assert!(matches!(of("one", "other"), Action::Stop(StopReason::OtherCluster { offset: 50, .. })));
+        // As metadata of format 1 leaves it: a topic that was made anew is counted from its beginning.
+        for (committed, found) in [("one", "one"), ("", "one"), ("one", "")] {
+            assert_eq!(of(committed, found), Action::ReadProgress { from: 0 });
+        }
     }
 }

@@ -109,6 +109,28 @@ pub enum StopReason {
         /// The limit that it needs, as estimated from the records that were read.
         limit_bytes: u64,
     },
+    /// The tables show less of the source than they have shown.
+    #[error(
+        "`daily` has shown this partition's counters up to offset {marked}, and shows them no more: rows that were stored are gone. Was \
+         ClickHouse restored from a backup, or did it lose a part? Nothing is consumed, as what is missing would stay missing"
+    )]
+    SinkBehind {
+        /// The greatest `end_offset` that was shown.
+        marked: u64,
+    },
+    /// The committed offset was copied from another cluster.
+    #[error(
+        "the committed offset {offset} belongs to the Kafka cluster {committed}, this is the cluster {found}: the offsets were copied \
+         (MirrorMaker, Cluster Linking), or kafka.brokers names another cluster. Only you know whether its log is the same"
+    )]
+    OtherCluster {
+        /// The committed offset.
+        offset: u64,
+        /// The cluster that it belongs to.
+        committed: String,
+        /// The cluster that is consumed.
+        found: String,
+    },
 }
 
 fn differs_in_words(rebuilt: Counts, intent: Counts) -> &'static str {
@@ -126,7 +148,7 @@ fn differs_in_words(rebuilt: Counts, intent: Counts) -> &'static str {
 
 impl StopReason {
     /// Every code, in the order of the variants.
-    pub const CODES: [&str; 8] = [
+    pub const CODES: [&str; 10] = [
         "retention_gap",
         "intent_gone",
         "ahead_of_log",
@@ -135,6 +157,8 @@ impl StopReason {
         "conflict",
         "rebuilt_differs",
         "replay_too_large",
+        "sink_behind",
+        "other_cluster",
     ];
 
     /// A stable word for metrics and logs.
@@ -148,6 +172,8 @@ impl StopReason {
             StopReason::Conflict { .. } => "conflict",
             StopReason::RebuiltDiffers { .. } => "rebuilt_differs",
             StopReason::ReplayTooLarge { .. } => "replay_too_large",
+            StopReason::SinkBehind { .. } => "sink_behind",
+            StopReason::OtherCluster { .. } => "other_cluster",
         }
     }
 
@@ -193,7 +219,11 @@ mod tests {
             Some(StopReason::RebuiltDiffers { .. }) => {
                 StopReason::ReplayTooLarge { range: RANGE, limit_bytes: 100 << 20 }
             }
-            Some(StopReason::ReplayTooLarge { .. }) => return None,
+            Some(StopReason::ReplayTooLarge { .. }) => StopReason::SinkBehind { marked: 2 },
+            Some(StopReason::SinkBehind { .. }) => {
+                StopReason::OtherCluster { offset: 1, committed: "one".into(), found: "other".into() }
+            }
+            Some(StopReason::OtherCluster { .. }) => return None,
         })
     }
 

@@ -67,7 +67,9 @@ pub fn log_view(
 ) -> KafkaResult<LogView> {
     let committed = committed(consumer, topic, partition, within)?;
     let (low, high) = bounds(consumer, topic, partition, within)?;
-    Ok(LogView { committed, topic_id, low, high })
+    // librdkafka knows it from the first metadata on.
+    let cluster_id = consumer.client().fetch_cluster_id(within).unwrap_or_default();
+    Ok(LogView { committed, topic_id, cluster_id, low, high })
 }
 
 /// First offset of the log and one past its last.

@@ -12,7 +12,7 @@ use crate::core::buffer::Halt;
 use crate::core::intake::Fill;
 use crate::core::lease::Lease;
 use crate::core::marks::Insert;
-use crate::core::protocol::{Action, Committed, LOOKS_BEYOND, Protocol, Seen, may_commit};
+use crate::core::protocol::{Action, Committed, LOOKS_MAX, Protocol, Seen, may_commit};
 use crate::core::source::{OffsetRange, Source, Table};
 use crate::core::stop::StopReason;
 use crate::core::window::ARRIVAL_STEP_MS;
@@ -42,7 +42,7 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Steps that are named in two places.
 const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
-const LOG_END: &str = "log_end";
+const LOOK_AGAIN: &str = "look_again";
 
 /// Whether a partition's task may commit. A commit holds the lock from the comparison to its answer.
 #[derive(Clone, Debug, Default)]
@@ -192,10 +192,10 @@ impl Partition {
         }
     }
 
-    /// All looks together last for a session: as long as a broker may take to learn that it leads no more.
+    /// All looks together last for a session: a broker needs no longer to learn that it leads no more.
     async fn look_again(&mut self, reason: &StopReason) -> Seen {
-        self.note_failure(LOG_END, reason);
-        let pause = self.shared.session_timeout / LOOKS_BEYOND;
+        self.note_failure(LOOK_AGAIN, reason);
+        let pause = self.shared.session_timeout / LOOKS_MAX;
         let _ = tokio::time::timeout(pause, self.drain.changed()).await;
         match self.is_draining() {
             true => Seen::Drained,
@@ -255,7 +255,7 @@ impl Partition {
 
     async fn fill(&mut self, from: u64, until: Option<u64>) -> Seen {
         self.drop_all();
-        self.succeeded(LOG_END);
+        self.succeeded(LOOK_AGAIN);
         let number = self.source.partition;
         if let Some(until) = until {
             counter!(REPLAYS).increment(1);

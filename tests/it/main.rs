@@ -125,6 +125,8 @@ fn main() -> ExitCode {
         stops::an_announced_batch_that_is_gone_stops,
         stops::an_applied_batch_that_is_gone_goes_on,
         stops::an_offset_ahead_of_the_log_is_deleted,
+        stops::a_restored_backup_stops,
+        stops::offsets_of_another_cluster_stop,
         stops::marks_ahead_of_the_log_stop,
         stops::a_log_cut_before_an_announced_end_stops,
         stops::metadata_that_cannot_be_read_stops,

@@ -100,6 +100,65 @@ pub async fn an_offset_ahead_of_the_log_is_deleted(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after the offset was deleted").await;
 }
 
+/// ClickHouse restored from a backup: all partitions stop, and after the remedy nothing is missing or doubled. The batches that are read
+/// again are cut as before, and ClickHouse remembers their tokens.
+pub async fn a_restored_backup_stops(url: &str, database: &str) {
+    const TABLES: [&str; 3] = ["email_events", "rejected_events", "daily"];
+    let bench = Bench::new(url, database).await;
+    let rows_max = [("TALLYHOUSE__FLUSH__ROWS_MAX", "500"), ("TALLYHOUSE__FLUSH__AGE_MS", "600000")];
+    let consume = async |records| {
+        let member = bench.start(&rows_max);
+        bench.await_stored(records, &[&member]).await;
+        end(&member);
+    };
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..RECORDS).unwrap();
+    consume(RECORDS).await;
+    for table in TABLES {
+        bench.execute(&format!("CREATE TABLE backup_{table} AS {table}")).await;
+        bench.execute(&format!("INSERT INTO backup_{table} SELECT * FROM {table}")).await;
+    }
+    producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
+    let ledger = producer.finish().unwrap();
+    consume(2 * RECORDS).await;
+    for table in TABLES {
+        bench.execute(&format!("ALTER TABLE {table} DELETE WHERE 1 SETTINGS mutations_sync = 2")).await;
+        bench.execute(&format!("INSERT INTO {table} SELECT * FROM backup_{table}")).await;
+    }
+    let member = bench.start(&rows_max);
+    await_stop(&member, "sink_behind", "up to offset 4000, and shows them no more").await;
+    await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 3").await;
+    end(&member);
+    bench.delete_offsets("0,1,2").await;
+    consume(2 * RECORDS).await;
+    bench.assert_exact(&ledger, "after a restored backup").await;
+}
+
+/// Offsets copied from another cluster: nothing is consumed until somebody says what they mean. Here the log is a copy.
+pub async fn offsets_of_another_cluster_stop(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..RECORDS).unwrap();
+    bench.consume(RECORDS).await;
+    producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
+    let ledger = producer.finish().unwrap();
+    let (offset, metadata) = bench.committed(1).unwrap();
+    let words = metadata.split(' ').map(|word| match word.starts_with("cluster=") {
+        true => "cluster=another",
+        false => word,
+    });
+    let copied = words.collect::<Vec<_>>().join(" ");
+    assert_ne!(copied, metadata);
+    bench.commit_by_hand(1, offset, copied.as_bytes()).await;
+    let member = bench.start(&[]);
+    bench.await_stored(2 * RECORDS - PER_PARTITION, &[&member]).await;
+    await_stop(&member, "other_cluster", "belongs to the Kafka cluster another").await;
+    end(&member);
+    bench.reset_offsets(1, &["--to-current"]).await;
+    bench.consume(2 * RECORDS).await;
+    bench.assert_exact(&ledger, "after the offset was committed anew").await;
+}
+
 /// Marks beyond the log's end: rows written by hand under this source are deleted, and it goes on.
 pub async fn marks_ahead_of_the_log_stop(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
@@ -157,7 +216,7 @@ pub async fn metadata_that_cannot_be_read_stops(url: &str, database: &str) {
         (500, b"flink:7", "was not written by Tallyhouse: flink:7"),
         // Further than what is consumed: going on from here would lose 1,000 records.
         (3_000, b"tallyhouse/1 end=5", "the metadata is damaged"),
-        (2_000, b"tallyhouse/2 whatever", "format version 2, this build reads version 1"),
+        (2_000, b"tallyhouse/3 whatever", "format version 3, this build reads versions 1 and 2"),
         (2_000, b"\xff\xfe\x00", "was not written by Tallyhouse"),
     ];
     for (number, (offset, metadata, text)) in bad.into_iter().enumerate() {

@@ -17,7 +17,7 @@ use crate::core::intake::{Fill, Intake};
 use crate::core::intent::Metadata;
 use crate::core::lease::Lease;
 use crate::core::marks::{Insert, Marks, PartitionId};
-use crate::core::protocol::{Action, Committed, Frozen, LOOKS_BEYOND, Protocol};
+use crate::core::protocol::{Action, Committed, Frozen, LOOKS_MAX, Protocol};
 use crate::core::source::{OffsetRange, Source};
 use crate::core::window::Limits;
 use std::collections::BTreeMap;
@@ -471,7 +471,7 @@ impl World {
                     add(Fault::Drain(p, t));
                 }
                 let looks = matches!(task.doing, Doing::Next(Action::ReadCommitted | Action::LookAgain(_)));
-                if looks && partition.stale_logs + 1 < LOOKS_BEYOND {
+                if looks && partition.stale_logs + 1 < LOOKS_MAX {
                     add(Fault::StaleLog(p, t));
                 }
                 let Some((buffer, _)) = task.buffer.as_ref().zip(task.position) else { continue };

@@ -251,7 +251,11 @@ impl World {
         partition.tasks[t].frozen.clear();
         let committed = partition.committed.clone();
         let low = partition.log.low;
-        self.observe(p, t, Seen::Log(LogView { committed, topic_id: "id".into(), low, high }));
+        self.observe(
+            p,
+            t,
+            Seen::Log(LogView { committed, topic_id: "id".into(), cluster_id: String::new(), low, high }),
+        );
     }
 
     fn send(&mut self, p: usize, t: usize, range: OffsetRange, insert: Insert, attempt: u32) {
