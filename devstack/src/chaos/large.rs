@@ -17,8 +17,8 @@ const SLOWNESS: Duration = Duration::from_millis(5);
 const STANDSTILL: Duration = Duration::from_secs(3);
 /// How long members get to announce large batches.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long the member that is left gets to take over: a session, a revocation, and the reading.
-const INHERIT_TIMEOUT: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 12_000);
+/// How long the member that is left gets to take over: a session, a revocation, what is still on its way to ClickHouse, and the reading.
+const INHERIT_TIMEOUT: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 20_000);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Batches that one member must inherit.
 const INHERITED_MIN: usize = 2;
