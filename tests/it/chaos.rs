@@ -34,8 +34,15 @@ pub async fn every_kind_of_fault_once(_url: &str, database: &str) {
 }
 
 fn has_all(seed: u64) -> bool {
-    let plans = ROUNDS.map(|round| Plan::of(seed, round, Kind::ALL, FROM_DECK));
-    let drawn: BTreeSet<Kind> = plans.flat_map(|plan| plan.faults.into_iter().map(|fault| fault.kind)).collect();
+    let plans: Vec<Plan> = ROUNDS.map(|round| Plan::of(seed, round, Kind::ALL, FROM_DECK)).collect();
+    let drawn: BTreeSet<Kind> = plans.iter().flat_map(|plan| &plan.faults).map(|fault| fault.kind).collect();
     let sizes = [0, 1].map(|epoch| is_large(seed, epoch, Kind::ALL));
-    sizes == [false, true] && drawn.len() == Kind::ALL.len()
+    sizes == [false, true] && drawn.len() == Kind::ALL.len() && plans.last().is_some_and(inherits_undisturbed)
+}
+
+/// Members announce large batches in good time only while the group and its brokers are at rest.
+fn inherits_undisturbed(plan: &Plan) -> bool {
+    let has = |kind: &Kind| plan.faults.iter().any(|fault| fault.kind == *kind);
+    let disturb = [Kind::KillBroker, Kind::PauseBroker, Kind::AddPartition, Kind::LoseKafka, Kind::HalfKafka];
+    has(&Kind::InheritBatches) && !disturb.iter().any(has)
 }
