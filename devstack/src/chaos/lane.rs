@@ -96,6 +96,11 @@ impl Slot {
         read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    /// How many partitions the member has, as it says.
+    pub fn assigned(&self) -> f64 {
+        self.http("/metrics").map_or(0.0, |page| metric(&page, "tallyhouse_assigned_partitions"))
+    }
+
     /// The answer of the member's endpoint.
     pub fn http(&self, path: &str) -> Result<String, AnyError> {
         Ok(http::get(self.address, path, HTTP_TIMEOUT)?)
@@ -278,10 +283,8 @@ impl<'a> Lane<'a> {
     /// been left without one.
     pub fn await_balance(&self) -> Result<(), AnyError> {
         let partitions = self.topic.partitions()?;
-        let assigned =
-            |slot: &Slot| slot.http("/metrics").map_or(0.0, |page| metric(&page, "tallyhouse_assigned_partitions"));
         self.await_within_bounds(|| {
-            let assigned: Vec<f64> = self.slots.iter().map(assigned).collect();
+            let assigned: Vec<f64> = self.slots.iter().map(Slot::assigned).collect();
             Ok(assigned.iter().all(|&count| count > 0.0) && assigned.iter().sum::<f64>() >= f64::from(partitions))
         })?;
         let have_begun = || Ok(self.topic.committed()?.len() >= partitions.unsigned_abs() as usize);

@@ -1,7 +1,7 @@
 //! Faults of large groups: a backlog that fills the members' memory, and large batches that one member inherits from others.
 
 use super::AnyError;
-use super::lane::Lane;
+use super::lane::{Lane, Slot};
 use super::plan::{Fault, LARGE_BATCH, SESSION_TIMEOUT_MS};
 use crate::proxy::Trouble;
 use std::thread::sleep;
@@ -17,8 +17,8 @@ const SLOWNESS: Duration = Duration::from_millis(5);
 const STANDSTILL: Duration = Duration::from_secs(3);
 /// How long members get to announce large batches.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long the member that is left gets to take over: a session, a revocation, and the reading.
-const INHERIT_TIMEOUT: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 12_000);
+/// How long the member that is left gets to take over: a session, a revocation, what is still on its way to ClickHouse, and the reading.
+const INHERIT_TIMEOUT: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 20_000);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Batches that one member must inherit.
 const INHERITED_MIN: usize = 2;
@@ -45,10 +45,13 @@ pub fn slow_consumers(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> 
 /// with two at least, one of them large.
 pub fn inherit_batches(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     let mut members = lane.lock_all();
+    // The one with the fewest partitions, so that there is most to inherit.
+    let assigned: Vec<f64> = lane.slots.iter().map(Slot::assigned).collect();
+    let turns = (0..assigned.len()).map(|number| (fault.victim + number) % assigned.len());
+    let heir = turns.min_by(|&one, &other| assigned[one].total_cmp(&assigned[other])).unwrap_or(0);
     let trouble = lane.clickhouse_proxy.begin(Trouble::Delay(STANDSTILL), 100);
     lane.produce_backlog_unseen(&members, BACKLOG_INHERITED)?;
     let is_open = await_open(lane)?;
-    let heir = fault.victim % lane.slots.len();
     for (number, member) in members.iter().enumerate() {
         if number != heir {
             member.kill9()?;
