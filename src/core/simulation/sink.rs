@@ -82,10 +82,10 @@ impl Sink {
         self.shown.is_some()
     }
 
-    /// The marks are looked at once more.
-    pub fn note_look(&mut self) {
+    /// The marks are looked at so many times more.
+    pub fn note_looks(&mut self, more: u32) {
         let Some(looks) = self.shown.as_mut().and_then(|shown| shown.looks.as_mut()) else { return };
-        match looks.checked_sub(1) {
+        match looks.checked_sub(more) {
             Some(left) => *looks = left,
             None => self.shown = None,
         }

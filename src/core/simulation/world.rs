@@ -7,7 +7,8 @@
 //!
 //! What it takes for granted, as `docs/limits.md` does: a token is remembered for longer than a lease lasts and than an insert is
 //! under way, the committed offset is lost only while nobody writes, and so is a commit of an older generation accepted. ClickHouse
-//! does not die twice between the token and the rows of one batch and table, and forgets no token while it shows rows late.
+//! does not die twice between the token and the rows of one batch and table, and forgets no token, nor is a late
+//! commit accepted, while it shows rows late.
 
 mod happen;
 
@@ -523,7 +524,8 @@ impl World {
                     let member = &self.members[commit.member];
                     if member.joined && generation == self.generation {
                         add(Fault::LoseCommitAnswer(p, i));
-                    } else if member.joined && member.alive && self.nobody_inserts(partition) {
+                    } else if member.joined && member.alive && self.nobody_inserts(partition) && !partition.sink.hides()
+                    {
                         add(Fault::Restamp(p, i));
                     }
                 }
@@ -539,7 +541,7 @@ impl World {
             if self.rules.tokens && self.nobody_inserts(partition) && !partition.sink.hides() {
                 add(Fault::ForgetTokens(p));
             }
-            if self.rules.tokens && !partition.sink.hides() && !partition.sink.sent.is_empty() {
+            if self.rules.tokens && !partition.sink.hides() && !partition.restamped && !partition.sink.sent.is_empty() {
                 add(Fault::Hide(p));
             }
             match &partition.committed {

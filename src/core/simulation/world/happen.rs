@@ -235,9 +235,11 @@ impl World {
                 Seen::LeaseExpired
             }
             Doing::Sending { range, insert, attempt } => return self.send(p, t, range, insert, attempt),
-            Doing::Next(Action::ReadMarks { range, .. }) => {
+            Doing::Next(Action::ReadMarks { range, quiet, .. }) => {
                 let mut marks = Marks::default();
-                sink.note_look();
+                // That wait is longer than rows are shown late.
+                let looks = if quiet { u32::MAX } else { 1 };
+                sink.note_looks(looks);
                 sink.raw_marks(range, log, &mut marks);
                 task.doing = Doing::Marks { range, marks, tables: 1 };
                 return;
