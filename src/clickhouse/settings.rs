@@ -45,7 +45,7 @@ const EMPTY: &str = "reads would give another answer where there are no rows";
 const SPLIT: &str = "the rows of a batch would not be taken whole or not at all";
 
 #[rustfmt::skip]
-const WANTED: [Wanted; 34] = [
+const WANTED: [Wanted; 35] = [
     ("readonly", "0", Of::Inserts, Need::Had, "nothing may be written"),
     ("timeout_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
     ("timeout_overflow_mode_leaf", "throw", Of::Both, Need::Right, LIMIT),
@@ -70,6 +70,7 @@ const WANTED: [Wanted; 34] = [
     ("final", "0", Of::Reads, Need::Right, FEWER),
     ("empty_result_for_aggregation_by_empty_set", "0", Of::Reads, Need::Right, EMPTY),
     ("aggregate_functions_null_for_empty", "0", Of::Reads, Need::Right, EMPTY),
+    ("enable_named_columns_in_function_tuple", "0", Of::Reads, Need::Right, "answers could not be read"),
     ("force_primary_key", "0", Of::Reads, Need::Right, "reads would be refused"),
     ("force_index_by_date", "0", Of::Reads, Need::Right, "reads would be refused"),
     ("async_insert", "0", Of::Inserts, Need::Right, "an insert would be acknowledged before its token is looked at"),
