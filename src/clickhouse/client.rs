@@ -233,11 +233,14 @@ impl Client {
         let pins = self.fit_pins().await?;
         let names: Vec<String> = settings::names().into_iter().map(|name| format!("'{name}'")).collect();
         let sql = format!(
-            "SELECT queryID(), name, value FROM system.settings WHERE name IN ({}) FORMAT TSV SETTINGS use_query_cache = 0",
+            "SELECT queryID(), name, value FROM system.settings WHERE name IN ({}) FORMAT TSV",
             names.join(", ")
         );
         let query_id = new_query_id();
-        let answer = self.exchange(&sql, &query_id, &query_id, &pins.inserts, Vec::new(), self.query_timeout).await?;
+        // The limits of a profile would cut this answer as well, so what reads need goes with it.
+        let of_reads = pins.reads.iter().filter(|(name, _)| pins.inserts.iter().all(|(other, _)| other != name));
+        let sent: Vec<Pin> = pins.inserts.iter().chain(of_reads).cloned().collect();
+        let answer = self.exchange(&sql, &query_id, &query_id, &sent, Vec::new(), self.query_timeout).await?;
         let text = String::from_utf8_lossy(&answer.body);
         let row = |line: &str| {
             let mut fields = line.split('\t').map(str::to_owned);
@@ -253,7 +256,7 @@ impl Client {
         }
         let arrived: Vec<Found> = rows.into_iter().map(|(_, found)| found).collect();
         let token = [("insert_deduplication_token", query_id)];
-        let lost = [settings::lost(&pins.inserts, &arrived), settings::lost(&token, &arrived)].concat();
+        let lost = [settings::lost(&sent, &arrived), settings::lost(&token, &arrived)].concat();
         match lost.is_empty() {
             true => Ok(()),
             false => Err(self.peer.unfit(&format!("these settings do not arrive: {}: {PROXY}", lost.join(", ")))),
@@ -278,15 +281,16 @@ impl Client {
         pins.problem().map_or(Ok(pins), |problem| Err(self.peer.unfit(&problem)))
     }
 
-    /// The question goes without the settings that it is about. The cache alone has to be off, as it refuses system tables.
+    /// A profile can falsify this question too (seen: a `limit` of 1), so what would do that is sent with it wherever the server lets it be.
     async fn ask_pins(&self) -> Result<Pins, ClickHouseError> {
-        let ask = |cache_off: bool| {
+        let ask = |pinned: bool| {
             let query = self.http.query(settings::QUESTION).bind(settings::names());
-            let query = if cache_off { query.with_setting("use_query_cache", "0") } else { query };
+            let pins = if pinned { &settings::OF_THE_QUESTION[..] } else { &[] };
+            let query = pins.iter().fold(query, |query, (name, value)| query.with_setting(*name, *value));
             self.limited(query.fetch_all::<Found>())
         };
         let found = match ask(true).await {
-            // Older than the query cache, or a profile that fixes it.
+            // A server that does not know one of them, or a profile that fixes one.
             Err(ClickHouseError::Server { code: 115 | 452, .. }) => ask(false).await?,
             answer => answer?,
         };

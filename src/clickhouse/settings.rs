@@ -104,6 +104,15 @@ pub struct Found {
 pub(super) const QUESTION: &str = "SELECT name, value, readonly, ifNull(min, '') AS min, ifNull(max, '') AS max, \
                                    arrayStringConcat(enabledProfiles(), ', ') AS profiles FROM system.settings WHERE name IN ?";
 
+/// What could falsify the answer to [`QUESTION`].
+pub(super) const OF_THE_QUESTION: [(&str, &str); 5] = [
+    ("use_query_cache", "0"),
+    ("limit", "0"),
+    ("offset", "0"),
+    ("additional_table_filters", "{}"),
+    ("additional_result_filter", ""),
+];
+
 /// The names of the settings that matter.
 pub(super) fn names() -> Vec<&'static str> {
     WANTED.iter().map(|(name, ..)| *name).chain([LOG_COMMENT, MAX_EXECUTION_TIME]).collect()
