@@ -44,6 +44,8 @@ pub enum Code {
     Clickhouse,
     /// ClickHouse is new enough.
     ClickhouseVersion,
+    /// The user can have the settings that exactness needs, and what is sent arrives.
+    Settings,
     /// The tables are those that this binary writes.
     Schema,
     /// The views for people exist.
@@ -52,6 +54,10 @@ pub enum Code {
     InsertRights,
     /// The user may SELECT from the tables.
     SelectRights,
+    /// The user sees every row.
+    RowPolicies,
+    /// Materialized views of the users' own are on the tables.
+    OwnViews,
     /// Repeated inserts are recognised.
     DedupWindows,
     /// How long rows are kept.

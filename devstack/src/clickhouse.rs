@@ -47,7 +47,7 @@ pub struct ClickHouseOptions {
 }
 
 /// A user with a password.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct User {
     /// The name; it becomes an XML element, so letters, digits and `_` only.
     pub name: String,
@@ -55,6 +55,10 @@ pub struct User {
     pub password: String,
     /// `GRANT` queries without `TO`, such as `GRANT SELECT ON campaigns.*`. All rights of `default` if empty.
     pub grants: Vec<String>,
+    /// XML of its settings profile, such as `<use_query_cache>1</use_query_cache>` or `<constraints>…</constraints>`.
+    pub profile: String,
+    /// Row policies: database, table and the condition of the rows that it reads.
+    pub filters: Vec<(String, String, String)>,
 }
 
 /// A running server, or one that somebody else runs. Dropping it kills the server.
@@ -221,15 +225,27 @@ fn config_xml(users: &Path, further: &str) -> String {
 }
 
 fn users_xml(users: &[User]) -> String {
-    let mut xml = "<clickhouse><profiles><default/></profiles><quotas><default/></quotas><users>".to_owned();
-    let default = User { name: "default".into(), password: String::new(), grants: Vec::new() };
-    for User { name, password, grants } in [&default].into_iter().chain(users) {
+    let default = User { name: "default".into(), ..User::default() };
+    let users: Vec<&User> = [&default].into_iter().chain(users).collect();
+    let mut xml = "<clickhouse><profiles>".to_owned();
+    for User { name, profile, .. } in &users {
+        let _ = write!(xml, "<{name}>{profile}</{name}>");
+    }
+    xml.push_str("</profiles><quotas><default/></quotas><users>");
+    for User { name, password, grants, filters, .. } in users {
         let password = escape(password);
         let _ = write!(xml, "<{name}><password>{password}</password><networks><ip>127.0.0.1</ip></networks>");
-        xml.push_str("<profile>default</profile><quota>default</quota>");
+        let _ = write!(xml, "<profile>{name}</profile><quota>default</quota>");
         let queries: String = grants.iter().map(|grant| format!("<query>{}</query>", escape(grant))).collect();
         if !queries.is_empty() {
             let _ = write!(xml, "<grants>{queries}</grants>");
+        }
+        let filter = |(database, table, condition): &(String, String, String)| {
+            format!("<{database}><{table}><filter>{}</filter></{table}></{database}>", escape(condition))
+        };
+        let filters: String = filters.iter().map(filter).collect();
+        if !filters.is_empty() {
+            let _ = write!(xml, "<databases>{filters}</databases>");
         }
         let _ = write!(xml, "</{name}>");
     }

@@ -95,7 +95,7 @@ fn a_stopped_clickhouse_answers_only_once_continued() -> Tested {
 
 fn clickhouse_users_have_passwords_and_grants() -> Tested {
     let grants = vec!["GRANT CREATE DATABASE ON *.*".to_owned()];
-    let writer = User { name: "writer".into(), password: "s<cr&t".into(), grants };
+    let writer = User { name: "writer".into(), password: "s<cr&t".into(), grants, ..User::default() };
     let clickhouse = ClickHouse::start(ClickHouseOptions { users: vec![writer], ..ClickHouseOptions::default() })?;
     let as_user =
         |password: &str| ClickHouse::external(format!("{}/?user=writer&password={password}", clickhouse.url()));

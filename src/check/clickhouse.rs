@@ -6,18 +6,22 @@ use crate::clickhouse::dedup;
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::retention::Retention;
 use crate::clickhouse::schema::Schema;
+use crate::clickhouse::sight;
 use crate::clock::unix_ms;
 use crate::core::source::Table;
 use std::time::Instant;
 
-pub(super) const CODES: [Code; 9] = [
+pub(super) const CODES: [Code; 12] = [
     Code::Clickhouse,
     Code::ClickhouseVersion,
+    Code::Settings,
     Code::Clock,
     Code::Schema,
     Code::Views,
     Code::InsertRights,
     Code::SelectRights,
+    Code::RowPolicies,
+    Code::OwnViews,
     Code::DedupWindows,
     Code::Retention,
 ];
@@ -39,9 +43,10 @@ async fn made(client: &Client) -> Vec<Outcome> {
     };
     made.push(Outcome::ok(Code::Clickhouse, "answers, and lets the user in"));
     let fails = |code, error: ClickHouseError| Outcome::failed_with(code, &error.to_string());
-    made.push(match settings_missing(client).await {
-        Ok(missing) => judge::version(&version, &missing),
-        Err(error) => fails(Code::ClickhouseVersion, error),
+    made.push(judge::version(&version));
+    made.push(match client.prove().await {
+        Ok(()) => Outcome::ok(Code::Settings, "what exactness needs can be set, and arrives"),
+        Err(error) => fails(Code::Settings, error),
     });
     made.push(match clock(client).await {
         Ok((skew_ms, round_trip_ms)) => judge::clock(skew_ms, round_trip_ms),
@@ -69,6 +74,14 @@ async fn made(client: &Client) -> Vec<Outcome> {
         }
         made.push(judge::grants(code, right, &answers));
     }
+    made.push(match sight::of_tables(client).await {
+        Ok(seen) => judge::sight(&seen),
+        Err(error) => fails(Code::RowPolicies, error),
+    });
+    made.push(match sight::own_views(client).await {
+        Ok(views) => judge::own_views(&views),
+        Err(error) => fails(Code::OwnViews, error),
+    });
     made.push(match dedup::windows(client).await {
         Ok(windows) => judge::dedup_windows(&windows),
         Err(error) => fails(Code::DedupWindows, error),
@@ -78,13 +91,6 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Err(error) => fails(Code::Retention, error),
     });
     made
-}
-
-/// Settings of the service's inserts that the server does not know: it would refuse every insert.
-async fn settings_missing(client: &Client) -> Result<Vec<String>, ClickHouseError> {
-    let sql = "SELECT arrayJoin(['insert_deduplication_token', 'deduplicate_insert', 'async_insert']) AS wanted \
-               WHERE wanted NOT IN (SELECT name FROM system.settings)";
-    client.server_query(sql).rows().await
 }
 
 /// `right` and `table` are ours, with a database that is an identifier.

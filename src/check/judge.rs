@@ -4,8 +4,10 @@ use super::{Code, Outcome};
 use crate::audit::position::Position;
 use crate::clickhouse::dedup::Window;
 use crate::clickhouse::retention::{Retention, Ttl};
+use crate::clickhouse::sight::{self, Sight};
 use crate::config::{self, Config, GroupProtocol};
 use crate::core::protocol::LogView;
+use crate::core::source::Table;
 use crate::kafka::refusal;
 
 /// The first ClickHouse with the setting `deduplicate_insert`, which every insert carries and older ones refuse.
@@ -128,14 +130,10 @@ pub fn memory(limit_bytes: usize, batch_bytes_max: usize, partitions: usize) -> 
     }
 }
 
-/// `settings_missing` are settings of our inserts that the server does not know.
-pub fn version(version: &str, settings_missing: &[String]) -> Outcome {
+/// What it lacks is looked at with the settings.
+pub fn version(version: &str) -> Outcome {
     let (major, minor) = CLICKHOUSE_VERSION_MIN;
     let fix = format!("upgrade ClickHouse to {major}.{minor} or later");
-    if !settings_missing.is_empty() {
-        let seen = format!("{version} does not know {}, so it refuses inserts", settings_missing.join(", "));
-        return Outcome::failed(Code::ClickhouseVersion, seen, fix);
-    }
     let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
         (Some(a), Some(b)) if (a, b) >= CLICKHOUSE_VERSION_MIN => Outcome::ok(Code::ClickhouseVersion, version),
@@ -196,6 +194,39 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
     Outcome::ok(Code::DedupWindows, told.collect::<Vec<_>>().join(", "))
 }
 
+/// What this user sees of the tables.
+pub fn sight(seen: &[(Table, Sight)]) -> Outcome {
+    if let Some(problem) = sight::problem(seen) {
+        return Outcome::failed_with(Code::RowPolicies, &problem);
+    }
+    let unknown: Vec<&str> =
+        seen.iter().filter(|(_, sight)| *sight == Sight::Unknown).map(|(table, _)| table.name()).collect();
+    match unknown.is_empty() {
+        true => Outcome::ok(Code::RowPolicies, "this user sees every row of the tables"),
+        false => Outcome::warning(
+            Code::RowPolicies,
+            format!("it cannot be told whether this user sees every row of {}", unknown.join(", ")),
+            "as an administrator run: SELECT name, select_filter, apply_to_list FROM system.row_policies. A row policy for this user would stop \
+             partitions (docs/stops/not_shown.md)",
+        ),
+    }
+}
+
+/// Materialized views of the users' own are theirs, but a failing one refuses inserts.
+pub fn own_views(views: &[(String, String)]) -> Outcome {
+    let named = views.iter().map(|(view, table)| format!("{view} on {table}"));
+    match views.is_empty() {
+        true => Outcome::ok(Code::OwnViews, "no materialized view of your own is on the tables"),
+        false => Outcome::ok(
+            Code::OwnViews,
+            format!(
+                "materialized views of your own: {}. docs/limits.md says what they get",
+                named.collect::<Vec<_>>().join(", ")
+            ),
+        ),
+    }
+}
+
 /// How long rows are kept; a TTL of raw rows is to be of whole days, see [`crate::clickhouse::retention`].
 pub fn retention(retention: &Retention) -> Outcome {
     let words = |ttl: &Ttl| match ttl {
@@ -204,7 +235,22 @@ pub fn retention(retention: &Retention) -> Outcome {
         Ttl::Other(expression) => format!("by TTL {expression}"),
     };
     let (raw, rejected) = (words(&retention.raw), words(&retention.rejected));
-    let seen = format!("email_events keeps rows {raw}, rejected_events {rejected}; daily keeps its counters for good");
+    let daily = words(&retention.daily);
+    let seen = format!("email_events keeps rows {raw}, rejected_events {rejected}; daily keeps its counters {daily}");
+    if !retention.of_columns.is_empty() {
+        let seen = format!("{seen}; columns of {} have a TTL of their own", retention.of_columns.join(", "));
+        let fix = "ALTER TABLE … MODIFY COLUMN … REMOVE TTL. Values that are reset count as changed by hand, and a mark that is reset is none";
+        return Outcome::warning(Code::Retention, seen, fix);
+    }
+    if retention.daily != Ttl::None {
+        let fix = "ALTER TABLE daily REMOVE TTL. Counters are also the marks: an event older than the TTL is counted and goes at once, and its \
+                   partition stops (docs/stops/not_shown.md)";
+        return Outcome::warning(Code::Retention, seen, fix);
+    }
+    if let Ttl::Other(_) = retention.rejected {
+        let fix = "run: tallyhouse migrate --rejected-ttl-days with the number of days. A reject that this TTL removes at once stops its partition";
+        return Outcome::warning(Code::Retention, seen, fix);
+    }
     let fix = "run: tallyhouse migrate --raw-ttl-days with the number of days. By this TTL rows of one batch may go at different \
                times, which can stop a partition, and the audit calls them lost";
     match retention.raw {

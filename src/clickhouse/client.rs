@@ -8,15 +8,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use clickhouse::query::Query;
 use clickhouse::sql::Bind;
-use clickhouse::{Compression as Codec, RowOwned, RowRead};
+use clickhouse::{Compression as Codec, Row, RowOwned, RowRead};
 use hyper_util::client::legacy::{Client as HttpClient, connect::HttpConnector};
 use hyper_util::rt::TokioExecutor;
 use rustls::{ClientConfig, RootCertStore};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::OnceCell;
 use url::Url;
 
 use super::error::{ClickHouseError, Peer};
+use super::exchange::{Answer, Exchange};
+use super::settings::{self, Found, Own, Pin, Pins};
 use crate::tls;
 
 /// Comment on every statement of this binary, in `system.query_log.log_comment`.
@@ -81,6 +87,8 @@ impl fmt::Debug for ClickHouseOptions {
 #[derive(Clone)]
 pub struct Client {
     http: clickhouse::Client,
+    exchange: Exchange,
+    pins: Arc<OnceCell<Pins>>,
     peer: Arc<Peer>,
     query_timeout: Duration,
     insert_timeout: Duration,
@@ -100,20 +108,28 @@ impl Client {
     pub fn new(options: &ClickHouseOptions) -> Result<Self, ClickHouseError> {
         let url = server_url(&options.url)?;
         let database = identifier("clickhouse.database", &options.database)?;
-        let pool = HttpClient::builder(TokioExecutor::new())
-            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .build(connector(&url, options)?);
-        let http = clickhouse::Client::with_http_client(pool)
+        let connector = connector(&url, options)?;
+        let mut builder = HttpClient::builder(TokioExecutor::new());
+        builder.pool_idle_timeout(POOL_IDLE_TIMEOUT);
+        let exchange = Exchange {
+            pool: builder.build(connector.clone()),
+            url: url.clone(),
+            user: options.user.clone(),
+            password: options.password.clone(),
+            compression: options.compression,
+        };
+        let http = clickhouse::Client::with_http_client(builder.build(connector))
             .with_url(url.as_str())
             .with_user(&options.user)
             .with_password(&options.password)
             .with_compression(match options.compression {
                 Compression::Lz4 => Codec::Lz4,
                 Compression::None => Codec::None,
-            })
-            .with_setting("log_comment", LOG_COMMENT);
+            });
         Ok(Self {
             http,
+            exchange,
+            pins: Arc::default(),
             peer: Arc::new(Peer { url: url.to_string(), user: options.user.clone(), database: database.to_owned() }),
             query_timeout: Duration::from_millis(options.query_timeout_ms),
             insert_timeout: Duration::from_millis(options.insert_timeout_ms),
@@ -154,8 +170,8 @@ impl Client {
             .await
     }
 
-    /// The `clickhouse` crate's own client, for an INSERT: with database, user, compression and `log_comment` set, and
-    /// without any timeout or query id.
+    /// The `clickhouse` crate's own client, for an INSERT that is no batch's: with database, user and compression set, and without any timeout,
+    /// setting or query id.
     pub fn for_insert(&self) -> clickhouse::Client {
         self.http.clone().with_database(self.database())
     }
@@ -165,10 +181,125 @@ impl Client {
         self.peer.classify(error)
     }
 
+    /// A read on whose answer it depends what is inserted or committed. The answer holds the query id that was sent, so that it is ClickHouse's
+    /// own and of now, and no answer at all is no empty one.
+    pub fn deciding(&self, sql: &str) -> Deciding<'_> {
+        let query_id = new_query_id();
+        let sql = format!("SELECT queryID() AS query_id, groupArray(tuple(*)) AS answer FROM ({sql})");
+        let query = self.http.clone().with_database(self.database()).query(&sql).with_setting("query_id", &query_id);
+        Deciding { statement: Statement { client: self, query }, query_id }
+    }
+
+    /// Sends the INSERT of a batch. Success is ClickHouse's own word: see [`super::exchange`].
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`]. Unless nothing was sent, the outcome is unknown.
+    pub async fn insert(
+        &self,
+        sql: &str,
+        query_id: &str,
+        token: &str,
+        chunks: Vec<Bytes>,
+    ) -> Result<(), ClickHouseError> {
+        let pins = self.fit_pins().await?;
+        let answer = self.exchange(sql, query_id, token, &pins.inserts, chunks, self.insert_timeout).await?;
+        match answer.query_id.as_deref() == Some(query_id) && answer.body.is_empty() {
+            true => Ok(()),
+            false => Err(self.peer.not_ours(&answer.body)),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        sql: &str,
+        query_id: &str,
+        token: &str,
+        pins: &[Pin],
+        chunks: Vec<Bytes>,
+        limit: Duration,
+    ) -> Result<Answer, ClickHouseError> {
+        let mut parameters =
+            vec![("database", self.database()), ("query_id", query_id), ("insert_deduplication_token", token)];
+        parameters.extend(pins.iter().map(|(name, value)| (*name, value.as_str())));
+        self.exchange.send(sql, &parameters, chunks, limit).await.map_err(|error| self.classify(&error))
+    }
+
+    /// Looks whether this user can have the settings that exactness needs, and whether what is sent arrives: a statement is sent just as an INSERT
+    /// is, and answers with its own query id and settings.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::Unfit`] for what only an operator can change, or any other of [`ClickHouseError`].
+    pub async fn prove(&self) -> Result<(), ClickHouseError> {
+        let pins = self.fit_pins().await?;
+        let names: Vec<String> = settings::names().into_iter().map(|name| format!("'{name}'")).collect();
+        let sql = format!(
+            "SELECT queryID(), name, value FROM system.settings WHERE name IN ({}) FORMAT TSV",
+            names.join(", ")
+        );
+        let query_id = new_query_id();
+        // The limits of a profile would cut this answer as well, so what reads need goes with it.
+        let of_reads = pins.reads.iter().filter(|(name, _)| pins.inserts.iter().all(|(other, _)| other != name));
+        let sent: Vec<Pin> = pins.inserts.iter().chain(of_reads).cloned().collect();
+        let answer = self.exchange(&sql, &query_id, &query_id, &sent, Vec::new(), self.query_timeout).await?;
+        let text = String::from_utf8_lossy(&answer.body);
+        let row = |line: &str| {
+            let mut fields = line.split('\t').map(str::to_owned);
+            let id = fields.next()?;
+            Some((id, Found { name: fields.next()?, value: fields.next()?, ..Found::default() }))
+        };
+        let Some(rows) = text.lines().map(row).collect::<Option<Vec<_>>>().filter(|rows| !rows.is_empty()) else {
+            return Err(self.peer.not_ours(&answer.body));
+        };
+        if answer.query_id.as_ref() != Some(&query_id) || rows.iter().any(|(id, _)| *id != query_id) {
+            let why = "the query id that was sent does not come back, so nobody can tell whether an answer is ClickHouse's own";
+            return Err(self.peer.unfit(&format!("{why}: {PROXY}")));
+        }
+        let arrived: Vec<Found> = rows.into_iter().map(|(_, found)| found).collect();
+        let token = [("insert_deduplication_token", query_id)];
+        let lost = [settings::lost(&sent, &arrived), settings::lost(&token, &arrived)].concat();
+        match lost.is_empty() {
+            true => Ok(()),
+            false => Err(self.peer.unfit(&format!("these settings do not arrive: {}: {PROXY}", lost.join(", ")))),
+        }
+    }
+
+    /// An error that says that this server, user or way cannot be used.
+    pub fn unfit(&self, why: &str) -> ClickHouseError {
+        self.peer.unfit(why)
+    }
+
+    /// What statements carry, and what stands in the way; asked of the server once.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn pins(&self) -> Result<&Pins, ClickHouseError> {
+        self.pins.get_or_try_init(|| self.ask_pins()).await
+    }
+
+    async fn fit_pins(&self) -> Result<&Pins, ClickHouseError> {
+        let pins = self.pins().await?;
+        pins.problem().map_or(Ok(pins), |problem| Err(self.peer.unfit(&problem)))
+    }
+
+    /// A profile can falsify this question too (seen: a `limit` of 1), so what would do that is sent with it wherever the server lets it be.
+    async fn ask_pins(&self) -> Result<Pins, ClickHouseError> {
+        let ask = |pinned: bool| {
+            let query = self.http.query(settings::QUESTION).bind(settings::names());
+            let pins = if pinned { &settings::OF_THE_QUESTION[..] } else { &[] };
+            let query = pins.iter().fold(query, |query, (name, value)| query.with_setting(*name, *value));
+            self.limited(query.fetch_all::<Found>())
+        };
+        let found = match ask(true).await {
+            // A server that does not know one of them, or a profile that fixes one.
+            Err(ClickHouseError::Server { code: 115 | 452, .. }) => ask(false).await?,
+            answer => answer?,
+        };
+        let (query_timeout, insert_timeout) = (self.query_timeout, self.insert_timeout);
+        Ok(settings::judge(&found, Own { query_timeout, insert_timeout, log_comment: LOG_COMMENT }))
+    }
+
     fn statement(&self, query: Query) -> Statement<'_> {
-        let limit = format!("{:.3}", self.query_timeout.as_secs_f64());
-        let query = query.with_setting("query_id", new_query_id()).with_setting("max_execution_time", limit);
-        Statement { client: self, query }
+        Statement { client: self, query: query.with_setting("query_id", new_query_id()) }
     }
 
     async fn limited<T>(
@@ -190,6 +321,54 @@ pub fn new_query_id() -> String {
     format!("tallyhouse-{:032x}", rand::random::<u128>())
 }
 
+/// What to do about a proxy that changes requests or answers.
+const PROXY: &str = "a proxy in between drops or replaces them. Set clickhouse.url to ClickHouse itself, or let the proxy pass query_id, \
+                     all settings of the URL, and the header X-ClickHouse-Query-Id of the answer";
+
+/// An answer with the id of the query that it answers.
+#[derive(Row, Deserialize)]
+struct Answered<T> {
+    query_id: String,
+    answer: Vec<T>,
+}
+
+/// A read on which it depends what is inserted or committed.
+#[must_use = "a statement runs when it is awaited"]
+pub struct Deciding<'c> {
+    statement: Statement<'c>,
+    query_id: String,
+}
+
+impl Deciding<'_> {
+    /// As [`Statement::bind`].
+    pub fn bind(self, value: impl Bind) -> Self {
+        Self { statement: self.statement.bind(value), ..self }
+    }
+
+    /// All rows, each a tuple.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`]; [`ClickHouseError::Unfit`] where the user cannot have the settings that make the answer whole.
+    pub async fn rows<T: DeserializeOwned + 'static>(self) -> Result<Vec<T>, ClickHouseError> {
+        let client = self.statement.client;
+        client.fit_pins().await?;
+        let answered = self.statement.rows::<Answered<T>>().await?.into_iter().next();
+        match answered.filter(|answered| answered.query_id == self.query_id) {
+            Some(answered) => Ok(answered.answer),
+            None => Err(client.peer.not_ours(b"an answer to another question")),
+        }
+    }
+
+    /// The one number that the statement gives.
+    ///
+    /// # Errors
+    /// As [`Self::rows`].
+    pub async fn number(self) -> Result<u64, ClickHouseError> {
+        let rows = self.rows::<(u64,)>().await?;
+        rows.first().map(|(number,)| *number).ok_or_else(|| ClickHouseError::Decode("there is no row".to_owned()))
+    }
+}
+
 /// One statement about to run. It ends after `query_timeout_ms` at the latest, here and on the server.
 #[must_use = "a statement runs when it is awaited"]
 pub struct Statement<'c> {
@@ -197,7 +376,7 @@ pub struct Statement<'c> {
     query: Query,
 }
 
-impl Statement<'_> {
+impl<'c> Statement<'c> {
     /// Puts `value`, escaped, in the place of the next `?`.
     pub fn bind(mut self, value: impl Bind) -> Self {
         self.query = self.query.bind(value);
@@ -210,12 +389,20 @@ impl Statement<'_> {
         self
     }
 
+    /// The query with the settings that the server lets this user send.
+    async fn pinned(self) -> Result<(&'c Client, Query), ClickHouseError> {
+        let pins = &self.client.pins().await?.reads;
+        let query = pins.iter().fold(self.query, |query, (name, value)| query.with_setting(*name, value.as_str()));
+        Ok((self.client, query))
+    }
+
     /// Runs a statement without rows, to its end.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].
     pub async fn execute(self) -> Result<(), ClickHouseError> {
-        self.client.limited(self.query.execute()).await
+        let (client, query) = self.pinned().await?;
+        client.limited(query.execute()).await
     }
 
     /// All rows. They are held in memory: ask for few.
@@ -223,7 +410,8 @@ impl Statement<'_> {
     /// # Errors
     /// Any of [`ClickHouseError`]; `Decode` if `T` does not fit the columns.
     pub async fn rows<T: RowOwned + RowRead>(self) -> Result<Vec<T>, ClickHouseError> {
-        self.client.limited(self.query.fetch_all()).await
+        let (client, query) = self.pinned().await?;
+        client.limited(query.fetch_all()).await
     }
 
     /// The single value of type `UInt64` that the statement gives.
@@ -231,7 +419,8 @@ impl Statement<'_> {
     /// # Errors
     /// Any of [`ClickHouseError`]; `Decode` if there is no row, or it is not one `UInt64`.
     pub async fn scalar_u64(self) -> Result<u64, ClickHouseError> {
-        self.client.limited(self.query.fetch_one()).await
+        let (client, query) = self.pinned().await?;
+        client.limited(query.fetch_one()).await
     }
 }
 
@@ -269,10 +458,10 @@ fn server_url(text: &str) -> Result<Url, ClickHouseError> {
     Ok(url)
 }
 
-fn connector(
-    url: &Url,
-    options: &ClickHouseOptions,
-) -> Result<hyper_rustls::HttpsConnector<HttpConnector>, ClickHouseError> {
+/// Connections with or without TLS.
+pub(super) type Connector = hyper_rustls::HttpsConnector<HttpConnector>;
+
+fn connector(url: &Url, options: &ClickHouseOptions) -> Result<Connector, ClickHouseError> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);

@@ -37,6 +37,24 @@ pub enum ClickHouseError {
     )]
     NotClickHouse { url: String, message: String },
 
+    /// The answer has not the query id that was sent. What was sent may have taken effect all the same.
+    #[error(
+        "something other than ClickHouse answers at {url}, or in its place: the answer \"{message}\" has not the query id that was sent. Check \
+         clickhouse.url and any proxy or load balancer in between"
+    )]
+    NotOurs { url: String, message: String },
+
+    /// The server, the user or the way to it are such that nothing can be read or written exactly.
+    #[error("ClickHouse at {url} cannot be used: {message}")]
+    Unfit { url: String, message: String },
+
+    /// A materialized view of the users' own, on a table of ours, refuses an insert.
+    #[error(
+        "a materialized view of your own on Tallyhouse's tables fails ({code} {name}): {message}. Mend or drop that view: `tallyhouse check` \
+         names all that there are. Tallyhouse's own tables are exact; the view may miss rows of this batch (docs/limits.md)"
+    )]
+    OwnView { code: u32, name: String, message: String },
+
     /// The server does not accept this user and password.
     #[error(
         "ClickHouse refuses to log in the user \"{user}\": {message}. Set clickhouse.user and clickhouse.password \
@@ -89,7 +107,10 @@ impl ClickHouseError {
     ///
     /// It does not say that the request had no effect.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::NotClickHouse { .. } | Self::ServerBusy { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::NotClickHouse { .. } | Self::NotOurs { .. } | Self::ServerBusy { .. }
+        )
     }
 }
 
@@ -99,7 +120,7 @@ impl ClickHouseError {
     /// An error that is neither this nor [`is_retryable`](Self::is_retryable) may be either.
     pub fn is_for_good(&self) -> bool {
         match self {
-            Self::Unauthorized { .. } | Self::Forbidden { .. } => true,
+            Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::Unfit { .. } => true,
             Self::UnknownDatabase { .. } | Self::UnknownTable { .. } => true,
             Self::Tls { cause, .. } => *cause != Cause::Other,
             // The constraint of a repair goes by itself.
@@ -170,6 +191,15 @@ impl Peer {
         ClickHouseError::Unreachable { url, reason }
     }
 
+    pub(crate) fn not_ours(&self, answer: &[u8]) -> ClickHouseError {
+        let message = bounded(&String::from_utf8_lossy(answer));
+        ClickHouseError::NotOurs { url: self.url.clone(), message }
+    }
+
+    pub(crate) fn unfit(&self, message: &str) -> ClickHouseError {
+        ClickHouseError::Unfit { url: self.url.clone(), message: message.to_owned() }
+    }
+
     fn classify_answer(&self, text: &str) -> ClickHouseError {
         let message = bounded(text);
         let user = self.user.clone();
@@ -177,6 +207,9 @@ impl Peer {
             let url = self.url.clone();
             return ClickHouseError::NotClickHouse { url, message };
         };
+        if text.contains("while pushing to view") || text.contains("Target table '") {
+            return ClickHouseError::OwnView { code, name, message };
+        }
         match code {
             192..=194 | 516 => ClickHouseError::Unauthorized { user, message },
             164 | 497 => ClickHouseError::Forbidden { user, message },

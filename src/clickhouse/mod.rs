@@ -5,6 +5,9 @@
 pub mod client;
 pub mod dedup;
 pub mod error;
+mod exchange;
 pub mod retention;
 pub mod schema;
+pub mod settings;
+pub mod sight;
 pub mod sink;

@@ -1,10 +1,10 @@
-//! How long rows are kept: the TTL of `email_events` and of `rejected_events`, read from the tables and set on them.
+//! How long rows are kept: the TTLs of the tables, read from them; and those of `email_events` and `rejected_events` set on them.
 //!
 //! Raw rows go by whole UTC days: `TTL toDate(event_time) + INTERVAL n DAY` with `ttl_only_drop_parts`, so that the rows of a batch in a
 //! ClickHouse partition go together. Were they removed row by row (`OPTIMIZE … FINAL` does that even with `ttl_only_drop_parts`,
 //! where the TTL is one of `event_time`), a batch to be completed could be found half applied, and its partition would stop.
 //!
-//! Must never touch `daily`: counters are kept for good.
+//! Must never set one on `daily`: counters are kept for good, and they are the marks.
 
 use super::client::Client;
 use super::error::ClickHouseError;
@@ -31,13 +31,17 @@ pub enum Ttl {
     Other(String),
 }
 
-/// How long both tables keep their rows.
+/// How long the tables keep their rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// `email_events`, from the beginning of the event's UTC day.
     pub raw: Ttl,
     /// `rejected_events`, from when the row was written.
     pub rejected: Ttl,
+    /// `daily`; none is ours.
+    pub daily: Ttl,
+    /// Tables with a column that has a TTL of its own.
+    pub of_columns: Vec<String>,
     /// Whether raw rows go by whole days.
     pub by_whole_days: bool,
     /// Today in UTC, an hour early.
@@ -70,6 +74,7 @@ impl FromStr for Keep {
 struct Found {
     name: String,
     engine_full: String,
+    of_columns: bool,
     now_s: u32,
 }
 
@@ -79,15 +84,20 @@ impl Retention {
     /// # Errors
     /// Any of [`ClickHouseError`].
     pub async fn read(client: &Client, schema: &Schema) -> Result<Retention, ClickHouseError> {
-        let (raw, rejected) = (schema.insert_target("email_events"), schema.insert_target("rejected_events"));
-        let sql = "SELECT name, engine_full, toUnixTimestamp(now()) AS now_s FROM system.tables WHERE database = ? AND name IN ?";
-        let found: Vec<Found> = client.query(sql).bind(client.database()).bind([&raw, &rejected]).rows().await?;
+        let [raw, rejected, daily] =
+            ["email_events", "rejected_events", "daily"].map(|table| schema.insert_target(table));
+        let sql = "SELECT name, engine_full, position(splitByString(' ENGINE = ', create_table_query)[1], ' TTL ') > 0 AS of_columns, \
+                   toUnixTimestamp(now()) AS now_s FROM system.tables WHERE database = ? AND name IN ?";
+        let found: Vec<Found> =
+            client.query(sql).bind(client.database()).bind([&raw, &rejected, &daily]).rows().await?;
         let engine = |name: &str| found.iter().find(|row| row.name == name).map_or("", |row| row.engine_full.as_str());
         let now_s = found.first().map_or(0, |row| row.now_s);
         let of_raw = engine(&raw);
         Ok(Retention {
             raw: ttl(of_raw, "event_time"),
             rejected: ttl(engine(&rejected), "rejected_at"),
+            daily: ttl(engine(&daily), "day"),
+            of_columns: found.iter().filter(|row| row.of_columns).map(|row| row.name.clone()).collect(),
             by_whole_days: of_raw.contains(" TTL toDate(event_time) +") && of_raw.contains("ttl_only_drop_parts = 1"),
             today: Day::of(now_s.saturating_add(EARLY_S)),
         })
@@ -152,11 +162,15 @@ mod tests {
         }
     }
 
+    fn kept(today: u16) -> Retention {
+        let (raw, rejected, daily) = (Ttl::None, Ttl::None, Ttl::None);
+        Retention { raw, rejected, daily, of_columns: Vec::new(), by_whole_days: true, today: Day(today) }
+    }
+
     #[test]
     fn a_day_is_kept_until_it_is_as_many_days_back() {
-        let first = |raw, today| {
-            Retention { raw, rejected: Ttl::None, by_whole_days: true, today: Day(today) }.first_kept_day()
-        };
+        let first =
+            |raw, today| Retention { raw, rejected: Ttl::None, by_whole_days: true, ..kept(today) }.first_kept_day();
         assert_eq!(first(Ttl::Days(1), 100), Some(Day(100)));
         assert_eq!(first(Ttl::Days(10), 100), Some(Day(91)));
         assert_eq!(first(Ttl::Days(DAYS_MAX), 100), Some(Day(0)));
@@ -166,7 +180,7 @@ mod tests {
     #[test]
     fn statements_are_sent_only_where_they_change_something() {
         let schema = Schema::single();
-        let now = |raw, by_whole_days| Retention { raw, rejected: Ttl::Days(30), by_whole_days, today: Day(100) };
+        let now = |raw, by_whole_days| Retention { raw, rejected: Ttl::Days(30), by_whole_days, ..kept(100) };
         let raw = |keep, now: &Retention| statements(&schema, "d", false, keep, Some(now)).len();
         assert_eq!(raw(Keep::Days(90), &now(Ttl::None, false)), 2);
         assert_eq!(raw(Keep::Days(90), &now(Ttl::Days(90), true)), 0);

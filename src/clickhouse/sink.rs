@@ -37,7 +37,7 @@ impl Sink {
         Sink { client, schema }
     }
 
-    /// Sends one insert of a batch as one block and waits for the server's answer; gives the number of rows.
+    /// Sends one insert of a batch as one block and waits for ClickHouse's own answer; gives the number of rows.
     ///
     /// The token is the same for every attempt at the same batch, so ClickHouse drops what it has already
     /// (`insert_deduplication_token`, checked per ClickHouse partition). The query id is made of it: a second attempt cannot run
@@ -56,25 +56,7 @@ impl Sink {
         let token = source.token(batch.range(), insert.table, attempt);
         let table = self.schema.insert_target(insert.table.name());
         let sql = format!("INSERT INTO {table} ({}) FORMAT Native", column_list(insert.table));
-        let mut request = self
-            .client
-            .for_insert()
-            .insert_formatted_with(sql)
-            .with_setting("query_id", self.query_id(&token))
-            .with_setting("insert_deduplication_token", &token)
-            .with_setting("deduplicate_insert", "enable")
-            // On by default in current ClickHouse, where it would acknowledge before the token is checked.
-            .with_setting("async_insert", "0")
-            // A batch's days are bounded where it is frozen; a server's lower limit would refuse the same block for ever.
-            .with_setting("max_partitions_per_insert_block", "0")
-            .with_timeouts(Some(self.client.insert_timeout()), Some(self.client.insert_timeout()));
-        let sent = async {
-            for chunk in chunks {
-                request.send(chunk).await?;
-            }
-            request.end().await
-        };
-        sent.await.map_err(|error| self.client.classify(&error))?;
+        self.client.insert(&sql, &self.query_id(&token), &token, chunks).await?;
         Ok(rows)
     }
 
@@ -87,7 +69,7 @@ impl Sink {
         let sql = "SELECT count() FROM system.processes \
                    WHERE endsWith(query_id, ?) AND arrayExists(begin -> startsWith(query_id, begin), ?)";
         let begun = Instant::now();
-        while self.client.query(sql).bind(self.query_id("")).bind(&begins).scalar_u64().await? > 0 {
+        while self.client.deciding(sql).bind(self.query_id("")).bind(&begins).number().await? > 0 {
             if begun.elapsed() > self.insert_timeout() {
                 return Err(ClickHouseError::StillRunning { query_id: format!("{}%{}", begins[0], self.query_id("")) });
             }
@@ -115,7 +97,7 @@ impl Sink {
         let name = source.name();
         let raw = self
             .client
-            .query(
+            .deciding(
                 "SELECT toYYYYMMDD(event_time) AS day, count() FROM email_events \
                  WHERE source = ? AND source_offset >= ? AND source_offset < ? GROUP BY day",
             )
@@ -124,7 +106,9 @@ impl Sink {
             .bind(range.end);
         let rejected = self
             .client
-            .query("SELECT count() FROM rejected_events WHERE source = ? AND source_offset >= ? AND source_offset < ?")
+            .deciding(
+                "SELECT count() FROM rejected_events WHERE source = ? AND source_offset >= ? AND source_offset < ?",
+            )
             .bind(&name)
             .bind(range.start)
             .bind(range.end);
@@ -133,7 +117,7 @@ impl Sink {
             expired_before: retention.first_kept_day().map_or(0, Day::yyyymmdd),
             raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),
             daily: self.counted_ends(&name, range.start, months).await?.into_iter().collect(),
-            rejected: rejected.scalar_u64().await?,
+            rejected: rejected.number().await?,
         })
     }
 
@@ -153,7 +137,7 @@ impl Sink {
         // Offsets are counted up here: ClickHouse rewrites `max(x + 1)` to `max(x) + 1`, which is 1 where there is no row.
         let raw = self
             .client
-            .query(
+            .deciding(
                 "SELECT count(), min(source_offset), max(source_offset) FROM email_events \
                  WHERE source = ? AND source_offset >= ?",
             )
@@ -163,7 +147,7 @@ impl Sink {
         let first_row = raw.map_or(u64::MAX, |(_, first, _)| first);
         let rejected = self
             .client
-            .query(
+            .deciding(
                 "SELECT countIf(source_offset < ?), maxIf(source_offset, source_offset < ?), count(), max(source_offset) \
                  FROM rejected_events WHERE source = ? AND source_offset >= ?",
             )
@@ -196,7 +180,7 @@ impl Sink {
             "SELECT toYYYYMM(day) AS month, max(end_offset) FROM daily WHERE source = ? AND end_offset > ? {of_months} \
              GROUP BY month"
         );
-        let query = self.client.query(&sql).bind(source).bind(after);
+        let query = self.client.deciding(&sql).bind(source).bind(after);
         match months {
             Some(months) => query.bind(months).rows().await,
             None => query.rows().await,
@@ -217,7 +201,7 @@ impl Sink {
                    (SELECT source_offset, event_time FROM email_events \
                    WHERE source = ? AND source_offset >= ? AND source_offset < ? ORDER BY source_offset DESC LIMIT ?) \
                    WHERE source_offset >= transform(toYYYYMM(event_time), ?, ?, toUInt64(0))";
-        let query = self.client.query(sql).bind(source).bind(start).bind(range.end).bind(BATCH_ROWS_MAX);
+        let query = self.client.deciding(sql).bind(source).bind(start).bind(range.end).bind(BATCH_ROWS_MAX);
         let query = query.bind(months).bind(ends);
         let found = query.rows::<(u64, u64)>().await?;
         Ok(found.first().filter(|(rows, _)| *rows > 0).map(|(_, first)| *first))
@@ -230,7 +214,7 @@ impl Sink {
         loop {
             let start = range.start.max(range.end.saturating_sub(offsets));
             let sql = "SELECT count() FROM email_events WHERE source = ? AND source_offset >= ? AND source_offset < ?";
-            let rows = self.client.query(sql).bind(source).bind(start).bind(range.end).scalar_u64().await?;
+            let rows = self.client.deciding(sql).bind(source).bind(start).bind(range.end).number().await?;
             if rows >= BATCH_ROWS_MAX || start == range.start {
                 return Ok(start);
             }

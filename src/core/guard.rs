@@ -15,6 +15,8 @@ pub enum Guard {
     Mark,
     /// A repeated insert that was acknowledged counts only once the marks show its rows.
     Verify,
+    /// An insert that was acknowledged and is not shown is looked for again, and repeated once at the most.
+    Shown,
     /// An announced batch that the marks show to be overtaken is not replayed.
     Overtaken,
     /// One look that finds the log too short stops no partition.

@@ -15,7 +15,8 @@
 //! Failure paths: a commit that failed is tried again after a comparison; a commit found changed by somebody else
 //! starts over from what is committed; an insert of unknown outcome asks the marks; an expired lease is renewed by
 //! committing the intent again and then asks the marks; whatever is inserted after asking is asked for again, as the
-//! acknowledgement of a repeat proves nothing; what only an operator can decide is [`Action::Stop`].
+//! acknowledgement of a repeat proves nothing; what is acknowledged and not shown is looked for again with growing pauses,
+//! inserted once more under another token, and then stops the partition; what only an operator can decide is [`Action::Stop`].
 //!
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert that is not covered by an intent
 //! it knows to be committed, write counters before the batch's rows and rejects, nor commit an end before all inserts of the
@@ -138,6 +139,9 @@ pub enum Action {
         range: OffsetRange,
         /// Wait as well until no insert of an earlier owner can arrive any more. Then the answer may be [`Seen::Drained`] too.
         quiet: bool,
+        /// Above 0: an acknowledged insert was not shown, and this is the next look. Pause first, longer each time. Then the answer may be
+        /// [`Seen::Drained`] too.
+        look: u32,
     },
     /// Give the partition up: everything frozen is committed. Final.
     Release,
@@ -205,8 +209,9 @@ enum State {
     /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already.
     Announcing { batch: Frozen, applied_unknown: bool },
     /// Asking the marks of a batch. `differs`: what its intent says, where the batch was rebuilt with other counts.
-    /// `repeated`: the table that was just inserted into again and acknowledged, and how often by now.
-    Asking { batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)> },
+    /// `repeated`: the table that was just inserted into again and acknowledged, and how often by now. `look`: how often its rows were
+    /// looked for again.
+    Asking { batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>, look: u32 },
     /// Inserting a batch; the first of `left` is under way. `attempt`: `None` at the first time, when no token of the batch
     /// was ever used.
     Inserting { batch: Frozen, left: Vec<Insert>, attempt: Option<u32> },
@@ -244,6 +249,11 @@ pub struct Protocol {
 
 /// Times that a batch is rebuilt with a wrong number of records before the partition stops.
 const INCOMPLETE_MAX: u32 = 3;
+/// Looks for the rows of an acknowledged insert, after the first one: a replica or a cache may show them late.
+pub const LOOKS_FOR_ROWS: u32 = 3;
+/// Acknowledged inserts of the same rows, each under a token of its own. The first token may have been used by an insert that left no rows;
+/// when the second one leaves none either, the rows are hidden, and each further insert would count them once more.
+pub const INSERTS_MAX: u32 = 2;
 /// Looks in a row that must find the log too short, or the tables too empty, before the partition stops. A broker that does not know yet
 /// that it leads no more tells an old end.
 pub const LOOKS_MAX: u32 = 10;
@@ -308,15 +318,17 @@ impl Protocol {
                 | State::Shrinking { .. }
                 | State::Filling { .. }
                 // Nothing of the batch is inserted, and if the commit got through all the same the next owner completes it.
-                | State::Announcing { applied_unknown: false, .. },
+                | State::Announcing { applied_unknown: false, .. }
+                // Acknowledged and not shown: the next owner looks on.
+                | State::Asking { .. },
                 Seen::Drained,
             ) => Action::Release,
             (State::Announcing { batch, applied_unknown }, Seen::CommitDone) => {
                 self.known = self.wanted.take();
                 if applied_unknown { self.ask(batch, None, None) } else { self.insert_all(batch) }
             }
-            (State::Asking { batch, differs, repeated }, Seen::Marks(marks)) => {
-                self.on_marks(batch, differs, repeated, &marks)
+            (State::Asking { batch, differs, repeated, look }, Seen::Marks(marks)) => {
+                self.on_marks(batch, differs, repeated, look, &marks)
             }
             (State::Inserting { batch, mut left, attempt }, Seen::Inserted) => {
                 let Insert { table, .. } = left.remove(0);
@@ -433,7 +445,7 @@ impl Protocol {
         let counted = progress.counted_end == Some(end) && progress.uncounted.is_none();
         if counted {
             let checking = State::CheckingCounted { log, intent, progress };
-            return self.enter(checking, Action::ReadMarks { range, quiet: false });
+            return self.enter(checking, Action::ReadMarks { range, quiet: false, look: 0 });
         }
         self.replay(intent, &log)
     }
@@ -446,7 +458,7 @@ impl Protocol {
         }
         self.doubts = 0;
         if low > range.start {
-            return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range, quiet: false });
+            return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range, quiet: false, look: 0 });
         }
         self.enter(State::Replaying { intent }, Action::Fill { from: range.start, until: Some(range.end) })
     }
@@ -524,7 +536,7 @@ impl Protocol {
     /// Looks whether a batch that a member with more memory has announced may be announced smaller.
     fn shrink(&mut self, intent: Intent, limit_bytes: u64, quiet: bool) -> Action {
         let range = intent.range;
-        self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, quiet })
+        self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, quiet, look: 0 })
     }
 
     fn on_marks(
@@ -532,14 +544,23 @@ impl Protocol {
         batch: Frozen,
         differs: Option<Counts>,
         repeated: Option<(Table, u32)>,
+        look: u32,
         marks: &Marks,
     ) -> Action {
         let range = batch.range;
         match (missing(&batch.expected, range, marks), differs) {
             (Ok(left), None) => {
                 let same = |(table, _): &(Table, u32)| left.first().is_some_and(|insert| insert.table == *table);
-                let attempt = repeated.filter(same).map_or(0, |(_, attempt)| attempt);
-                self.insert(batch, left, Some(attempt))
+                let Some((table, inserts)) = repeated.filter(same) else { return self.insert(batch, left, Some(0)) };
+                match guard::is_on(Guard::Shown) {
+                    true if look < LOOKS_FOR_ROWS => {
+                        let look = look + 1;
+                        let asking = State::Asking { batch, differs, repeated, look };
+                        self.enter(asking, Action::ReadMarks { range, quiet: false, look })
+                    }
+                    true if inserts >= INSERTS_MAX => Action::Stop(StopReason::NotShown { range, table, inserts }),
+                    _ => self.insert(batch, left, Some(inserts)),
+                }
             }
             (Err(conflict), None) => Action::Stop(StopReason::Conflict { range, conflict }),
             // Rebuilt differently is harmless while nothing of it is applied: the intent is made anew.
@@ -573,7 +594,10 @@ impl Protocol {
 
     fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>) -> Action {
         let range = batch.range;
-        self.enter(State::Asking { batch, differs, repeated }, Action::ReadMarks { range, quiet: false })
+        self.enter(
+            State::Asking { batch, differs, repeated, look: 0 },
+            Action::ReadMarks { range, quiet: false, look: 0 },
+        )
     }
 
     fn insert_all(&mut self, batch: Frozen) -> Action {
@@ -583,8 +607,8 @@ impl Protocol {
 
     /// Inserts what is left of a batch. An acknowledgement alone does not count where a token may have been used before:
     /// ClickHouse writes the token down before the rows, and when it dies in between it acknowledges and drops every
-    /// repeat. So the marks are asked after each repeat, and what is still missing then is inserted under another token;
-    /// a late insert under the first one would be dropped.
+    /// repeat. So the marks are asked after each repeat, and what is still missing after some looks is inserted under another token;
+    /// a late insert under the first one would be dropped. How often that is done has a bound: rows may be hidden for good.
     fn insert(&mut self, batch: Frozen, left: Vec<Insert>, attempt: Option<u32>) -> Action {
         match left.first().cloned() {
             Some(insert) => {

@@ -5,7 +5,7 @@
 
 use super::intent::{Counts, MetadataError};
 use super::marks::Conflict;
-use super::source::OffsetRange;
+use super::source::{OffsetRange, Table};
 
 /// A state in which only an operator can decide how to go on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -97,6 +97,21 @@ pub enum StopReason {
         /// By its intent.
         intent: Counts,
     },
+    /// ClickHouse acknowledges the rows of a batch and does not show them.
+    #[error(
+        "batch {range} was inserted into `{}` and acknowledged {inserts} times under tokens of its own, and ClickHouse does not show its \
+         rows. Does a row policy hide them from this user, does a TTL remove them, or does something between this member and ClickHouse answer \
+         from a cache? Nothing more is inserted, as each repeat would count the batch once more. `tallyhouse check` names what it finds",
+        table.name()
+    )]
+    NotShown {
+        /// The batch.
+        range: OffsetRange,
+        /// The table.
+        table: Table,
+        /// How often the rows were acknowledged.
+        inserts: u32,
+    },
     /// A member with more memory has begun a batch that does not fit into this one's.
     #[error(
         "batch {range} was begun by a member with a larger memory.limit_bytes, part of it is already in ClickHouse, and the rest does \
@@ -148,7 +163,7 @@ fn differs_in_words(rebuilt: Counts, intent: Counts) -> &'static str {
 
 impl StopReason {
     /// Every code, in the order of the variants.
-    pub const CODES: [&str; 10] = [
+    pub const CODES: [&str; 11] = [
         "retention_gap",
         "intent_gone",
         "ahead_of_log",
@@ -159,6 +174,7 @@ impl StopReason {
         "replay_too_large",
         "sink_behind",
         "other_cluster",
+        "not_shown",
     ];
 
     /// A stable word for metrics and logs.
@@ -174,6 +190,7 @@ impl StopReason {
             StopReason::ReplayTooLarge { .. } => "replay_too_large",
             StopReason::SinkBehind { .. } => "sink_behind",
             StopReason::OtherCluster { .. } => "other_cluster",
+            StopReason::NotShown { .. } => "not_shown",
         }
     }
 
@@ -191,7 +208,6 @@ impl StopReason {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::source::Table;
     use std::collections::BTreeSet;
     use std::fs;
     use std::path::Path;
@@ -223,7 +239,10 @@ mod tests {
             Some(StopReason::SinkBehind { .. }) => {
                 StopReason::OtherCluster { offset: 1, committed: "one".into(), found: "other".into() }
             }
-            Some(StopReason::OtherCluster { .. }) => return None,
+            Some(StopReason::OtherCluster { .. }) => {
+                StopReason::NotShown { range: RANGE, table: Table::Daily, inserts: 2 }
+            }
+            Some(StopReason::NotShown { .. }) => return None,
         })
     }
 

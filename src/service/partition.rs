@@ -43,6 +43,10 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
 const LOOK_AGAIN: &str = "look_again";
+const SHOWN: &str = "shown";
+
+/// Before the second look for rows that an acknowledged insert has left.
+const SHOWN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Whether a partition's task may commit. A commit holds the lock from the comparison to its answer.
 #[derive(Clone, Debug, Default)]
@@ -163,6 +167,7 @@ impl Partition {
             Action::Commit { expected, wanted, .. } => self.commit(expected, wanted).await,
             Action::Insert { range, insert, attempt } => self.insert(range, insert, attempt).await,
             Action::ReadMarks { quiet: true, .. } if !self.await_quiet().await => Seen::Drained,
+            Action::ReadMarks { look: look @ 1.., range, .. } if !self.await_shown(range, look).await => Seen::Drained,
             Action::ReadMarks { range, .. } => self.read_marks(range).await,
             Action::Release | Action::Stop(_) => Seen::Drained,
         }
@@ -250,6 +255,15 @@ impl Partition {
             "an announced batch does not fit into memory.limit_bytes: waiting until nothing of it can arrive any more"
         );
         let _ = tokio::time::timeout(left, self.drain.changed()).await;
+        !self.is_draining()
+    }
+
+    /// Pauses before the next look for the rows of an acknowledged insert: half a second, one, two. `false`: the partition is being revoked.
+    async fn await_shown(&mut self, range: OffsetRange, look: u32) -> bool {
+        let error = format!("ClickHouse has acknowledged an insert of batch {range} and does not show its rows");
+        self.note_failure(SHOWN, &error);
+        let pause = SHOWN_PAUSE * (1 << (look - 1).min(8));
+        let _ = tokio::time::timeout(pause, self.drain.changed()).await;
         !self.is_draining()
     }
 

@@ -5,6 +5,7 @@
 use super::{RunError, START_TIMEOUT};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::clickhouse::sight;
 use crate::config::{Config, GroupProtocol};
 use crate::health::Health;
 use crate::kafka::consumer::Consumer;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 /// Kafka's default of `group.consumer.heartbeat.interval.ms`.
 const HEARTBEAT_MS: u64 = 5_000;
 
-/// Waits until ClickHouse answers, and checks the schema; `false` when told to stop meanwhile.
+/// Waits until ClickHouse answers, and checks the way to it, this user's settings and the schema; `false` when told to stop meanwhile.
 pub(super) async fn await_schema(
     client: &Client,
     config: &Config,
@@ -31,7 +32,7 @@ pub(super) async fn await_schema(
     loop {
         let schema = Schema::single();
         let checked = tokio::select! {
-            checked = schema.check(client) => checked,
+            checked = fit(&schema, client) => checked,
             () = stop.cancelled() => return Ok(false),
         };
         let error = match checked {
@@ -48,6 +49,18 @@ pub(super) async fn await_schema(
             () = backoff.wait() => {}
             () = stop.cancelled() => return Ok(false),
         }
+    }
+}
+
+/// What is sent has to arrive before anything is believed.
+async fn fit(schema: &Schema, client: &Client) -> Result<(), SchemaProblem> {
+    client.prove().await.map_err(SchemaProblem::ClickHouse)?;
+    schema.check(client).await?;
+    // Where that cannot be told now, a row that is not shown stops its partition.
+    let seen = sight::of_tables(client).await.unwrap_or_default();
+    match sight::problem(&seen) {
+        Some(problem) => Err(SchemaProblem::ClickHouse(client.unfit(&problem))),
+        None => Ok(()),
     }
 }
 

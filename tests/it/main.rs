@@ -13,6 +13,7 @@
 
 mod admin;
 mod audit;
+mod belief;
 mod chaos;
 mod cli;
 mod cluster;
@@ -162,6 +163,11 @@ fn main() -> ExitCode {
         audit::a_fence_waits_for_inserts_under_way_and_refuses_later_ones,
         audit::repair_counts_what_is_inserted_meanwhile,
         audit::a_repair_that_was_killed_is_taken_over,
+        belief::an_answer_of_somebody_else_is_no_acknowledgement,
+        belief::a_proxy_that_changes_requests_ends_the_start,
+        belief::a_profile_or_policy_that_falsifies_ends_the_start,
+        belief::rows_that_are_never_shown_stop_their_partition,
+        belief::a_view_of_ones_own_gets_each_row_once,
         erase::a_person_is_erased_and_counts_stay,
         erase::only_the_address_itself_is_found,
         erase::an_erasure_that_was_killed_is_completed,

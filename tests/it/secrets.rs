@@ -41,7 +41,7 @@ impl Seen {
 /// Kafka's password in the environment, the key's in the configuration file, ClickHouse's in a file of its own; SASL and a client
 /// certificate over TLS; the log at its most talkative, librdkafka's own debugging on. Then wrong passwords.
 pub async fn no_secret_is_ever_shown(_url: &str, database: &str) {
-    let user = User { name: "marked".into(), password: CLICKHOUSE_PASSWORD.into(), grants: Vec::new() };
+    let user = User { name: "marked".into(), password: CLICKHOUSE_PASSWORD.into(), ..User::default() };
     let clickhouse =
         ClickHouse::start(ClickHouseOptions { users: vec![user], ..ClickHouseOptions::default() }).unwrap();
     let bench = Bench::at(secure().plain(), clickhouse.url(), database).await;

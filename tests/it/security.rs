@@ -338,10 +338,15 @@ pub async fn the_least_clickhouse_rights_are_enough(_url: &str, database: &str) 
     let without = |left_out: usize| {
         let kept = grants.iter().enumerate().filter(|(index, _)| *index != left_out);
         let grants = kept.map(|(_, grant)| grant.clone()).collect();
-        User { name: format!("without_{left_out}"), password: "p".to_owned(), grants }
+        User { name: format!("without_{left_out}"), password: "p".to_owned(), grants, ..User::default() }
     };
     let mut users: Vec<User> = (0..grants.len()).map(without).collect();
-    users.push(User { name: "tallyhouse".to_owned(), password: "p".to_owned(), grants: grants.clone() });
+    users.push(User {
+        name: "tallyhouse".to_owned(),
+        password: "p".to_owned(),
+        grants: grants.clone(),
+        ..User::default()
+    });
     let strict = "<access_control_improvements><select_from_system_db_requires_grant>true\
                   </select_from_system_db_requires_grant></access_control_improvements>";
     let options = ClickHouseOptions { users, config: strict.to_owned(), ..ClickHouseOptions::default() };

@@ -17,7 +17,7 @@ use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng, distr::Distribution};
 use std::collections::{BTreeMap, HashMap};
-use world::{Memory, Move, PLENTY, Rules, World};
+use world::{Hides, Memory, Move, PLENTY, Rules, World};
 
 const SEEDS: u64 = 10_000;
 /// Moves after which a world without faults must have come to its end.
@@ -176,11 +176,14 @@ fn first_violation(
 fn without_any_one_guard_a_violation_is_found() {
     let real = Rules::REAL;
     let (plenty, unequal) = (Rules { memory: Memory::Plenty, ..real }, Rules { memory: Memory::Unequal, ..real });
-    let ours: [(Guard, Rules, &'static [&'static str]); 15] = [
+    let for_good = Rules { hides: Hides::ForGood, ..real };
+    let ours: [(Guard, Rules, &'static [&'static str]); 17] = [
         (Guard::Intent, real, &[]),
         (Guard::Token, real, &[]),
         (Guard::Mark, real, &[]),
         (Guard::Verify, real, &[]),
+        (Guard::Shown, real, &[]),
+        (Guard::Shown, for_good, &["Hide", "Crash"]),
         (Guard::CountersLast, real, &[]),
         (Guard::Overtaken, plenty, &["Restamp", "Revoke"]),
         (Guard::Doubt, real, &["StaleLog", "Crash"]),
@@ -227,6 +230,21 @@ fn one_that_waits_stops_no_other() {
     for seed in 0..SEEDS / 20 {
         assert_eq!(run(seed, rules).violation, None, "seed {seed}");
     }
+}
+
+/// Rows that are hidden for good stop their partition after one repeat.
+#[test]
+fn what_is_hidden_for_good_stops_its_partition() {
+    let rules = Rules { hides: Hides::ForGood, ..Rules::REAL };
+    let mut stopped = 0;
+    for seed in 0..SEEDS / 10 {
+        let told = std::cell::Cell::new(false);
+        let run =
+            run_telling(seed, rules, &["Hide", "Crash"], |world, _| told.set(told.get() || world.has_not_shown()));
+        assert_eq!(run.violation, None, "seed {seed}");
+        stopped += u64::from(told.get());
+    }
+    assert!(stopped > 0, "no partition stopped");
 }
 
 #[test]

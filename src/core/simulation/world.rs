@@ -6,7 +6,9 @@
 //! [`may_commit`](crate::core::protocol::may_commit), [`Source::token`].
 //!
 //! What it takes for granted, as `docs/limits.md` does: a token is remembered for longer than a lease lasts and than an insert is
-//! under way, the committed offset is lost only while nobody writes, and so is a commit of an older generation accepted.
+//! under way, the committed offset is lost only while nobody writes, and so is a commit of an older generation accepted. ClickHouse
+//! does not die twice between the token and the rows of one batch and table, and forgets no token, nor is a late
+//! commit accepted, while it shows rows late.
 
 mod happen;
 
@@ -38,10 +40,28 @@ pub struct Rules {
     pub refuses: bool,
     /// How much memory the members have.
     pub memory: Memory,
+    /// How long ClickHouse does not show what it has applied, where that happens.
+    pub hides: Hides,
 }
 
 impl Rules {
-    pub const REAL: Rules = Rules { fence: true, await_ended: true, tokens: true, refuses: false, memory: Memory::Any };
+    pub const REAL: Rules = Rules {
+        fence: true,
+        await_ended: true,
+        tokens: true,
+        refuses: false,
+        memory: Memory::Any,
+        hides: Hides::ForAWhile,
+    };
+}
+
+/// How long ClickHouse does not show what it has applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hides {
+    /// For less looks than the protocol makes, as a cache or a replica that lags.
+    ForAWhile,
+    /// For good, as a row policy.
+    ForGood,
 }
 
 /// How much memory the members have.
@@ -134,6 +154,8 @@ struct Partition {
     set_back: bool,
     /// A replay was once handed over before it was whole.
     cut_short: bool,
+    /// It stopped because its rows are hidden for good: an accepted end.
+    not_shown: bool,
     /// How often a broker told old bounds of the log. A broker learns better before a task has looked too often.
     stale_logs: u32,
 }
@@ -208,6 +230,8 @@ pub enum Fault {
     KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
     ForgetTokens(usize),
+    /// What is applied from now on is not shown.
+    Hide(usize),
     /// Retention removes what is committed.
     DeleteRecords(usize),
     /// The committed offset is lost.
@@ -257,6 +281,7 @@ impl World {
             restamped: false,
             set_back: false,
             cut_short: false,
+            not_shown: false,
             stale_logs: 0,
             log,
         };
@@ -289,8 +314,14 @@ impl World {
             let end = p.log.end();
             let committed = p.set_back || p.committed.as_ref().is_some_and(|c| c.offset == end);
             let applied = p.log.high == end && p.sink.missing_below(end, &p.log).is_none();
-            (committed && applied || p.restamped && p.tasks.is_empty()) && p.sink.sent.is_empty()
+            let stopped = (p.restamped || p.not_shown) && p.tasks.is_empty();
+            (committed && applied || stopped) && p.sink.sent.is_empty()
         })
+    }
+
+    /// A partition has stopped because its rows are hidden.
+    pub fn has_not_shown(&self) -> bool {
+        self.partitions.iter().any(|p| p.not_shown)
     }
 
     /// Everything that can happen next, faults included while there are any left.
@@ -460,6 +491,8 @@ impl World {
         }
         if self.partitions.iter().any(|p| p.sink.sent.iter().any(|sent| sent.begun)) {
             add(Fault::KillSink { halfway: false });
+        }
+        if self.partitions.iter().any(|p| p.sink.may_die_halfway()) {
             add(Fault::KillSink { halfway: true });
         }
         for (p, partition) in self.partitions.iter().enumerate() {
@@ -491,7 +524,8 @@ impl World {
                     let member = &self.members[commit.member];
                     if member.joined && generation == self.generation {
                         add(Fault::LoseCommitAnswer(p, i));
-                    } else if member.joined && member.alive && self.nobody_inserts(partition) {
+                    } else if member.joined && member.alive && self.nobody_inserts(partition) && !partition.sink.hides()
+                    {
                         add(Fault::Restamp(p, i));
                     }
                 }
@@ -504,15 +538,18 @@ impl World {
                     add(Fault::AbandonInsert(p, i));
                 }
             }
-            if self.rules.tokens && self.nobody_inserts(partition) {
+            if self.rules.tokens && self.nobody_inserts(partition) && !partition.sink.hides() {
                 add(Fault::ForgetTokens(p));
+            }
+            if self.rules.tokens && !partition.sink.hides() && !partition.restamped && !partition.sink.sent.is_empty() {
+                add(Fault::Hide(p));
             }
             match &partition.committed {
                 Some(committed) if committed.offset > partition.log.low => add(Fault::DeleteRecords(p)),
                 _ => {}
             }
             let idle = partition.tasks.is_empty() && partition.commits.is_empty() && partition.sink.sent.is_empty();
-            if idle && partition.committed.is_some() && partition.log.low == 0 {
+            if idle && partition.committed.is_some() && partition.log.low == 0 && !partition.sink.hides() {
                 add(Fault::LoseCommitted(p));
             }
         }
@@ -531,6 +568,7 @@ impl World {
                         | Action::AwaitBatch
                         | Action::Commit { announces: true, .. }
                         | Action::ReadMarks { quiet: true, .. }
+                        | Action::ReadMarks { look: 1.., .. }
                 )
             }
             _ => false,

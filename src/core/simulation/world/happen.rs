@@ -1,12 +1,12 @@
 //! What each move does to the world.
 
-use super::{Commit, Doing, Fault, Held, Move, PLENTY, SESSION, Task, World};
+use super::{Commit, Doing, Fault, Held, Hides, Move, PLENTY, SESSION, Task, World};
 use crate::core::batch::Batch;
 use crate::core::buffer::{Buffer, Halt};
 use crate::core::intake::{Fill, Intake, Verdict};
 use crate::core::lease::Lease;
 use crate::core::marks::{Insert, Marks};
-use crate::core::protocol::{Action, LogView, Protocol, Seen, may_commit};
+use crate::core::protocol::{Action, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Protocol, Seen, may_commit};
 use crate::core::simulation::sink::{Content, Sent};
 use crate::core::source::OffsetRange;
 use crate::core::stop::StopReason;
@@ -33,7 +33,9 @@ impl World {
             Move::Apply(p, i, k) => {
                 let partition = &mut self.partitions[p];
                 partition.sink.apply(i, k);
-                if let Some(doubled) = partition.sink.doubled() {
+                // Of what is hidden for good, one repeat cannot be told from one that is needed.
+                let times_max = if self.rules.hides == Hides::ForGood { INSERTS_MAX as u8 } else { 1 };
+                if let Some(doubled) = partition.sink.more_than(times_max) {
                     self.violation = Some(format!("partition {p}: offset {doubled}"));
                 }
             }
@@ -88,6 +90,13 @@ impl World {
                 }
             }
             Fault::ForgetTokens(p) => self.partitions[p].sink.forget_tokens(),
+            Fault::Hide(p) => {
+                let looks = match self.rules.hides {
+                    Hides::ForAWhile => Some(LOOKS_FOR_ROWS),
+                    Hides::ForGood => None,
+                };
+                self.partitions[p].sink.hide(looks);
+            }
             Fault::DeleteRecords(p) => {
                 let partition = &mut self.partitions[p];
                 partition.log.low = partition.committed.as_ref().map_or(0, |committed| committed.offset);
@@ -226,8 +235,11 @@ impl World {
                 Seen::LeaseExpired
             }
             Doing::Sending { range, insert, attempt } => return self.send(p, t, range, insert, attempt),
-            Doing::Next(Action::ReadMarks { range, .. }) => {
+            Doing::Next(Action::ReadMarks { range, quiet, .. }) => {
                 let mut marks = Marks::default();
+                // That wait is longer than rows are shown late.
+                let looks = if quiet { u32::MAX } else { 1 };
+                sink.note_looks(looks);
                 sink.raw_marks(range, log, &mut marks);
                 task.doing = Doing::Marks { range, marks, tables: 1 };
                 return;
@@ -434,6 +446,13 @@ impl World {
                     let owner = &mut self.partitions[p].owner;
                     *owner = owner.filter(|owner| *owner != task.member);
                 }
+                return;
+            }
+            Action::Stop(StopReason::NotShown { .. })
+                if self.rules.hides == Hides::ForGood && partition.sink.hides() =>
+            {
+                partition.not_shown = true;
+                partition.tasks.remove(t);
                 return;
             }
             Action::Stop(reason) if !partition.restamped => {

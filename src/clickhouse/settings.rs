@@ -1,0 +1,314 @@
+//! The settings on which the exactness of reads and inserts rests: which there are, and whether this user can have them.
+//!
+//! A user's profile can make a read tell less than there is (`timeout_overflow_mode = 'break'`, a query cache, a filter), and an insert
+//! split, delay or drop its rows. So each statement carries the values that it needs. The server is asked once which of them it knows,
+//! what they are now, and which it lets this user change; [`judge`] is the one place that decides from that.
+//!
+//! A value is sent even where it is right by now: a profile can be changed under a running member. A setting that the server does not know
+//! is not sent: what the server does not have cannot falsify anything. A value that the server does not let the user change is not sent either.
+
+use clickhouse::Row;
+use serde::Deserialize;
+use std::time::Duration;
+
+/// Which statements need a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Of {
+    /// Reads alone.
+    Reads,
+    /// Inserts alone.
+    Inserts,
+    /// Both.
+    Both,
+}
+
+/// How much depends on a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    /// Another value falsifies, and a server that does not know the setting has no such danger.
+    Right,
+    /// The server has to know it as well.
+    Known,
+    /// Each statement gives its own value: the user has to be let change it.
+    Free,
+    /// It cannot be sent, so the user has to have it.
+    Had,
+}
+
+/// A setting, its value, which statements need it, how much, and what another value does.
+type Wanted = (&'static str, &'static str, Of, Need, &'static str);
+
+const LIMIT: &str = "an answer or insert cut by a limit would be taken for a whole one";
+const FEWER: &str = "reads would miss rows that are there, and they would be inserted again";
+const OLD: &str = "reads would be answered with what was true a while ago";
+const EMPTY: &str = "reads would give another answer where there are no rows";
+const SPLIT: &str = "the rows of a batch would not be taken whole or not at all";
+
+#[rustfmt::skip]
+const WANTED: [Wanted; 35] = [
+    ("readonly", "0", Of::Inserts, Need::Had, "nothing may be written"),
+    ("timeout_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("timeout_overflow_mode_leaf", "throw", Of::Both, Need::Right, LIMIT),
+    ("read_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("read_overflow_mode_leaf", "throw", Of::Both, Need::Right, LIMIT),
+    ("group_by_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("sort_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("result_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("distinct_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("set_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("join_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("transfer_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
+    ("partial_result_on_first_cancel", "0", Of::Reads, Need::Right, LIMIT),
+    ("limit", "0", Of::Reads, Need::Right, LIMIT),
+    ("offset", "0", Of::Reads, Need::Right, LIMIT),
+    ("use_query_cache", "0", Of::Reads, Need::Right, OLD),
+    ("implicit_transaction", "0", Of::Both, Need::Right, OLD),
+    ("additional_table_filters", "{}", Of::Reads, Need::Right, FEWER),
+    ("additional_result_filter", "", Of::Reads, Need::Right, FEWER),
+    ("skip_unavailable_shards", "0", Of::Reads, Need::Right, FEWER),
+    ("enable_parallel_replicas", "0", Of::Reads, Need::Right, FEWER),
+    ("final", "0", Of::Reads, Need::Right, FEWER),
+    ("empty_result_for_aggregation_by_empty_set", "0", Of::Reads, Need::Right, EMPTY),
+    ("aggregate_functions_null_for_empty", "0", Of::Reads, Need::Right, EMPTY),
+    ("enable_named_columns_in_function_tuple", "0", Of::Reads, Need::Right, "answers could not be read"),
+    ("force_primary_key", "0", Of::Reads, Need::Right, "reads would be refused"),
+    ("force_index_by_date", "0", Of::Reads, Need::Right, "reads would be refused"),
+    ("async_insert", "0", Of::Inserts, Need::Right, "an insert would be acknowledged before its token is looked at"),
+    ("insert_deduplication_token", "", Of::Inserts, Need::Free, "a repeated insert would be counted again"),
+    ("deduplicate_insert", "enable", Of::Inserts, Need::Known, "a repeated insert would be counted again"),
+    ("use_strict_insert_block_limits", "0", Of::Inserts, Need::Right, SPLIT),
+    ("max_partitions_per_insert_block", "0", Of::Inserts, Need::Right, "a batch with many days would be refused for ever"),
+    ("insert_quorum", "0", Of::Inserts, Need::Right, "rows could be taken away after they were shown"),
+    ("materialized_views_ignore_errors", "0", Of::Inserts, Need::Right, "a view of your own would miss rows in silence"),
+    ("deduplicate_blocks_in_dependent_materialized_views", "1", Of::Inserts, Need::Right, "a view of your own would miss the rows of an insert that was cut and repeated"),
+];
+
+/// What the server says of a setting, for this user.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Row, Deserialize)]
+pub struct Found {
+    /// Setting.
+    pub name: String,
+    /// Its value for a statement that does not change it.
+    pub value: String,
+    /// The user may not change it.
+    pub readonly: u8,
+    /// Least value that the user may give; empty without one.
+    pub min: String,
+    /// Greatest value that the user may give; empty without one.
+    pub max: String,
+    /// The user's settings profiles.
+    pub profiles: String,
+}
+
+/// Asks for every setting that matters.
+pub(super) const QUESTION: &str = "SELECT name, value, readonly, ifNull(min, '') AS min, ifNull(max, '') AS max, \
+                                   arrayStringConcat(enabledProfiles(), ', ') AS profiles FROM system.settings WHERE name IN ?";
+
+/// What could falsify the answer to [`QUESTION`].
+pub(super) const OF_THE_QUESTION: [(&str, &str); 5] = [
+    ("use_query_cache", "0"),
+    ("limit", "0"),
+    ("offset", "0"),
+    ("additional_table_filters", "{}"),
+    ("additional_result_filter", ""),
+];
+
+/// The names of the settings that matter.
+pub(super) fn names() -> Vec<&'static str> {
+    WANTED.iter().map(|(name, ..)| *name).chain([LOG_COMMENT, MAX_EXECUTION_TIME]).collect()
+}
+
+/// Only tells whose statement it is.
+const LOG_COMMENT: &str = "log_comment";
+/// A server that ends a statement sooner says so by an error.
+const MAX_EXECUTION_TIME: &str = "max_execution_time";
+
+/// A name and the value to send with it.
+pub type Pin = (&'static str, String);
+
+/// What statements carry, and what stands in the way.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// With each statement that is no insert of a batch.
+    pub reads: Vec<Pin>,
+    /// With each insert of a batch.
+    pub inserts: Vec<Pin>,
+    /// What is needed and cannot be had, in words; empty if all is well.
+    pub problems: Vec<String>,
+}
+
+impl Pins {
+    /// Everything that stands in the way, in one text that says what to do.
+    pub fn problem(&self) -> Option<String> {
+        (!self.problems.is_empty()).then(|| {
+            let problems = self.problems.join("; ");
+            format!("{problems}. Change the profile, or give Tallyhouse a user with a profile of its own")
+        })
+    }
+}
+
+/// How long statements may take, and what their comment says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own<'a> {
+    pub(super) query_timeout: Duration,
+    pub(super) insert_timeout: Duration,
+    pub(super) log_comment: &'a str,
+}
+
+/// Decides what is sent, and what stands in the way.
+pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
+    let of = |name: &str| found.iter().find(|found| found.name == name);
+    let mut pins = Pins::default();
+    for &(name, value, statements, need, why) in &WANTED {
+        let profiles = |found: &Found| format!("the settings profile {} of the ClickHouse user", found.profiles);
+        match of(name) {
+            None if matches!(need, Need::Known | Need::Free) => {
+                pins.problems.push(format!(
+                    "this ClickHouse does not know the setting {name}, so {why}: upgrade ClickHouse to 26.2 or later"
+                ));
+            }
+            None => {}
+            Some(found) if need == Need::Free => {
+                if found.readonly != 0 {
+                    pins.problems.push(format!("{} fixes {name}, so {why}: let the user set it", profiles(found)));
+                }
+            }
+            Some(found) if same(&found.value, value) || (need != Need::Had && found.allows(value)) => {
+                // Sent where it is right already, it is refused by nobody: ClickHouse looks at changes only.
+                let pin = (name, value.to_owned());
+                if need != Need::Had && statements != Of::Inserts {
+                    pins.reads.push(pin.clone());
+                }
+                if need != Need::Had && statements != Of::Reads {
+                    pins.inserts.push(pin);
+                }
+            }
+            Some(found) => {
+                let wanted = if value.is_empty() { "nothing" } else { value };
+                pins.problems.push(format!(
+                    "{} has {name} = {} and does not let it be {wanted}, so {why}: set it to {wanted} there, or drop its constraint",
+                    profiles(found),
+                    found.value
+                ));
+            }
+        }
+    }
+    let own_pin = |name: &'static str, value: String| {
+        Some((name, value)).filter(|(name, value)| of(name).is_some_and(|found| found.allows(value)))
+    };
+    let seconds = |limit: Duration| format!("{:.3}", limit.as_secs_f64());
+    let comment = own_pin(LOG_COMMENT, own.log_comment.to_owned());
+    pins.reads.extend(comment.clone().into_iter().chain(own_pin(MAX_EXECUTION_TIME, seconds(own.query_timeout))));
+    pins.inserts.extend(comment.into_iter().chain(own_pin(MAX_EXECUTION_TIME, seconds(own.insert_timeout))));
+    pins
+}
+
+/// Settings of those sent that did not arrive as they were sent.
+pub(super) fn lost<'p>(sent: &'p [Pin], arrived: &[Found]) -> Vec<&'p str> {
+    let is_there = |(name, value): &&Pin| arrived.iter().any(|found| found.name == *name && same(&found.value, value));
+    sent.iter().filter(|pin| !is_there(pin)).map(|(name, _)| *name).collect()
+}
+
+impl Found {
+    fn allows(&self, value: &str) -> bool {
+        let number = |text: &str| text.parse::<f64>().ok();
+        let beyond = |bound: &str, is_beyond: fn(&f64, &f64) -> bool| {
+            number(bound).zip(number(value)).is_some_and(|(bound, value)| is_beyond(&value, &bound))
+        };
+        self.readonly == 0 && !beyond(&self.min, f64::lt) && !beyond(&self.max, f64::gt)
+    }
+}
+
+/// ClickHouse may write a number otherwise than it was sent.
+fn same(a: &str, b: &str) -> bool {
+    let number = |text: &str| text.parse::<f64>().ok();
+    a == b || number(a).zip(number(b)).is_some_and(|(a, b)| a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: Own<'_> = Own {
+        query_timeout: Duration::from_secs(30),
+        insert_timeout: Duration::from_secs(60),
+        log_comment: "tallyhouse",
+    };
+
+    /// A server that knows everything, forbids nothing and has other values.
+    fn server() -> Vec<Found> {
+        let other = |name: &str| if name == "readonly" { "0" } else { "7" }.to_owned();
+        let found =
+            |name: &str| Found { name: name.to_owned(), value: other(name), profiles: "th".into(), ..Found::default() };
+        names().into_iter().map(found).collect()
+    }
+
+    fn with(name: &str, change: impl Fn(&mut Found)) -> Pins {
+        let mut server = server();
+        server.iter_mut().filter(|found| found.name == name).for_each(change);
+        judge(&server, OWN)
+    }
+
+    #[test]
+    fn all_that_the_server_knows_is_sent() {
+        let pins = judge(&server(), OWN);
+        assert_eq!(pins.problem(), None);
+        let sends = |pins: &[Pin], name: &str, value: &str| {
+            pins.contains(&(names().into_iter().find(|n| *n == name).unwrap(), value.to_owned()))
+        };
+        assert!(sends(&pins.reads, "use_query_cache", "0") && !sends(&pins.inserts, "use_query_cache", "0"));
+        assert!(sends(&pins.inserts, "async_insert", "0") && !sends(&pins.reads, "async_insert", "0"));
+        assert!(
+            sends(&pins.reads, "max_execution_time", "30.000") && sends(&pins.inserts, "max_execution_time", "60.000")
+        );
+        // Each insert has a token of its own, and nobody can send this one.
+        assert!(pins.inserts.iter().all(|(name, _)| !["insert_deduplication_token", "readonly"].contains(name)));
+    }
+
+    #[test]
+    fn what_is_fixed_to_a_wrong_value_is_named_with_its_profile() {
+        for (name, ..) in WANTED.iter().filter(|(name, ..)| *name != "readonly") {
+            let problem = with(name, |found| found.readonly = 1).problem().unwrap();
+            assert!(problem.contains(name) && problem.contains("profile th"), "{problem}");
+        }
+        assert!(with("readonly", |found| found.value = "2".into()).problem().unwrap().contains("readonly = 2"));
+        let bounded = with("max_partitions_per_insert_block", |found| found.min = "1".into());
+        assert!(bounded.problem().unwrap().contains("does not let it be 0"));
+    }
+
+    #[test]
+    fn what_is_fixed_to_the_right_value_is_no_problem() {
+        let pins = with("async_insert", |found| (found.readonly, found.value) = (1, "0".into()));
+        assert_eq!(pins.problem(), None);
+    }
+
+    #[test]
+    fn a_bound_on_what_is_ours_alone_is_kept() {
+        let pins = with("max_execution_time", |found| found.max = "10".into());
+        assert_eq!(pins.problem(), None);
+        assert!(pins.reads.iter().chain(&pins.inserts).all(|(name, _)| *name != "max_execution_time"));
+        let pins = with("log_comment", |found| found.readonly = 1);
+        assert!(pins.problem().is_none() && pins.reads.iter().all(|(name, _)| *name != "log_comment"));
+    }
+
+    #[test]
+    fn an_older_server_is_asked_for_nothing_that_it_does_not_know() {
+        let old: Vec<Found> =
+            server().into_iter().filter(|found| found.name != "use_strict_insert_block_limits").collect();
+        let pins = judge(&old, OWN);
+        assert!(
+            pins.problem().is_none() && pins.inserts.iter().all(|(name, _)| *name != "use_strict_insert_block_limits")
+        );
+        let older: Vec<Found> = server().into_iter().filter(|found| found.name != "deduplicate_insert").collect();
+        assert!(judge(&older, OWN).problem().unwrap().contains("does not know the setting deduplicate_insert"));
+    }
+
+    #[test]
+    fn what_a_proxy_drops_is_found() {
+        let sent = vec![("async_insert", "0".to_owned()), ("max_execution_time", "30.000".to_owned())];
+        let found = |name: &str, value: &str| Found { name: name.into(), value: value.into(), ..Found::default() };
+        assert!(lost(&sent, &[found("async_insert", "0"), found("max_execution_time", "30")]).is_empty());
+        assert_eq!(lost(&sent, &[found("async_insert", "1"), found("max_execution_time", "30")]), ["async_insert"]);
+        assert_eq!(lost(&sent, &[]).len(), 2);
+    }
+}

@@ -1,0 +1,101 @@
+//! What keeps this user from seeing rows that it inserts, and who else takes part in its inserts: row policies, and materialized views of the
+//! users' own on our tables.
+//!
+//! `system.row_policies` is closed to most users. But ClickHouse counts a table from its metadata alone only where no filter is on it, and
+//! `EXPLAIN` tells which way it takes. So that is asked first.
+
+use super::client::Client;
+use super::error::ClickHouseError;
+use crate::core::source::Table;
+
+/// What this user sees of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// Every row.
+    Whole,
+    /// Row policies leave rows out. Their names, where the user may see them.
+    Filtered(Vec<String>),
+    /// Nobody can tell.
+    Unknown,
+}
+
+/// What this user sees of each table.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn of_tables(client: &Client) -> Result<Vec<(Table, Sight)>, ClickHouseError> {
+    let mut seen = Vec::new();
+    for table in Table::ALL {
+        let sql = format!("EXPLAIN actions = 1 SELECT count() FROM {}", table.name());
+        let plan = client.query(&sql).rows::<String>().await?.join("\n");
+        let policies = match plan.contains("trivial count") {
+            true => Vec::new(),
+            false => policies(client, table).await,
+        };
+        seen.push((table, judge(&plan, policies)));
+    }
+    Ok(seen)
+}
+
+/// A plan that reads the table may have other reasons than a policy: rows that were deleted and are still there.
+fn judge(plan: &str, policies: Vec<String>) -> Sight {
+    match plan.contains("trivial count") {
+        true => Sight::Whole,
+        false if !policies.is_empty() || plan.contains("Row level filter") => Sight::Filtered(policies),
+        // It has no rows, and is not counted without a look.
+        false if plan.contains("NullSource") => Sight::Unknown,
+        false => Sight::Whole,
+    }
+}
+
+/// The names of the policies on a table for this user; none where it may not see them.
+async fn policies(client: &Client, table: Table) -> Vec<String> {
+    let sql = "SELECT name FROM system.row_policies WHERE database = ? AND table IN (?, '', '*') \
+               AND ((apply_to_all AND NOT has(apply_to_except, currentUser())) OR has(apply_to_list, currentUser()) \
+               OR hasAny(apply_to_list, enabledRoles()))";
+    client.query(sql).bind(client.database()).bind(table.name()).rows().await.unwrap_or_default()
+}
+
+/// The first filter that is certain, in words.
+pub fn problem(seen: &[(Table, Sight)]) -> Option<String> {
+    seen.iter().find_map(|(table, sight)| match sight {
+        Sight::Filtered(policies) => {
+            let named = if policies.is_empty() { String::new() } else { format!(" ({})", policies.join(", ")) };
+            Some(format!(
+                "a row policy{named} hides rows of {} from this user, so what is inserted would be inserted again. DROP the policy for this \
+                 user, or give Tallyhouse a user that no row policy is for",
+                table.name()
+            ))
+        }
+        Sight::Whole | Sight::Unknown => None,
+    })
+}
+
+/// Materialized views on our tables, as `database.name`, each with its table.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn own_views(client: &Client) -> Result<Vec<(String, String)>, ClickHouseError> {
+    let tables = Table::ALL.map(|table| table.name());
+    let sql = "SELECT arrayStringConcat([view.1, view.2], '.'), name FROM system.tables \
+               ARRAY JOIN arrayZip(dependencies_database, dependencies_table) AS view WHERE database = ? AND name IN ? ORDER BY 1, 2";
+    client.query(sql).bind(client.database()).bind(tables).rows().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_seen_in_the_plan() {
+        let trivial = "MergingAggregated\nReadFromPreparedSource (Optimized trivial count)";
+        let filtered = "Aggregating\nReadFromMergeTree (d.t)\nRow level filter column: 0";
+        let deleted = "Aggregating\nReadFromMergeTree (d.t)";
+        let nothing = "Aggregating\nReadNothing (Read from NullSource)";
+        let policy = || vec!["p ON d.t".to_owned()];
+        assert_eq!(judge(trivial, policy()), Sight::Whole);
+        assert_eq!(judge(filtered, Vec::new()), Sight::Filtered(Vec::new()));
+        assert_eq!(judge(deleted, Vec::new()), Sight::Whole);
+        assert_eq!((judge(nothing, Vec::new()), judge(nothing, policy())), (Sight::Unknown, Sight::Filtered(policy())));
+    }
+}

@@ -1,0 +1,173 @@
+//! What ClickHouse, or something in its place, says and shows is believed only with a reason, and nothing is repeated without a bound.
+
+use crate::operate::{check, json};
+use crate::operator::await_stop;
+use crate::service::{Bench, await_http, end};
+use chrono::{Days, Utc};
+use devstack::producer::Events;
+use devstack::proxy::{Proxy, Trouble};
+use devstack::{ClickHouse, ClickHouseOptions, User};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOk.";
+const URL: &str = "TALLYHOUSE__CLICKHOUSE__URL";
+
+fn server(url: &str) -> SocketAddr {
+    url.trim_start_matches("http://").trim_end_matches('/').to_socket_addrs().unwrap().next().unwrap()
+}
+
+/// An HTTP proxy that sees each request's first line: it passes on what `change` makes of it, or answers `200 Ok.` itself.
+async fn http_proxy(url: &str, change: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (here, there, change) = (listener.local_addr().unwrap(), server(url), Arc::new(change));
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let change = Arc::clone(&change);
+            tokio::spawn(async move { pass_one(client, there, &*change).await });
+        }
+    });
+    format!("http://{here}")
+}
+
+/// One request for each connection, so that each first line is seen.
+async fn pass_one(mut client: TcpStream, there: SocketAddr, change: &(dyn Fn(&str) -> Option<String> + Send + Sync)) {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        let Ok(byte) = client.read_u8().await else { return };
+        line.push(byte);
+    }
+    let Some(line) = change(&String::from_utf8(line).unwrap()) else {
+        let _ = client.write_all(OK.as_bytes()).await;
+        // The rest is read until the client has enough of it: closed before, the answer would be lost with the connection.
+        let mut rest = vec![0; 1 << 16];
+        while client.read(&mut rest).await.is_ok_and(|bytes| bytes > 0) {}
+        return;
+    };
+    let Ok(mut server) = TcpStream::connect(there).await else { return };
+    if server.write_all(format!("{line}Connection: close\r\n").as_bytes()).await.is_ok() {
+        let _ = copy_bidirectional(&mut client, &mut server).await;
+    }
+}
+
+/// A load balancer that answers `200 Ok.` for ClickHouse is not believed (tried 19): it lost 1,000 of 2,350 events.
+pub async fn an_answer_of_somebody_else_is_no_acknowledgement(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let answers = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&answers);
+    let proxy = http_proxy(url, move |line| {
+        let is_answered = flag.load(Ordering::Relaxed) && line.contains("INSERT");
+        (!is_answered).then(|| line.to_owned())
+    });
+    let proxy = proxy.await;
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..1_000).unwrap();
+    let member = bench.start(&[(URL, &proxy)]);
+    bench.await_stored(1_000, &[&member]).await;
+    answers.store(true, Ordering::Relaxed);
+    producer.send_events(&Events::default(), 1_000..2_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    await_http(&member, "/readyz", "has not the query id that was sent").await;
+    answers.store(false, Ordering::Relaxed);
+    bench.await_stored(2_000, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&ledger, "behind somebody who answers").await;
+}
+
+/// A proxy that replaces query ids, or drops what it does not know, ends the start with one message (field 12).
+pub async fn a_proxy_that_changes_requests_ends_the_start(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let replaces = http_proxy(url, |line| Some(line.replace("query_id=tallyhouse", "query_id=proxy"))).await;
+    let drops = http_proxy(url, |line| {
+        let kept = |pair: &&str| !pair.starts_with("async_insert=") && !pair.starts_with("insert_deduplication_token=");
+        Some(line.split('&').filter(kept).collect::<Vec<_>>().join("&"))
+    });
+    for (proxy, why) in [(replaces, "the query id that was sent does not come back"), (drops.await, "async_insert")] {
+        let (status, _, log) = bench.run(&["run"], &[(URL, &proxy)]);
+        assert!(status == Some(1) && log.contains(why), "{status:?} {log}");
+        let (status, report) = json(&bench, "check", &[(URL, &proxy)]);
+        assert_eq!((status, check(&report, "settings").0.as_str()), (Some(1), "failed"), "{report:#}");
+    }
+}
+
+/// What a profile or a row policy makes impossible ends the start and fails the check (tried 4 and 11). What can be pinned is pinned (tried 3).
+pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, database: &str) {
+    let user = |name: &str, profile: &str| User { name: name.into(), profile: profile.into(), ..User::default() };
+    let constant = "<async_insert>1</async_insert><constraints><async_insert><const/></async_insert></constraints>";
+    let bounded = "<constraints><max_partitions_per_insert_block><min>1</min><max>100</max></max_partitions_per_insert_block>\
+                   <max_execution_time><max>10</max></max_execution_time></constraints>";
+    let pinned = "<use_query_cache>1</use_query_cache><timeout_overflow_mode>break</timeout_overflow_mode><limit>1</limit>\
+                  <empty_result_for_aggregation_by_empty_set>1</empty_result_for_aggregation_by_empty_set>\
+                  <use_strict_insert_block_limits>1</use_strict_insert_block_limits><max_insert_block_size>10</max_insert_block_size>\
+                  <async_insert>1</async_insert><constraints><max_execution_time><max>10</max></max_execution_time></constraints>";
+    let filters = vec![(database.to_owned(), "daily".to_owned(), "0".to_owned())];
+    let policy = User { name: "policy".into(), filters, ..User::default() };
+    let users = vec![user("constant", constant), user("bounded", bounded), user("pinned", pinned), policy];
+    let clickhouse = ClickHouse::start(ClickHouseOptions { users, ..ClickHouseOptions::default() }).unwrap();
+    let bench = Bench::new(clickhouse.url(), database).await;
+    const USER: &str = "TALLYHOUSE__CLICKHOUSE__USER";
+    let ledger = bench.produce(2_000);
+    let member = bench.start(&[(USER, "pinned")]);
+    bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&ledger, "with settings pinned").await;
+    for (name, code, why) in [
+        ("constant", "settings", "the settings profile default, constant of the ClickHouse user has async_insert = 1"),
+        ("bounded", "settings", "max_partitions_per_insert_block"),
+        ("policy", "row_policies", "hides rows of daily from this user"),
+    ] {
+        let (status, _, log) = bench.run(&["run"], &[(USER, name)]);
+        assert!(status == Some(1) && log.contains(why), "{name}: {status:?} {log}");
+        let (status, report) = json(&bench, "check", &[(USER, name)]);
+        assert_eq!((status, check(&report, code).0.as_str()), (Some(1), "failed"), "{name}: {report:#}");
+    }
+    bench.assert_exact(&ledger, "nothing was inserted by the others").await;
+}
+
+/// A TTL that takes rows away as soon as they are written stops the partition after one repeat, also where answers take a while (tried 5).
+pub async fn rows_that_are_never_shown_stop_their_partition(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    bench.execute("ALTER TABLE daily MODIFY TTL day + INTERVAL 1 YEAR").await;
+    let (status, report) = json(&bench, "check", &[]);
+    assert_eq!((status, check(&report, "retention").0.as_str()), (Some(0), "warning"), "{report:#}");
+    let last_day = Utc::now().date_naive() - Days::new(500);
+    let mut producer = bench.producer();
+    producer.send_events(&Events { last_day, ..Events::default() }, 0..300).unwrap();
+    producer.finish().unwrap();
+    let proxy = Proxy::new(1).unwrap();
+    proxy.lead_to(server(url));
+    proxy.begin(Trouble::Delay(Duration::from_millis(10)), 100);
+    let member = bench.start(&[(URL, &format!("http://{}", proxy.address()))]);
+    await_stop(&member, "not_shown", "acknowledged 2 times").await;
+    end(&member);
+}
+
+/// A materialized view of the users' own gets each row once. One that fails is named as theirs, and holds what it refuses (tried 9).
+pub async fn a_view_of_ones_own_gets_each_row_once(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    bench.execute("CREATE TABLE people (email String) ENGINE = MergeTree ORDER BY email").await;
+    bench.execute("CREATE MATERIALIZED VIEW own TO people AS SELECT email FROM email_events").await;
+    let (_, report) = json(&bench, "check", &[]);
+    assert!(report.to_string().contains(&format!("{database}.own on email_events")), "{report:#}");
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..1_000).unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(1_000, &[&member]).await;
+    bench.execute("DROP TABLE people SYNC").await;
+    producer.send_events(&Events::default(), 1_000..2_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    await_http(&member, "/readyz", "a materialized view of your own").await;
+    assert!(!member.stderr().contains("Run: tallyhouse migrate"), "{}", member.stderr());
+    bench.execute("CREATE TABLE people (email String) ENGINE = MergeTree ORDER BY email").await;
+    bench.await_stored(2_000, &[&member]).await;
+    end(&member);
+    bench.assert_exact(&ledger, "beside a view").await;
+    let rows = bench.count("SELECT count() FROM email_events").await;
+    let before = bench.count("SELECT count() FROM email_events WHERE source_offset < 334").await;
+    let seen = bench.count("SELECT count() FROM people").await;
+    assert!(seen <= rows && seen >= rows - before, "{seen} of {rows}, {before} of them before the table was dropped");
+}
