@@ -26,6 +26,8 @@ pub const COMMIT_SECONDS: &str = "tallyhouse_commit_duration_seconds";
 pub const QUERYABLE_SECONDS: &str = "tallyhouse_event_to_queryable_seconds";
 pub const POSITION_LAG: &str = "tallyhouse_position_lag_records";
 pub const COMMITTED_LAG: &str = "tallyhouse_committed_lag_records";
+pub const OPEN_TRANSACTION_RECORDS: &str = "tallyhouse_open_transaction_records";
+pub const OPEN_TRANSACTION_SECONDS: &str = "tallyhouse_open_transaction_seconds";
 pub const MEMORY_USED: &str = "tallyhouse_memory_used_bytes";
 pub const MEMORY_LIMIT: &str = "tallyhouse_memory_limit_bytes";
 pub const PAUSES: &str = "tallyhouse_pauses_total";
@@ -152,6 +154,20 @@ pub const METRICS: &[Metric] = &[
         Unit::Count,
         &["partition"],
         "Records in the log that are not committed yet, by partition",
+    ),
+    metric(
+        Kind::Gauge,
+        OPEN_TRANSACTION_RECORDS,
+        Unit::Count,
+        &["partition"],
+        "Records in the log that a producer's open transaction keeps from being read, by partition; no lag counts them",
+    ),
+    metric(
+        Kind::Gauge,
+        OPEN_TRANSACTION_SECONDS,
+        Unit::Seconds,
+        &["partition"],
+        "For how long the same open transaction has kept the partition from being read, as this member has seen it",
     ),
     metric(Kind::Gauge, MEMORY_USED, Unit::Bytes, &[], "Memory that windows and batches hold"),
     metric(Kind::Gauge, MEMORY_LIMIT, Unit::Bytes, &[], "Memory that windows and batches hold at most"),

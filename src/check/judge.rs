@@ -6,7 +6,9 @@ use crate::clickhouse::dedup::Window;
 use crate::clickhouse::retention::{Retention, Ttl};
 use crate::config::{self, Config, GroupProtocol};
 use crate::core::protocol::LogView;
+use crate::kafka::held_back::HeldBack;
 use crate::kafka::refusal;
+use std::collections::BTreeMap;
 
 /// The first ClickHouse with the setting `deduplicate_insert`, which every insert carries and older ones refuse.
 pub const CLICKHOUSE_VERSION_MIN: (u32, u32) = (26, 2);
@@ -48,7 +50,7 @@ fn rights(code: Code, may_read: Option<bool>, kind: &str, name: &str, config: &C
 }
 
 /// The log of each partition against the committed offset.
-pub fn log(logs: &[(i32, LogView)]) -> Outcome {
+pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outcome {
     for (partition, view) in logs {
         if let Some(reason) = Position::stops_by_log(view) {
             let seen = format!("partition {partition} stops: {reason}");
@@ -58,7 +60,12 @@ pub fn log(logs: &[(i32, LogView)]) -> Outcome {
     let kept: u64 = logs.iter().map(|(_, view)| view.high.saturating_sub(view.low)).sum();
     let lag = |view: &LogView| view.high.saturating_sub(view.committed_offset().unwrap_or(0).max(view.low));
     let waiting: u64 = logs.iter().map(|(_, view)| lag(view)).sum();
-    let seen = format!("{kept} offsets kept, {waiting} of them not committed");
+    let mut seen = format!("{kept} offsets kept, {waiting} of them not committed");
+    let held: u64 = held_back.values().map(|held_back| held_back.offsets).sum();
+    if held > 0 {
+        seen += &format!("; {held} more behind open transactions");
+    }
+    let long = held_back.iter().find_map(|(partition, held)| Some((partition, held.open_too_long()?)));
     let gone = logs.iter().find(|(_, view)| view.committed_offset().is_some_and(|offset| offset < view.low));
     match gone {
         // Whether the tables have these offsets is not looked at here.
@@ -68,7 +75,14 @@ pub fn log(logs: &[(i32, LogView)]) -> Outcome {
             "`tallyhouse status` says whether the partition stops; if so, do what docs/stops/retention_gap.md says, and keep \
              records longer (retention.ms) than members are ever away",
         ),
-        None => Outcome::ok(Code::Log, seen),
+        None => match long {
+            Some((partition, open_for)) => Outcome::warning(
+                Code::Log,
+                format!("{seen}; the one of partition {partition} has been open for {} s", open_for.as_secs()),
+                "nothing behind it can be counted before it ends: do what docs/runbooks/TallyhouseOpenTransaction.md says",
+            ),
+            None => Outcome::ok(Code::Log, seen),
+        },
     }
 }
 

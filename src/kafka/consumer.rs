@@ -185,10 +185,21 @@ fn see_files(tls: &Tls) -> KafkaResult<()> {
 /// # Errors
 /// librdkafka refuses a property.
 pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consumer> {
+    create_with(config, owner, &[])
+}
+
+/// As [`create`], with other values for some properties. Must never be used for a member.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_with(config: &Config, owner: Arc<dyn Rebalances>, others: &[(&str, &str)]) -> KafkaResult<Consumer> {
     see_files(&config.kafka.tls)?;
     let mut client = ClientConfig::new();
     for (property, value) in config.kafka_properties() {
         client.set(property, value);
+    }
+    for (property, value) in others {
+        client.set(*property, *value);
     }
     client
         .create_with_context(Context { owner, trouble: Mutex::default(), unreadable: Mutex::default() })

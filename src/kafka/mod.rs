@@ -8,6 +8,7 @@ pub mod consumer;
 pub mod dead_letters;
 pub mod fetched;
 pub mod group;
+pub mod held_back;
 pub mod members;
 mod native;
 pub mod observer;

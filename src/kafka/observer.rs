@@ -6,6 +6,7 @@
 use super::consumer::{self, Consumer, Rebalances};
 use super::members::{self, Group};
 use super::refusal::Refusal;
+use super::held_back::{self, HeldBack};
 use super::{group, offsets, topic};
 use crate::config::Config;
 use crate::core::protocol::LogView;
@@ -15,6 +16,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::{Offset, TopicPartitionList};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,7 +54,7 @@ pub enum Look {
 }
 
 /// There is no group, so there is nothing to be told.
-struct Nobody;
+pub struct Nobody;
 
 impl Rebalances for Nobody {
     fn assigned(&self, _: &[i32]) {}
@@ -193,6 +195,20 @@ impl Observer {
     /// Kafka does not answer in time, or answers with an error.
     pub fn log_view(&self, source: &Source) -> KafkaResult<LogView> {
         offsets::log_view(&self.consumer, self.topic(), source.topic_id.clone(), source.partition, self.within)
+    }
+
+    /// The real end of each partition, behind open transactions too. A partition whose end is not told is missing.
+    pub fn ends(&self, sources: &[Source]) -> BTreeMap<i32, u64> {
+        let partitions = sources.iter().map(|source| source.partition);
+        held_back::ends(&self.consumer, self.topic(), partitions, self.within).unwrap_or_else(|error| {
+            tracing::debug!("the log's real ends cannot be asked for: {error}");
+            BTreeMap::new()
+        })
+    }
+
+    /// What open transactions hold back, by [`Observer::ends`] and by the last stable offsets, which were read after those.
+    pub fn held_back(&self, ends: &BTreeMap<i32, u64>, stable: &BTreeMap<i32, u64>) -> BTreeMap<i32, HeldBack> {
+        held_back::of(&self.config, ends, stable, self.within)
     }
 
     /// The first offset whose record is not older than `timestamp_ms`; `None` if all are older.

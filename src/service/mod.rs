@@ -184,6 +184,7 @@ struct Shared {
     stopped: Mutex<BTreeMap<i32, &'static str>>,
     /// Why this process cannot go on, once it cannot.
     broken: watch::Sender<Option<String>>,
+    open_transactions: gauges::OpenTransactions,
     /// Kafka timestamp of the oldest record that is frozen and not stored, by partition.
     frozen_ms: DashMap<i32, i64>,
     fills: AtomicU64,
@@ -322,6 +323,7 @@ pub async fn run(
         assigned: AtomicUsize::new(0),
         stopped: Mutex::default(),
         broken: watch::Sender::default(),
+        open_transactions: gauges::OpenTransactions::default(),
         frozen_ms: DashMap::new(),
         fills: AtomicU64::new(0),
         flushed_rows: AtomicU64::new(0),

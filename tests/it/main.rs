@@ -148,6 +148,7 @@ fn main() -> ExitCode {
         hostile::a_batch_that_cannot_be_unpacked_stops_no_other_partition,
         hostile::a_thousand_days_in_any_order,
         gaps::aborted_transactions_never_happened,
+        gaps::an_open_transaction_is_seen,
         gaps::a_replay_ends_where_only_control_records_follow,
         audit::an_ordinary_run_is_clean_at_any_moment,
         audit::what_is_changed_by_hand_is_named_exactly,
