@@ -7,6 +7,7 @@ use crate::clickhouse::retention::{Retention, Ttl};
 use crate::config::{self, Config, GroupProtocol};
 use crate::core::protocol::LogView;
 use crate::kafka::held_back::HeldBack;
+use crate::kafka::members::Group;
 use crate::kafka::refusal;
 use std::collections::BTreeMap;
 
@@ -38,6 +39,14 @@ pub fn topic_rights(may_read: Option<bool>, config: &Config) -> Outcome {
 
 pub fn group_rights(may_read: Option<bool>, config: &Config) -> Outcome {
     rights(Code::GroupRights, may_read, "group", &config.kafka.group_id, config)
+}
+
+pub fn group_protocol(group: &Group, config: &Config) -> Outcome {
+    match group.keeps_out(config) {
+        Some(words) => Outcome::failed_with(Code::GroupProtocol, &words),
+        None if group.members.is_empty() => Outcome::ok(Code::GroupProtocol, "nobody is in the group"),
+        None => Outcome::ok(Code::GroupProtocol, "a member of this configuration may join"),
+    }
 }
 
 fn rights(code: Code, may_read: Option<bool>, kind: &str, name: &str, config: &Config) -> Outcome {

@@ -9,11 +9,12 @@ use crate::status::{ANSWER_TIMEOUT, dead_letter_in_words};
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 
-pub(super) const CODES: [Code; 8] = [
+pub(super) const CODES: [Code; 9] = [
     Code::Brokers,
     Code::Topic,
     Code::TopicRights,
     Code::GroupRights,
+    Code::GroupProtocol,
     Code::Offsets,
     Code::Log,
     Code::SessionTimeout,
@@ -87,10 +88,16 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             made.push(Outcome::skipped(Code::Log, Code::Offsets));
         }
     }
-    made.push(match group {
-        Ok(group) => judge::group_rights(group.may_read, config),
-        Err(error) => group_fails(Code::GroupRights, &error),
-    });
+    match group {
+        Ok(group) => {
+            made.push(judge::group_rights(group.may_read, config));
+            made.push(judge::group_protocol(&group, config));
+        }
+        Err(error) => {
+            made.push(group_fails(Code::GroupRights, &error));
+            made.push(Outcome::skipped(Code::GroupProtocol, Code::GroupRights));
+        }
+    }
     made
 }
 

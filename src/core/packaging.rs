@@ -71,8 +71,7 @@ struct Outside {
 
 fn enveloped(bytes: &[u8]) -> Option<Rejection> {
     let outside: Outside = serde_json::from_slice(bytes).ok()?;
-    let of_event =
-        [outside.campaign_id, outside.workspace_id, outside.email, outside.event_type, outside.event_time];
+    let of_event = [outside.campaign_id, outside.workspace_id, outside.email, outside.event_type, outside.event_time];
     if of_event.iter().any(Option::is_some) {
         return None;
     }
@@ -124,11 +123,10 @@ mod tests {
     fn a_compressed_value_is_named() {
         let beginnings = COMPRESSED.iter().map(|(beginning, _)| [*beginning, &b"\x08\0\xff"[..]].concat());
         assert!(beginnings.into_iter().all(|value| reason(value) == Reason::Compressed));
-        assert_eq!([reason("x"), reason(b"\x1f"), reason(b"\xff\xfe{")], [
-            Reason::NotJson,
-            Reason::NotJson,
-            Reason::NotUtf8
-        ]);
+        assert_eq!(
+            [reason("x"), reason(b"\x1f"), reason(b"\xff\xfe{")],
+            [Reason::NotJson, Reason::NotJson, Reason::NotUtf8]
+        );
     }
 
     #[test]

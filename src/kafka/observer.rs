@@ -4,9 +4,9 @@
 //! calls block; each has a timeout.
 
 use super::consumer::{self, Consumer, Rebalances};
-use super::members::{self, Group};
-use super::refusal::Refusal;
 use super::held_back::{self, HeldBack};
+use super::members::{self, Group};
+use super::refusal::{self, Refusal};
 use super::{group, offsets, topic};
 use crate::config::Config;
 use crate::core::protocol::LogView;
@@ -112,12 +112,10 @@ impl Observer {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
                 format!("the topic {topic} does not exist at {brokers}. Create it, or set kafka.topics.events")
             }
-            _ => {
-                let reason = trouble.reason.unwrap_or_else(|| error.to_string());
-                format!(
-                    "Kafka at {brokers} does not answer: {reason}. Check that it runs and that kafka.brokers is right"
-                )
-            }
+            _ => match super::unreachable(&self.consumer, topic) {
+                Some((address, why)) => refusal::unreachable(&self.config, &address, &why),
+                None => refusal::no_answer(&self.config, &trouble.reason.unwrap_or_else(|| error.to_string())),
+            },
         }
     }
 
@@ -125,7 +123,10 @@ impl Observer {
     pub fn group_in_words(&self, error: &KafkaError) -> String {
         match Refusal::in_answer(error) {
             Some(refusal) => refusal.told(&self.config),
-            None => format!("{error}. See that the group's coordinator and the partitions' leaders run"),
+            None => match super::unreachable(&self.consumer, self.topic()) {
+                Some((address, why)) => refusal::unreachable(&self.config, &address, &why),
+                None => format!("{error}. See that the group's coordinator and the partitions' leaders run"),
+            },
         }
     }
 

@@ -44,7 +44,7 @@ use metrics_process::Collector;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use reader::{Command, Reader, Tally};
-use start::{await_schema, await_topic, see_rights, session_timeout_ms};
+use start::{await_schema, await_topic, see_group, session_timeout_ms};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -301,7 +301,7 @@ pub async fn run(
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
     let Some(cluster_id) = await_topic(&consumer, config, &health, &stop).await? else { return Ok(nothing()) };
-    see_rights(&consumer, config).await?;
+    see_group(&consumer, config, &health).await?;
 
     tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
 

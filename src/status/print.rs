@@ -193,7 +193,8 @@ impl Status {
             None => format!("partition {number}"),
         });
         let told = told.collect::<Vec<_>>().join(", ");
-        (!open.is_empty()).then(|| format!("{records} records lie behind open transactions and cannot be read yet: {told}"))
+        (!open.is_empty())
+            .then(|| format!("{records} records lie behind open transactions and cannot be read yet: {told}"))
     }
 
     fn not_asked_in_words(&self) -> Option<String> {

@@ -15,7 +15,7 @@ fn member(client_id: &str, partitions: Option<Vec<i32>>) -> Member {
 
 fn group(members: Vec<Member>) -> Group {
     let state = if members.is_empty() { GroupState::Empty } else { GroupState::Stable };
-    Group { state, members, may_read: Some(true) }
+    Group { state, protocol: None, members, may_read: Some(true) }
 }
 
 fn standing(end: u64, committed: Option<u64>) -> Standing {

@@ -261,3 +261,25 @@ pub async fn a_member_left_behind_ends_though_the_group_would_wait_for_ten_minut
     let raised = ("TALLYHOUSE__KAFKA__PROPERTIES__MAX_POLL_INTERVAL_MS", "600000");
     a_member_is_left_behind(&Bench::new(url, database).await, url, &[raised]).await;
 }
+
+/// A member with another way of sharing partitions out cannot join, says why, and joins once the others have gone.
+pub async fn another_strategy_in_the_group_is_named(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let member = bench.start(&[]);
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    let eager = ("TALLYHOUSE__KAFKA__ASSIGNMENT", "eager");
+    for (other, ours) in [(eager, "kafka.assignment = eager (range)"), (CONSUMER, "kafka.group_protocol = consumer")] {
+        let theirs = "share partitions out in the classic protocol by the strategy cooperative-sticky";
+        let kept_out = bench.start(&[other]);
+        await_http(&kept_out, "/readyz", ours).await;
+        await_http(&kept_out, "/readyz", theirs).await;
+        end(&kept_out);
+        let (status, checked, _) = bench.run(&["check", "--json"], &[other]);
+        assert!(status == Some(1) && checked.contains(theirs), "{checked}");
+    }
+    let kept_out = bench.start(&[eager]);
+    await_http(&kept_out, "/readyz", "Stop all of them").await;
+    end(&member);
+    await_http(&kept_out, "/readyz", "\"ready\":true").await;
+    end(&kept_out);
+}
