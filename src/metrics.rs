@@ -56,6 +56,9 @@ pub const RUNTIME_QUEUE: &str = "tallyhouse_runtime_queue_tasks";
 pub const RUNTIME_BUSY: &str = "tallyhouse_runtime_busy_seconds_total";
 pub const FLUSH_AGE: &str = "tallyhouse_flush_age_seconds";
 
+/// The kinds of [`OFFSET_GAPS`].
+pub const GAP_KINDS: [&str; 4] = ["marker", "aborted", "lost", "unchecked"];
+
 const QUERYABLE_HELP: &str = "Time from a record's Kafka timestamp to its batch being in ClickHouse";
 
 /// How a metric behaves.
@@ -117,8 +120,8 @@ pub const METRICS: &[Metric] = &[
         Kind::Counter,
         OFFSET_GAPS,
         Unit::Count,
-        &[],
-        "Offsets passed over between two records; right only in transactional or compacted topics, else records were lost",
+        &["kind"],
+        "Offsets passed over between two records, by kind: marker (of a transaction; or compacted away), aborted, lost, unchecked",
     ),
     metric(
         Kind::Gauge,
@@ -304,7 +307,8 @@ pub fn install(topic: &str) -> Result<PrometheusHandle, BuildError> {
     }
     gauge!(INFO, "version" => env!("CARGO_PKG_VERSION"), "topic" => topic.to_owned()).set(1);
     // These would come to be with the first incident, and an increase from nothing to one is no increase for Prometheus.
-    [OFFSET_GAPS, PAUSES, REPLAYS].into_iter().for_each(|name| counter!(name).absolute(0));
+    [PAUSES, REPLAYS].into_iter().for_each(|name| counter!(name).absolute(0));
+    GAP_KINDS.into_iter().for_each(|kind| counter!(OFFSET_GAPS, "kind" => kind).absolute(0));
     Ok(handle)
 }
 

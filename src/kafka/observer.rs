@@ -25,6 +25,9 @@ const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Keeps what librdkafka fetches ahead to a few small batches.
+const SMALL: &[(&str, &str)] = &[("queued.min.messages", "1"), ("queued.max.messages.kbytes", "64")];
+
 /// A consumer with the group's name that never joins the group.
 pub struct Observer {
     consumer: Consumer,
@@ -85,6 +88,27 @@ impl Observer {
     /// librdkafka refuses a property.
     pub fn hurried(config: &Config, within: Duration) -> KafkaResult<Observer> {
         Ok(Observer { consumer: apart(config)?, config: config.clone(), within })
+    }
+
+    /// An observer beside a member, which takes little memory.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn small(config: &Config) -> KafkaResult<Observer> {
+        Observer::with(config, SMALL)
+    }
+
+    /// As [`Observer::small`], of records of open and aborted transactions as well.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn uncommitted(config: &Config) -> KafkaResult<Observer> {
+        Observer::with(config, &[SMALL, &[("isolation.level", "read_uncommitted")]].concat())
+    }
+
+    fn with(config: &Config, properties: &[(&str, &str)]) -> KafkaResult<Observer> {
+        let consumer = consumer::create_with(config, Arc::new(Nobody), properties)?;
+        Ok(Observer { consumer, config: config.clone(), within: KAFKA_TIMEOUT })
     }
 
     /// How many brokers there are, and the cluster's id, which is empty where it has none.

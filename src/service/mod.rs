@@ -10,6 +10,7 @@
 //! waiting does not mend.
 
 mod assignment;
+mod gaps;
 mod gauges;
 mod left_behind;
 mod left_open;
@@ -39,6 +40,7 @@ use crate::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
 use assignment::Assignment;
 use dashmap::DashMap;
+use gaps::Gaps;
 use memory::Memory;
 use metrics_process::Collector;
 use rdkafka::consumer::Consumer as _;
@@ -342,6 +344,7 @@ pub async fn run(
         health,
         bounds: time_bounds(config),
         config: config.clone(),
+        gaps: Gaps::start(config),
         commands: obeyed,
         tally: Arc::clone(&tally),
     };

@@ -74,6 +74,21 @@ pub async fn aborted_transactions_never_happened(url: &str, database: &str) {
     let member = bench.start(&[]);
     bench.await_stored(transactions.ledger.produced, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
+    // What this member passed over was looked up in the log.
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let metrics = http(&member, "/metrics").await;
+        let of = |kind: &str| {
+            let name = format!("tallyhouse_offset_gaps_total{{kind=\"{kind}\"}} ");
+            metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok()).unwrap()
+        };
+        assert_eq!((of("lost"), of("unchecked")), (0, 0), "{}", member.stderr());
+        if of("aborted") > PARTITIONS && of("marker") > PARTITIONS {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
     end(&member);
     bench.assert_exact(&transactions.ledger, "with aborted transactions").await;
 }
