@@ -278,9 +278,13 @@ pub async fn another_strategy_in_the_group_is_named(url: &str, database: &str) {
     await_http(&kept_out, "/readyz", "\"ready\":true").await;
     // Before it joins; Kafka may turn the group into one of the consumer protocol then.
     let other = bench.start(&[CONSUMER]);
-    await_http(&other, "/readyz", "\"ready\":").await;
-    let log = other.stderr();
-    assert!(log.contains("kafka.group_protocol = consumer, and") && log.contains("by the strategy range"), "{log}");
+    let deadline = Instant::now() + DEADLINE;
+    let told =
+        |log: &str| log.contains("kafka.group_protocol = consumer, and") && log.contains("by the strategy range");
+    while !told(&other.stderr()) {
+        assert!(Instant::now() < deadline, "{}", other.stderr());
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
     end(&other);
     end(&kept_out);
 }
