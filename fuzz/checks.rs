@@ -109,7 +109,12 @@ impl Faults {
     fn allow(&self, reason: Reason) -> bool {
         match self {
             Faults::Unreadable { .. } => true,
-            Faults::Some(reasons) => reasons.contains(&reason),
+            // By its packaging, where that is known.
+            Faults::Some(reasons) => match reason {
+                Reason::SchemaRegistryPrefix | Reason::Compressed => reasons.contains(&Reason::NotUtf8),
+                Reason::Enveloped => reasons.contains(&Reason::MissingField),
+                reason => reasons.contains(&reason),
+            },
         }
     }
 }

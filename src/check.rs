@@ -32,6 +32,8 @@ pub enum Code {
     DeadLetter,
     /// The group may be described and read.
     GroupRights,
+    /// The group's members share partitions out as this configuration does.
+    GroupProtocol,
     /// Committed offsets may be read.
     Offsets,
     /// The log still has what was not consumed.

@@ -262,7 +262,7 @@ impl Cli {
         }
         let settings = self.settings;
         match self.command {
-            Command::Run => Ok(run(&settings.load()?.config).await?.into()),
+            Command::Run => Ok(run(settings.sources()?).await?.into()),
             Command::Config(ConfigCommand::Explain) => Ok(settings.load()?.explain().into()),
             Command::Migrate { dry_run, cluster, raw_ttl_days, rejected_ttl_days } => {
                 let schema = cluster.as_deref().map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
@@ -286,6 +286,10 @@ impl Cli {
 impl Settings {
     /// The configuration that these, the environment and the file make together.
     fn load(self) -> Result<Resolved, CliError> {
+        Ok(config::load(&self.sources()?)?)
+    }
+
+    fn sources(self) -> Result<Sources, CliError> {
         let flags: Result<Vec<FlagValue>, CliError> = self
             .set
             .iter()
@@ -295,11 +299,12 @@ impl Settings {
         let env =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
         let memory_max_bytes = cgroup::memory_max_bytes();
-        Ok(config::load(&Sources { file: self.config, env, flags: flags?, memory_max_bytes })?)
+        Ok(Sources { file: self.config, env, flags: flags?, memory_max_bytes })
     }
 }
 
-async fn run(config: &Config) -> Result<String, CliError> {
+async fn run(sources: Sources) -> Result<String, CliError> {
+    let config = &config::load(&sources)?.config;
     telemetry::start(&config.log);
     config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
     let stop = CancellationToken::new();
@@ -312,7 +317,8 @@ async fn run(config: &Config) -> Result<String, CliError> {
             leaving.told()
         ));
     })?;
-    let summary = service::run(config, &clickhouse_options(config), stop, left_open).await?;
+    let reload = Arc::new(move || Some(config::load(&sources).ok()?.config));
+    let summary = service::run(config, &clickhouse_options(config), stop, left_open, reload).await?;
     Ok(format!("{summary}\n"))
 }
 

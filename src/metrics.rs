@@ -26,6 +26,8 @@ pub const COMMIT_SECONDS: &str = "tallyhouse_commit_duration_seconds";
 pub const QUERYABLE_SECONDS: &str = "tallyhouse_event_to_queryable_seconds";
 pub const POSITION_LAG: &str = "tallyhouse_position_lag_records";
 pub const COMMITTED_LAG: &str = "tallyhouse_committed_lag_records";
+pub const OPEN_TRANSACTION_RECORDS: &str = "tallyhouse_open_transaction_records";
+pub const OPEN_TRANSACTION_SECONDS: &str = "tallyhouse_open_transaction_seconds";
 pub const MEMORY_USED: &str = "tallyhouse_memory_used_bytes";
 pub const MEMORY_LIMIT: &str = "tallyhouse_memory_limit_bytes";
 pub const PAUSES: &str = "tallyhouse_pauses_total";
@@ -53,6 +55,9 @@ pub const RUNTIME_TASKS: &str = "tallyhouse_runtime_tasks";
 pub const RUNTIME_QUEUE: &str = "tallyhouse_runtime_queue_tasks";
 pub const RUNTIME_BUSY: &str = "tallyhouse_runtime_busy_seconds_total";
 pub const FLUSH_AGE: &str = "tallyhouse_flush_age_seconds";
+
+/// The kinds of [`OFFSET_GAPS`].
+pub const GAP_KINDS: [&str; 4] = ["marker", "aborted", "lost", "unchecked"];
 
 const QUERYABLE_HELP: &str = "Time from a record's Kafka timestamp to its batch being in ClickHouse";
 
@@ -115,8 +120,8 @@ pub const METRICS: &[Metric] = &[
         Kind::Counter,
         OFFSET_GAPS,
         Unit::Count,
-        &[],
-        "Offsets passed over between two records; right only in transactional or compacted topics, else records were lost",
+        &["kind"],
+        "Offsets passed over between two records, by kind: marker (of a transaction; or compacted away), aborted, lost, unchecked",
     ),
     metric(
         Kind::Gauge,
@@ -152,6 +157,20 @@ pub const METRICS: &[Metric] = &[
         Unit::Count,
         &["partition"],
         "Records in the log that are not committed yet, by partition",
+    ),
+    metric(
+        Kind::Gauge,
+        OPEN_TRANSACTION_RECORDS,
+        Unit::Count,
+        &["partition"],
+        "Records in the log that a producer's open transaction keeps from being read, by partition; no lag counts them",
+    ),
+    metric(
+        Kind::Gauge,
+        OPEN_TRANSACTION_SECONDS,
+        Unit::Seconds,
+        &["partition"],
+        "For how long the same open transaction has kept the partition from being read, as this member has seen it",
     ),
     metric(Kind::Gauge, MEMORY_USED, Unit::Bytes, &[], "Memory that windows and batches hold"),
     metric(Kind::Gauge, MEMORY_LIMIT, Unit::Bytes, &[], "Memory that windows and batches hold at most"),
@@ -288,7 +307,8 @@ pub fn install(topic: &str) -> Result<PrometheusHandle, BuildError> {
     }
     gauge!(INFO, "version" => env!("CARGO_PKG_VERSION"), "topic" => topic.to_owned()).set(1);
     // These would come to be with the first incident, and an increase from nothing to one is no increase for Prometheus.
-    [OFFSET_GAPS, PAUSES, REPLAYS].into_iter().for_each(|name| counter!(name).absolute(0));
+    [PAUSES, REPLAYS].into_iter().for_each(|name| counter!(name).absolute(0));
+    GAP_KINDS.into_iter().for_each(|kind| counter!(OFFSET_GAPS, "kind" => kind).absolute(0));
     Ok(handle)
 }
 

@@ -18,6 +18,7 @@ pub use read::{ANSWER_TIMEOUT, Watcher, dead_letter_in_words};
 
 use crate::audit::position::Outlook;
 use crate::core::source::OffsetRange;
+use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::{Group, GroupState, Member};
 use asked::Cause;
 use serde::Serialize;
@@ -73,6 +74,8 @@ pub struct Standing {
     pub intent: Option<OffsetRange>,
     /// What `tallyhouse run` makes of it; `None` where that depends on ClickHouse, which was not asked.
     pub outlook: Option<Outlook>,
+    /// What open transactions hold back behind `end`; `None` where Kafka did not tell.
+    pub held_back: Option<HeldBack>,
     /// What it did between this command's looks.
     pub motion: Motion,
 }
@@ -97,6 +100,8 @@ pub enum Code {
     PartitionStopped,
     /// Records wait, and neither the committed offset nor the announced batch has changed for too long.
     PartitionStandsStill,
+    /// A transaction has been open for long, and the records behind it cannot be read.
+    OpenTransaction,
     /// A member says what keeps it from counting.
     MemberNotReady,
     /// A member could not be asked.
@@ -134,6 +139,11 @@ impl Standing {
     /// Offsets of the log that are not committed; control records of transactions count as well.
     pub fn lag(&self) -> u64 {
         self.end.saturating_sub(self.committed.unwrap_or(0).max(self.start))
+    }
+
+    /// What an open transaction holds back, if one is open.
+    fn open_transaction(&self) -> Option<HeldBack> {
+        self.held_back.filter(|held_back| held_back.offsets > 0)
     }
 }
 
@@ -190,6 +200,9 @@ impl Status {
                     }
                     if let Some(message) = self.stands_still(number, standing) {
                         add(Code::PartitionStandsStill, Some(number), message);
+                    }
+                    if let Some(message) = long_transaction(number, standing) {
+                        add(Code::OpenTransaction, Some(number), message);
                     }
                     if standing.lag() > 0 && self.is_without_member(number) {
                         let message = format!(
@@ -309,6 +322,17 @@ impl Status {
         let told = self.members().iter().all(|member| member.partitions.is_some());
         settled && told && !self.members().is_empty() && self.holder(partition).is_none()
     }
+}
+
+/// In words, if a transaction has been open for too long.
+fn long_transaction(number: i32, standing: &Standing) -> Option<String> {
+    let held_back = standing.open_transaction()?;
+    let (offsets, seconds) = (held_back.offsets, held_back.open_too_long()?.as_secs());
+    Some(format!(
+        "partition {number}: a producer's transaction has been open for {seconds} s, and {offsets} records behind offset {} wait for its \
+         end. Do what docs/runbooks/TallyhouseOpenTransaction.md says",
+        standing.end
+    ))
 }
 
 impl Rates {

@@ -8,7 +8,10 @@ use crate::clickhouse::sight::{self, Sight};
 use crate::config::{self, Config, GroupProtocol};
 use crate::core::protocol::LogView;
 use crate::core::source::Table;
+use crate::kafka::held_back::HeldBack;
+use crate::kafka::members::Group;
 use crate::kafka::refusal;
+use std::collections::BTreeMap;
 
 /// The first ClickHouse with the setting `deduplicate_insert`, which every insert carries and older ones refuse.
 pub const CLICKHOUSE_VERSION_MIN: (u32, u32) = (26, 2);
@@ -40,6 +43,14 @@ pub fn group_rights(may_read: Option<bool>, config: &Config) -> Outcome {
     rights(Code::GroupRights, may_read, "group", &config.kafka.group_id, config)
 }
 
+pub fn group_protocol(group: &Group, config: &Config) -> Outcome {
+    match group.keeps_out(config) {
+        Some(words) => Outcome::failed_with(Code::GroupProtocol, &words),
+        None if group.members.is_empty() => Outcome::ok(Code::GroupProtocol, "nobody is in the group"),
+        None => Outcome::ok(Code::GroupProtocol, "a member of this configuration may join"),
+    }
+}
+
 fn rights(code: Code, may_read: Option<bool>, kind: &str, name: &str, config: &Config) -> Outcome {
     let grant = || format!("as an administrator run: {}", refusal::grant(config, kind, name));
     match may_read {
@@ -50,7 +61,7 @@ fn rights(code: Code, may_read: Option<bool>, kind: &str, name: &str, config: &C
 }
 
 /// The log of each partition against the committed offset.
-pub fn log(logs: &[(i32, LogView)]) -> Outcome {
+pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outcome {
     for (partition, view) in logs {
         if let Some(reason) = Position::stops_by_log(view) {
             let seen = format!("partition {partition} stops: {reason}");
@@ -60,7 +71,12 @@ pub fn log(logs: &[(i32, LogView)]) -> Outcome {
     let kept: u64 = logs.iter().map(|(_, view)| view.high.saturating_sub(view.low)).sum();
     let lag = |view: &LogView| view.high.saturating_sub(view.committed_offset().unwrap_or(0).max(view.low));
     let waiting: u64 = logs.iter().map(|(_, view)| lag(view)).sum();
-    let seen = format!("{kept} offsets kept, {waiting} of them not committed");
+    let mut seen = format!("{kept} offsets kept, {waiting} of them not committed");
+    let held: u64 = held_back.values().map(|held_back| held_back.offsets).sum();
+    if held > 0 {
+        seen += &format!("; {held} more behind open transactions");
+    }
+    let long = held_back.iter().find_map(|(partition, held)| Some((partition, held.open_too_long()?)));
     let gone = logs.iter().find(|(_, view)| view.committed_offset().is_some_and(|offset| offset < view.low));
     match gone {
         // Whether the tables have these offsets is not looked at here.
@@ -70,7 +86,14 @@ pub fn log(logs: &[(i32, LogView)]) -> Outcome {
             "`tallyhouse status` says whether the partition stops; if so, do what docs/stops/retention_gap.md says, and keep \
              records longer (retention.ms) than members are ever away",
         ),
-        None => Outcome::ok(Code::Log, seen),
+        None => match long {
+            Some((partition, open_for)) => Outcome::warning(
+                Code::Log,
+                format!("{seen}; the one of partition {partition} has been open for {} s", open_for.as_secs()),
+                "nothing behind it can be counted before it ends: do what docs/runbooks/TallyhouseOpenTransaction.md says",
+            ),
+            None => Outcome::ok(Code::Log, seen),
+        },
     }
 }
 

@@ -9,11 +9,12 @@ use crate::status::{ANSWER_TIMEOUT, dead_letter_in_words};
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 
-pub(super) const CODES: [Code; 8] = [
+pub(super) const CODES: [Code; 9] = [
     Code::Brokers,
     Code::Topic,
     Code::TopicRights,
     Code::GroupRights,
+    Code::GroupProtocol,
     Code::Offsets,
     Code::Log,
     Code::SessionTimeout,
@@ -67,6 +68,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     made.push(session_timeout(config, observer));
     made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
     // The first question for offsets makes the coordinator in a fresh cluster.
+    let ends = observer.ends(&sources);
     let logs = logs(observer, &sources);
     let group = kafka::patiently(COORDINATOR_TIME, || observer.group());
     match logs {
@@ -74,7 +76,8 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             let committed = logs.iter().filter(|(_, view)| view.committed.is_some()).count();
             let seen = format!("may be read; {committed} of {} partitions have one", logs.len());
             made.push(Outcome::ok(Code::Offsets, seen));
-            made.push(judge::log(&logs));
+            let stable = logs.iter().map(|(partition, view)| (*partition, view.high)).collect();
+            made.push(judge::log(&logs, &observer.held_back(&ends, &stable)));
         }
         // Whoever may not see the group is given no coordinator to ask, and waits in vain.
         Err(_) if group.as_ref().is_err_and(|error| Refusal::in_answer(error).is_some()) => {
@@ -85,10 +88,16 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             made.push(Outcome::skipped(Code::Log, Code::Offsets));
         }
     }
-    made.push(match group {
-        Ok(group) => judge::group_rights(group.may_read, config),
-        Err(error) => group_fails(Code::GroupRights, &error),
-    });
+    match group {
+        Ok(group) => {
+            made.push(judge::group_rights(group.may_read, config));
+            made.push(judge::group_protocol(&group, config));
+        }
+        Err(error) => {
+            made.push(group_fails(Code::GroupRights, &error));
+            made.push(Outcome::skipped(Code::GroupProtocol, Code::GroupRights));
+        }
+    }
     made
 }
 

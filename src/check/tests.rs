@@ -4,7 +4,10 @@ use super::{Code, Outcome, Report, State, clickhouse, judge, kafka, with_skipped
 use crate::config::{self, Sources};
 use crate::core::intent::Metadata;
 use crate::core::protocol::{Committed, LogView};
+use crate::kafka::held_back::HeldBack;
 use crate::table;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 fn view(committed: Option<&str>, offset: u64, low: u64, high: u64) -> LogView {
     let committed = committed.map(|metadata| Committed { offset, metadata: metadata.as_bytes().to_vec() });
@@ -41,7 +44,7 @@ fn memory_warns_where_batches_or_partitions_pause_consumption() {
 #[test]
 fn the_log_fails_where_run_stops_whatever_the_tables_have() {
     let ours = Metadata { topic_id: "id".into(), ..Metadata::default() }.encode();
-    let of = |committed, offset, low, high| judge::log(&[(3, view(committed, offset, low, high))]);
+    let of = |committed, offset, low, high| judge::log(&[(3, view(committed, offset, low, high))], &BTreeMap::new());
     let fine = of(Some(&ours), 40, 10, 100);
     assert_eq!((fine.status, fine.seen.as_str()), (State::Ok, "90 offsets kept, 60 of them not committed"));
     assert_eq!(of(None, 0, 10, 100).status, State::Ok);
@@ -51,6 +54,12 @@ fn the_log_fails_where_run_stops_whatever_the_tables_have() {
     assert!(foreign.status == State::Failed && foreign.seen.starts_with("partition 3 stops"), "{foreign:?}");
     // The tables may have what the log has lost.
     assert_eq!(of(Some(&ours), 5, 10, 100).status, State::Warning);
+    let open = |seconds| {
+        let held_back = HeldBack { offsets: 7, open_for: Some(Duration::from_secs(seconds)) };
+        judge::log(&[(3, view(Some(&ours), 40, 10, 100))], &[(3, held_back)].into())
+    };
+    assert_eq!((open(59).status, open(60).status), (State::Ok, State::Warning));
+    assert!(open(59).seen.ends_with("; 7 more behind open transactions"), "{:?}", open(59));
 }
 
 #[test]

@@ -18,6 +18,10 @@ const PROTOCOL: &[(&str, &str, &str)] = &[
     ("check.crcs", "true", "a damaged message must not be counted"),
 ];
 
+/// Makes librdkafka look for the system's authorities in the usual places. Our OpenSSL is linked statically and would look only where
+/// it was built.
+pub const SYSTEM_AUTHORITIES: &str = "probe";
+
 /// Properties that are set by a key of their own.
 const KEYED: &[(&str, &str)] = &[
     ("bootstrap.servers", "kafka.brokers"),
@@ -156,10 +160,6 @@ impl Config {
             (false, true) => "sasl_plaintext",
             (true, true) => "sasl_ssl",
         };
-        let assignment = match kafka.assignment {
-            Assignment::CooperativeSticky => "cooperative-sticky",
-            Assignment::Eager => "range",
-        };
         let mut properties = vec![
             ("bootstrap.servers", kafka.brokers.clone()),
             ("group.id", kafka.group_id.clone()),
@@ -170,7 +170,7 @@ impl Config {
             GroupProtocol::Classic => properties.extend([
                 ("group.protocol", "classic".to_owned()),
                 ("session.timeout.ms", kafka.session_timeout_ms.to_string()),
-                ("partition.assignment.strategy", assignment.to_owned()),
+                ("partition.assignment.strategy", kafka.assignment.strategy().to_owned()),
             ]),
             GroupProtocol::Consumer => properties.push(("group.protocol", "consumer".to_owned())),
         }
@@ -178,7 +178,7 @@ impl Config {
         set("group.instance.id", kafka.group_instance_id.as_deref());
         if kafka.tls.enabled {
             let key_password = &kafka.tls.key_password;
-            set("ssl.ca.location", kafka.tls.ca_file.as_deref());
+            set("ssl.ca.location", Some(kafka.tls.ca_file.as_deref().unwrap_or(SYSTEM_AUTHORITIES)));
             set("ssl.certificate.location", kafka.tls.cert_file.as_deref());
             set("ssl.key.location", kafka.tls.key_file.as_deref());
             set("ssl.key.password", (!key_password.is_empty()).then(|| key_password.expose()));
@@ -202,6 +202,16 @@ impl Topics {
     /// `kafka.topics.replays`, or the name that stands for it.
     pub fn replays(&self) -> String {
         self.replays.clone().unwrap_or_else(|| format!("{}.replays", self.events))
+    }
+}
+
+impl Assignment {
+    /// The strategy's name in Kafka.
+    pub fn strategy(self) -> &'static str {
+        match self {
+            Assignment::CooperativeSticky => "cooperative-sticky",
+            Assignment::Eager => "range",
+        }
     }
 }
 

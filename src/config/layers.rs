@@ -37,6 +37,7 @@ pub(super) fn merge(sources: &Sources, problems: &mut Vec<Problem>) -> Settings 
     let mut merged = Settings::new();
     let file = from_file(sources, problems);
     let flags = from_flags(&sources.flags, problems);
+    misspelt_variables(&sources.env, problems);
     for mut layer in [defaults(sources.memory_max_bytes), file, from_environment(&sources.env), flags] {
         read_secret_files(&mut layer, problems);
         merged.append(&mut layer);
@@ -132,6 +133,40 @@ fn from_environment(env: &BTreeMap<String, String>) -> Settings {
         (key, Setting { value: text.as_str().into(), origin: format!("environment {name}") })
     })
     .collect()
+}
+
+/// Variables that would be a key if their underscores were doubled. A name that could be another program's, such as
+/// `TALLYHOUSE_SERVICE_HOST` of Kubernetes, is none of ours.
+fn misspelt_variables(env: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+    let ours = |name: &str| name.strip_prefix(ENV_PREFIX).is_none().then(|| meant(name)).flatten();
+    for (name, meant) in env.keys().filter_map(|name| Some((name, ours(name)?))) {
+        // With both, the right one counts.
+        if !env.contains_key(&meant) {
+            problems.push(Problem {
+                key: name.clone(),
+                value: None,
+                origin: "environment".into(),
+                reason: format!("is not read: the name is {meant}, with two underscores before and between its parts"),
+            });
+        }
+    }
+}
+
+/// The variable of the key that a name with single underscores means.
+fn meant(name: &str) -> Option<String> {
+    let name = name.strip_prefix("TALLYHOUSE_")?.to_ascii_uppercase();
+    if let Some(property) = name.replace("__", "_").strip_prefix("KAFKA_PROPERTIES_") {
+        return Some(format!("{ENV_PREFIX}KAFKA__PROPERTIES__{property}"));
+    }
+    let key = keys().find_map(|key| {
+        let variable = key.name.to_ascii_uppercase().replace('.', "__");
+        let file = matches!(key.kind, Kind::Secret).then(|| format!("{variable}_FILE"));
+        [Some(variable), file]
+            .into_iter()
+            .flatten()
+            .find(|variable| variable.replace("__", "_") == name.replace("__", "_"))
+    });
+    key.map(|key| format!("{ENV_PREFIX}{key}"))
 }
 
 /// A secret among them is refused: whoever may list processes has read it.

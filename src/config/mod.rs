@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub use error::{ConfigError, Problem};
-pub use kafka_properties::keys_named_in;
+pub use kafka_properties::{SYSTEM_AUTHORITIES, keys_named_in};
 pub use keys::{Key, Kind};
 pub use schema::{
     Admin, Assignment, ClickHouse, Compression, Config, Decode, Flush, GroupProtocol, Kafka, Log, LogFormat, Mechanism,

@@ -115,8 +115,10 @@ section! {
         session_timeout_ms: u64 = "45000", Integer(1_000..=1_800_000);
         /// Group protocol: classic, or consumer (KIP-848, Kafka 4.0), in which the broker shares the partitions out. classic
         /// is the default as librdkafka before 2.15 has known stalls with the other; 2.12.1 is built in.
+        /// From classic to consumer, stop all members first.
         group_protocol: GroupProtocol = "classic", OneOf(&["classic", "consumer"]);
         /// How partitions are shared out: cooperative-sticky moves only those that must move; eager (range) revokes all, and is needed with group_instance_id.
+        /// The same for all members of a group: stop all of them before it is changed.
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
         /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
         group_instance_id: Option<String> = "", Text;
@@ -173,7 +175,7 @@ section! {
     Tls "kafka.tls" {
         /// Whether to encrypt.
         enabled: bool = "false", Bool;
-        /// PEM file of the authorities to trust. Not set: those of the system.
+        /// PEM file of the authorities to trust. Not set: those of the system, or of SSL_CERT_FILE or SSL_CERT_DIR in the environment.
         ca_file: Option<String> = "", Text;
         /// PEM file of the client certificate (mutual TLS). Needs key_file.
         cert_file: Option<String> = "", Text;

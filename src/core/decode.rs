@@ -7,6 +7,7 @@
 
 use super::event::{Event, EventType, UuidBytes};
 use super::event_time::{self, TimeError};
+use super::packaging;
 use super::plain_event;
 use super::reject::{Reason, Rejection};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -14,6 +15,7 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 /// How far `event_time` may be from the Kafka record's timestamp.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +25,10 @@ pub struct TimeBounds {
     /// Greatest distance into the future, in seconds (`decode.future_days_max`).
     pub future_seconds_max: i64,
 }
+
+/// Timestamps that a record of Kafka can have: from 2010, before Kafka was, to the last second that ClickHouse's `DateTime` holds. One
+/// outside is not in milliseconds, or not a time.
+pub const RECORD_TIMES_MS: Range<i64> = 1_262_304_000_000..4_294_967_296_000;
 
 /// Reads one record's value.
 ///
@@ -36,8 +42,8 @@ pub fn decode<'a>(
     timestamp_ms: Option<i64>,
     bounds: &TimeBounds,
 ) -> Result<Event<'a>, Rejection> {
-    let text = text(payload)?;
-    let event = plain_event::read(text).map_or_else(|| read_slowly(text), Ok)?;
+    let read = |text| plain_event::read(text).map_or_else(|| read_slowly(text), Ok);
+    let event = text(payload).and_then(read).map_err(|rejection| named(payload, rejection))?;
     plausible(event, timestamp_ms, bounds)
 }
 
@@ -50,7 +56,13 @@ pub fn decode_slowly<'a>(
     timestamp_ms: Option<i64>,
     bounds: &TimeBounds,
 ) -> Result<Event<'a>, Rejection> {
-    plausible(read_slowly(text(payload)?)?, timestamp_ms, bounds)
+    let event = text(payload).and_then(read_slowly).map_err(|rejection| named(payload, rejection))?;
+    plausible(event, timestamp_ms, bounds)
+}
+
+#[cold]
+fn named(payload: Option<&[u8]>, rejection: Rejection) -> Rejection {
+    packaging::named(payload.unwrap_or_default(), rejection)
 }
 
 fn text(payload: Option<&[u8]>) -> Result<&str, Rejection> {
@@ -81,8 +93,20 @@ fn plausible<'a>(event: Event<'a>, timestamp_ms: Option<i64>, bounds: &TimeBound
     if (-bounds.past_seconds_max..=bounds.future_seconds_max).contains(&ahead) {
         return Ok(event);
     }
+    Err(implausible(ahead, timestamp_ms))
+}
+
+/// Says whose time is wrong: a record's timestamp in seconds lies in 1970, and one in microseconds in the year 58000.
+#[cold]
+fn implausible(ahead: i64, timestamp_ms: i64) -> Rejection {
+    if !RECORD_TIMES_MS.contains(&timestamp_ms) {
+        let error = format!(
+            "the record's Kafka timestamp {timestamp_ms} is no time in milliseconds from 2010 to 2106, so event_time cannot be judged"
+        );
+        return Rejection::new(Reason::RecordTimeImplausible, error);
+    }
     let (distance, side) = (ahead.unsigned_abs(), if ahead < 0 { "before" } else { "after" });
-    Err(Rejection::new(Reason::TimeImplausible, format!("event_time is {distance} s {side} the Kafka timestamp")))
+    Rejection::new(Reason::TimeImplausible, format!("event_time is {distance} s {side} the Kafka timestamp"))
 }
 
 fn not_utf8(bytes: &[u8]) -> Rejection {
@@ -403,6 +427,15 @@ mod tests {
         }
         assert_eq!(reason(&with("2026-11-24", "2026-11-13")), Reason::TimeImplausible);
         assert_eq!(reason(&with("2026-11-24", "2026-11-26")), Reason::TimeImplausible);
+        // Of the time of the record, in seconds, microseconds, nanoseconds and none at all.
+        for timestamp_ms in [NOW_MS / 1_000, NOW_MS * 1_000, NOW_MS * 1_000_000, 1, -1] {
+            let rejection = decode(Some(GOOD.as_bytes()), Some(timestamp_ms), &BOUNDS).unwrap_err();
+            assert_eq!(rejection.reason, Reason::RecordTimeImplausible, "{rejection:?}");
+            assert!(rejection.error.contains(&format!("Kafka timestamp {timestamp_ms} ")), "{rejection:?}");
+        }
+        // As before, bounds that are wide enough take it.
+        let wide = TimeBounds { past_seconds_max: i64::MAX / 2, future_seconds_max: i64::MAX / 2 };
+        assert!(decode(Some(GOOD.as_bytes()), Some(NOW_MS / 1_000), &wide).is_ok());
         assert!(decode(Some(with("2026-11", "2020-11").as_bytes()), None, &BOUNDS).is_ok());
     }
 

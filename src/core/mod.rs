@@ -19,6 +19,7 @@ pub mod intake;
 pub mod intent;
 pub mod lease;
 pub mod marks;
+mod packaging;
 mod plain_event;
 pub mod protocol;
 pub mod reject;

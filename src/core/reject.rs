@@ -7,6 +7,10 @@ pub enum Reason {
     Tombstone,
     /// The value has no bytes.
     Empty,
+    /// The value begins with a schema registry's prefix.
+    SchemaRegistryPrefix,
+    /// The value itself is compressed, beside what Kafka does with its batch.
+    Compressed,
     /// The value is not UTF-8.
     NotUtf8,
     /// The value is not JSON, or is cut off.
@@ -17,6 +21,8 @@ pub enum Reason {
     LoneSurrogate,
     /// One of the six fields stands there twice.
     DuplicateField,
+    /// The event is inside of an envelope, such as that of CloudEvents or Kafka Connect.
+    Enveloped,
     /// A required field is absent.
     MissingField,
     /// A field has a value of the wrong JSON type.
@@ -32,18 +38,23 @@ pub enum Reason {
     /// `event_time` is further from the Kafka record's timestamp than `decode.past_days_max` or
     /// `decode.future_days_max` allow.
     TimeImplausible,
+    /// As `TimeImplausible`, and the record's timestamp itself cannot be right: it seems to be in another unit than milliseconds.
+    RecordTimeImplausible,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 14] = [
+    pub const ALL: [Reason; 18] = [
         Reason::Tombstone,
         Reason::Empty,
+        Reason::SchemaRegistryPrefix,
+        Reason::Compressed,
         Reason::NotUtf8,
         Reason::NotJson,
         Reason::NotAnObject,
         Reason::LoneSurrogate,
         Reason::DuplicateField,
+        Reason::Enveloped,
         Reason::MissingField,
         Reason::WrongType,
         Reason::BadUuid,
@@ -51,6 +62,7 @@ impl Reason {
         Reason::BadTime,
         Reason::TimeOutOfRange,
         Reason::TimeImplausible,
+        Reason::RecordTimeImplausible,
     ];
 
     /// The stable word.
@@ -58,11 +70,14 @@ impl Reason {
         match self {
             Reason::Tombstone => "tombstone",
             Reason::Empty => "empty",
+            Reason::SchemaRegistryPrefix => "schema_registry_prefix",
+            Reason::Compressed => "compressed",
             Reason::NotUtf8 => "not_utf8",
             Reason::NotJson => "not_json",
             Reason::NotAnObject => "not_an_object",
             Reason::LoneSurrogate => "lone_surrogate",
             Reason::DuplicateField => "duplicate_field",
+            Reason::Enveloped => "enveloped",
             Reason::MissingField => "missing_field",
             Reason::WrongType => "wrong_type",
             Reason::BadUuid => "bad_uuid",
@@ -70,6 +85,7 @@ impl Reason {
             Reason::BadTime => "bad_time",
             Reason::TimeOutOfRange => "time_out_of_range",
             Reason::TimeImplausible => "time_implausible",
+            Reason::RecordTimeImplausible => "record_time_implausible",
         }
     }
 }
@@ -132,7 +148,18 @@ mod tests {
                 format!("{{{}}}", fields.join(", "))
             },
         );
-        Some(text.split(r"\xff").map(str::as_bytes).collect::<Vec<_>>().join(&b"\xff"[..]))
+        Some(unescaped(&text))
+    }
+
+    /// `\xff` stands for that byte.
+    fn unescaped(text: &str) -> Vec<u8> {
+        let mut parts = text.split(r"\x");
+        let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+        for part in parts {
+            bytes.push(u8::from_str_radix(&part[..2], 16).unwrap());
+            bytes.extend(&part.as_bytes()[2..]);
+        }
+        bytes
     }
 
     /// Every reason has a row in `docs/rejects.md`, in order, whose example is rejected for that reason.
@@ -148,8 +175,11 @@ mod tests {
         assert_eq!(codes, Reason::ALL.map(Reason::code));
         let bounds = TimeBounds { past_seconds_max: 3_650 * 86_400, future_seconds_max: 86_400 };
         let found = |example: &str| {
-            let payload = payload(example);
-            decode(payload.as_deref(), Some(1_795_501_800_000), &bounds).err().map(|rejection| rejection.reason)
+            // Of a good event only the record's own timestamp can be wrong.
+            let timestamp_ms = example.strip_prefix("(timestamp ").and_then(|rest| rest.strip_suffix(')'));
+            let payload = payload(if timestamp_ms.is_some() { FIELDS[0] } else { example });
+            let timestamp_ms = timestamp_ms.map_or(1_795_501_800_000, |text| text.parse().unwrap());
+            decode(payload.as_deref(), Some(timestamp_ms), &bounds).err().map(|rejection| rejection.reason)
         };
         assert_eq!(found(FIELDS[0]), None, "the event that examples change is good");
         for (reason, row) in Reason::ALL.into_iter().zip(rows) {

@@ -5,6 +5,7 @@
 //! a replay of the same offsets builds the same batch.
 
 use super::columns::Column;
+use super::decode::RECORD_TIMES_MS;
 use super::event::{Day, Event, UuidBytes};
 use super::reject::{Reason, Rejection};
 use foldhash::fast::FixedState;
@@ -261,7 +262,8 @@ impl Window {
     }
 
     fn note_arrival(&mut self, timestamp_ms: Option<i64>) {
-        let Some(timestamp_ms) = timestamp_ms else { return };
+        // A time that cannot be right would make delays of decades, and of a healthy member one that is not fresh.
+        let Some(timestamp_ms) = timestamp_ms.filter(|ms| RECORD_TIMES_MS.contains(ms)) else { return };
         let step = timestamp_ms - timestamp_ms.rem_euclid(ARRIVAL_STEP_MS);
         let crowded = self.arrivals.len() == ARRIVALS_MAX;
         match self.arrivals.last_mut() {
@@ -322,6 +324,18 @@ mod tests {
         for (index, reason) in Reason::ALL.into_iter().enumerate() {
             assert_eq!(usize::from(reason_index(reason)), index);
         }
+    }
+
+    #[test]
+    fn an_impossible_timestamp_makes_no_delay() {
+        let mut window = Window::new(0);
+        for (offset, timestamp_ms) in [1, 1_795_501_800, 1_795_501_800_000_000, i64::MIN].into_iter().enumerate() {
+            let record = Record { timestamp_ms: Some(timestamp_ms), ..record(offset as u64) };
+            window.push(&record, &Ok(event(1, EventType::Open, 0)));
+            assert_eq!(window.oldest_ms(), None, "{timestamp_ms}");
+        }
+        window.push(&Record { timestamp_ms: Some(1_795_501_800_000), ..record(9) }, &Ok(event(1, EventType::Open, 0)));
+        assert!(window.oldest_ms().is_some());
     }
 
     #[test]

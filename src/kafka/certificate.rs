@@ -3,6 +3,7 @@
 //!
 //! Must never decide anything: librdkafka has refused already, and what is found here is words.
 
+use super::refusal::address;
 use crate::config::Kafka;
 use crate::tls::{self, Cause};
 use rustls::{ClientConfig, ClientConnection};
@@ -33,12 +34,6 @@ pub fn told(reason: &str, kafka: &Kafka) -> String {
     format!("the certificate of the Kafka broker {address} is not trusted: {what}. {fix}")
 }
 
-/// `host:port` in librdkafka's `ssl://host:port/1: SSL handshake failed: …`.
-fn address(reason: &str) -> Option<&str> {
-    let (_, rest) = reason.split_once("://")?;
-    rest.split(['/', ' ']).next().filter(|address| address.contains(':'))
-}
-
 /// What rustls finds wrong, if anything.
 fn look(address: &str, ca_file: Option<&str>) -> Option<rustls::Error> {
     let roots = tls::roots(ca_file.map(Path::new)).ok()?;
@@ -54,18 +49,4 @@ fn look(address: &str, ca_file: Option<&str>) -> Option<rustls::Error> {
     stream.set_write_timeout(Some(LOOK_TIMEOUT)).ok()?;
     let error = connection.complete_io(&mut stream).err()?;
     error.into_inner()?.downcast::<rustls::Error>().ok().map(|error| *error)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_address_is_taken_out_of_librdkafkas_words() {
-        let reason = "sasl_ssl://b1.example:9094/bootstrap: SSL handshake failed: error:0A000086";
-        assert_eq!(address(reason), Some("b1.example:9094"));
-        assert_eq!(address("ssl://[::1]:9093/1: Failed to verify"), Some("[::1]:9093"));
-        assert_eq!(address("1/1 brokers are down"), None);
-        assert_eq!(address("ssl://"), None);
-    }
 }

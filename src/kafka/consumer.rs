@@ -7,10 +7,10 @@
 //! Must never give librdkafka a logical offset such as the log's end: it looks that up in the background, and an answer that
 //! comes after the seek makes it look again half a second later and jump there, past records that nobody has read.
 
-use super::refusal::{Refusal, Trouble};
+use super::refusal::{Refusal, Trouble, is_closed_at_once};
 use crate::config::{Config, Tls};
 use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
@@ -85,7 +85,9 @@ impl ClientContext for Context {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             return;
         }
-        if is_unreadable(&error) {
+        let refusal = Refusal::of(error.rdkafka_error_code(), reason);
+        // A handshake that fails is no batch.
+        if is_unreadable(&error) && refusal.is_none() {
             let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
             if unreadable.replace((Instant::now(), reason.to_owned())).is_none() {
                 tracing::error!(reason, "kafka: {error}: a batch in the log cannot be read");
@@ -98,12 +100,16 @@ impl ClientContext for Context {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             trouble.reason = Some(reason.to_owned());
         }
-        if let Some(refusal) = Refusal::of(error.rdkafka_error_code(), reason) {
-            trouble.refusal = Some(refusal);
+        if refusal.is_some() {
+            trouble.refusal = refusal;
         }
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        // librdkafka calls it no error.
+        if is_closed_at_once(message) {
+            self.trouble.lock().unwrap_or_else(PoisonError::into_inner).reason = Some(message.to_owned());
+        }
         super::log(level, facility, message);
     }
 }
@@ -185,10 +191,18 @@ fn see_files(tls: &Tls) -> KafkaResult<()> {
 /// # Errors
 /// librdkafka refuses a property.
 pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consumer> {
+    create_with(config, owner, &[])
+}
+
+/// As [`create`], with other values for some properties. Must never be used for a member.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_with(config: &Config, owner: Arc<dyn Rebalances>, others: &[(&str, &str)]) -> KafkaResult<Consumer> {
     see_files(&config.kafka.tls)?;
-    let mut client = ClientConfig::new();
-    for (property, value) in config.kafka_properties() {
-        client.set(property, value);
+    let mut client = super::client_config(config.kafka_properties());
+    for (property, value) in others {
+        client.set(*property, *value);
     }
     client
         .create_with_context(Context { owner, trouble: Mutex::default(), unreadable: Mutex::default() })
@@ -200,6 +214,7 @@ mod tests {
     use super::*;
     use crate::config::{self, Sources};
     use crate::kafka::fetched::{Fetch, Fetched};
+    use rdkafka::config::ClientConfig;
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
     use std::sync::atomic::{AtomicBool, Ordering};

@@ -4,7 +4,8 @@
 //! itself; rust-rdkafka only passes on the bytes of the classic protocol. Must never join the group.
 
 use super::consumer::Consumer;
-use super::native;
+use super::{native, refusal};
+use crate::config::{Config, GroupProtocol};
 use rdkafka::bindings as c;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -29,15 +30,43 @@ pub enum GroupState {
     Untold,
 }
 
+/// How a group shares partitions out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Members do, by the strategy of this name.
+    Classic(String),
+    /// The broker does (KIP-848).
+    Consumer,
+}
+
 /// A consumer group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// What it is doing.
     pub state: GroupState,
+    /// How it shares partitions out; `None` where it has not begun to, or Kafka does not tell.
+    pub protocol: Option<Protocol>,
     /// Its members.
     pub members: Vec<Member>,
     /// Whether this client may read it, which joining and committing take; `None` where the broker does not tell.
     pub may_read: Option<bool>,
+}
+
+impl Group {
+    /// Why a member with this configuration cannot join as long as the group's members are there, if so. A classic member may join a group
+    /// of the consumer protocol.
+    pub fn keeps_out(&self, config: &Config) -> Option<String> {
+        let ours = match config.kafka.group_protocol {
+            GroupProtocol::Classic => Some(config.kafka.assignment.strategy()),
+            GroupProtocol::Consumer => None,
+        };
+        match &self.protocol {
+            Some(Protocol::Classic(theirs)) if !self.members.is_empty() && ours != Some(theirs) => {
+                Some(refusal::other_protocol(config, &format!("the classic protocol by the strategy {theirs}")))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// One member of a group.
@@ -114,6 +143,12 @@ unsafe fn read(group: *const c::rd_kafka_ConsumerGroupDescription_t, topic: &str
             State::RD_KAFKA_CONSUMER_GROUP_STATE_DEAD => GroupState::Unknown,
             _ => GroupState::Untold,
         };
+        let assignor = text(c::rd_kafka_ConsumerGroupDescription_partition_assignor(group));
+        let protocol = match c::rd_kafka_ConsumerGroupDescription_type(group) {
+            c::rd_kafka_consumer_group_type_t::RD_KAFKA_CONSUMER_GROUP_TYPE_CONSUMER => Some(Protocol::Consumer),
+            c::rd_kafka_consumer_group_type_t::RD_KAFKA_CONSUMER_GROUP_TYPE_CLASSIC => assignor.map(Protocol::Classic),
+            _ => None,
+        };
         let mut count = 0;
         let operations = c::rd_kafka_ConsumerGroupDescription_authorized_operations(group, &raw mut count);
         let members = c::rd_kafka_ConsumerGroupDescription_member_count(group);
@@ -128,7 +163,7 @@ unsafe fn read(group: *const c::rd_kafka_ConsumerGroupDescription_t, topic: &str
             }
         });
         let may_read = native::may(operations, count, c::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ);
-        Ok(Group { state, members: members.collect(), may_read })
+        Ok(Group { state, protocol, members: members.collect(), may_read })
     }
 }
 
@@ -157,4 +192,46 @@ unsafe fn text(chars: *const c_char) -> Option<String> {
     // SAFETY: the caller's word.
     let text = (!chars.is_null()).then(|| unsafe { CStr::from_ptr(chars) }.to_string_lossy().into_owned());
     text.filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Sources};
+
+    #[test]
+    fn members_that_share_out_otherwise_keep_a_member_out() {
+        let member = || Member {
+            id: String::new(),
+            client_id: String::new(),
+            host: String::new(),
+            instance_id: None,
+            partitions: None,
+        };
+        let group = |protocol, members| Group { state: GroupState::Stable, protocol, members, may_read: None };
+        let classic = |name: &str| Some(Protocol::Classic(name.to_owned()));
+        let keeps_out = |setting: &str, group: &Group| {
+            let flags = vec![setting.parse().unwrap()];
+            let config = config::load(&Sources { flags, ..Sources::default() }).unwrap().config;
+            group.keeps_out(&config)
+        };
+        let (eager, cooperative) = ("kafka.assignment=eager", "kafka.assignment=cooperative-sticky");
+        let consumer = "kafka.group_protocol=consumer";
+        for (setting, protocol) in
+            [(eager, "cooperative-sticky"), (cooperative, "range"), (consumer, "cooperative-sticky")]
+        {
+            let told = keeps_out(setting, &group(classic(protocol), vec![member()])).unwrap();
+            assert!(told.contains(&format!("the classic protocol by the strategy {protocol}")), "{told}");
+            assert_eq!(keeps_out(setting, &group(classic(protocol), vec![])), None, "nobody is there");
+        }
+        for (setting, protocol) in [
+            (eager, classic("range")),
+            (cooperative, classic("cooperative-sticky")),
+            (consumer, Some(Protocol::Consumer)),
+            (eager, Some(Protocol::Consumer)),
+            (eager, None),
+        ] {
+            assert_eq!(keeps_out(setting, &group(protocol, vec![member()])), None, "{setting}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ pub mod consumer;
 pub mod dead_letters;
 pub mod fetched;
 pub mod group;
+pub mod held_back;
 pub mod members;
 mod native;
 pub mod observer;
@@ -17,18 +18,24 @@ pub mod refusal;
 pub mod settings;
 pub mod topic;
 
-use crate::config;
+use crate::config::{self, SYSTEM_AUTHORITIES};
 use consumer::Consumer;
-use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
+use std::io::ErrorKind;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How often librdkafka is asked whether a broker refuses us.
 const METADATA_STEP: Duration = Duration::from_millis(500);
+
+/// So many addresses of brokers are tried, each for so long.
+const ADDRESSES_MAX: usize = 4;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long librdkafka has each time to report.
 const REPORT_TIME: Duration = Duration::from_millis(20);
@@ -75,6 +82,27 @@ pub fn metadata(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
     }
 }
 
+/// The first address that brokers tell and that takes no connection, with the reason; `None` also where no broker tells any. Blocks, for
+/// a few seconds at most.
+pub fn unreachable(consumer: &Consumer, topic: &str) -> Option<(String, String)> {
+    let metadata = consumer.fetch_metadata(Some(topic), METADATA_STEP).ok()?;
+    metadata.brokers().iter().take(ADDRESSES_MAX).find_map(|broker| {
+        let address = format!("{}:{}", broker.host(), broker.port());
+        connect(&address).err().map(|error| (address, error.to_string()))
+    })
+}
+
+fn connect(address: &str) -> std::io::Result<TcpStream> {
+    let mut failed = Err(ErrorKind::NotFound.into());
+    for at in address.to_socket_addrs()? {
+        failed = TcpStream::connect_timeout(&at, CONNECT_TIMEOUT);
+        if failed.is_ok() {
+            break;
+        }
+    }
+    failed
+}
+
 /// Lets librdkafka report what it has to report.
 fn serve(consumer: &Consumer) {
     // By time, as a poll that gives nothing may have served something, and brokers that are away go on giving reports.
@@ -82,6 +110,20 @@ fn serve(consumer: &Consumer) {
     while Instant::now() < deadline {
         drop(consumer.poll(REPORT_TIME));
     }
+}
+
+/// What OpenSSL reads authorities from in the place of the system's.
+const AUTHORITY_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+/// librdkafka's configuration with these properties. It logs as much as it tells, since some causes stand nowhere else.
+fn client_config(properties: Vec<(String, String)>) -> ClientConfig {
+    let named = AUTHORITY_VARIABLES.iter().any(|name| std::env::var_os(name).is_some_and(|path| !path.is_empty()));
+    let mut client = ClientConfig::new();
+    client.set_log_level(RDKafkaLogLevel::Info);
+    for (property, value) in properties.into_iter().filter(|(_, value)| !named || value != SYSTEM_AUTHORITIES) {
+        client.set(property, value);
+    }
+    client
 }
 
 /// Puts a line of librdkafka's log into ours.
@@ -151,4 +193,33 @@ fn is_changing_hands(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::LeaderNotAvailable
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+    use rdkafka::mocking::MockCluster;
+
+    /// The address that cannot be reached is named, not the one that answered.
+    #[test]
+    fn an_advertised_address_that_takes_no_connection_is_found() {
+        let cluster = MockCluster::new(2).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let brokers = format!("kafka.brokers={}", cluster.bootstrap_servers());
+        let flags = vec![brokers.parse().unwrap()];
+        let config = config::load(&Sources { flags, ..Sources::default() }).unwrap().config;
+        let consumer = observer::apart(&config).unwrap();
+        let started = Instant::now();
+        while consumer.fetch_metadata(Some("t"), METADATA_STEP).is_err() {
+            assert!(started.elapsed() < Duration::from_secs(30));
+        }
+        assert_eq!(unreachable(&consumer, "t"), None);
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        assert!(connect(&address).is_ok());
+        drop(taken);
+        assert_eq!(connect(&address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert!(connect("no-such-host.invalid:9092").is_err());
+    }
 }

@@ -4,8 +4,9 @@
 //! calls block; each has a timeout.
 
 use super::consumer::{self, Consumer, Rebalances};
+use super::held_back::{self, HeldBack};
 use super::members::{self, Group};
-use super::refusal::Refusal;
+use super::refusal::{self, Refusal};
 use super::{group, offsets, topic};
 use crate::config::Config;
 use crate::core::protocol::LogView;
@@ -15,6 +16,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::statistics::Statistics;
 use rdkafka::{Offset, TopicPartitionList};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,9 @@ use std::time::{Duration, Instant};
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Keeps what librdkafka fetches ahead to a few small batches.
+const SMALL: &[(&str, &str)] = &[("queued.min.messages", "1"), ("queued.max.messages.kbytes", "64")];
 
 /// A consumer with the group's name that never joins the group.
 pub struct Observer {
@@ -52,7 +57,7 @@ pub enum Look {
 }
 
 /// There is no group, so there is nothing to be told.
-struct Nobody;
+pub struct Nobody;
 
 impl Rebalances for Nobody {
     fn assigned(&self, _: &[i32]) {}
@@ -85,6 +90,27 @@ impl Observer {
         Ok(Observer { consumer: apart(config)?, config: config.clone(), within })
     }
 
+    /// An observer beside a member, which takes little memory.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn small(config: &Config) -> KafkaResult<Observer> {
+        Observer::with(config, SMALL)
+    }
+
+    /// As [`Observer::small`], of records of open and aborted transactions as well.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn uncommitted(config: &Config) -> KafkaResult<Observer> {
+        Observer::with(config, &[SMALL, &[("isolation.level", "read_uncommitted")]].concat())
+    }
+
+    fn with(config: &Config, properties: &[(&str, &str)]) -> KafkaResult<Observer> {
+        let consumer = consumer::create_with(config, Arc::new(Nobody), properties)?;
+        Ok(Observer { consumer, config: config.clone(), within: KAFKA_TIMEOUT })
+    }
+
     /// How many brokers there are, and the cluster's id, which is empty where it has none.
     ///
     /// # Errors
@@ -110,12 +136,10 @@ impl Observer {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
                 format!("the topic {topic} does not exist at {brokers}. Create it, or set kafka.topics.events")
             }
-            _ => {
-                let reason = trouble.reason.unwrap_or_else(|| error.to_string());
-                format!(
-                    "Kafka at {brokers} does not answer: {reason}. Check that it runs and that kafka.brokers is right"
-                )
-            }
+            _ => match super::unreachable(&self.consumer, topic) {
+                Some((address, why)) => refusal::unreachable(&self.config, &address, &why),
+                None => refusal::no_answer(&self.config, &trouble.reason.unwrap_or_else(|| error.to_string())),
+            },
         }
     }
 
@@ -123,7 +147,10 @@ impl Observer {
     pub fn group_in_words(&self, error: &KafkaError) -> String {
         match Refusal::in_answer(error) {
             Some(refusal) => refusal.told(&self.config),
-            None => format!("{error}. See that the group's coordinator and the partitions' leaders run"),
+            None => match super::unreachable(&self.consumer, self.topic()) {
+                Some((address, why)) => refusal::unreachable(&self.config, &address, &why),
+                None => format!("{error}. See that the group's coordinator and the partitions' leaders run"),
+            },
         }
     }
 
@@ -193,6 +220,20 @@ impl Observer {
     /// Kafka does not answer in time, or answers with an error.
     pub fn log_view(&self, source: &Source) -> KafkaResult<LogView> {
         offsets::log_view(&self.consumer, self.topic(), source.topic_id.clone(), source.partition, self.within)
+    }
+
+    /// The real end of each partition, behind open transactions too. A partition whose end is not told is missing.
+    pub fn ends(&self, sources: &[Source]) -> BTreeMap<i32, u64> {
+        let partitions = sources.iter().map(|source| source.partition);
+        held_back::ends(&self.consumer, self.topic(), partitions, self.within).unwrap_or_else(|error| {
+            tracing::debug!("the log's real ends cannot be asked for: {error}");
+            BTreeMap::new()
+        })
+    }
+
+    /// What open transactions hold back, by [`Observer::ends`] and by the last stable offsets, which were read after those.
+    pub fn held_back(&self, ends: &BTreeMap<i32, u64>, stable: &BTreeMap<i32, u64>) -> BTreeMap<i32, HeldBack> {
+        held_back::of(&self.config, ends, stable, self.within)
     }
 
     /// The first offset whose record is not older than `timestamp_ms`; `None` if all are older.

@@ -61,10 +61,7 @@ impl ClientContext for Context {
 
 /// The configuration of a producer.
 pub fn client_config(config: &Config) -> ClientConfig {
-    let mut client = ClientConfig::new();
-    for (property, value) in config.producer_properties() {
-        client.set(property, value);
-    }
+    let mut client = super::client_config(config.producer_properties());
     client.set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
     client
 }

@@ -6,7 +6,7 @@
 //! Must never tell a secret: only names, addresses, and what librdkafka and the broker said.
 
 use super::certificate;
-use crate::config::{Config, Mechanism};
+use crate::config::{Assignment, Config, GroupProtocol, Mechanism};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -22,6 +22,10 @@ pub enum Refusal {
     ClientCertificate { reason: String },
     /// No TLS with this broker for another reason.
     Tls { reason: String },
+    /// It is an HTTP server that answers.
+    Http { reason: String },
+    /// The group's members share partitions out in another way than this one.
+    Protocol,
     /// The user may not read the topic, or not even see it.
     Topic,
     /// The user may not read the group.
@@ -56,6 +60,8 @@ impl Refusal {
             Code::TopicAuthorizationFailed => Some(Refusal::Topic),
             Code::GroupAuthorizationFailed => Some(Refusal::Group),
             Code::ClusterAuthorizationFailed => Some(Refusal::Cluster),
+            Code::InconsistentGroupProtocol => Some(Refusal::Protocol),
+            _ if is_http(reason) => Some(Refusal::Http { reason: told() }),
             // Where the broker only looks at our certificate once we are through (TLS 1.3), its alert ends the connection.
             Code::SSL | Code::BrokerTransportFailure if reason.contains(" alert ") => {
                 Some(Refusal::of_alert(reason).unwrap_or(Refusal::Tls { reason: told() }))
@@ -109,6 +115,12 @@ impl Refusal {
                 "no TLS connection to Kafka at {brokers}: {}. Check that kafka.brokers names a listener with TLS",
                 cut(reason)
             ),
+            Refusal::Http { reason } => format!(
+                "an HTTP server answers where Kafka should: {}. Check that kafka.brokers, and what the brokers' advertised.listeners \
+                 name, are ports of Kafka",
+                address(reason).unwrap_or(brokers)
+            ),
+            Refusal::Protocol => other_protocol(config, "another way than this member's"),
             Refusal::Topic => {
                 let topic = &kafka.topics.events;
                 let what = "may not read the topic";
@@ -135,6 +147,71 @@ impl Refusal {
             ),
         }
     }
+}
+
+/// librdkafka takes the first bytes of an answer for its length.
+const HTTP_AS_SIZE: &str = "Invalid response size 1213486160 ";
+
+/// Whether what was answered begins with `HTTP`.
+fn is_http(reason: &str) -> bool {
+    reason.contains(HTTP_AS_SIZE)
+}
+
+/// `host:port` in librdkafka's `ssl://host:port/1: …` or `host:port/bootstrap: …`.
+pub(super) fn address(reason: &str) -> Option<&str> {
+    let named = |word: &&str| word.contains(':') && word.contains('/');
+    let name = reason.split_whitespace().map(|word| word.trim_end_matches(':')).find(named)?;
+    let name = name.split_once("://").map_or(name, |(_, rest)| rest);
+    name.split('/').next().filter(|address| address.contains(':'))
+}
+
+/// That the group shares partitions out otherwise, and what to do.
+pub fn other_protocol(config: &Config, theirs: &str) -> String {
+    let kafka = &config.kafka;
+    let ours = match (kafka.group_protocol, kafka.assignment) {
+        (GroupProtocol::Consumer, _) => "kafka.group_protocol = consumer",
+        (GroupProtocol::Classic, Assignment::CooperativeSticky) => "kafka.assignment = cooperative-sticky",
+        (GroupProtocol::Classic, Assignment::Eager) => "kafka.assignment = eager (range)",
+    };
+    format!(
+        "this member has {ours}, and the members of the group {} share partitions out in {theirs}, so Kafka does not let it join. Stop \
+         all of them before one with another kafka.assignment or kafka.group_protocol starts, or give this one theirs; members of another \
+         program take another kafka.group_id",
+        kafka.group_id
+    )
+}
+
+/// Kafka does not answer: as far as it is known why, and in a last sentence what to do. `said` is what librdkafka said.
+pub fn no_answer(config: &Config, said: &str) -> String {
+    let (brokers, tls) = (&config.kafka.brokers, config.kafka.tls.enabled);
+    if !tls && is_closed_at_once(said) {
+        return format!(
+            "Kafka at {brokers} closes each connection without an answer, as a listener with TLS does. Set kafka.tls.enabled = true if it \
+             is one; else check that it runs and that kafka.brokers is right"
+        );
+    }
+    let said = cut(said);
+    if tls && said.contains("connecting to a PLAINTEXT broker listener") {
+        return format!(
+            "Kafka at {brokers} closes each connection in the TLS handshake, as a listener without TLS does: {said}. Name a listener with \
+             TLS in kafka.brokers, or set kafka.tls.enabled = false"
+        );
+    }
+    format!("Kafka at {brokers} does not answer: {said}. Check that it runs and that kafka.brokers is right")
+}
+
+/// Whether a connection was closed after the first request on it. librdkafka only logs that.
+pub(super) fn is_closed_at_once(said: &str) -> bool {
+    said.contains("Disconnected") && said.contains("in state APIVERSION_QUERY")
+}
+
+/// An address that brokers told and that cannot be reached, and what to do.
+pub fn unreachable(config: &Config, address: &str, why: &str) -> String {
+    format!(
+        "Kafka at {} answers and names {address} as the address of a broker, which cannot be reached from here: {why}. Correct \
+         advertised.listeners of that broker, or the network between; see that it runs",
+        config.kafka.brokers
+    )
 }
 
 /// librdkafka's words without its advice, which is about its own properties, and without how long it took.
@@ -198,6 +275,11 @@ mod tests {
         config::load(&Sources { flags, env, ..Sources::default() }).unwrap().config
     }
 
+    fn without_login(flags: &[&str]) -> Config {
+        let flags = flags.iter().map(|flag| flag.parse().unwrap()).collect();
+        config::load(&Sources { flags, ..Sources::default() }).unwrap().config
+    }
+
     #[test]
     fn waiting_is_given_up_only_for_what_it_does_not_mend() {
         use RDKafkaErrorCode as Code;
@@ -223,6 +305,49 @@ mod tests {
         assert!(matches!(of(Code::Authentication, "x"), Some(Refusal::Login { .. })));
         assert_eq!(of(Code::GroupAuthorizationFailed, ""), Some(Refusal::Group));
         assert_eq!(cut(alert).rsplit(": ").next(), Some("SSL alert number 42"));
+    }
+
+    #[test]
+    fn what_answers_in_the_place_of_kafka_is_named() {
+        use RDKafkaErrorCode as Code;
+        let http = "GroupCoordinator: 10.9.9.9:29936: Receive failed: Invalid response size 1213486160 (0..1000000000): increase \
+                    receive.message.max.bytes (after 0ms in state APIVERSION_QUERY)";
+        let refusal =
+            Refusal::of(Some(Code::BadMessage), &http.replace("10.9.9.9:29936:", "10.9.9.9:29936/bootstrap:"));
+        let told = refusal.unwrap().told(&without_login(&[]));
+        assert!(told.starts_with("an HTTP server answers where Kafka should: 10.9.9.9:29936. Check"), "{told}");
+        assert!(matches!(Refusal::of(Some(Code::MessageSizeTooLarge), http), Some(Refusal::Http { .. })));
+        // A batch that is larger than configured.
+        let large = http.replace("1213486160", "1000000001");
+        assert_eq!(Refusal::of(Some(Code::MessageSizeTooLarge), &large), None);
+        let closed = "[thrd:127.0.0.1:9093/bootstrap]: 127.0.0.1:9093/bootstrap: Disconnected: connection reset by peer (after \
+                      1ms in state APIVERSION_QUERY)";
+        assert!(no_answer(&without_login(&[]), closed).contains("Set kafka.tls.enabled = true if it is one"));
+        let plain = "ssl://b:9092/bootstrap: SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener? (after";
+        let told = no_answer(&without_login(&["kafka.tls.enabled=true"]), plain);
+        assert!(told.contains("as a listener without TLS does"), "{told}");
+        assert!(
+            no_answer(&without_login(&[]), "x")
+                .ends_with("does not answer: x. Check that it runs and that kafka.brokers is right")
+        );
+    }
+
+    #[test]
+    fn another_way_of_sharing_partitions_out_is_named() {
+        let refused = Refusal::of(Some(RDKafkaErrorCode::InconsistentGroupProtocol), "").unwrap();
+        let told = refused.told(&without_login(&["kafka.assignment=eager"]));
+        assert!(told.starts_with("this member has kafka.assignment = eager (range), and"), "{told}");
+        assert!(told.contains("Stop all of them before"), "{told}");
+    }
+
+    #[test]
+    fn the_address_is_taken_out_of_librdkafkas_words() {
+        let reason = "sasl_ssl://b1.example:9094/bootstrap: SSL handshake failed: error:0A000086";
+        assert_eq!(address(reason), Some("b1.example:9094"));
+        assert_eq!(address("ssl://[::1]:9093/1: Failed to verify"), Some("[::1]:9093"));
+        assert_eq!(address("GroupCoordinator: 10.0.0.1:9092/1: Connect failed"), Some("10.0.0.1:9092"));
+        assert_eq!(address("1/1 brokers are down"), None);
+        assert_eq!(address("ssl://"), None);
     }
 
     #[test]

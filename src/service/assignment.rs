@@ -170,7 +170,7 @@ impl Rebalances for Assignment {
         let Some(shared) = self.shared.get() else { return };
         for &partition in partitions {
             shared.forget(partition);
-            gauges::forget(partition);
+            gauges::forget(shared, partition);
         }
         if !removed.is_empty() {
             let grace = if lost { Duration::ZERO } else { self.grace };

@@ -8,11 +8,12 @@ use crate::clickhouse::dedup;
 use crate::clock::unix_ms;
 use crate::metrics::{
     BROKER_CONNECTED, BROKER_ERRORS, BROKER_RTT, COMMITTED_LAG, DEDUP_HEADROOM, FETCH_QUEUE_BYTES, FETCH_QUEUE_RECORDS,
-    LAG_SECONDS, PARTITIONS, POSITION_LAG, RECEIVED_BYTES,
+    LAG_SECONDS, OPEN_TRANSACTION_RECORDS, OPEN_TRANSACTION_SECONDS, PARTITIONS, POSITION_LAG, RECEIVED_BYTES,
 };
+use dashmap::DashMap;
 use metrics::{counter, gauge};
 use rdkafka::statistics::{Broker, Partition, Statistics};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// How often the deduplication windows are looked at.
@@ -56,14 +57,41 @@ fn take_lags(shared: &Shared, partition: &Partition) {
     if let Ok(committed) = u64::try_from(partition.committed_offset) {
         gauge!(COMMITTED_LAG, "partition" => label.clone()).set(end.saturating_sub(committed) as f64);
     }
+    let (records, open_for) = shared.open_transactions.note(partition, next, Instant::now());
+    gauge!(OPEN_TRANSACTION_RECORDS, "partition" => label.clone()).set(records as f64);
+    gauge!(OPEN_TRANSACTION_SECONDS, "partition" => label.clone()).set(open_for.as_secs_f64());
     let oldest_ms = shared.unstored_ms(partition.partition);
     let age_ms = oldest_ms.map_or(0, |oldest_ms| (unix_ms() - oldest_ms).max(0));
     gauge!(LAG_SECONDS, "partition" => label).set(age_ms as f64 / 1_000.0);
 }
 
+/// The transactions that keep partitions from being read: the last stable offset of each, and since when it has been the same.
+#[derive(Debug, Default)]
+pub struct OpenTransactions(DashMap<i32, (u64, Instant)>);
+
+impl OpenTransactions {
+    /// Notes what the statistics tell of a partition that is read up to `next`. Gives the records behind its open transaction, and for how
+    /// long that one has been seen.
+    fn note(&self, partition: &Partition, next: u64, now: Instant) -> (u64, Duration) {
+        let [stable, end] = [partition.ls_offset, partition.hi_offset].map(|offset| offset.max(0).unsigned_abs());
+        let records = end.saturating_sub(stable);
+        // A partition that has not come so far yet is not kept by the transaction, and its statistics may be old.
+        if records == 0 || next < stable {
+            self.0.remove(&partition.partition);
+            return (records, Duration::ZERO);
+        }
+        let mut known = self.0.entry(partition.partition).or_insert((stable, now));
+        if known.0 != stable {
+            *known = (stable, now);
+        }
+        (records, now.saturating_duration_since(known.1))
+    }
+}
+
 /// The next owner tells a partition's lags; ours would be added to those.
-pub fn forget(partition: i32) {
-    for lag in [POSITION_LAG, COMMITTED_LAG, LAG_SECONDS] {
+pub fn forget(shared: &Shared, partition: i32) {
+    shared.open_transactions.0.remove(&partition);
+    for lag in [POSITION_LAG, COMMITTED_LAG, LAG_SECONDS, OPEN_TRANSACTION_RECORDS, OPEN_TRANSACTION_SECONDS] {
         gauge!(lag, "partition" => partition.to_string()).set(0.0);
     }
 }
@@ -81,5 +109,29 @@ pub async fn watch_headroom(client: Client, stop: CancellationToken) {
             () = tokio::time::sleep(HEADROOM_INTERVAL) => {}
             () = stop.cancelled() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn partition(stable: i64, end: i64) -> Partition {
+        Partition { partition: 3, ls_offset: stable, hi_offset: end, ..Partition::default() }
+    }
+
+    /// Transactions that follow each other are not one that stays open.
+    #[test]
+    fn a_transaction_is_open_while_the_stable_offset_stands() {
+        let (open, begun) = (OpenTransactions::default(), Instant::now());
+        let note = |stable, end, next, second| {
+            let (records, open_for) = open.note(&partition(stable, end), next, begun + Duration::from_secs(second));
+            (records, open_for.as_secs())
+        };
+        assert_eq!(note(10, 10, 10, 0), (0, 0));
+        assert_eq!([note(10, 12, 10, 5), note(10, 1_011, 10, 65)], [(2, 0), (1_001, 60)]);
+        assert_eq!(note(900, 1_011, 10, 70), (111, 0), "another one, which is not reached yet");
+        assert_eq!([note(900, 1_011, 900, 75), note(900, 1_011, 900, 80)], [(111, 0), (111, 5)]);
+        assert_eq!([note(1_012, 1_012, 1_012, 85), note(1_012, 1_013, 1_012, 90)], [(0, 0), (1, 0)]);
     }
 }

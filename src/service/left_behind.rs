@@ -147,7 +147,7 @@ mod tests {
             instance_id: None,
             partitions: partitions.clone(),
         };
-        Group { state, members: members.iter().map(member).collect(), may_read: None }
+        Group { state, protocol: None, members: members.iter().map(member).collect(), may_read: None }
     }
 
     #[test]

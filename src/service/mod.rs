@@ -10,12 +10,14 @@
 //! waiting does not mend.
 
 mod assignment;
+mod gaps;
 mod gauges;
 mod left_behind;
 mod left_open;
 mod memory;
 mod partition;
 mod reader;
+mod rotated;
 mod start;
 mod windows;
 
@@ -39,12 +41,14 @@ use crate::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
 use assignment::Assignment;
 use dashmap::DashMap;
+use gaps::Gaps;
 use memory::Memory;
 use metrics_process::Collector;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use reader::{Command, Reader, Tally};
-use start::{await_schema, await_topic, see_rights, session_timeout_ms};
+use rotated::Credentials;
+use start::{await_schema, await_topic, see_group, session_timeout_ms};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -55,6 +59,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use left_open::LeftOpen;
+pub use rotated::Reload;
 use windows::Ages;
 pub use windows::{Glance, Windows};
 
@@ -136,6 +141,12 @@ pub enum RunError {
         "{0}. Nothing is lost: the next owner goes on. Start the process again, as a supervisor does, and report this"
     )]
     Broken(String),
+    /// What it logs in with was changed since the start.
+    #[error(
+        "this member is not ready, and what it logs in with was changed since it started: {0}. It has left the group and nothing is lost. \
+         Start the process again, as a supervisor does, so that it takes up the new values"
+    )]
+    Rotated(String),
     /// The reader ended by itself.
     #[error("the reader thread ended unexpectedly")]
     Reader,
@@ -184,6 +195,7 @@ struct Shared {
     stopped: Mutex<BTreeMap<i32, &'static str>>,
     /// Why this process cannot go on, once it cannot.
     broken: watch::Sender<Option<String>>,
+    open_transactions: gauges::OpenTransactions,
     /// Kafka timestamp of the oldest record that is frozen and not stored, by partition.
     frozen_ms: DashMap<i32, i64>,
     fills: AtomicU64,
@@ -263,7 +275,7 @@ impl Shared {
 }
 
 /// Runs the service until `stop` is cancelled, then flushes, commits and leaves the group. `left_open` always has what an end at this
-/// moment would leave open.
+/// moment would leave open. `reload` reads the configuration again.
 ///
 /// # Errors
 /// Any of [`RunError`].
@@ -272,8 +284,10 @@ pub async fn run(
     clickhouse: &ClickHouseOptions,
     stop: CancellationToken,
     left_open: Arc<LeftOpen>,
+    reload: Reload,
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
+    let credentials = Credentials::read(config);
     let metrics =
         metrics::install(&config.kafka.topics.events).map_err(|error| RunError::Metrics(error.to_string()))?;
     let health = Arc::new(Health::default());
@@ -300,7 +314,7 @@ pub async fn run(
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
     let Some(cluster_id) = await_topic(&consumer, config, &health, &stop).await? else { return Ok(nothing()) };
-    see_rights(&consumer, config).await?;
+    see_group(&consumer, config, &health).await?;
 
     tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
 
@@ -322,6 +336,7 @@ pub async fn run(
         assigned: AtomicUsize::new(0),
         stopped: Mutex::default(),
         broken: watch::Sender::default(),
+        open_transactions: gauges::OpenTransactions::default(),
         frozen_ms: DashMap::new(),
         fills: AtomicU64::new(0),
         flushed_rows: AtomicU64::new(0),
@@ -340,6 +355,7 @@ pub async fn run(
         health,
         bounds: time_bounds(config),
         config: config.clone(),
+        gaps: Gaps::start(config),
         commands: obeyed,
         tally: Arc::clone(&tally),
     };
@@ -348,7 +364,8 @@ pub async fn run(
         let _ = ended.send(reader.run());
     });
     tracing::info!(topic = shared.topic, group = config.kafka.group_id, "consuming");
-    let clean = until_stopped(config, &shared, &assignment, reader_ended, &stop).await?;
+    let rotated = rotated::found(&credentials, &shared.health, &reload, rotated::INTERVAL);
+    let clean = until_stopped(config, &shared, &assignment, reader_ended, rotated, &stop).await?;
     let summary = Summary {
         consumed: tally.consumed.load(Ordering::Relaxed),
         rejected: tally.rejected.load(Ordering::Relaxed),
@@ -375,6 +392,7 @@ async fn until_stopped(
     shared: &Shared,
     assignment: &Assignment,
     mut reader_ended: oneshot::Receiver<Option<String>>,
+    rotated: impl Future<Output = String>,
     stop: &CancellationToken,
 ) -> Result<bool, RunError> {
     let mut broken = shared.broken.subscribe();
@@ -389,6 +407,10 @@ async fn until_stopped(
         difference = left_behind::found(shared, assignment, config) => {
             give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
             return Err(RunError::LeftBehind(difference));
+        }
+        keys = rotated => {
+            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
+            return Err(RunError::Rotated(keys));
         }
     }
     let grace = Duration::from_millis(config.shutdown.grace_ms);

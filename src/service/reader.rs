@@ -4,6 +4,7 @@
 //! that is made after it. Must never wait for ClickHouse: a partition for which there is no memory pauses, and polling goes on.
 //! [`Intake`] decides who pauses and which fill begins.
 
+use super::gaps::Gaps;
 use super::memory::Memory;
 use super::windows::Windows;
 use crate::config::Config;
@@ -89,6 +90,8 @@ pub struct Reader {
     pub bounds: TimeBounds,
     /// What a refusal is told with.
     pub config: Config,
+    /// Where it says what it passes over.
+    pub gaps: Gaps,
     /// What the tasks ask for.
     pub commands: Receiver<Command>,
     /// What was consumed.
@@ -226,6 +229,9 @@ impl Reader {
         self.admitted(turn);
         let decoded = decode(record.payload, record.timestamp_ms, &self.bounds);
         let Some(taken) = self.windows.push(partition, record, &decoded) else { return };
+        if let Some(gap) = taken.passed_over {
+            self.gaps.note(partition, gap);
+        }
         if let Some(number) = taken.whole {
             turn.intake.finish(number);
         }

@@ -10,7 +10,7 @@ use crate::config::{Config, GroupProtocol};
 use crate::health::Health;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::group::Session;
-use crate::kafka::refusal::Refusal;
+use crate::kafka::refusal::{self, Refusal};
 use crate::kafka::{self, group, members, topic};
 use crate::retry::Backoff;
 use rdkafka::consumer::Consumer as _;
@@ -89,19 +89,14 @@ pub(super) async fn await_topic(
         if let Some(refusal) = Refusal::in_answer(&error).or(trouble.refusal) {
             return Err(told(refusal, config).await);
         }
-        let reason = match error.rdkafka_error_code() {
+        let reason = match kafka::code(&error) {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
                 format!(
                     "the topic {} does not exist at {brokers}; create it, or set kafka.topics.events",
                     config.kafka.topics.events
                 )
             }
-            _ => {
-                let said = trouble.reason.unwrap_or_else(|| error.to_string());
-                format!(
-                    "kafka at {brokers} does not answer: {said}. Check that it runs and that kafka.brokers is right"
-                )
-            }
+            _ => refusal::no_answer(config, &trouble.reason.unwrap_or_else(|| error.to_string())),
         };
         tracing::warn!("{reason}; trying again");
         health.set("kafka", reason);
@@ -113,22 +108,32 @@ pub(super) async fn await_topic(
 }
 
 /// Whether this client may do what it is about to. Where Kafka does not tell, or cannot now, the service goes on: what it then may
-/// not do shows at `/readyz`.
-pub(super) async fn see_rights(consumer: &Arc<Consumer>, config: &Config) -> Result<(), RunError> {
-    let (asked, kafka) = (Arc::clone(consumer), config.kafka.clone());
-    let refused = tokio::task::spawn_blocking(move || {
-        let (topic, group) = (&kafka.topics.events, &kafka.group_id);
+/// not do shows at `/readyz`. So does what is seen to keep it out of the group for now.
+pub(super) async fn see_group(consumer: &Arc<Consumer>, config: &Config, health: &Health) -> Result<(), RunError> {
+    let (asked, cloned) = (Arc::clone(consumer), config.clone());
+    let seen = tokio::task::spawn_blocking(move || {
+        let (topic, group) = (&cloned.kafka.topics.events, &cloned.kafka.group_id);
         if let Ok(Some(false)) = topic::may_read(&asked, topic, START_TIMEOUT) {
-            return Some(Refusal::Topic);
+            return Err(Refusal::Topic);
         }
         let described = kafka::patiently(START_TIMEOUT, || members::describe(&asked, group, topic, START_TIMEOUT));
         match described {
-            Ok(group) => (group.may_read == Some(false)).then_some(Refusal::Group),
-            Err(error) => Refusal::in_answer(&error),
+            Ok(group) if group.may_read == Some(false) => Err(Refusal::Group),
+            Ok(group) => Ok(group.keeps_out(&cloned)),
+            Err(error) => match Refusal::in_answer(&error) {
+                Some(refusal) => Err(refusal),
+                None => Ok(kafka::unreachable(&asked, topic)
+                    .map(|(address, why)| refusal::unreachable(&cloned, &address, &why))),
+            },
         }
     });
-    match refused.await {
-        Ok(Some(refusal)) => Err(told(refusal, config).await),
+    match seen.await {
+        Ok(Err(refusal)) => Err(told(refusal, config).await),
+        Ok(Ok(Some(words))) => {
+            tracing::warn!("{words}");
+            health.set("assignment", format!("no partitions are assigned yet: {words}"));
+            Ok(())
+        }
         _ => Ok(()),
     }
 }

@@ -9,10 +9,11 @@ use crate::core::buffer::{Buffer, Halt};
 use crate::core::event::{Event, EventType};
 use crate::core::intake::Fill;
 use crate::core::reject::Rejection;
+use crate::core::source::OffsetRange;
 use crate::core::window::{Limits, Record};
-use crate::metrics::{OFFSET_GAPS, WINDOW_SECONDS};
+use crate::metrics::WINDOW_SECONDS;
 use dashmap::DashMap;
-use metrics::{counter, histogram};
+use metrics::histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::f64::consts::GOLDEN_RATIO;
@@ -110,6 +111,8 @@ pub struct Taken {
     pub held: usize,
     /// Bytes that all partitions hold now.
     pub used: usize,
+    /// Offsets before it that had no record.
+    pub passed_over: Option<OffsetRange>,
     /// The number of a fill whose replay is whole now.
     pub whole: Option<u64>,
 }
@@ -193,17 +196,16 @@ impl Windows {
         let mut live = self.live.get_mut(&partition)?;
         let replay = live.buffer.until().map(|_| live.buffer.fill());
         let pushed = live.buffer.push(record, decoded, &self.limits);
-        // The window takes what follows; the audit tells which rows miss. A loss would show here first.
-        if pushed.passed_over > 0 {
-            counter!(OFFSET_GAPS).increment(pushed.passed_over);
-        }
+        // The window takes what follows. A loss would show here first.
+        let passed_over = (pushed.passed_over > 0)
+            .then(|| OffsetRange { start: record.offset - pushed.passed_over, end: record.offset });
         if pushed.closed {
             live.note_closed();
         }
         live.caught_up = None;
         live.note_opened();
         let (held, used) = live.account.add(pushed.added);
-        Some(Taken { held, used, whole: replay.filter(|_| pushed.closed) })
+        Some(Taken { held, used, passed_over, whole: replay.filter(|_| pushed.closed) })
     }
 
     /// Takes a batch if one is due of the windows of this fill. Between a request to fill and the reader's obeying it, the window of

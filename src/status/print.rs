@@ -57,6 +57,10 @@ struct JsonPartition<'a> {
     message: Option<String>,
     stop_reason: Option<&'static str>,
     stop_page: Option<String>,
+    /// Records behind `log_end` that open transactions hold back; `null` where Kafka did not tell.
+    open_transaction_records: Option<u64>,
+    /// Seconds since the first of these records.
+    open_transaction_s: Option<f64>,
     progress: Option<Progress>,
     /// Seconds for which records have waited and this command has seen nothing committed or announced.
     unmoved_s: Option<f64>,
@@ -118,6 +122,9 @@ impl Status {
             }),
             stop_reason: reason.map(|reason| reason.code()),
             stop_page: reason.map(|reason| reason.page()),
+            open_transaction_records: standing.and_then(|standing| standing.held_back).map(|held| held.offsets),
+            open_transaction_s: standing
+                .and_then(|standing| Some(standing.open_transaction()?.open_for?.as_secs_f64())),
             progress: standing.map(|standing| self.progress(partition, standing)),
             unmoved_s: standing.map(|standing| standing.motion.unmoved.as_secs_f64()),
         }
@@ -134,6 +141,9 @@ impl Status {
             Some(words) => drop(writeln!(text, "{words}")),
             None if problems.is_empty() => text.push_str("nothing is wrong\n"),
             None => {}
+        }
+        if let Some(words) = self.open_transactions_in_words() {
+            let _ = writeln!(text, "{words}");
         }
         if let Some(words) = self.not_asked_in_words() {
             let _ = writeln!(text, "{words}");
@@ -171,6 +181,20 @@ impl Status {
         Some(format!(
             "not judged: {of} {numbers}, where records wait. Looks {longest} s apart can tell: --interval-s {longest}"
         ))
+    }
+
+    /// Also of transactions that are open for a moment: they are why records that were produced are not counted yet.
+    fn open_transactions_in_words(&self) -> Option<String> {
+        let open: Vec<_> =
+            self.standings().filter_map(|(number, standing)| Some((number, standing.open_transaction()?))).collect();
+        let records: u64 = open.iter().map(|(_, held_back)| held_back.offsets).sum();
+        let told = open.iter().map(|(number, held_back)| match held_back.open_for {
+            Some(open_for) => format!("partition {number} (open for {} s)", open_for.as_secs()),
+            None => format!("partition {number}"),
+        });
+        let told = told.collect::<Vec<_>>().join(", ");
+        (!open.is_empty())
+            .then(|| format!("{records} records lie behind open transactions and cannot be read yet: {told}"))
     }
 
     fn not_asked_in_words(&self) -> Option<String> {

@@ -12,9 +12,11 @@ use crate::core::marks::Progress;
 use crate::core::protocol::LogView;
 use crate::core::source::Source;
 use crate::kafka;
+use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::Group;
 use crate::kafka::observer::Observer;
 use rdkafka::error::KafkaResult;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,7 @@ const MOVED_INTERVAL: Duration = Duration::from_millis(500);
 struct Logs {
     sources: Vec<Source>,
     views: Vec<Result<LogView, String>>,
+    held_back: BTreeMap<i32, HeldBack>,
     group: Result<Group, String>,
     dead_letter: Result<(), String>,
 }
@@ -137,16 +140,19 @@ impl Watcher {
         let (logs, answered) = tokio::join!(self.logs(deadline), schema.check(&self.client));
         status.clickhouse = answered.map_err(|problem| problem.to_string());
         match logs {
-            Ok(Logs { sources, views, group, dead_letter }) => {
+            Ok(Logs { sources, views, held_back, group, dead_letter }) => {
                 status.group = group;
                 status.dead_letter = dead_letter;
                 let mut partitions = Vec::with_capacity(sources.len());
                 for (source, view) in sources.into_iter().zip(views) {
                     let number = source.partition;
-                    let seen = match view {
+                    let mut seen = match view {
                         Ok(log) => self.standing(source, log, &mut status.clickhouse).await,
                         Err(error) => Err(error),
                     };
+                    if let Ok(standing) = &mut seen {
+                        standing.held_back = held_back.get(&number).copied();
+                    }
                     partitions.push(Partition { number, seen });
                 }
                 status.partitions = Ok(partitions);
@@ -171,10 +177,14 @@ impl Watcher {
                 true => log_view(observer, source),
                 false => Err("not asked: Kafka answered too slowly".to_owned()),
             };
-            let views = sources.iter().map(view).collect();
+            let ends = observer.ends(&sources);
+            let views: Vec<Result<LogView, String>> = sources.iter().map(view).collect();
+            let both = sources.iter().zip(&views);
+            let stable = both.filter_map(|(source, view)| Some((source.partition, view.as_ref().ok()?.high))).collect();
+            let held_back = observer.held_back(&ends, &stable);
             let dead_letter =
                 dead_letter.map_or(Ok(()), |topic| dead_letter_in_words(&topic, observer.may_write(&topic)));
-            Ok(Logs { sources, views, group, dead_letter })
+            Ok(Logs { sources, views, held_back, group, dead_letter })
         };
         self.blocking(read).await
     }
@@ -208,6 +218,7 @@ impl Watcher {
             committed: position.committed(),
             intent: position.intent().map(|(range, _)| range),
             outlook,
+            held_back: None,
             motion: Motion::default(),
         })
     }

@@ -5,6 +5,7 @@ use super::{Asked, Code, History, MemberUrl, Motion, Pace, Partition, Problem, P
 use crate::audit::position::Outlook;
 use crate::core::source::OffsetRange;
 use crate::core::stop::StopReason;
+use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::{Group, GroupState, Member};
 use std::time::Duration;
 
@@ -14,12 +15,12 @@ fn member(client_id: &str, partitions: Option<Vec<i32>>) -> Member {
 
 fn group(members: Vec<Member>) -> Group {
     let state = if members.is_empty() { GroupState::Empty } else { GroupState::Stable };
-    Group { state, members, may_read: Some(true) }
+    Group { state, protocol: None, members, may_read: Some(true) }
 }
 
 fn standing(end: u64, committed: Option<u64>) -> Standing {
     let outlook = Some(Outlook::GoesOn("reads on from where it was".into()));
-    Standing { start: 10, end, committed, intent: None, outlook, motion: Motion::default() }
+    Standing { start: 10, end, committed, intent: None, outlook, held_back: None, motion: Motion::default() }
 }
 
 fn status(members: Vec<Member>, standings: Vec<Standing>) -> Status {
@@ -274,6 +275,28 @@ fn a_stop_is_told_once() {
     let mut seen = counting(vec![Standing { outlook, ..standing(1_000, Some(5)) }]);
     seen.asked = vec![told(&[("partition 0", &reason.told())], &[("retention_gap", 1)])];
     assert_eq!(codes(&seen), [Code::PartitionStops]);
+}
+
+/// Records behind a transaction are told at once, and are a problem only when it has been open for longer than producers may by default.
+#[test]
+fn an_open_transaction_is_told() {
+    let held = |offsets, seconds: Option<u64>| {
+        let held_back = Some(HeldBack { offsets, open_for: seconds.map(Duration::from_secs) });
+        counting(vec![Standing { held_back, ..standing(500, Some(500)) }, standing(500, Some(500))])
+    };
+    for young in [held(1_001, Some(59)), held(1_001, None)] {
+        assert_eq!(codes(&young), []);
+        assert!(young.table(None).contains("1001 records lie behind open transactions"), "{}", young.table(None));
+    }
+    let long = held(1_001, Some(60));
+    assert_eq!(codes(&long), [Code::OpenTransaction]);
+    assert!(long.problems()[0].message.contains("open for 60 s, and 1001 records behind offset 500"), "{long:?}");
+    let json: serde_json::Value = serde_json::from_str(&long.json(None, true).unwrap()).unwrap();
+    let first = &json["partitions"][0];
+    assert_eq!((&first["open_transaction_records"], &first["open_transaction_s"]), (&1_001.into(), &60.0.into()));
+    assert!(json["partitions"][1]["open_transaction_records"].is_null(), "not told");
+    let none = held(0, None);
+    assert!(codes(&none).is_empty() && !none.table(None).contains("transaction"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::operate::json_of;
 use crate::operator::HALF_APPLIED;
-use crate::service::{Bench, await_http, end, kafka};
+use crate::service::{Bench, await_http, end, http, kafka};
 use devstack::producer::{Events, Ledger};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -74,6 +74,21 @@ pub async fn aborted_transactions_never_happened(url: &str, database: &str) {
     let member = bench.start(&[]);
     bench.await_stored(transactions.ledger.produced, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
+    // What this member passed over was looked up in the log.
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let metrics = http(&member, "/metrics").await;
+        let of = |kind: &str| {
+            let name = format!("tallyhouse_offset_gaps_total{{kind=\"{kind}\"}} ");
+            metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok()).unwrap()
+        };
+        assert_eq!((of("lost"), of("unchecked")), (0, 0), "{}", member.stderr());
+        if of("aborted") > PARTITIONS && of("marker") > PARTITIONS {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
     end(&member);
     bench.assert_exact(&transactions.ledger, "with aborted transactions").await;
 }
@@ -119,4 +134,41 @@ pub async fn a_replay_ends_where_only_control_records_follow(url: &str, database
     await_http(&member, "/readyz", "\"ready\":true").await;
     end(&member);
     bench.assert_exact(&transactions.ledger, "after retention").await;
+}
+
+/// A transaction that a producer leaves open hides what others have sent since: the member, `status` and `check` say so.
+pub async fn an_open_transaction_is_seen(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut transactions = Transactions::new(&bench);
+    transactions.commit(5);
+    let member = bench.start(&[]);
+    bench.await_stored(15, &[&member]).await;
+    transactions.send(1);
+    let behind = PARTITIONS + bench.produce(300).produced;
+    let (status, seen) = json_of(&bench, &["status"], &[]);
+    let first = &seen["partitions"][0];
+    assert_eq!((status, held_back(&seen)), (Some(0), behind), "{seen:#}");
+    assert!(first["open_transaction_s"].as_f64().is_some_and(|seconds| seconds < 60.0), "{seen:#}");
+    let (_, checked, _) = bench.run(&["check", "--json"], &[]);
+    assert!(checked.contains(&format!("{behind} more behind open transactions")), "{checked}");
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let metrics = http(&member, "/metrics").await;
+        let lines = metrics.lines().filter(|line| line.starts_with("tallyhouse_open_transaction_records{"));
+        let told: u64 = lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+        if told == behind {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    transactions.producer.commit_transaction(TIMEOUT).unwrap();
+    bench.await_stored(15 + behind, &[&member]).await;
+    let (_, seen) = json_of(&bench, &["status"], &[]);
+    assert_eq!(held_back(&seen), 0, "{seen:#}");
+    end(&member);
+}
+
+fn held_back(seen: &Value) -> u64 {
+    seen["partitions"].as_array().unwrap().iter().map(|one| one["open_transaction_records"].as_u64().unwrap()).sum()
 }

@@ -261,3 +261,30 @@ pub async fn a_member_left_behind_ends_though_the_group_would_wait_for_ten_minut
     let raised = ("TALLYHOUSE__KAFKA__PROPERTIES__MAX_POLL_INTERVAL_MS", "600000");
     a_member_is_left_behind(&Bench::new(url, database).await, url, &[raised]).await;
 }
+
+/// A member with another way of sharing partitions out cannot join, says why, and joins once the others have gone.
+pub async fn another_strategy_in_the_group_is_named(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let member = bench.start(&[]);
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    let eager = ("TALLYHOUSE__KAFKA__ASSIGNMENT", "eager");
+    let kept_out = bench.start(&[eager]);
+    let theirs = "share partitions out in the classic protocol by the strategy cooperative-sticky";
+    await_http(&kept_out, "/readyz", "this member has kafka.assignment = eager (range)").await;
+    await_http(&kept_out, "/readyz", "Stop all of them").await;
+    let (status, checked, _) = bench.run(&["check", "--json"], &[eager]);
+    assert!(status == Some(1) && checked.contains(theirs), "{checked}");
+    end(&member);
+    await_http(&kept_out, "/readyz", "\"ready\":true").await;
+    // Before it joins; Kafka may turn the group into one of the consumer protocol then.
+    let other = bench.start(&[CONSUMER]);
+    let deadline = Instant::now() + DEADLINE;
+    let told =
+        |log: &str| log.contains("kafka.group_protocol = consumer, and") && log.contains("by the strategy range");
+    while !told(&other.stderr()) {
+        assert!(Instant::now() < deadline, "{}", other.stderr());
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    end(&other);
+    end(&kept_out);
+}

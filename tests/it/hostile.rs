@@ -35,8 +35,12 @@ impl Packer {
     }
 
     fn put(&self, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) {
+        self.put_at(None, partition, key, value);
+    }
+
+    fn put_at(&self, timestamp: Option<i64>, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) {
         let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.topic).partition(partition);
-        (record.key, record.payload) = (key, value);
+        (record.key, record.payload, record.timestamp) = (key, value, timestamp);
         self.producer.send(record).map_err(|(error, _)| error).unwrap();
     }
 
@@ -83,6 +87,12 @@ pub async fn every_kind_of_bad_input_is_kept_with_its_reason(url: &str, database
         let packer = Packer::new(&bench, codec);
         packer.put(0, Some(key), None);
         wanted.push(("tombstone".to_owned(), hex(key), String::new()));
+        // A record of 1970, as one has whose timestamp is in seconds.
+        let mut late = event(0);
+        let year = b"\"event_time\":\"".len() + late.windows(12).position(|part| part == b"\"event_time\"").unwrap();
+        late[year..year + 10].copy_from_slice(b"2105-01-01");
+        packer.put_at(Some(1_795_501_800), 1, None, Some(&late));
+        wanted.push(("record_time_implausible".to_owned(), String::new(), hex(&late)));
         for (number, (outcome, value)) in (0..).zip(seeds()) {
             let key = (number % 2 == 0).then_some(&key[..]);
             packer.put(number % 3, key, Some(&value));

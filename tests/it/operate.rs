@@ -5,6 +5,8 @@ use crate::service::{Bench, address, await_http, end};
 use devstack::{Output, Server, process};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -53,7 +55,7 @@ pub async fn a_good_stack_is_all_ok(url: &str, database: &str) {
     for _ in 0..2 {
         let (status, report) = json(&bench, "check", &[]);
         let checks = report["checks"].as_array().unwrap();
-        assert!(checks.len() == 21 && checks.iter().all(|check| check["status"] == "ok"), "{report:#}");
+        assert!(checks.len() == 22 && checks.iter().all(|check| check["status"] == "ok"), "{report:#}");
         assert_eq!((status, &report["version"], &report["ok"]), (Some(0), &1.into(), &true.into()));
         if bench.committed(0).is_none() {
             bench.produce(2_000);
@@ -220,6 +222,33 @@ pub async fn a_status_names_the_server_that_is_away(url: &str, database: &str) {
 
     let text = table(&bench, "status", &[("TALLYHOUSE__KAFKA__BROKERS", "127.0.0.1:1")]);
     assert!(text.starts_with("WRONG: Kafka at 127.0.0.1:1 does not answer"), "{text}");
+}
+
+/// Answers each connection with these bytes, or closes it, until the test ends.
+fn answering(bytes: &'static [u8]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut connection in listener.incoming().map_while(Result::ok) {
+            let _ = connection.read(&mut [0; 1_024]);
+            let _ = connection.write_all(bytes);
+        }
+    });
+    address
+}
+
+/// A port of something else is named, for `run` as well, which ends where waiting does not help.
+pub async fn a_check_names_what_answers_in_the_place_of_kafka(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let http = answering(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+    let named = format!("an HTTP server answers where Kafka should: {http}");
+    for command in [&["check", "--json"][..], &["run"]] {
+        let (status, out, error) = bench.run(command, &[("TALLYHOUSE__KAFKA__BROKERS", &http)]);
+        assert!(status == Some(1) && (out.contains(&named) || error.contains(&named)), "{out}{error}");
+    }
+    // A listener with TLS does not understand what it is sent, and closes.
+    let (_, out, _) = bench.run(&["check", "--json"], &[("TALLYHOUSE__KAFKA__BROKERS", &answering(b""))]);
+    assert!(out.contains("Set kafka.tls.enabled = true if it is one"), "{out}");
 }
 
 /// An announced batch shows as open; once its records are gone, the partition stops, with its reason and page.

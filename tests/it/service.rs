@@ -323,7 +323,7 @@ pub async fn clickhouse_away_for_a_while(_url: &str, database: &str) {
 pub async fn what_is_missing_at_the_start_is_named(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let nobody = bench.start(&[("TALLYHOUSE__KAFKA__BROKERS", "127.0.0.1:1")]);
-    await_http(&nobody, "/readyz", "kafka at 127.0.0.1:1 does not answer").await;
+    await_http(&nobody, "/readyz", "Kafka at 127.0.0.1:1 does not answer").await;
     end(&nobody);
     let no_topic = bench.start(&[("TALLYHOUSE__KAFKA__TOPICS__EVENTS", "nowhere")]);
     await_http(&no_topic, "/readyz", "the topic nowhere does not exist").await;

@@ -125,6 +125,42 @@ fn later_layers_win_and_are_named() {
     assert_eq!(age(&g), (400, "flag --set".into()));
 }
 
+/// OpenSSL is linked statically, so it does not know where this system keeps its authorities.
+#[test]
+fn without_a_file_the_systems_authorities_are_looked_for() {
+    let location = |given: Given| property(&given.load(), "ssl.ca.location");
+    let on = || given("[kafka.tls]\nenabled = true");
+    assert_eq!(location(on()).as_deref(), Some("probe"));
+    assert_eq!(location(on().set("kafka.tls.ca_file=ca.pem")).as_deref(), Some("ca.pem"));
+    assert_eq!(location(given("")), None);
+}
+
+/// A name with single underscores used to be passed over without a word.
+#[test]
+fn a_variable_with_single_underscores_is_named() {
+    let told = |names: &[&str]| {
+        let given = names.iter().fold(given(""), |given, name| given.env(name, "x"));
+        given.error()
+    };
+    for (name, meant) in [
+        ("TALLYHOUSE_KAFKA_BROKERS", "TALLYHOUSE__KAFKA__BROKERS"),
+        ("TALLYHOUSE_KAFKA__GROUP_ID", "TALLYHOUSE__KAFKA__GROUP_ID"),
+        ("TALLYHOUSE_CLICKHOUSE_PASSWORD_FILE", "TALLYHOUSE__CLICKHOUSE__PASSWORD_FILE"),
+        ("TALLYHOUSE_KAFKA_PROPERTIES_FETCH_MIN_BYTES", "TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MIN_BYTES"),
+    ] {
+        let error = told(&[name]);
+        assert!(
+            error.contains(&format!("{name} (environment): is not read: the name is {meant}, with two")),
+            "{error}"
+        );
+    }
+    // Of Kubernetes, of tests, and where the right one is there as well.
+    let others =
+        ["TALLYHOUSE_SERVICE_HOST", "TALLYHOUSE_PORT_9464_TCP", "TALLYHOUSE_KAFKA_PORT", "TALLYHOUSE_FAILPOINT"];
+    others.iter().fold(given(""), |given, name| given.env(name, "x")).load();
+    given("").env("TALLYHOUSE_KAFKA_BROKERS", "x").env("TALLYHOUSE__KAFKA__BROKERS", "y").load();
+}
+
 #[test]
 fn the_file_may_be_named_by_the_environment() {
     let mut g = given("flush.rows_max = 7");

@@ -1,0 +1,128 @@
+//! Records that an open transaction holds back. They lie behind the last stable offset, which is where a reader of committed records ends.
+//!
+//! librdkafka's watermarks end there as well, so the real end is asked for apart (`rd_kafka_ListOffsets`, which rust-rdkafka does not have).
+//! Must never be asked for by a member: its statistics have both offsets.
+
+use super::consumer::{self, Consumer};
+use super::native;
+use super::observer::Nobody;
+use crate::clock::unix_ms;
+use crate::config::Config;
+use rdkafka::bindings as c;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::Message as _;
+use rdkafka::{Offset, TopicPartitionList};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const UNCOMMITTED: &[(&str, &str)] = &[("isolation.level", "read_uncommitted")];
+
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A record that seems to be older than 2010 has a timestamp that means something else.
+const OLDEST_MS: i64 = 1_262_304_000_000;
+
+/// A transaction that is open for longer is to be looked at. It is the default of `transaction.timeout.ms` of producers.
+const OPEN_MAX: Duration = Duration::from_secs(60);
+
+/// What lies behind the last stable offset of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldBack {
+    /// Offsets up to the real end of the log.
+    pub offsets: u64,
+    /// For how long the transaction has been open, by the timestamp of its first record, if that can be told.
+    pub open_for: Option<Duration>,
+}
+
+impl HeldBack {
+    /// For how long the transaction has been open, if that is too long.
+    pub fn open_too_long(&self) -> Option<Duration> {
+        self.open_for.filter(|&open_for| open_for >= OPEN_MAX)
+    }
+}
+
+/// The real end of each partition that a broker tells it of. Blocks.
+///
+/// # Errors
+/// Kafka does not answer in time, or answers with an error.
+pub fn ends(
+    consumer: &Consumer,
+    topic: &str,
+    partitions: impl Iterator<Item = i32>,
+    within: Duration,
+) -> KafkaResult<BTreeMap<i32, u64>> {
+    let mut list = TopicPartitionList::new();
+    for partition in partitions {
+        list.add_partition_offset(topic, partition, Offset::End)?;
+    }
+    let client = consumer.client().native_ptr();
+    let operation = c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
+    // SAFETY: `client` lives as long as `consumer`, and `list` until the answer is read. The infos belong to the event.
+    let answer = unsafe {
+        let send = |options: *const c::rd_kafka_AdminOptions_t, queue| {
+            let uncommitted = c::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED;
+            let error = c::rd_kafka_AdminOptions_set_isolation_level(options.cast_mut(), uncommitted);
+            drop(native::Owned(error, c::rd_kafka_error_destroy));
+            c::rd_kafka_ListOffsets(client, list.ptr(), options, queue);
+        };
+        native::ask(client, operation, within, send, |event| {
+            let mut count = 0;
+            let result = c::rd_kafka_event_ListOffsets_result(event);
+            let infos = c::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
+            let end = |index| {
+                let found = &*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
+                native::well(found.err).ok()?;
+                Some((found.partition, u64::try_from(found.offset).ok()?))
+            };
+            Ok((0..count).filter_map(end).collect())
+        })
+    };
+    answer.map_err(KafkaError::AdminOp)
+}
+
+/// What is held back in each partition, by its real end and by its last stable offset. The ends must have been read first: then a
+/// transaction was open at some moment in between. Blocks, for so long at most.
+pub fn of(
+    config: &Config,
+    ends: &BTreeMap<i32, u64>,
+    stable: &BTreeMap<i32, u64>,
+    within: Duration,
+) -> BTreeMap<i32, HeldBack> {
+    let behind = |(partition, stable): (&i32, &u64)| Some((*partition, ends.get(partition)?.saturating_sub(*stable)));
+    let held: BTreeMap<i32, u64> = stable.iter().filter_map(behind).collect();
+    let open = stable.iter().filter(|(partition, _)| held.get(partition).is_some_and(|&offsets| offsets > 0));
+    let first: BTreeMap<i32, u64> = open.map(|(&partition, &stable)| (partition, stable)).collect();
+    let since_ms = first_ms(config, &first, within).unwrap_or_else(|error| {
+        tracing::debug!("the first records of open transactions cannot be read: {error}");
+        BTreeMap::new()
+    });
+    let open_for = |partition| {
+        let since_ms = since_ms.get(partition).filter(|&&ms| ms >= OLDEST_MS)?;
+        u64::try_from(unix_ms() - since_ms).ok().map(Duration::from_millis)
+    };
+    held.iter().map(|(n, &offsets)| (*n, HeldBack { offsets, open_for: open_for(n) })).collect()
+}
+
+/// Timestamps of the first records from these offsets on, committed or not.
+fn first_ms(config: &Config, offsets: &BTreeMap<i32, u64>, within: Duration) -> KafkaResult<BTreeMap<i32, i64>> {
+    let mut found = BTreeMap::new();
+    if offsets.is_empty() {
+        return Ok(found);
+    }
+    let reader = consumer::create_with(config, Arc::new(Nobody), UNCOMMITTED)?;
+    let mut list = TopicPartitionList::new();
+    for (&partition, &offset) in offsets {
+        let offset = i64::try_from(offset).map_err(|_| KafkaError::Seek("offset too large".to_owned()))?;
+        list.add_partition_offset(&config.kafka.topics.events, partition, Offset::Offset(offset))?;
+    }
+    reader.assign(&list)?;
+    let deadline = Instant::now() + within;
+    while found.len() < offsets.len() && Instant::now() < deadline {
+        if let Some(Ok(record)) = reader.poll(POLL_INTERVAL) {
+            found.entry(record.partition()).or_insert(record.timestamp().to_millis().unwrap_or_default());
+        }
+    }
+    Ok(found)
+}
