@@ -285,7 +285,7 @@ impl Client {
     async fn ask_pins(&self) -> Result<Pins, ClickHouseError> {
         let ask = |pinned: bool| {
             let query = self.http.query(settings::QUESTION).bind(settings::names());
-            let pins = if pinned { &settings::OF_THE_QUESTION[..] } else { &[] };
+            let pins: &[(&str, &str)] = if pinned { &settings::OF_THE_QUESTION[..] } else { &[] };
             let query = pins.iter().fold(query, |query, (name, value)| query.with_setting(*name, *value));
             self.limited(query.fetch_all::<Found>())
         };
