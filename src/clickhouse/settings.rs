@@ -169,9 +169,8 @@ pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
             }
             None => {}
             Some(found) if need == Need::Free => {
-                if found.readonly != 0 {
-                    pins.problems.push(format!("{} fixes {name}, so {why}: let the user set it", profiles(found)));
-                }
+                let problem = || format!("{} fixes {name}, so {why}: let the user set it", profiles(found));
+                pins.problems.extend((found.readonly != 0).then(problem));
             }
             Some(found) if same(&found.value, value) || (need != Need::Had && found.allows(value)) => {
                 // Sent where it is right already, it is refused by nobody: ClickHouse looks at changes only.

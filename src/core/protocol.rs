@@ -404,7 +404,7 @@ impl Protocol {
                     return Action::Stop(StopReason::TopicRecreated { range });
                 }
                 let intent = Intent { range, counts: Some(counts) };
-                let from = self.from_marked(offset);
+                let from = self.down_to_mark(offset);
                 self.enter(State::Judging { log, intent }, Action::ReadProgress { from })
             }
             // The offset belongs to a deleted topic of the same name: the new one is consumed from its beginning.
@@ -414,12 +414,12 @@ impl Protocol {
     }
 
     fn locate(&mut self, log: LogView, from: u64) -> Action {
-        let from = self.from_marked(from);
+        let from = self.down_to_mark(from);
         self.enter(State::Locating { log }, Action::ReadProgress { from })
     }
 
     /// From where the tables have to be asked, so that the greatest mark known to be shown is among what they tell.
-    fn from_marked(&self, from: u64) -> u64 {
+    fn down_to_mark(&self, from: u64) -> u64 {
         self.marked.map_or(from, |marked| from.min(marked.saturating_sub(1)))
     }
 
