@@ -72,7 +72,7 @@ impl Sink {
         }
     }
 
-    /// Goes on to show what it shows now, for so many looks at the marks or for good.
+    /// Goes on to show what it shows now, for so many looks or for good.
     pub fn hide(&mut self, looks: Option<u32>) {
         let (raw, rejected, ends) = (self.raw.clone(), self.rejected.clone(), self.ends.clone());
         self.shown = Some(Shown { raw, rejected, ends, looks });
@@ -82,7 +82,7 @@ impl Sink {
         self.shown.is_some()
     }
 
-    /// The marks are looked at so many times more.
+    /// The tables are looked at so many times more.
     pub fn note_looks(&mut self, more: u32) {
         let Some(looks) = self.shown.as_mut().and_then(|shown| shown.looks.as_mut()) else { return };
         match looks.checked_sub(more) {

@@ -199,6 +199,7 @@ impl World {
                 return self.look(p, t, high);
             }
             Doing::Next(Action::ReadProgress { from }) => {
+                sink.note_looks(1);
                 task.doing = Doing::Progress { from, ends: sink.ends() };
                 return;
             }
@@ -448,7 +449,7 @@ impl World {
                 }
                 return;
             }
-            Action::Stop(StopReason::NotShown { .. })
+            Action::Stop(StopReason::NotShown { .. } | StopReason::SinkBehind { .. })
                 if self.rules.hides == Hides::ForGood && partition.sink.hides() =>
             {
                 partition.not_shown = true;
