@@ -78,7 +78,7 @@ impl Position {
     /// Why `tallyhouse run` stops the partition whatever the tables have; `None` where it depends on them.
     pub fn stops_by_log(log: &LogView) -> Option<StopReason> {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.observe(Seen::Log(log.clone()));
+        let mut action = protocol.observe(Seen::Log(without_mark(log)));
         if matches!(action, Action::ReadProgress { .. }) {
             // The committed offset lies beyond the log's end: no progress changes that.
             action = protocol.observe(Seen::Progress(Progress::default()));
@@ -95,7 +95,7 @@ impl Position {
     /// What `tallyhouse run` does with the partition as it stands.
     pub fn outlook(&self) -> Outlook {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.observe(Seen::Log(self.log.clone()));
+        let mut action = protocol.observe(Seen::Log(without_mark(&self.log)));
         if matches!(action, Action::ReadProgress { .. }) {
             action = protocol.observe(Seen::Progress(self.progress));
         }
@@ -115,4 +115,15 @@ impl Position {
             _ => Outlook::GoesOn("finds the announced batch applied and reads on after it".to_owned()),
         }
     }
+}
+
+/// The log without the greatest mark that the tables have shown: they were asked before Kafka, so they may have shown less then.
+fn without_mark(log: &LogView) -> LogView {
+    let mut log = log.clone();
+    if let Some(committed) = &mut log.committed
+        && let Ok(Some(metadata)) = Metadata::decode(&committed.metadata)
+    {
+        committed.metadata = Metadata { marked: None, ..metadata }.encode().into_bytes();
+    }
+    log
 }

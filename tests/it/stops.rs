@@ -105,7 +105,7 @@ pub async fn an_offset_ahead_of_the_log_is_deleted(url: &str, database: &str) {
 pub async fn a_restored_backup_stops(url: &str, database: &str) {
     const TABLES: [&str; 3] = ["email_events", "rejected_events", "daily"];
     let bench = Bench::new(url, database).await;
-    let rows_max = [("TALLYHOUSE__FLUSH__ROWS_MAX", "500"), ("TALLYHOUSE__FLUSH__AGE_MS", "600000")];
+    let rows_max = [("TALLYHOUSE__FLUSH__ROWS_MAX", "1000"), ("TALLYHOUSE__FLUSH__AGE_MS", "600000")];
     let consume = async |records| {
         let member = bench.start(&rows_max);
         bench.await_stored(records, &[&member]).await;
