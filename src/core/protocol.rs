@@ -206,8 +206,9 @@ enum State {
     /// Waiting for the next batch. `first`: of this assignment; an intent for the same offsets may have been lost, and its
     /// tokens used.
     Filling { first: bool },
-    /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already.
-    Announcing { batch: Frozen, applied_unknown: bool },
+    /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already. `repeated`: as in `Asking`, where the lease
+    /// expired before the next insert.
+    Announcing { batch: Frozen, applied_unknown: bool, repeated: Option<(Table, u32)> },
     /// Asking the marks of a batch. `differs`: what its intent says, where the batch was rebuilt with other counts.
     /// `repeated`: the table that was just inserted into again and acknowledged, and how often by now. `look`: how often its rows were
     /// looked for again.
@@ -323,9 +324,18 @@ impl Protocol {
                 | State::Asking { .. },
                 Seen::Drained,
             ) => Action::Release,
-            (State::Announcing { batch, applied_unknown }, Seen::CommitDone) => {
+            (State::Announcing { batch, applied_unknown, repeated }, Seen::CommitDone) => {
                 self.known = self.wanted.take();
-                if applied_unknown { self.ask(batch, None, None) } else { self.insert_all(batch) }
+                match (applied_unknown, repeated) {
+                    (false, _) => self.insert_all(batch),
+                    (true, None) => self.ask(batch, None, None),
+                    // Its rows were looked for often enough. To begin anew could outlast each lease.
+                    (true, Some(_)) => {
+                        let range = batch.range;
+                        let asking = State::Asking { batch, differs: None, repeated, look: LOOKS_FOR_ROWS };
+                        self.enter(asking, Action::ReadMarks { range, quiet: false, look: 0 })
+                    }
+                }
             }
             (State::Asking { batch, differs, repeated, look }, Seen::Marks(marks)) => {
                 self.on_marks(batch, differs, repeated, look, &marks)
@@ -338,7 +348,12 @@ impl Protocol {
                 }
             }
             (State::Inserting { batch, .. }, Seen::InsertUnknown) => self.ask(batch, None, None),
-            (State::Inserting { batch, .. }, Seen::LeaseExpired) => self.announce(batch, true),
+            (State::Inserting { batch, left, attempt }, Seen::LeaseExpired) => {
+                let inserts = attempt.filter(|&inserts| inserts > 0);
+                let repeated = left.first().map(|insert| insert.table).zip(inserts);
+                let wanted = self.position(batch.range.start, Some(&batch));
+                self.commit(State::Announcing { batch, applied_unknown: true, repeated }, wanted)
+            }
             (State::Applied { .. }, Seen::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
             (State::Applied { batch }, Seen::Batch(next)) => self.finish(batch.range.end, Some(next)),
             (State::Applied { batch }, Seen::NoBatch | Seen::Drained) => self.finish(batch.range.end, None),
@@ -589,7 +604,7 @@ impl Protocol {
 
     fn announce(&mut self, batch: Frozen, applied_unknown: bool) -> Action {
         let wanted = self.position(batch.range.start, Some(&batch));
-        self.commit(State::Announcing { batch, applied_unknown }, wanted)
+        self.commit(State::Announcing { batch, applied_unknown, repeated: None }, wanted)
     }
 
     fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>) -> Action {
