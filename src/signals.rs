@@ -24,7 +24,7 @@ pub enum Signal {
     Interrupt,
     /// Ctrl-\.
     Quit,
-    /// What supervisors send.
+    /// Supervisors send it.
     Terminate,
 }
 

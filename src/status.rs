@@ -13,7 +13,7 @@ mod read;
 mod tests;
 
 pub use asked::{Asked, MemberUrl};
-pub use progress::{GRACE, History, Motion, Pace, Progress};
+pub use progress::{GRACE, History, Motion, Progress};
 pub use read::{ANSWER_TIMEOUT, Watcher, dead_letter_in_words};
 
 use crate::audit::position::Outlook;
@@ -46,8 +46,8 @@ pub struct Status {
     pub group: Result<Group, String>,
     /// The partitions of the topic.
     pub partitions: Result<Vec<Partition>, String>,
-    /// How often a partition flushes.
-    pub pace: Pace,
+    /// The pace at which a partition flushes.
+    pub pace: crate::config::pace::Pace,
     /// The members that were asked for causes.
     pub asked: Vec<Asked>,
 }
@@ -74,9 +74,9 @@ pub struct Standing {
     pub intent: Option<OffsetRange>,
     /// What `tallyhouse run` makes of it; `None` where that depends on ClickHouse, which was not asked.
     pub outlook: Option<Outlook>,
-    /// What open transactions hold back behind `end`; `None` where Kafka did not tell.
+    /// The records that open transactions hold back behind `end`; `None` where Kafka did not tell.
     pub held_back: Option<HeldBack>,
-    /// What it did between this command's looks.
+    /// Its moves between this command's looks.
     pub motion: Motion,
 }
 
@@ -141,7 +141,7 @@ impl Standing {
         self.end.saturating_sub(self.committed.unwrap_or(0).max(self.start))
     }
 
-    /// What an open transaction holds back, if one is open.
+    /// The records that an open transaction holds back, if one is open.
     fn open_transaction(&self) -> Option<HeldBack> {
         self.held_back.filter(|held_back| held_back.offsets > 0)
     }
@@ -264,7 +264,7 @@ impl Status {
         }
     }
 
-    /// How long a partition may take to commit or announce something while records wait.
+    /// The time that a partition may take to commit or announce something while records wait.
     pub fn patience(&self, partition: i32) -> Duration {
         let all = || self.partitions.as_ref().map_or(0, Vec::len);
         let of_holder = self.holder(partition).and_then(|index| self.members()[index].partitions.as_ref());
@@ -273,7 +273,7 @@ impl Status {
         by_settings.max(told.unwrap_or_default()) + GRACE
     }
 
-    /// How a partition fares.
+    /// Judges a partition by its looks.
     pub fn progress(&self, number: i32, standing: &Standing) -> Progress {
         standing.progress(self.patience(number))
     }

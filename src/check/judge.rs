@@ -153,7 +153,7 @@ pub fn memory(limit_bytes: usize, batch_bytes_max: usize, partitions: usize) -> 
     }
 }
 
-/// What it lacks is looked at with the settings.
+/// Judges the version. The settings that a server lacks are judged with the settings.
 pub fn version(version: &str) -> Outcome {
     let (major, minor) = CLICKHOUSE_VERSION_MIN;
     let fix = format!("upgrade ClickHouse to {major}.{minor} or later");
@@ -217,7 +217,7 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
     Outcome::ok(Code::DedupWindows, told.collect::<Vec<_>>().join(", "))
 }
 
-/// What this user sees of the tables.
+/// The rows and views that this user sees of the tables.
 pub fn sight(seen: &[(Table, Sight)]) -> Outcome {
     if let Some(problem) = sight::problem(seen) {
         return Outcome::failed_with(Code::RowPolicies, &problem);

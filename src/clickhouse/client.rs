@@ -268,7 +268,7 @@ impl Client {
         self.peer.unfit(why)
     }
 
-    /// What statements carry, and what stands in the way; asked of the server once.
+    /// The settings that statements carry, and the problems; asked of the server once.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].
@@ -321,7 +321,7 @@ pub fn new_query_id() -> String {
     format!("tallyhouse-{:032x}", rand::random::<u128>())
 }
 
-/// What to do about a proxy that changes requests or answers.
+/// The remedy for a proxy that changes requests or answers.
 const PROXY: &str = "a proxy in between drops or replaces them. Set clickhouse.url to ClickHouse itself, or let the proxy pass query_id, \
                      all settings of the URL, and the header X-ClickHouse-Query-Id of the answer";
 

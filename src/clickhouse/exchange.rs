@@ -42,7 +42,7 @@ pub(super) struct Exchange {
 pub(super) struct Answer {
     /// The query id under which ClickHouse says it answers.
     pub(super) query_id: Option<String>,
-    /// What it says; nothing for an INSERT.
+    /// The answer's text; empty for an INSERT.
     pub(super) body: Bytes,
 }
 

@@ -1,4 +1,4 @@
-//! How long rows are kept: the TTLs of the tables, read from them; and those of `email_events` and `rejected_events` set on them.
+//! The tables' TTLs: they are read from all tables, and set on `email_events` and `rejected_events`.
 //!
 //! Raw rows go by whole UTC days: `TTL toDate(event_time) + INTERVAL n DAY` with `ttl_only_drop_parts`, so that the rows of a batch in a
 //! ClickHouse partition go together. Were they removed row by row (`OPTIMIZE … FINAL` does that even with `ttl_only_drop_parts`,
@@ -31,7 +31,7 @@ pub enum Ttl {
     Other(String),
 }
 
-/// How long the tables keep their rows.
+/// The time for which the tables keep their rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// `email_events`, from the beginning of the event's UTC day.

@@ -247,7 +247,7 @@ impl Schema {
         Ok(rows.into_iter().map(|row| row.version).collect())
     }
 
-    /// Whether this binary may run on a schema that a newer one has made. A table without the column was migrated by a binary that knew
+    /// Tells if this binary may run on a schema that a newer one has made. A table without the column was migrated by a binary that knew
     /// no such rule.
     async fn may_run_on(&self, client: &Client, found: u32) -> Result<(), SchemaProblem> {
         let known = self.version();

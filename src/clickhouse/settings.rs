@@ -11,7 +11,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 use std::time::Duration;
 
-/// Which statements need a setting.
+/// The statements that need a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Of {
     /// Reads alone.
@@ -22,7 +22,7 @@ enum Of {
     Both,
 }
 
-/// How much depends on a value.
+/// The need for a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
     /// Another value falsifies, and a server that does not know the setting has no such danger.
@@ -83,7 +83,7 @@ const WANTED: [Wanted; 35] = [
     ("deduplicate_blocks_in_dependent_materialized_views", "1", Of::Inserts, Need::Right, "a view of your own would miss the rows of an insert that was cut and repeated"),
 ];
 
-/// What the server says of a setting, for this user.
+/// The server's answer about a setting, for this user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Row, Deserialize)]
 pub struct Found {
     /// Setting.
@@ -104,7 +104,7 @@ pub struct Found {
 pub(super) const QUESTION: &str = "SELECT name, value, readonly, ifNull(min, '') AS min, ifNull(max, '') AS max, \
                                    arrayStringConcat(enabledProfiles(), ', ') AS profiles FROM system.settings WHERE name IN ?";
 
-/// What could falsify the answer to [`QUESTION`].
+/// Settings that could falsify the answer to [`QUESTION`].
 pub(super) const OF_THE_QUESTION: [(&str, &str); 5] = [
     ("use_query_cache", "0"),
     ("limit", "0"),
@@ -126,14 +126,14 @@ const MAX_EXECUTION_TIME: &str = "max_execution_time";
 /// A name and the value to send with it.
 pub type Pin = (&'static str, String);
 
-/// What statements carry, and what stands in the way.
+/// The settings that statements carry, and the problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pins {
     /// With each statement that is no insert of a batch.
     pub reads: Vec<Pin>,
     /// With each insert of a batch.
     pub inserts: Vec<Pin>,
-    /// What is needed and cannot be had, in words; empty if all is well.
+    /// The settings that are needed and cannot be had, in words; empty if all is well.
     pub problems: Vec<String>,
 }
 
@@ -147,7 +147,7 @@ impl Pins {
     }
 }
 
-/// How long statements may take, and what their comment says.
+/// The longest times of statements, and their comment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Own<'a> {
     pub(super) query_timeout: Duration,

@@ -1,5 +1,5 @@
-//! What keeps this user from seeing rows that it inserts, and who else takes part in its inserts: row policies, and materialized views of the
-//! users' own on our tables.
+//! Row policies can keep this user from seeing rows that it inserts, and users' own materialized views on our tables take part in its
+//! inserts. Both are found here.
 //!
 //! `system.row_policies` is closed to most users. But ClickHouse counts a table from its metadata alone only where no filter is on it, and
 //! `EXPLAIN` tells which way it takes. So that is asked first.
@@ -8,7 +8,7 @@ use super::client::Client;
 use super::error::ClickHouseError;
 use crate::core::source::Table;
 
-/// What this user sees of a table.
+/// The rows that this user sees of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
     /// Every row.
@@ -19,7 +19,7 @@ pub enum Sight {
     Unknown,
 }
 
-/// What this user sees of each table.
+/// The rows that this user sees of each table.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].

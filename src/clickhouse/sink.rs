@@ -84,7 +84,7 @@ impl Sink {
         format!("{token}:{}", self.client.database())
     }
 
-    /// What the tables hold of a batch's offsets. `months`: the only ones of interest in `daily`, where they are known.
+    /// The batch's rows and marks in the tables. `months`: the only ones of interest in `daily`, where they are known.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].

@@ -14,6 +14,7 @@ mod kafka_properties;
 mod keys;
 mod layers;
 pub mod memory;
+pub mod pace;
 mod schema;
 mod secret;
 #[cfg(test)]

@@ -109,7 +109,7 @@ impl Batch {
         self.range
     }
 
-    /// Whether it has neither rows nor rejects.
+    /// It has neither rows nor rejects.
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty() && self.rejected.rows == 0
     }

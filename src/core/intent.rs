@@ -17,7 +17,7 @@ use std::fmt::Write as _;
 
 /// The version of the metadata format that this build writes. It reads version 1 as well.
 pub const FORMAT_VERSION: u32 = 2;
-/// How the name of a word begins that a reader may ignore.
+/// The names of words that a reader may ignore begin with this.
 const IGNORABLE: &str = "x-";
 
 /// What is known of a batch before it is inserted.

@@ -29,7 +29,7 @@ impl Expected {
         self.raw.values().sum()
     }
 
-    /// Whether it leaves nothing: its offsets hold no records.
+    /// It leaves nothing: its offsets hold no records.
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty() && self.rejected == 0
     }

@@ -52,7 +52,7 @@ fn compressed(bytes: &[u8]) -> Option<Rejection> {
     Some(Rejection::new(Reason::Compressed, format!("the value itself is compressed: it is {format}")))
 }
 
-/// What tells an envelope from an event that lacks a field. A `null` counts as absent.
+/// The outermost fields tell an envelope from an event that lacks a field. A `null` counts as absent.
 #[derive(Deserialize)]
 struct Outside {
     campaign_id: Option<IgnoredAny>,

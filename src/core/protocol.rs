@@ -244,7 +244,7 @@ pub struct Protocol {
     reads_again: bool,
     /// How often an announced batch was rebuilt with other records than its intent says.
     incomplete: u32,
-    /// How many looks in a row have found what would stop the partition.
+    /// Looks in a row that have found a reason to stop the partition.
     doubts: u32,
 }
 
@@ -309,7 +309,7 @@ impl Protocol {
             }
             // The reader has passed transaction markers and nothing else: there is nothing to announce.
             (State::Filling { .. }, Seen::Batch(batch)) if batch.is_empty() => self.finish(batch.range.end, None),
-            (State::Filling { first }, Seen::Batch(batch)) => self.announce(batch, first),
+            (State::Filling { first }, Seen::Batch(batch)) => self.announce(batch, first, None),
             (
                 State::Reading
                 | State::Judging { .. }
@@ -351,8 +351,7 @@ impl Protocol {
             (State::Inserting { batch, left, attempt }, Seen::LeaseExpired) => {
                 let inserts = attempt.filter(|&inserts| inserts > 0);
                 let repeated = left.first().map(|insert| insert.table).zip(inserts);
-                let wanted = self.position(batch.range.start, Some(&batch));
-                self.commit(State::Announcing { batch, applied_unknown: true, repeated }, wanted)
+                self.announce(batch, true, repeated)
             }
             (State::Applied { .. }, Seen::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
             (State::Applied { batch }, Seen::Batch(next)) => self.finish(batch.range.end, Some(next)),
@@ -438,7 +437,7 @@ impl Protocol {
         self.marked.map_or(from, |marked| from.min(marked.saturating_sub(1)))
     }
 
-    /// Whether rows that were shown are gone: ClickHouse was restored from a backup, or has lost a part.
+    /// Rows that were shown are gone: ClickHouse was restored from a backup, or has lost a part.
     fn is_behind(&self, progress: Progress) -> bool {
         self.marked > progress.counted_end
     }
@@ -544,7 +543,7 @@ impl Protocol {
             }
             Some(intent) => self.ask(batch, Some(intent), None),
             // Committing the intent again shows that this member owns the partition before it inserts anything.
-            None => self.announce(batch, true),
+            None => self.announce(batch, true, None),
         }
     }
 
@@ -579,7 +578,7 @@ impl Protocol {
             }
             (Err(conflict), None) => Action::Stop(StopReason::Conflict { range, conflict }),
             // Rebuilt differently is harmless while nothing of it is applied: the intent is made anew.
-            (Ok(left), Some(_)) if left == batch.expected.inserts() => self.announce(batch, true),
+            (Ok(left), Some(_)) if left == batch.expected.inserts() => self.announce(batch, true, None),
             // Rows that do not fit the batch as rebuilt are no conflict: they fit it as it was announced.
             (_, Some(intent)) => {
                 let rebuilt = batch.counts();
@@ -602,9 +601,9 @@ impl Protocol {
         self.enter(state, Action::Commit { expected: self.known.clone(), wanted, announces })
     }
 
-    fn announce(&mut self, batch: Frozen, applied_unknown: bool) -> Action {
+    fn announce(&mut self, batch: Frozen, applied_unknown: bool, repeated: Option<(Table, u32)>) -> Action {
         let wanted = self.position(batch.range.start, Some(&batch));
-        self.commit(State::Announcing { batch, applied_unknown, repeated: None }, wanted)
+        self.commit(State::Announcing { batch, applied_unknown, repeated }, wanted)
     }
 
     fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>) -> Action {

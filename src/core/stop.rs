@@ -109,7 +109,7 @@ pub enum StopReason {
         range: OffsetRange,
         /// The table.
         table: Table,
-        /// How often the rows were acknowledged.
+        /// Inserts of the rows that were acknowledged.
         inserts: u32,
     },
     /// A member with more memory has begun a batch that does not fit into this one's.

@@ -179,7 +179,7 @@ impl Window {
         self.records() == 0
     }
 
-    /// Whether it covers any offset; not each has a record.
+    /// It covers offsets; not each has a record.
     pub fn has_offsets(&self) -> bool {
         self.next > self.start
     }

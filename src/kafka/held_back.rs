@@ -27,7 +27,7 @@ const OLDEST_MS: i64 = 1_262_304_000_000;
 /// A transaction that is open for longer is to be looked at. It is the default of `transaction.timeout.ms` of producers.
 const OPEN_MAX: Duration = Duration::from_secs(60);
 
-/// What lies behind the last stable offset of a partition.
+/// The records behind the last stable offset of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeldBack {
     /// Offsets up to the real end of the log.
@@ -82,7 +82,7 @@ pub fn ends(
     answer.map_err(KafkaError::AdminOp)
 }
 
-/// What is held back in each partition, by its real end and by its last stable offset. The ends must have been read first: then a
+/// The records held back in each partition, by its real end and by its last stable offset. The ends must have been read first: then a
 /// transaction was open at some moment in between. Blocks, for so long at most.
 pub fn of(
     config: &Config,

@@ -30,7 +30,7 @@ pub enum GroupState {
     Untold,
 }
 
-/// How a group shares partitions out.
+/// The ways in which a group shares partitions out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Protocol {
     /// Members do, by the strategy of this name.
@@ -44,7 +44,7 @@ pub enum Protocol {
 pub struct Group {
     /// What it is doing.
     pub state: GroupState,
-    /// How it shares partitions out; `None` where it has not begun to, or Kafka does not tell.
+    /// The way in which it shares partitions out; `None` where it has not begun to, or Kafka does not tell.
     pub protocol: Option<Protocol>,
     /// Its members.
     pub members: Vec<Member>,

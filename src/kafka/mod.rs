@@ -112,7 +112,7 @@ fn serve(consumer: &Consumer) {
     }
 }
 
-/// What OpenSSL reads authorities from in the place of the system's.
+/// OpenSSL reads authorities from these in the place of the system's.
 const AUTHORITY_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
 /// librdkafka's configuration with these properties. It logs as much as it tells, since some causes stand nowhere else.

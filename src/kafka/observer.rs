@@ -231,7 +231,7 @@ impl Observer {
         })
     }
 
-    /// What open transactions hold back, by [`Observer::ends`] and by the last stable offsets, which were read after those.
+    /// The records that open transactions hold back, by [`Observer::ends`] and by the last stable offsets, which were read after those.
     pub fn held_back(&self, ends: &BTreeMap<i32, u64>, stable: &BTreeMap<i32, u64>) -> BTreeMap<i32, HeldBack> {
         held_back::of(&self.config, ends, stable, self.within)
     }

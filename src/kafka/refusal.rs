@@ -152,7 +152,7 @@ impl Refusal {
 /// librdkafka takes the first bytes of an answer for its length.
 const HTTP_AS_SIZE: &str = "Invalid response size 1213486160 ";
 
-/// Whether what was answered begins with `HTTP`.
+/// The answer begins with `HTTP`.
 fn is_http(reason: &str) -> bool {
     reason.contains(HTTP_AS_SIZE)
 }
@@ -165,7 +165,7 @@ pub(super) fn address(reason: &str) -> Option<&str> {
     name.split('/').next().filter(|address| address.contains(':'))
 }
 
-/// That the group shares partitions out otherwise, and what to do.
+/// The group shares partitions out otherwise: says so, and the remedy.
 pub fn other_protocol(config: &Config, theirs: &str) -> String {
     let kafka = &config.kafka;
     let ours = match (kafka.group_protocol, kafka.assignment) {
@@ -200,7 +200,7 @@ pub fn no_answer(config: &Config, said: &str) -> String {
     format!("Kafka at {brokers} does not answer: {said}. Check that it runs and that kafka.brokers is right")
 }
 
-/// Whether a connection was closed after the first request on it. librdkafka only logs that.
+/// A connection was closed after the first request on it. librdkafka only logs that.
 pub(super) fn is_closed_at_once(said: &str) -> bool {
     said.contains("Disconnected") && said.contains("in state APIVERSION_QUERY")
 }

@@ -1,5 +1,5 @@
-//! What lies in the offsets that the reader passed over between two records: a transaction's marker, records that were aborted, or records
-//! that were lost. A thread looks into the log for that, as nothing in what a consumer is given tells them apart.
+//! The reader passes over offsets between two records: a transaction's marker, records that were aborted, or records that were lost. A
+//! thread looks into the log for that, as nothing in what a consumer is given tells them apart.
 //!
 //! Must never hold the reader up, nor keep more than so many gaps: what cannot be looked up is counted as unchecked.
 
@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 
 /// Gaps that wait for the next look at most.
 const GAPS_MAX: usize = 4_096;
-/// How long gaps are gathered before a look, which takes a connection of its own.
+/// Gaps are gathered for so long before a look, which takes a connection of its own.
 const GATHER: Duration = Duration::from_secs(5);
-/// How long one look may take.
+/// Longest time of one look.
 const LOOK_TIME: Duration = Duration::from_secs(20);
 /// Gaps of a partition that lie no further apart are looked at in one go.
 const TOGETHER: u64 = 1_000;
 
-/// What offsets were that nobody was given.
+/// The fate of offsets that nobody was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     /// Nothing is there: the marker of a transaction; in a compacted topic, what was removed.
@@ -121,7 +121,7 @@ fn offsets(gaps: &[(i32, OffsetRange)]) -> impl Iterator<Item = u64> {
     gaps.iter().flat_map(|(_, gap)| gap.start..gap.end)
 }
 
-/// What became of the offsets of gaps that lie close to each other.
+/// Looks up the fate of the offsets of gaps that lie close to each other.
 fn kinds(
     config: &Config,
     partition: i32,

@@ -26,6 +26,7 @@ use crate::clickhouse::client::{ClickHouseOptions, Client};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sink::Sink;
+use crate::config::pace::Pace;
 use crate::config::{self, Config, Retry};
 use crate::core::decode::TimeBounds;
 use crate::core::event::SECONDS_PER_DAY;
@@ -110,7 +111,7 @@ pub enum RunError {
     Grace {
         /// The batches that are open.
         open: String,
-        /// What was done.
+        /// The work until then.
         summary: Summary,
     },
     /// Not everything was flushed, and waiting would not have changed that. Nothing is lost.
@@ -121,7 +122,7 @@ pub enum RunError {
     Refused {
         /// The batches that are open, and what refuses them.
         open: String,
-        /// What was done.
+        /// The work until then.
         summary: Summary,
     },
     /// Kafka will not have this member any more.
@@ -141,7 +142,7 @@ pub enum RunError {
         "{0}. Nothing is lost: the next owner goes on. Start the process again, as a supervisor does, and report this"
     )]
     Broken(String),
-    /// What it logs in with was changed since the start.
+    /// Its credentials were changed since the start.
     #[error(
         "this member is not ready, and what it logs in with was changed since it started: {0}. It has left the group and nothing is lost. \
          Start the process again, as a supervisor does, so that it takes up the new values"
@@ -189,8 +190,7 @@ struct Shared {
     cluster_id: String,
     session_timeout: Duration,
     retry: Retry,
-    flush_age: Duration,
-    batches_per_second_max: f64,
+    pace: Pace,
     assigned: AtomicUsize,
     stopped: Mutex<BTreeMap<i32, &'static str>>,
     /// Why this process cannot go on, once it cannot.
@@ -231,9 +231,8 @@ impl Shared {
     /// The ages at which a window is flushed: the configured one, or more with so many partitions that ClickHouse would get
     /// more than `flush.batches_per_second_max`.
     fn flush_ages(&self) -> Ages {
-        let paced = self.assigned.load(Ordering::Relaxed) as f64 / self.batches_per_second_max;
-        let paced = Duration::from_secs_f64(paced);
-        Ages { most: self.flush_age.max(paced), idle: paced }
+        let assigned = self.assigned.load(Ordering::Relaxed);
+        Ages { most: self.pace.flush_age(assigned), idle: self.pace.paced(assigned) }
     }
 
     fn set_assigned(&self, partitions: usize) {
@@ -331,8 +330,7 @@ pub async fn run(
         cluster_id,
         session_timeout: Duration::from_millis(session_timeout_ms(&consumer, config).await),
         retry: config.retry.clone(),
-        flush_age: Duration::from_millis(config.flush.age_ms),
-        batches_per_second_max: config.flush.batches_per_second_max,
+        pace: Pace::of(config),
         assigned: AtomicUsize::new(0),
         stopped: Mutex::default(),
         broken: watch::Sender::default(),

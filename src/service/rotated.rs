@@ -12,12 +12,12 @@ use std::time::Duration;
 /// Reads the configuration again, with the same sources and what is in the files now. `None` where it is not valid now.
 pub type Reload = Arc<dyn Fn() -> Option<Config> + Send + Sync>;
 
-/// How often a member that is not ready looks.
+/// A member that is not ready looks so often.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 /// So many looks in a row must find it: files of one rotation are not written in one moment.
 const LOOKS: u32 = 2;
 
-/// What this member logs in with: each key, with a hash of its value or of its file.
+/// The credentials of this member: each key, with a hash of its value or of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials(Vec<(&'static str, u64)>);
 

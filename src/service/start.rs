@@ -52,7 +52,7 @@ pub(super) async fn await_schema(
     }
 }
 
-/// What is sent has to arrive before anything is believed.
+/// Statements have to arrive whole before any answer is believed.
 async fn fit(schema: &Schema, client: &Client) -> Result<(), SchemaProblem> {
     client.prove().await.map_err(SchemaProblem::ClickHouse)?;
     schema.check(client).await?;
@@ -144,7 +144,7 @@ async fn told(refusal: Refusal, config: &Config) -> RunError {
     RunError::Kafka(told.await.unwrap_or_else(|error| error.to_string()))
 }
 
-/// How long the group goes on counting a member after its commit was accepted: what the lease counts on. In the classic protocol a
+/// The time for which the group counts a member after its commit was accepted: the lease rests on it. In the classic protocol a
 /// commit begins the session anew. In the consumer protocol only heartbeats do, and the last one may be an interval older than the
 /// commit; there the broker decides on both times, so it is asked.
 pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config) -> u64 {
@@ -175,7 +175,7 @@ pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config
     }
 }
 
-/// What is certainly left of a session when a commit is accepted. A heartbeat interval above half of the session would be a mistake of
+/// The rest of a session that is certain when a commit is accepted. A heartbeat interval above half of the session would be a mistake of
 /// the broker's settings.
 fn session_after_commit_ms(timeout_ms: u64, heartbeat_ms: u64) -> u64 {
     timeout_ms - heartbeat_ms.min(timeout_ms / 2)

@@ -1,4 +1,4 @@
-//! What a member says of itself at its HTTP endpoint: `/readyz` for the causes, `/metrics` for the stopped partitions.
+//! A member's own words at its HTTP endpoint: `/readyz` for the causes, `/metrics` for the stopped partitions.
 //!
 //! Must never wait long for a member, nor take more of its answer than a member gives: whoever listens there may be somebody else.
 
@@ -55,12 +55,12 @@ pub struct Asked {
     pub told: Result<Told, String>,
 }
 
-/// What a member says of itself.
+/// A member's own words.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Told {
     /// Why it is not ready: reasons by cause, as in `/readyz`. None means ready.
     pub reasons: BTreeMap<String, String>,
-    /// How many of its partitions are stopped, by reason.
+    /// Number of its partitions that are stopped, by reason.
     pub stopped: BTreeMap<String, u64>,
     /// The age at which it flushes.
     pub flush_age: Option<Duration>,
@@ -71,7 +71,7 @@ struct Readiness {
     reasons: BTreeMap<String, String>,
 }
 
-/// What is done with a cause: it may be of one partition, and that may be stopped.
+/// Takes a cause in: it may be of one partition, and that may be stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// `partition N`: it is stopped.

@@ -12,32 +12,16 @@ use std::time::Duration;
 /// Time for an insert and its commits, a restart or a rebalance, beside the time in which a partition flushes.
 pub const GRACE: Duration = Duration::from_secs(10);
 
-/// How often a partition flushes, by the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// `flush.age_ms`.
-    pub flush_age: Duration,
-    /// `flush.batches_per_second_max`, of one member.
-    pub batches_per_second_max: f64,
-}
-
-impl Pace {
-    /// The longest time between two flushes of a partition, if its member has so many. It is `Shared::flush_ages` of the service.
-    pub fn flush_age(&self, partitions: usize) -> Duration {
-        self.flush_age.max(Duration::from_secs_f64(partitions as f64 / self.batches_per_second_max))
-    }
-}
-
 /// The looks of one command at one partition, up to the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Motion {
     /// For how long records have waited while neither the committed offset nor the announced batch changed.
     pub unmoved: Duration,
-    /// Whether an earlier look saw it move, or with nothing to do.
+    /// An earlier look saw it move, or with nothing to do.
     pub was_well: bool,
 }
 
-/// How a partition fares.
+/// The verdict on a partition's looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Progress {
@@ -52,7 +36,7 @@ pub enum Progress {
 }
 
 impl Standing {
-    /// How the partition fares, if it may take so long to move.
+    /// Judges the partition, if it may take so long to move.
     pub fn progress(&self, patience: Duration) -> Progress {
         let Motion { unmoved, was_well } = self.motion;
         match self.waits() {
@@ -63,7 +47,7 @@ impl Standing {
         }
     }
 
-    /// Whether a member has something to do for the partition.
+    /// A member has something to do for the partition.
     fn waits(&self) -> bool {
         self.intent.is_some() || self.lag() > 0
     }
@@ -73,13 +57,13 @@ impl Standing {
 struct Entry {
     committed: Option<u64>,
     intent: Option<OffsetRange>,
-    /// Whether something waited when the time began.
+    /// Something waited when the time began.
     waited: bool,
     since: Duration,
     motion: Motion,
 }
 
-/// What one command has seen of each partition.
+/// The looks of one command at each partition.
 #[derive(Debug, Default)]
 pub struct History(BTreeMap<i32, Entry>);
 
@@ -109,7 +93,7 @@ impl History {
 }
 
 impl Entry {
-    /// Whether the time goes on. It begins anew when the partition has moved, and with the first record after nothing has waited.
+    /// The time goes on. It begins anew when the partition has moved, and with the first record after nothing has waited.
     fn goes_on(&self, standing: &Standing) -> bool {
         let unmoved = (self.committed, self.intent) == (standing.committed, standing.intent);
         unmoved && (self.waited || !standing.waits())

@@ -1,13 +1,14 @@
 //! Looks at both servers, and at members that are named. Must never write, nor wait long for one that is away.
 
 use super::asked::{Asked, Asker, MemberUrl};
-use super::{History, Motion, Pace, Partition, Standing, Status};
+use super::{History, Motion, Partition, Standing, Status};
 use crate::audit::position::{Outlook, Position};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::Schema;
 use crate::clickhouse::sink::Sink;
 use crate::config::Config;
+use crate::config::pace::Pace;
 use crate::core::marks::Progress;
 use crate::core::protocol::LogView;
 use crate::core::source::Source;
@@ -26,7 +27,7 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a look may go on asking for more partitions.
 const LOOK_TIME: Duration = Duration::from_secs(20);
 
-/// How often partitions are asked whether they have moved.
+/// Partitions are asked so often if they have moved.
 const MOVED_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What is read of all partitions before ClickHouse is asked.
@@ -67,10 +68,7 @@ impl Watcher {
             clickhouse: Ok(()),
             group: Err(String::new()),
             partitions: Ok(Vec::new()),
-            pace: Pace {
-                flush_age: Duration::from_millis(config.flush.age_ms),
-                batches_per_second_max: config.flush.batches_per_second_max,
-            },
+            pace: Pace::of(config),
             asked: Vec::new(),
         };
         let asker = Asker::new(&empty.topic);
@@ -110,7 +108,7 @@ impl Watcher {
             if next >= deadline {
                 return;
             }
-            // What cannot be asked has not moved, as far as is known.
+            // A partition that cannot be asked has not moved, as far as is known.
             let sources = |observer: &Observer| observer.sources().map_err(|error| error.to_string());
             let sources = self.blocking(sources).await.unwrap_or_default();
             let mut unmoved = Vec::with_capacity(waiting.len());

@@ -1,8 +1,9 @@
 //! What is wrong, the rates, and what a status looks like.
 
 use super::asked::{Cause, Told, read};
-use super::{Asked, Code, History, MemberUrl, Motion, Pace, Partition, Problem, Progress, Rates, Standing, Status};
+use super::{Asked, Code, History, MemberUrl, Motion, Partition, Problem, Progress, Rates, Standing, Status};
 use crate::audit::position::Outlook;
+use crate::config::pace::Pace;
 use crate::core::source::OffsetRange;
 use crate::core::stop::StopReason;
 use crate::kafka::held_back::HeldBack;
@@ -61,7 +62,7 @@ fn after(looks: Vec<Look>) -> Status {
     last.unwrap()
 }
 
-/// How partition 0 fares after such looks.
+/// The verdict on partition 0 after such looks.
 fn fares(looks: Vec<Look>) -> Progress {
     let seen = after(looks);
     let (number, standing) = seen.standings().next().unwrap();
@@ -174,7 +175,7 @@ fn an_idle_partition_is_idle() {
     let idle = || standing(100, Some(100));
     assert_eq!(fares(vec![(0, idle())]), Progress::Idle);
     assert_eq!(fares(vec![(0, idle()), (90, idle())]), Progress::Idle);
-    // What has come since is not as old as the look.
+    // A record that has come since is not as old as the look.
     assert_eq!(fares(vec![(0, idle()), (90, standing(130, Some(100)))]), Progress::Moves);
     assert_eq!(
         fares(vec![(0, idle()), (90, standing(130, Some(100))), (106, standing(150, Some(100)))]),

@@ -1,4 +1,4 @@
-//! What ClickHouse, or something in its place, says and shows is believed only with a reason, and nothing is repeated without a bound.
+//! ClickHouse, or something in its place, is believed only with a reason, and nothing is repeated without a bound.
 
 use crate::operate::{check, json};
 use crate::operator::await_stop;
@@ -94,7 +94,7 @@ pub async fn a_proxy_that_changes_requests_ends_the_start(url: &str, database: &
     }
 }
 
-/// What a profile or a row policy makes impossible ends the start and fails the check (tried 4 and 11). What can be pinned is pinned (tried 3).
+/// A profile or a row policy that makes exactness impossible ends the start and fails the check (tried 4 and 11). Other settings are pinned (tried 3).
 pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, database: &str) {
     let user = |name: &str, profile: &str| User { name: name.into(), profile: profile.into(), ..User::default() };
     let constant = "<async_insert>1</async_insert><constraints><async_insert><const/></async_insert></constraints>";

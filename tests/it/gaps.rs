@@ -74,7 +74,7 @@ pub async fn aborted_transactions_never_happened(url: &str, database: &str) {
     let member = bench.start(&[]);
     bench.await_stored(transactions.ledger.produced, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
-    // What this member passed over was looked up in the log.
+    // This member looked up the offsets that it passed over.
     let deadline = Instant::now() + TIMEOUT;
     loop {
         let metrics = http(&member, "/metrics").await;

@@ -114,7 +114,12 @@ impl Bench {
 
     /// Runs a member until at least so many records are counted or rejected, and ends it.
     pub async fn consume(&self, records: u64) {
-        let member = self.start(&[]);
+        self.consume_with(records, &[]).await;
+    }
+
+    /// As [`Bench::consume`], with settings.
+    pub async fn consume_with(&self, records: u64, settings: &[(&str, &str)]) {
+        let member = self.start(settings);
         self.await_stored(records, &[&member]).await;
         // All may be stored before this one is up, but a signal before it listens to signals ends it the hard way.
         await_http(&member, "/readyz", "\"ready\":true").await;

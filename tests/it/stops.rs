@@ -108,21 +108,16 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     const TABLES: [&str; 3] = ["email_events", "rejected_events", "daily"];
     let bench = Bench::new(url, database).await;
     let rows_max = [("TALLYHOUSE__FLUSH__ROWS_MAX", "1000"), ("TALLYHOUSE__FLUSH__AGE_MS", "600000")];
-    let consume = async |records| {
-        let member = bench.start(&rows_max);
-        bench.await_stored(records, &[&member]).await;
-        end(&member);
-    };
     let mut producer = bench.producer();
     producer.send_events(&Events::default(), 0..RECORDS).unwrap();
-    consume(RECORDS).await;
+    bench.consume_with(RECORDS, &rows_max).await;
     for table in TABLES {
         bench.execute(&format!("CREATE TABLE backup_{table} AS {table}")).await;
         bench.execute(&format!("INSERT INTO backup_{table} SELECT * FROM {table}")).await;
     }
     producer.send_events(&Events::default(), RECORDS..ALL).unwrap();
     let ledger = producer.finish().unwrap();
-    consume(ALL).await;
+    bench.consume_with(ALL, &rows_max).await;
     for table in TABLES {
         bench.execute(&format!("ALTER TABLE {table} DELETE WHERE 1 SETTINGS mutations_sync = 2")).await;
         bench.execute(&format!("INSERT INTO {table} SELECT * FROM backup_{table}")).await;
@@ -132,7 +127,7 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 3").await;
     end(&member);
     bench.delete_offsets("0,1,2").await;
-    consume(ALL).await;
+    bench.consume_with(ALL, &rows_max).await;
     bench.assert_exact(&ledger, "after a restored backup").await;
 }
 

@@ -118,7 +118,7 @@ impl Topic {
     pub fn limit_batches(&self, bytes: u64) -> Result<(), AnyError> {
         let bytes = bytes.to_string();
         patiently(|| {
-            // What is not named falls back to its default.
+            // Unnamed settings fall back to their defaults.
             let change = AlterConfig::new(ResourceSpecifier::Topic(&self.name)).set("min.insync.replicas", "2");
             let change = change.set("max.message.bytes", &bytes);
             let altered = self.runtime.block_on(self.admin.alter_configs(&[change], &options()))?;

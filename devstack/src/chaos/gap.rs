@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 /// Records that are removed, at most.
 const REMOVED_MAX: i64 = 500;
 const STOPPED: &str = "tallyhouse_stopped_partitions{reason=\"retention_gap\"} ";
-/// How long the group gets to find the gap. It has to form, and a static member's session may have to end before.
+/// Longest wait until the group finds the gap. It has to form, and a static member's session may have to end before.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the producer gets to fill the log beyond a committed offset.
+/// Longest wait until the producer has filled the log beyond a committed offset.
 const RECORDS_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 

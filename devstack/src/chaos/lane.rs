@@ -55,7 +55,7 @@ const LARGE: &[(&str, &str)] =
 
 /// The first partitions of a large group have a backlog each.
 const BACKLOG_PARTITIONS: usize = 3;
-/// What a member's silence may last while the backlog is made; the session is longer.
+/// Longest silence of a member while the backlog is made; the session is longer.
 const BACKLOG_TIMEOUT: Duration = Duration::from_millis(3_500);
 const BALANCE_TIMEOUT: Duration = Duration::from_secs(10);
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -96,7 +96,7 @@ impl Slot {
         read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// How many partitions the member has, as it says.
+    /// Number of partitions that the member says it has.
     pub fn assigned(&self) -> f64 {
         self.http("/metrics").map_or(0.0, |page| metric(&page, "tallyhouse_assigned_partitions"))
     }
@@ -113,7 +113,7 @@ pub struct Lane<'a> {
     pub servers: &'a Servers,
     /// The members' settings.
     pub membership: Membership,
-    /// Whether its batches are large.
+    /// Its batches are large.
     pub is_large: bool,
     /// The topic.
     pub topic: Topic,
@@ -125,13 +125,13 @@ pub struct Lane<'a> {
     pub slots: Vec<Slot>,
     /// The producer.
     feed: Mutex<Feed>,
-    /// What must become of each record.
+    /// The fate that each record must have.
     pub ledger: SharedLedger,
-    /// What the dead-letter topic has been found to hold.
+    /// The letters that were found in the dead-letter topic.
     pub letters: Mutex<Letters>,
     /// Transactions have left control records in the log.
     pub has_markers: AtomicBool,
-    /// What faults have found that must not be.
+    /// Violations that faults have found.
     violations: Mutex<Vec<String>>,
     /// A fault is about to produce a backlog, which windows are to be empty for.
     pub awaits_backlog: AtomicBool,
@@ -324,7 +324,7 @@ impl<'a> Lane<'a> {
         produced
     }
 
-    /// How often a text is in the members' logs since these were so long.
+    /// Number of times that a text is in the members' logs since these were so long.
     pub fn logged_since(&self, lengths: &[u64], text: &str) -> usize {
         let since = |(slot, length): (&Slot, &u64)| slot.log_from(*length).matches(text).count();
         self.slots.iter().zip(lengths).map(since).sum()

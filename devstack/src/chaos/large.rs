@@ -15,16 +15,16 @@ const BACKLOG_INHERITED: [u64; 3] = [110_000, 110_000, 110_000];
 const SLOWNESS: Duration = Duration::from_millis(5);
 /// Longer than anything waits: what is inserted does not arrive.
 const STANDSTILL: Duration = Duration::from_secs(3);
-/// How long members get to announce large batches.
+/// Longest wait until members have announced large batches.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(8);
-/// How long the member that is left gets to take over: a session, a revocation, what is still on its way to ClickHouse, and the reading.
+/// Longest wait until the member that is left has taken over: a session, a revocation, inserts on their way to ClickHouse, and the reading.
 const INHERIT_TIMEOUT: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 20_000);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Batches that one member must inherit.
 const INHERITED_MIN: usize = 2;
-/// What a member says that pauses for want of memory.
+/// A member that pauses for want of memory says this.
 pub const PAUSES: &str = "memory limit reached: consumption pauses";
-/// What a member says that completes another one's batch.
+/// A member that completes another one's batch says this.
 const INHERITS: &str = "completing an announced batch";
 
 /// Members find a backlog, and ClickHouse takes it slowly. Took effect if a member paused.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// What must become of an offset. From 1 on, an event of this place in [`crate::producer::EVENT_TYPES`].
+/// The fate that an offset must have. From 1 on, an event of this place in [`crate::producer::EVENT_TYPES`].
 pub type Fate = u8;
 /// Nobody has acknowledged it.
 pub const UNKNOWN: Fate = 0;
@@ -74,7 +74,7 @@ impl Ledger {
         (0..end).filter(|&offset| fates.get(offset as usize).is_none_or(|&fate| fate == UNKNOWN)).collect()
     }
 
-    /// How many offsets below `end` of a partition must be stored.
+    /// Number of offsets below `end` of a partition that must be stored.
     pub fn wanted_below(&self, partition: i32, end: i64) -> i64 {
         let fates = self.of(partition);
         let absent = fates.iter().take(end.max(0) as usize).filter(|&&fate| fate == ABSENT).count();

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 const LARGE_BYTES: usize = 200_000;
 const REFUSING_BYTES: u64 = 100_000;
 const DEFAULT_BYTES: u64 = 1_048_588;
-/// What a member says whose letter is refused.
+/// A member whose letter is refused says this.
 const REFUSED: &str = "does not take a rejected record";
-/// How long a member gets to come to the record.
+/// Longest wait until a member comes to the record.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long another partition gets to go on.
+/// Longest wait until another partition goes on.
 const OTHERS_TIMEOUT: Duration = Duration::from_secs(4);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The partition of the dead-letter topic.
@@ -65,9 +65,9 @@ fn committed(lane: &Lane<'_>) -> Result<BTreeMap<i32, i64>, AnyError> {
 /// The letters of a group of rounds.
 #[derive(Debug, Default)]
 pub struct Letters {
-    /// How much of the topic is read.
+    /// The offsets up to which the topic is read.
     read: i64,
-    /// How many letters each record has, by partition and offset.
+    /// Number of letters of each record, by partition and offset.
     found: BTreeMap<i32, Vec<u16>>,
     /// Letters more than one for each record: a batch whose delivery or insert failed, or that was completed by another member, has
     /// its letters again.

@@ -305,7 +305,7 @@ fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Ch
     Ok((effects, vitals, checked))
 }
 
-/// What the checks have found.
+/// The findings of the checks.
 #[derive(Debug, Default)]
 struct Checked {
     violations: Vec<String>,

@@ -135,12 +135,12 @@ impl Kind {
         self.to_possible_value().and_then(|value| Some(value.get_help()?.to_string())).unwrap_or_default()
     }
 
-    /// Whether it needs batches of [`LARGE_BATCH`] records.
+    /// It needs batches of [`LARGE_BATCH`] records.
     pub fn needs_large(self) -> bool {
         matches!(self, Kind::SlowConsumers | Kind::InheritBatches)
     }
 
-    /// Whether both may happen in one round.
+    /// Both may happen in one round.
     fn goes_with(self, other: Kind) -> bool {
         self != other && !self.excludes(other) && !other.excludes(self)
     }
@@ -180,7 +180,7 @@ pub struct Fault {
     pub times: u64,
     /// Of a hundred chunks of bytes, so many are hit.
     pub percent: u64,
-    /// Whether the large round's backlog is produced by this fault, at the moment that suits it.
+    /// This fault produces the large round's backlog, at the moment that suits it.
     pub has_backlog: bool,
 }
 
@@ -191,7 +191,7 @@ pub struct Plan {
     pub round: u64,
     /// The seed of the round itself: what else is random in it follows from this.
     pub seed: u64,
-    /// Whether the members make large batches.
+    /// The members make large batches.
     pub is_large: bool,
     /// In no order.
     pub faults: Vec<Fault>,
@@ -233,7 +233,7 @@ impl Plan {
     }
 }
 
-/// Whether the groups of an epoch make large batches: one in three does, or all if the kinds need it.
+/// The groups of an epoch make large batches: one in three does, or all if the kinds need it.
 pub fn is_large(seed: u64, epoch: u64, kinds: &[Kind]) -> bool {
     // Not in step with the three memberships.
     (seed.wrapping_add(epoch).wrapping_add(epoch / 3)) % 3 == 1 || kinds.iter().all(|kind| kind.needs_large())

@@ -29,7 +29,7 @@ pub(super) struct RoundResult {
     pub rss_bytes: u64,
     /// Records of the largest batch that was announced.
     pub largest_batch: u64,
-    /// How often the memory limit began to pause a member's partitions.
+    /// Number of times that the memory limit began to pause a member's partitions.
     pub pauses: u64,
     /// Letters that were delivered more than once, in the group so far.
     pub repeated_letters: u64,

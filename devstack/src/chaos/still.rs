@@ -19,7 +19,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 pub struct Still {
     /// How long.
     pub longest: Duration,
-    /// How long is a violation.
+    /// The time from which on it is a violation.
     most: Duration,
     partition: i32,
     /// Of each partition: the committed offset, and since when there is more in the log than that.

@@ -141,7 +141,7 @@ const DOUBLED: Fate = 9;
 /// Bytes of a row of the answer: partition, offset, fate.
 const ROW_BYTES: usize = 6;
 
-/// What each offset is stored as.
+/// The table and type that each offset is stored as.
 #[derive(Debug, Default)]
 pub struct Stored(BTreeMap<i32, Vec<Fate>>);
 
@@ -179,7 +179,7 @@ impl Stored {
         self.0.keys().copied()
     }
 
-    /// What each offset of a partition is stored as, from 0 on.
+    /// The table and type that each offset of a partition is stored as, from 0 on.
     pub fn fates(&self, partition: i32) -> &[Fate] {
         self.0.get(&partition).map_or(&[], Vec::as_slice)
     }
@@ -259,7 +259,7 @@ pub fn members(lane: &Lane<'_>) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// What is found of a log of two events, a reject, an aborted record and one that nobody has acknowledged, if these are stored.
+    /// The findings for a log of two events, a reject, an aborted record and one that nobody has acknowledged, if these are stored.
     fn found(rows: &[(usize, Fate)]) -> String {
         let mut ledger = Ledger::default();
         for (offset, fate) in (0..).zip([EVENT, EVENT + 1, REJECT, ABSENT]) {

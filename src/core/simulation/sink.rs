@@ -42,7 +42,7 @@ pub struct Sink {
     tokens: BTreeSet<(String, PartitionId)>,
     /// Batches and tables of which a token was written down without rows.
     halved: BTreeSet<(OffsetRange, Table)>,
-    /// What is shown instead of what is there.
+    /// An older state that is shown in the place of this one.
     shown: Option<Shown>,
     pub sent: Vec<Sent>,
 }

@@ -40,7 +40,7 @@ pub struct Rules {
     pub refuses: bool,
     /// How much memory the members have.
     pub memory: Memory,
-    /// How long ClickHouse does not show what it has applied, where that happens.
+    /// The time for which ClickHouse does not show applied rows, where that happens.
     pub hides: Hides,
 }
 
@@ -55,7 +55,7 @@ impl Rules {
     };
 }
 
-/// How long ClickHouse does not show what it has applied.
+/// The time for which ClickHouse does not show applied rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hides {
     /// For less looks than the protocol makes, as a cache or a replica that lags.
@@ -156,7 +156,7 @@ struct Partition {
     cut_short: bool,
     /// It stopped because its rows are hidden for good: an accepted end.
     not_shown: bool,
-    /// How often a broker told old bounds of the log. A broker learns better before a task has looked too often.
+    /// Times that a broker told old bounds of the log. A broker learns better before a task has looked too often.
     stale_logs: u32,
 }
 
@@ -230,7 +230,7 @@ pub enum Fault {
     KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
     ForgetTokens(usize),
-    /// What is applied from now on is not shown.
+    /// Rows that are applied from now on are not shown.
     Hide(usize),
     /// Retention removes what is committed.
     DeleteRecords(usize),

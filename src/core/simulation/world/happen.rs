@@ -238,7 +238,7 @@ impl World {
             Doing::Sending { range, insert, attempt } => return self.send(p, t, range, insert, attempt),
             Doing::Next(Action::ReadMarks { range, quiet, .. }) => {
                 let mut marks = Marks::default();
-                // That wait is longer than rows are shown late.
+                // The wait for quiet is longer than rows are shown late.
                 let looks = if quiet { u32::MAX } else { 1 };
                 sink.note_looks(looks);
                 sink.raw_marks(range, log, &mut marks);

@@ -1,0 +1,33 @@
+//! The pace at which partitions flush. `run` goes by it, and `status` judges by it.
+
+use super::Config;
+use std::time::Duration;
+
+/// The pace of one member.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// `flush.age_ms`.
+    pub flush_age: Duration,
+    /// `flush.batches_per_second_max`, of one member.
+    pub batches_per_second_max: f64,
+}
+
+impl Pace {
+    /// The pace of a configuration.
+    pub fn of(config: &Config) -> Pace {
+        Pace {
+            flush_age: Duration::from_millis(config.flush.age_ms),
+            batches_per_second_max: config.flush.batches_per_second_max,
+        }
+    }
+
+    /// The least time between two flushes of a partition, if its member has so many.
+    pub fn paced(&self, partitions: usize) -> Duration {
+        Duration::from_secs_f64(partitions as f64 / self.batches_per_second_max)
+    }
+
+    /// The longest time between two flushes of a partition, if its member has so many.
+    pub fn flush_age(&self, partitions: usize) -> Duration {
+        self.flush_age.max(self.paced(partitions))
+    }
+}
