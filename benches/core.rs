@@ -3,9 +3,9 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use devstack::producer::Events;
 use std::hint::black_box;
-use tallyhouse::core::batch::Batch;
-use tallyhouse::core::decode::{TimeBounds, decode};
-use tallyhouse::core::window::{Record, Window};
+use tallyhouse_core::batch::Batch;
+use tallyhouse_core::decode::{TimeBounds, decode};
+use tallyhouse_core::window::{Record, Window};
 
 const EVENTS: u64 = 10_000;
 const BOUNDS: TimeBounds = TimeBounds { past_seconds_max: i64::MAX / 2, future_seconds_max: i64::MAX / 2 };

@@ -1,19 +1,18 @@
 //! What must hold for any bytes whatever. Each check panics where it does not.
 //!
-//! Run over the seeds and mutations of them by `tests/fuzz.rs`, and guided by coverage by the targets in `fuzz_targets/`. The root of
-//! either has the core at `crate::core`.
+//! `tests/fuzz.rs` runs them over the seeds and over mutations of them; the targets in `fuzz_targets/` are guided by coverage.
 
-use crate::core::batch::Batch;
-use crate::core::decode::{TimeBounds, decode as read, decode_slowly as read_slowly};
-use crate::core::event::{Event, EventType, UuidBytes};
-use crate::core::intent::{Metadata, MetadataError};
-use crate::core::reject::{Reason, Rejection};
-use crate::core::window::{Record, Window};
 use chrono::{FixedOffset, NaiveDateTime, Timelike};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt;
+use tallyhouse_core::batch::Batch;
+use tallyhouse_core::decode::event::{Event, EventType, UuidBytes};
+use tallyhouse_core::decode::reject::{Reason, Rejection};
+use tallyhouse_core::decode::{TimeBounds, decode as read, decode_slowly as read_slowly};
+use tallyhouse_core::protocol::intent::{Metadata, MetadataError};
+use tallyhouse_core::window::{Record, Window};
 
 /// 2026-11-24T06:30:00Z, the Kafka timestamp of every record.
 pub const NOW_MS: i64 = 1_795_501_800_000;

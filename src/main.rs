@@ -8,7 +8,7 @@ use std::num::NonZero;
 use std::process::ExitCode;
 use std::time::Duration;
 use tallyhouse::cli::{Cli, EXIT_USAGE};
-use tallyhouse::output;
+use tallyhouse::platform::output;
 
 // For C as well (librdkafka): one of its threads allocates each record and another frees it, over which glibc's malloc makes them wait for
 // each other. `docs/performance.md` has the figures.

@@ -186,7 +186,7 @@ fn every_command_is_one_of_the_program() {
 #[test]
 fn the_endpoint_is_reached_where_it_listens() {
     let [member, _] = workloads();
-    let routes = read("src/admin.rs");
+    let routes = read("src/service/admin/mod.rs");
     let served = |path: &str| assert!(routes.contains(&format!(".route(\"{path}\"")), "{path} is not served");
     let listen = pods()[0].admin.listen;
     assert!(!listen.ip().is_loopback());

@@ -10,14 +10,14 @@
 #[path = "../fuzz/checks.rs"]
 mod checks;
 
+use devstack::producer::Events;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use tallyhouse::core;
-use tallyhouse::core::decode::decode;
+use tallyhouse_core::decode::{decode, decode_slowly, fast};
 
 const RUNS: u64 = 20_000;
 const CHANGES_MAX: usize = 6;
@@ -116,5 +116,21 @@ fn every_seed_is_what_its_name_says() {
         let decoded = decode(Some(&value), Some(checks::NOW_MS), &checks::BOUNDS);
         let outcome = decoded.as_ref().map_or_else(|rejection| rejection.reason.code(), |_| "event");
         assert_eq!(name.split('.').next(), Some(outcome), "{name}: {decoded:?}");
+    }
+}
+
+/// Falling back to serde_json for each event would double the cost of decoding.
+#[test]
+fn every_event_of_the_made_up_producer_is_read_by_the_fast_reader() {
+    for size_bytes in [None, Some(10), Some(2_000)] {
+        let events = Events { broken_percent: 0, size_bytes, ..Events::default() };
+        for n in 0..1_000 {
+            let spaced = String::from_utf8(events.payload(n).bytes).unwrap();
+            for text in [spaced.replace(", ", ",").replace(": ", ":"), spaced] {
+                let event = fast::read(&text);
+                assert!(event.is_some(), "not read by the fast reader: {text}");
+                assert_eq!(event, decode_slowly(Some(text.as_bytes()), None, &checks::BOUNDS).ok(), "{text}");
+            }
+        }
     }
 }

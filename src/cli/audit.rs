@@ -1,12 +1,13 @@
 //! `tallyhouse audit` on the command line.
 
 use super::{CliError, Done, EXIT_VIOLATIONS, clickhouse_options};
-use crate::audit::{self, Options, Reader, span::Day};
 use crate::clickhouse::client::Client;
+use crate::commands::audit::{self, Options, Reader};
 use crate::config::Config;
-use crate::output;
+use crate::platform::output;
 use clap::Args;
 use std::io::IsTerminal as _;
+use tallyhouse_core::days::Day;
 
 pub(super) const HELP: &str = "\
 Exit status: 0 clean, 2 violations found, 1 the audit could not be done, 64 wrong usage or configuration.

@@ -1,12 +1,10 @@
 //! `tallyhouse check` on the command line.
 
-use super::status::hurried_client;
-use super::{CliError, Done, EXIT_WRONG};
-use crate::audit::AuditError;
-use crate::check;
+use super::{CliError, Done, EXIT_WRONG, hurried_client};
+use crate::commands::audit::AuditError;
+use crate::commands::check;
 use crate::config::Config;
-use crate::kafka::observer::Observer;
-use crate::status::ANSWER_TIMEOUT;
+use crate::kafka::observer::{ANSWER_TIMEOUT, Observer};
 use clap::Args;
 
 pub(super) const HELP: &str = "\

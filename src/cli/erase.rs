@@ -3,10 +3,10 @@
 use super::{CliError, Done, EXIT_VIOLATIONS, clickhouse_options};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::schema::Schema;
+use crate::commands::erase::{self, Address, Options};
 use crate::config::Config;
-use crate::erase::{self, Address, Options};
-use crate::output;
-use crate::telemetry;
+use crate::platform::output;
+use crate::platform::telemetry;
 use clap::Args;
 use std::io::Read as _;
 

@@ -2,14 +2,13 @@
 
 use super::{CliError, Done, EXIT_WRONG, clickhouse_options};
 use crate::clickhouse::client::Client;
+use crate::commands::rejects::{self, Counts, Filter, Listing, Moment, Pages, Shown, SourceName, replay};
 use crate::config::Config;
-use crate::core::reject::Reason;
-use crate::output;
-use crate::rejects::{self, Counts, Filter, Listing, Moment, Pages, Shown, SourceName, replay};
-use crate::service;
-use crate::signals;
+use crate::platform::output;
+use crate::platform::signals;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
+use tallyhouse_core::decode::reject::Reason;
 use tokio_util::sync::CancellationToken;
 
 pub(super) const HELP: &str = "\
@@ -133,7 +132,7 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
                 return Ok(String::new().into());
             }
             let ledger = replay::look(config).await;
-            Ok(Shown { row, bounds: service::time_bounds(config), ledger }.text().into())
+            Ok(Shown { row, bounds: config.time_bounds(), ledger }.text().into())
         }
         Command::Count { which, json } => {
             let counts = Counts::new(&client, &which.filter(None), replay::look(config).await).await?;

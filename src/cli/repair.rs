@@ -1,13 +1,13 @@
 //! `tallyhouse repair` on the command line.
 
 use super::{CliError, Done, EXIT_VIOLATIONS, audit};
-use crate::audit::span::Month;
+use crate::commands::repair::{self, Interrupts, Options, Standing};
 use crate::config::Config;
-use crate::output;
-use crate::repair::{self, Interrupts, Options, Standing};
-use crate::signals::{self, Signal};
+use crate::platform::output;
+use crate::platform::signals::{self, Signal};
 use clap::Subcommand;
 use std::time::Duration;
+use tallyhouse_core::days::Month;
 
 const DAILY_HELP: &str = "\
 A signal ends it in order: members wait no longer. A second one, a second later or more, ends it at once.

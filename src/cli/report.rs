@@ -1,14 +1,14 @@
 //! `tallyhouse report` on the command line.
 
 use super::{CliError, Done, clickhouse_options};
-use crate::audit::span::Day;
 use crate::clickhouse::client::Client;
+use crate::commands::report::{self, By, Filter};
 use crate::config::Config;
-use crate::report::{self, By, Filter};
 use clap::{Args, ValueEnum};
+use tallyhouse_core::days::Day;
 use uuid::Uuid;
 
-pub(super) use crate::report::DENOMINATORS as HELP;
+pub(super) use crate::commands::report::DENOMINATORS as HELP;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {

@@ -1,12 +1,11 @@
 //! `tallyhouse status` on the command line.
 
-use super::{CliError, Done, EXIT_WRONG, clickhouse_options};
-use crate::audit::AuditError;
-use crate::clickhouse::client::Client;
+use super::{CliError, Done, EXIT_WRONG, hurried_client};
+use crate::commands::audit::AuditError;
+use crate::commands::status::{MemberUrl, Rates, Status, Watcher};
 use crate::config::Config;
-use crate::output;
-use crate::signals;
-use crate::status::{ANSWER_TIMEOUT, MemberUrl, Rates, Status, Watcher};
+use crate::platform::output;
+use crate::platform::signals;
 use clap::Args;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -128,11 +127,4 @@ fn placed(text: &str, json: bool) -> String {
 
 fn exit_status(well: bool) -> u8 {
     if well { 0 } else { EXIT_WRONG }
-}
-
-/// A client that does not wait long: people wait for the answer.
-pub(super) fn hurried_client(config: &Config) -> Result<Client, CliError> {
-    let mut options = clickhouse_options(config);
-    options.query_timeout_ms = options.query_timeout_ms.min(ANSWER_TIMEOUT.as_millis() as u64);
-    Ok(Client::new(&options)?)
 }

@@ -23,7 +23,7 @@ use url::Url;
 use super::error::{ClickHouseError, Peer};
 use super::exchange::{Answer, Exchange};
 use super::settings::{self, Found, Own, Pin, Pins};
-use crate::tls;
+use crate::platform::tls;
 
 /// Comment on every statement of this binary, in `system.query_log.log_comment`.
 const LOG_COMMENT: &str = concat!("tallyhouse/", env!("CARGO_PKG_VERSION"));

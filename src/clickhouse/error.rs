@@ -5,7 +5,7 @@
 use std::error::Error as StdError;
 use std::io;
 
-use crate::tls::{self, Cause};
+use crate::platform::tls::{self, Cause};
 use thiserror::Error;
 
 /// Longest part of a server's answer that is kept, in bytes.

@@ -9,10 +9,10 @@
 use super::client::Client;
 use super::error::ClickHouseError;
 use super::schema::Schema;
-use crate::core::event::Day;
 use clickhouse::Row;
 use serde::Deserialize;
 use std::str::FromStr;
+use tallyhouse_core::decode::event::Day;
 
 /// A day counts as expired that long before it is: it must not expire between two questions. In seconds.
 const EARLY_S: u32 = 3_600;

@@ -6,7 +6,7 @@
 
 use super::client::Client;
 use super::error::ClickHouseError;
-use crate::core::source::Table;
+use tallyhouse_core::source::Table;
 
 /// The rows that this user sees of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]

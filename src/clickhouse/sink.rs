@@ -1,17 +1,17 @@
 //! The sink: inserts one batch's blocks with their token, and reads the marks.
 //!
 //! Must never retry an insert by itself, cancel one to learn its fate, or say "inserted" without the server's word: what
-//! follows an unknown outcome is the protocol's decision ([`crate::core::protocol`]).
+//! follows an unknown outcome is the protocol's decision ([`tallyhouse_core::protocol`]).
 
 use super::client::Client;
 use super::error::ClickHouseError;
 use super::retention::Retention;
 use super::schema::Schema;
-use crate::core::batch::{Batch, column_list};
-use crate::core::event::Day;
-use crate::core::marks::{Insert, Marks, PartitionId, Progress};
-use crate::core::source::{OffsetRange, Source, Table};
 use std::time::{Duration, Instant};
+use tallyhouse_core::batch::{Batch, column_list};
+use tallyhouse_core::decode::event::Day;
+use tallyhouse_core::protocol::marks::{Insert, Marks, PartitionId, Progress};
+use tallyhouse_core::source::{OffsetRange, Source, Table};
 
 /// How often `system.processes` is asked whether an insert has ended.
 const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);

@@ -3,6 +3,8 @@
 //! All problems are found in one pass. A value already refused must not cause a second problem elsewhere: its default
 //! stands in for it, and checks that look at it are left out.
 
+use tallyhouse_core::decode::TimeBounds;
+use tallyhouse_core::decode::event::SECONDS_PER_DAY;
 use toml::{Table, Value};
 use url::{Host, Url};
 
@@ -256,6 +258,15 @@ impl ClickHouse {
 }
 
 impl Config {
+    /// Bounds for the times of events, in seconds around the Kafka record's own timestamp.
+    pub fn time_bounds(&self) -> TimeBounds {
+        let seconds = |days: u32| i64::from(days) * i64::from(SECONDS_PER_DAY);
+        TimeBounds {
+            past_seconds_max: seconds(self.decode.past_days_max),
+            future_seconds_max: seconds(self.decode.future_days_max),
+        }
+    }
+
     /// What is allowed but should be known, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let (tls, clickhouse) = (&self.kafka.tls, &self.clickhouse);

@@ -5,7 +5,7 @@
 
 use super::refusal::address;
 use crate::config::Kafka;
-use crate::tls::{self, Cause};
+use crate::platform::tls::{self, Cause};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 use std::net::{TcpStream, ToSocketAddrs};

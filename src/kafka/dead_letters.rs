@@ -7,15 +7,15 @@
 
 use super::producer::{self, Outgoing, Producer};
 use crate::config::Config;
-use crate::core::batch::Batch;
-use crate::core::reject::Reason;
-use crate::core::source::OffsetRange;
-use crate::metrics::DEAD_LETTERS;
+use crate::platform::metrics::DEAD_LETTERS;
 use metrics::counter;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaResult;
 use rdkafka::producer::Producer as _;
 use std::sync::{Mutex, PoisonError};
+use tallyhouse_core::batch::Batch;
+use tallyhouse_core::decode::reject::Reason;
+use tallyhouse_core::source::OffsetRange;
 
 /// Header with the stable word of why the record was rejected.
 pub const REASON: &str = "tallyhouse-reason";

@@ -10,7 +10,6 @@
 
 use super::consumer::Consumer;
 use super::native::Owned;
-use crate::core::window::Record;
 use rdkafka::bindings as c;
 use rdkafka::client::ClientContext as _;
 use rdkafka::consumer::Consumer as _;
@@ -19,6 +18,7 @@ use rdkafka::types::RDKafkaRespErr;
 use std::ffi::{CStr, CString, c_void};
 use std::sync::Arc;
 use std::time::Duration;
+use tallyhouse_core::window::Record;
 
 /// What comes of a partition.
 pub enum Fetch<'a> {

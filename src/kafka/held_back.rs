@@ -6,8 +6,8 @@
 use super::consumer::{self, Consumer};
 use super::native;
 use super::observer::Nobody;
-use crate::clock::unix_ms;
 use crate::config::Config;
+use crate::platform::clock::unix_ms;
 use rdkafka::bindings as c;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};

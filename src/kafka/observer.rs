@@ -9,8 +9,6 @@ use super::members::{self, Group};
 use super::refusal::{self, Refusal};
 use super::{group, offsets, topic};
 use crate::config::Config;
-use crate::core::protocol::LogView;
-use crate::core::source::{OffsetRange, Source};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -19,9 +17,14 @@ use rdkafka::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tallyhouse_core::protocol::LogView;
+use tallyhouse_core::source::{OffsetRange, Source};
 
 /// Longest wait for one answer from Kafka.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest wait for one answer, of either server.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -313,4 +316,20 @@ pub fn is_passing(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::LeaderNotAvailable
         )
     )
+}
+
+/// Judges an answer of [`Observer::may_write`].
+///
+/// # Errors
+/// The trouble with the dead-letter topic, and the remedy.
+pub fn dead_letter_in_words(topic: &str, may_write: KafkaResult<Option<bool>>) -> Result<(), String> {
+    let what = match may_write {
+        Ok(Some(false)) => "may not be written to by this user".to_owned(),
+        Ok(_) => return Ok(()),
+        Err(error) => format!("cannot be looked at: {error}"),
+    };
+    Err(format!(
+        "the dead-letter topic {topic} {what}: each partition with a rejected record waits for it. Create it, allow this user \
+         Describe and Write on it, or set kafka.topics.dead_letter"
+    ))
 }

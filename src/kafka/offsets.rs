@@ -1,12 +1,12 @@
 //! Committed offsets with their metadata, and the log's bounds. All calls block; each has a timeout.
 
 use super::consumer::Consumer;
-use crate::core::protocol::{Committed, LogView};
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{Offset, TopicPartitionList};
 use std::time::Duration;
+use tallyhouse_core::protocol::{Committed, LogView};
 
 /// The group's committed offset of a partition, with its metadata byte for byte.
 ///

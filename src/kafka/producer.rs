@@ -1,4 +1,4 @@
-//! Producers: of dead letters ([`super::dead_letters`]) and of replays ([`crate::rejects`]).
+//! Producers: of dead letters ([`super::dead_letters`]) and of replays ([`crate::commands::rejects`]).
 //!
 //! Must never be acknowledged by less than all replicas, and never give a record up without saying so.
 

@@ -5,7 +5,7 @@
 use super::partition::{CommitGate, Partition};
 use super::{Drain, Shared, gauges};
 use crate::kafka::consumer::Rebalances;
-use crate::metrics::{ASSIGNED, REBALANCES};
+use crate::platform::metrics::{ASSIGNED, REBALANCES};
 use metrics::{counter, gauge};
 use rdkafka::statistics::Statistics;
 use std::collections::HashMap;

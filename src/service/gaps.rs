@@ -4,15 +4,15 @@
 //! Must never hold the reader up, nor keep more than so many gaps: what cannot be looked up is counted as unchecked.
 
 use crate::config::Config;
-use crate::core::source::OffsetRange;
 use crate::kafka::consumer::is_unreadable;
 use crate::kafka::observer::{Look, Observer};
-use crate::metrics::{GAP_KINDS, OFFSET_GAPS};
+use crate::platform::metrics::{GAP_KINDS, OFFSET_GAPS};
 use metrics::counter;
 use rdkafka::error::KafkaResult;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
+use tallyhouse_core::source::OffsetRange;
 
 /// Gaps that wait for the next look at most.
 const GAPS_MAX: usize = 4_096;

@@ -5,8 +5,8 @@
 use super::Shared;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
-use crate::clock::unix_ms;
-use crate::metrics::{
+use crate::platform::clock::unix_ms;
+use crate::platform::metrics::{
     BROKER_CONNECTED, BROKER_ERRORS, BROKER_RTT, COMMITTED_LAG, DEDUP_HEADROOM, FETCH_QUEUE_BYTES, FETCH_QUEUE_RECORDS,
     LAG_SECONDS, OPEN_TRANSACTION_RECORDS, OPEN_TRANSACTION_SECONDS, PARTITIONS, POSITION_LAG, RECEIVED_BYTES,
 };

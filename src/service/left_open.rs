@@ -2,12 +2,12 @@
 //!
 //! It must never decide anything: the committed offset alone says what the next owner completes.
 
-use crate::core::intent::Metadata;
-use crate::core::protocol::Committed;
-use crate::core::source::OffsetRange;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use tallyhouse_core::protocol::Committed;
+use tallyhouse_core::protocol::intent::Metadata;
+use tallyhouse_core::source::OffsetRange;
 
 /// One partition leaves this open.
 #[derive(Debug, Default)]

@@ -1,11 +1,11 @@
-//! Counts the bytes that windows and batches hold. [`Intake`](crate::core::intake::Intake) decides by these figures who pauses;
+//! Counts the bytes that windows and batches hold. [`Intake`](tallyhouse_core::window::intake::Intake) decides by these figures who pauses;
 //! `config/memory.rs` says which part of `memory.limit_bytes` is theirs.
 
-use crate::core::intake::Intake;
-use crate::metrics::{MEMORY_LIMIT, MEMORY_USED, PAUSED};
+use crate::platform::metrics::{MEMORY_LIMIT, MEMORY_USED, PAUSED};
 use metrics::gauge;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tallyhouse_core::window::intake::Intake;
 
 /// What all windows and batches hold.
 #[derive(Debug, Default)]

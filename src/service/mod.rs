@@ -9,9 +9,11 @@
 //! Must never exit because a server is away for a while: it waits and says so. It ends on a signal, and at the start for what
 //! waiting does not mend.
 
+mod admin;
 mod assignment;
 mod gaps;
 mod gauges;
+mod health;
 mod left_behind;
 mod left_open;
 mod memory;
@@ -21,24 +23,18 @@ mod rotated;
 mod start;
 mod windows;
 
-use crate::admin;
+use self::health::Health;
 use crate::clickhouse::client::{ClickHouseOptions, Client};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sink::Sink;
 use crate::config::pace::Pace;
 use crate::config::{self, Config, Retry};
-use crate::core::decode::TimeBounds;
-use crate::core::event::SECONDS_PER_DAY;
-use crate::core::intake::Intake;
-use crate::core::stop::StopReason;
-use crate::core::window::Limits;
-use crate::health::Health;
 use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::fetched::Fetched;
 use crate::kafka::masked;
-use crate::metrics::{self, FLUSH_AGE, STOPPED};
+use crate::platform::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
 use assignment::Assignment;
 use dashmap::DashMap;
@@ -56,6 +52,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use tallyhouse_core::protocol::stop::StopReason;
+use tallyhouse_core::window::Limits;
+use tallyhouse_core::window::intake::Intake;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -351,7 +350,7 @@ pub async fn run(
         memory,
         intake: Intake::new(share_bytes, config.flush.rows_max as u64),
         health,
-        bounds: time_bounds(config),
+        bounds: config.time_bounds(),
         config: config.clone(),
         gaps: Gaps::start(config),
         commands: obeyed,
@@ -444,12 +443,4 @@ async fn give_up(
 fn limits(config: &Config) -> Limits {
     let flush = &config.flush;
     Limits { rows_max: flush.rows_max as u64, bytes_max: flush.bytes_max, days_max: flush.days_max }
-}
-
-pub(crate) fn time_bounds(config: &Config) -> TimeBounds {
-    let seconds = |days: u32| i64::from(days) * i64::from(SECONDS_PER_DAY);
-    TimeBounds {
-        past_seconds_max: seconds(config.decode.past_days_max),
-        future_seconds_max: seconds(config.decode.future_days_max),
-    }
 }

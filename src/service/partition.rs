@@ -6,23 +6,15 @@
 use super::reader::Command;
 use super::windows::{Due, Held};
 use super::{Drain, Shared};
-use crate::clock::{boot_time, unix_ms};
 use crate::config::memory::limit_for_replay;
-use crate::core::buffer::Halt;
-use crate::core::intake::Fill;
-use crate::core::lease::Lease;
-use crate::core::marks::Insert;
-use crate::core::protocol::{Action, Committed, LOOKS_MAX, Protocol, Seen, may_commit};
-use crate::core::source::{OffsetRange, Source, Table};
-use crate::core::stop::StopReason;
-use crate::core::window::ARRIVAL_STEP_MS;
-use crate::failpoint;
 use crate::kafka::dead_letters::Letters;
 use crate::kafka::{self, offsets, refusal, topic};
-use crate::metrics::{
+use crate::platform::clock::{boot_time, unix_ms};
+use crate::platform::failpoint;
+use crate::platform::metrics::{
     COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS, RETRIES,
 };
-use crate::retry::Backoff;
+use crate::platform::retry::Backoff;
 use metrics::{counter, histogram};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -30,6 +22,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
+use tallyhouse_core::protocol::lease::Lease;
+use tallyhouse_core::protocol::marks::Insert;
+use tallyhouse_core::protocol::stop::StopReason;
+use tallyhouse_core::protocol::{Action, Committed, LOOKS_MAX, Protocol, Seen, may_commit};
+use tallyhouse_core::source::{OffsetRange, Source, Table};
+use tallyhouse_core::window::ARRIVAL_STEP_MS;
+use tallyhouse_core::window::buffer::Halt;
+use tallyhouse_core::window::intake::Fill;
 use tokio::sync::{Notify, watch};
 
 /// Longest wait for one answer from Kafka.

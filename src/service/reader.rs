@@ -8,15 +8,11 @@ use super::gaps::Gaps;
 use super::memory::Memory;
 use super::windows::Windows;
 use crate::config::Config;
-use crate::core::decode::{TimeBounds, decode};
-use crate::core::intake::{Fill, Intake, Verdict};
-use crate::core::reject::Reason;
-use crate::core::window::Record;
-use crate::health::Health;
 use crate::kafka::consumer::{Consumer, is_unreadable, reassign};
 use crate::kafka::fetched::{Fetch, Fetched};
 use crate::kafka::refusal::Refusal;
-use crate::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
+use crate::platform::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
+use crate::service::health::Health;
 use metrics::{counter, gauge};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -26,6 +22,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
+use tallyhouse_core::decode::reject::Reason;
+use tallyhouse_core::decode::{TimeBounds, decode};
+use tallyhouse_core::window::Record;
+use tallyhouse_core::window::intake::{Fill, Intake, Verdict};
 use tokio::sync::{Notify, oneshot};
 
 /// Longest wait for a record; also how late a command may be looked at.

@@ -4,7 +4,7 @@
 //! supervisor starts it with what is in the files now. Must never end a member that counts: what it has is still accepted.
 
 use crate::config::Config;
-use crate::health::Health;
+use crate::service::health::Health;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;

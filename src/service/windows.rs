@@ -4,14 +4,7 @@
 //! starts. What a window takes and when it is whole is decided by [`Buffer`]. Must never hold a map entry while freezing or waiting.
 
 use super::memory::{Account, Memory};
-use crate::core::batch::Batch;
-use crate::core::buffer::{Buffer, Halt};
-use crate::core::event::{Event, EventType};
-use crate::core::intake::Fill;
-use crate::core::reject::Rejection;
-use crate::core::source::OffsetRange;
-use crate::core::window::{Limits, Record};
-use crate::metrics::WINDOW_SECONDS;
+use crate::platform::metrics::WINDOW_SECONDS;
 use dashmap::DashMap;
 use metrics::histogram;
 use serde::Serialize;
@@ -19,6 +12,13 @@ use std::collections::BTreeMap;
 use std::f64::consts::GOLDEN_RATIO;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tallyhouse_core::batch::Batch;
+use tallyhouse_core::decode::event::{Event, EventType};
+use tallyhouse_core::decode::reject::Rejection;
+use tallyhouse_core::source::OffsetRange;
+use tallyhouse_core::window::buffer::{Buffer, Halt};
+use tallyhouse_core::window::intake::Fill;
+use tallyhouse_core::window::{Limits, Record};
 use tokio::sync::Notify;
 
 /// A window with many records does not wait for its age once the log has had no more for so long: a burst is over, or what
@@ -319,7 +319,7 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::decode::{TimeBounds, decode};
+    use tallyhouse_core::decode::{TimeBounds, decode};
 
     const FILL: Fill = Fill { partition: 0, number: 1, from: 0, until: None };
 

@@ -6,7 +6,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tallyhouse::core::reject::Reason;
+use tallyhouse_core::decode::reject::Reason;
 
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 const TIMEOUT: Duration = Duration::from_secs(60);

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::schema::Schema;
 use tallyhouse::clickhouse::sink::Sink;
-use tallyhouse::core::batch::Batch;
-use tallyhouse::core::decode::{TimeBounds, decode};
-use tallyhouse::core::marks::Progress;
-use tallyhouse::core::protocol::{Action, Committed, LogView, Protocol, Seen, may_commit};
-use tallyhouse::core::source::Source;
-use tallyhouse::core::window::{Record, Window};
+use tallyhouse_core::batch::Batch;
+use tallyhouse_core::decode::{TimeBounds, decode};
+use tallyhouse_core::protocol::marks::Progress;
+use tallyhouse_core::protocol::{Action, Committed, LogView, Protocol, Seen, may_commit};
+use tallyhouse_core::source::Source;
+use tallyhouse_core::window::{Record, Window};
 
 const RECORDS_PER_BATCH: usize = 40;
 const RECORDS: u64 = 100;
@@ -146,7 +146,7 @@ impl Member<'_> {
         }
     }
 
-    fn freeze(&mut self, until: Option<u64>, records_max: usize) -> Option<tallyhouse::core::protocol::Frozen> {
+    fn freeze(&mut self, until: Option<u64>, records_max: usize) -> Option<tallyhouse_core::protocol::Frozen> {
         let records_max = if until.is_some() { records_max } else { RECORDS_PER_BATCH };
         let mut window = Window::new(self.position);
         let records = self.log.records.iter().filter(|(offset, _)| *offset >= self.position);

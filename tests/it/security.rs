@@ -374,7 +374,7 @@ pub async fn the_least_clickhouse_rights_are_enough(_url: &str, database: &str) 
 
 /// Every test that `SECURITY.md` names is there.
 pub async fn the_threat_model_names_tests_that_exist(_url: &str, _database: &str) {
-    let units = [include_str!("../../src/config/tests/mod.rs"), include_str!("../../src/metrics.rs")];
+    let units = [include_str!("../../src/config/tests/mod.rs"), include_str!("../../src/platform/metrics.rs")];
     let mut named = 0;
     for name in include_str!("../../SECURITY.md").split('`').filter(|word| word.contains("::")) {
         let function = format!("fn {}()", name.rsplit("::").next().unwrap());

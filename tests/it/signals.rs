@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead as _, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use tallyhouse::signals::DOUBLED_WITHIN;
+use tallyhouse::platform::signals::DOUBLED_WITHIN;
 use tokio::signal::unix::{SignalKind, signal};
 
 const TIMEOUT: Duration = Duration::from_secs(60);

@@ -1,0 +1,17 @@
+//! The pure core of Tallyhouse: the meaning of an event, batches of events, and the next step of the exactly-once protocol.
+//!
+//! Nothing in here does I/O, reads a clock, draws a random number or logs: the same input always gives the same output.
+//! So a test, a model or a replay after a crash can drive it step by step. The crate `tallyhouse` carries out what the core asks for.
+//!
+//! Read in the order in which data flows: [`decode`] → [`window`] in a [`window::buffer`], which [`window::intake`] keeps within
+//! memory → [`batch`] → [`protocol`] (with [`protocol::intent`] and [`protocol::marks`]).
+
+pub mod batch;
+pub mod days;
+pub mod decode;
+pub mod guard;
+pub mod protocol;
+#[cfg(test)]
+mod simulation;
+pub mod source;
+pub mod window;

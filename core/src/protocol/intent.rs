@@ -1,0 +1,241 @@
+//! The intent: what a commit's metadata says about the batch that starts at the committed offset.
+//!
+//! Before a batch is inserted its owner commits `offset = start` with metadata that names the batch, so that whoever
+//! owns the partition next re-reads exactly those offsets and rebuilds the same batch. The text is ASCII and stays far
+//! below Kafka's limit (`offset.metadata.max.bytes`, 4,096). It must never be guessed at: a text that is not ours, or of
+//! a version we do not know, is an error, not an empty intent.
+//!
+//! ```text
+//! tallyhouse/2 topic=6Qm1BxsOTtuMW2AoMKb6XQ cluster=5L6g3nShT-eMCtK--X86sw marked=1200 end=1300 rows=95 rejects=5
+//! ```
+//!
+//! Format 2 can grow. A word whose name begins with `x-` may be ignored by who does not know it; any other unknown word is an error, as
+//! the commit means something else with it. Format 1 has no `cluster`, no `marked` and no further words; it is read and not written.
+
+use crate::source::OffsetRange;
+use std::fmt::Write as _;
+
+/// The version of the metadata format that this build writes. It reads version 1 as well.
+pub const FORMAT_VERSION: u32 = 2;
+/// The names of words that a reader may ignore begin with this.
+const IGNORABLE: &str = "x-";
+
+/// What is known of a batch before it is inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Intent {
+    /// The offsets the batch covers; `start` is the committed offset itself.
+    pub range: OffsetRange,
+    /// Rows for `email_events`, and rows for `rejected_events`; `None` when the intent was deduced from the marks
+    /// after the committed offset was lost.
+    pub counts: Option<Counts>,
+}
+
+/// How many rows a batch has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Counts {
+    /// Rows for `email_events`.
+    pub rows: u64,
+    /// Rows for `rejected_events`.
+    pub rejects: u64,
+}
+
+impl Counts {
+    /// Records of the log that the batch was built from. Another decoder moves records between rows and rejects, and never changes
+    /// this number.
+    pub fn records(&self) -> u64 {
+        self.rows + self.rejects
+    }
+}
+
+/// The metadata of one commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Metadata {
+    /// The topic id the offset belongs to; empty where the broker tells none.
+    pub topic_id: String,
+    /// The id of the Kafka cluster that the offset belongs to; empty where it is not known.
+    pub cluster_id: String,
+    /// The greatest `end_offset` of the source that `daily` is known to have shown.
+    pub marked: Option<u64>,
+    /// The batch about to be inserted, if one is: its end and its counts.
+    pub next: Option<(u64, Counts)>,
+}
+
+/// Why a commit's metadata cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum MetadataError {
+    /// The text was not written by Tallyhouse.
+    #[error("the metadata was not written by Tallyhouse: {0}")]
+    Foreign(String),
+    /// The text was written by another version.
+    #[error("the metadata has format version {0}, this build reads versions 1 and {FORMAT_VERSION}")]
+    Version(u32),
+    /// The text has a word of a newer build that must be understood.
+    #[error("the metadata has the word {0}, which a newer Tallyhouse wrote and this build does not know")]
+    Word(String),
+    /// The text starts as ours and goes on wrongly.
+    #[error("the metadata is damaged: {0}")]
+    Corrupt(String),
+}
+
+impl Metadata {
+    /// The text to commit.
+    pub fn encode(&self) -> String {
+        self.encode_as(FORMAT_VERSION)
+    }
+
+    fn encode_as(&self, version: u32) -> String {
+        let mut text = format!("tallyhouse/{version}");
+        if !self.topic_id.is_empty() {
+            let _ = write!(text, " topic={}", self.topic_id);
+        }
+        // It is the operator's to choose, and one that is no word could not be read again.
+        if !self.cluster_id.is_empty()
+            && self.cluster_id.len() < 100
+            && self.cluster_id.bytes().all(|b| b.is_ascii_graphic())
+        {
+            let _ = write!(text, " cluster={}", self.cluster_id);
+        }
+        if let Some(marked) = self.marked {
+            let _ = write!(text, " marked={marked}");
+        }
+        if let Some((end, counts)) = self.next {
+            let _ = write!(text, " end={end} rows={} rejects={}", counts.rows, counts.rejects);
+        }
+        text
+    }
+
+    /// Reads a commit's metadata; `None` for empty metadata (a plain offset, as other tools and resets write it).
+    ///
+    /// # Errors
+    /// Anything that is not exactly what [`Metadata::encode`] writes, but for words that may be ignored.
+    pub fn decode(bytes: &[u8]) -> Result<Option<Metadata>, MetadataError> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let shown = || String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
+        let text = std::str::from_utf8(bytes).map_err(|_| MetadataError::Foreign(shown()))?;
+        let rest = text.strip_prefix("tallyhouse/").ok_or_else(|| MetadataError::Foreign(shown()))?;
+        let mut words = rest.split(' ');
+        let version = words.next().and_then(|v| v.parse().ok()).ok_or_else(|| MetadataError::Corrupt(shown()))?;
+        if ![1, FORMAT_VERSION].contains(&version) {
+            return Err(MetadataError::Version(version));
+        }
+        let is_known = |word: &&str| version == 1 || !word.starts_with(IGNORABLE) || !word.contains('=');
+        let words: Vec<&str> = words.filter(is_known).collect();
+        let metadata = Self::decode_words(&words)?.ok_or_else(|| MetadataError::Corrupt(shown()))?;
+        let known = [vec![format!("tallyhouse/{version}").as_str()], words].concat().join(" ");
+        let grown = version == 1 && (metadata.marked.is_some() || !metadata.cluster_id.is_empty());
+        match grown || metadata.encode_as(version) != known {
+            true => Err(MetadataError::Corrupt(shown())),
+            false => Ok(Some(metadata)),
+        }
+    }
+
+    /// `None` where a value cannot be read.
+    fn decode_words(words: &[&str]) -> Result<Option<Metadata>, MetadataError> {
+        let mut metadata = Metadata::default();
+        let (mut end, mut rows, mut rejects) = (None, None, None);
+        for word in words {
+            let Some((name, value)) = word.split_once('=') else { return Ok(None) };
+            let number = value.parse::<u64>().ok();
+            match name {
+                "topic" => value.clone_into(&mut metadata.topic_id),
+                "cluster" => value.clone_into(&mut metadata.cluster_id),
+                "marked" => metadata.marked = number,
+                "end" => end = number,
+                "rows" => rows = number,
+                "rejects" => rejects = number,
+                _ => return Err(MetadataError::Word((*word).to_owned())),
+            }
+        }
+        metadata.next = match (end, rows, rejects) {
+            (None, None, None) => None,
+            (Some(end), Some(rows), Some(rejects)) => Some((end, Counts { rows, rejects })),
+            _ => return Ok(None),
+        };
+        Ok(Some(metadata))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn metadata() -> impl Strategy<Value = Metadata> {
+        let next = proptest::option::of(any::<(u64, u64, u64)>());
+        ("[A-Za-z0-9_-]{0,22}", "[A-Za-z0-9_-]{0,22}", proptest::option::of(any::<u64>()), next).prop_map(
+            |(topic_id, cluster_id, marked, next)| Metadata {
+                topic_id,
+                cluster_id,
+                marked,
+                next: next.map(|(end, rows, rejects)| (end, Counts { rows, rejects })),
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(metadata in metadata()) {
+            let text = metadata.encode();
+            prop_assert!(text.is_ascii() && text.len() < 250);
+            prop_assert_eq!(Metadata::decode(text.as_bytes()), Ok(Some(metadata)));
+        }
+
+        #[test]
+        fn the_first_format_is_read(metadata in metadata()) {
+            let metadata = Metadata { cluster_id: String::new(), marked: None, ..metadata };
+            prop_assert_eq!(Metadata::decode(metadata.encode_as(1).as_bytes()), Ok(Some(metadata)));
+        }
+
+        /// A later build may add words; one that must be understood stops the partition.
+        #[test]
+        fn a_new_word_is_ignored_or_refused_as_its_name_says(metadata in metadata(), value in "[a-z0-9]{0,9}", place in 0usize..7) {
+            let text = metadata.encode();
+            let with = |word: String| {
+                let mut words: Vec<String> = text.split(' ').map(str::to_owned).collect();
+                words.insert(1 + place % words.len(), word);
+                Metadata::decode(words.join(" ").as_bytes())
+            };
+            prop_assert_eq!(with(format!("x-new={value}")), Ok(Some(metadata)));
+            let word = format!("new={value}");
+            prop_assert_eq!(with(word.clone()), Err(MetadataError::Word(word)));
+        }
+
+        #[test]
+        fn no_bytes_panic_and_none_are_taken_for_an_empty_intent(bytes in proptest::collection::vec(any::<u8>(), 1..80)) {
+            prop_assert!(Metadata::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn one_changed_byte_is_never_read_as_the_same_intent(at in 0usize..90, byte in any::<u8>()) {
+            let next = Some((1_000, Counts { rows: 9, rejects: 1 }));
+            let metadata = Metadata { topic_id: "q".repeat(22), cluster_id: "c".into(), marked: Some(7), next };
+            let mut bytes = metadata.encode().into_bytes();
+            let at = at % bytes.len();
+            prop_assume!(bytes[at] != byte);
+            bytes[at] = byte;
+            prop_assert_ne!(Metadata::decode(&bytes), Ok(Some(metadata)));
+        }
+    }
+
+    #[test]
+    fn what_is_not_ours_is_named() {
+        assert_eq!(Metadata::decode(b""), Ok(None));
+        assert_eq!(Metadata::decode(b"flink:7"), Err(MetadataError::Foreign("flink:7".into())));
+        assert_eq!(Metadata::decode(b"\xff\x00"), Err(MetadataError::Foreign("\u{fffd}\0".into())));
+        assert_eq!(Metadata::decode(b"tallyhouse/3 end=5"), Err(MetadataError::Version(3)));
+        for damaged in [
+            "tallyhouse/",
+            "tallyhouse/1 ",
+            "tallyhouse/1 end=5",
+            "tallyhouse/1 end=05 rows=1 rejects=0",
+            "tallyhouse/1 marked=5",
+            "tallyhouse/2 marked=05",
+            "tallyhouse/2 marked=5 topic=a",
+            "tallyhouse/2 x-new",
+        ] {
+            assert_eq!(Metadata::decode(damaged.as_bytes()), Err(MetadataError::Corrupt(damaged.into())));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! The marks: what the rows in ClickHouse say of which batches are applied, and what is missing of one.
+//!
+//! Every row carries where it came from, in the same part as the data: `source_offset` in raw and rejected rows,
+//! `end_offset` in counters. ClickHouse applies an insert atomically per ClickHouse partition, so each (table, partition)
+//! of a batch is applied whole or not at all; anything between is a conflict and must never be "repaired" by guessing.
+
+use crate::guard::{self, Guard};
+use crate::protocol::intent::Counts;
+use crate::source::{OffsetRange, Table};
+use std::collections::BTreeMap;
+
+/// A ClickHouse partition: `yyyymmdd` for `email_events`, `yyyymm` for `daily`, 0 for `rejected_events`.
+pub type PartitionId = u32;
+
+/// What one batch must leave in the tables once it is applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Expected {
+    /// Rows of `email_events` by day.
+    pub raw: BTreeMap<PartitionId, u64>,
+    /// Months of `daily` that have counters.
+    pub daily: Vec<PartitionId>,
+    /// Rows of `rejected_events`.
+    pub rejected: u64,
+}
+
+impl Expected {
+    /// Rows of `email_events` over all days.
+    pub fn rows(&self) -> u64 {
+        self.raw.values().sum()
+    }
+
+    /// It leaves nothing: its offsets hold no records.
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty() && self.rejected == 0
+    }
+
+    /// Every insert the batch needs, in order: a table and its ClickHouse partitions.
+    pub fn inserts(&self) -> Vec<Insert> {
+        let rejected = if self.rejected > 0 { vec![0] } else { vec![] };
+        in_order(self.raw.keys().copied().collect(), rejected, self.daily.clone())
+    }
+}
+
+/// One insert: the rows of one batch for these ClickHouse partitions of this table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Insert {
+    /// Where to.
+    pub table: Table,
+    /// Which ClickHouse partitions of the table; never empty.
+    pub partitions: Vec<PartitionId>,
+}
+
+/// What the tables hold of one batch's offsets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Marks {
+    /// Rows of `email_events` with an offset in the range, by day.
+    pub raw: BTreeMap<PartitionId, u64>,
+    /// Greatest `end_offset` in `daily`, by month; only of the batch's months, and only where it lies after the batch's start.
+    pub daily: BTreeMap<PartitionId, u64>,
+    /// Rows of `rejected_events` with an offset in the range.
+    pub rejected: u64,
+    /// Rows of `email_events` of days before this one are removed by a TTL, sooner or later; 0 without one.
+    pub expired_before: PartitionId,
+}
+
+impl Marks {
+    /// The rows and rejects that the tables hold of the batch.
+    pub fn counts(&self) -> Counts {
+        Counts { rows: self.raw.values().sum(), rejects: self.rejected }
+    }
+
+    /// Whether nothing of a batch is applied: no row, no reject, and no counter that ends after its start.
+    pub fn show_nothing(&self, range: OffsetRange) -> bool {
+        self.counts().records() == 0 && self.daily.values().all(|&end| end <= range.start)
+    }
+
+    /// Whether a batch of which only its counts are known is applied: all of them are there, and so are the counters of each of
+    /// its months.
+    pub fn show_applied(&self, range: OffsetRange, counts: Counts) -> bool {
+        let counted = |day: &PartitionId| self.daily.get(&(day / 100)).is_some_and(|&end| end >= range.end);
+        self.counts() == counts && self.raw.keys().all(counted)
+    }
+}
+
+/// The tables hold something that no order of our inserts leaves behind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Conflict {
+    /// In which table.
+    pub table: Table,
+    /// In which ClickHouse partition.
+    pub partition: PartitionId,
+    /// Rows the batch has there.
+    pub expected: u64,
+    /// Rows found there.
+    pub found: u64,
+}
+
+/// What of a batch is still to be inserted.
+///
+/// # Errors
+/// A [`Conflict`] where a ClickHouse partition holds neither none nor all of the batch's rows.
+pub fn missing(expected: &Expected, range: OffsetRange, marks: &Marks) -> Result<Vec<Insert>, Conflict> {
+    if !guard::is_on(Guard::Mark) {
+        return Ok(expected.inserts());
+    }
+    let mut raw = Vec::new();
+    // Rows that a TTL takes away again show no mark: inserted until they do, they would be inserted for ever.
+    for (&day, &rows) in expected.raw.iter().filter(|&(&day, _)| day >= marks.expired_before) {
+        if !applied(Table::Raw, day, rows, marks.raw.get(&day).copied().unwrap_or(0))? {
+            raw.push(day);
+        }
+    }
+    if let Some((&day, &found)) = marks.raw.iter().find(|(day, _)| !expected.raw.contains_key(day)) {
+        return Err(Conflict { table: Table::Raw, partition: day, expected: 0, found });
+    }
+    let unmarked = |month: &&PartitionId| marks.daily.get(month).is_none_or(|&end| end < range.end);
+    let daily = expected.daily.iter().filter(unmarked).copied().collect();
+    let rejected = if applied(Table::Rejected, 0, expected.rejected, marks.rejected)? { vec![] } else { vec![0] };
+    Ok(in_order(raw, rejected, daily))
+}
+
+/// The inserts that are not empty, in the order of [`Table::ALL`].
+fn in_order(raw: Vec<PartitionId>, rejected: Vec<PartitionId>, daily: Vec<PartitionId>) -> Vec<Insert> {
+    let all = Table::ALL.into_iter().zip([raw, rejected, daily]);
+    let mut all: Vec<Insert> = all
+        .filter(|(_, partitions)| !partitions.is_empty())
+        .map(|(table, partitions)| Insert { table, partitions })
+        .collect();
+    if !guard::is_on(Guard::CountersLast) {
+        all.reverse();
+    }
+    all
+}
+
+fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> Result<bool, Conflict> {
+    match found {
+        _ if found == expected => Ok(true),
+        0 => Ok(false),
+        _ => Err(Conflict { table, partition, expected, found }),
+    }
+}
+
+/// How far a source has come in the tables, asked when the committed offset alone does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Progress {
+    /// Greatest `end_offset` of the source in `daily`, if it lies after the offset asked for. Counters are written last, so every
+    /// batch that ends earlier is applied, and so are the rows and rejects of the one that ends there.
+    pub counted_end: Option<u64>,
+    /// First offset before `counted_end` of a row that is in no counter: those of its month end before it. Then the last
+    /// insert into `daily` was applied for another month only.
+    pub uncounted: Option<u64>,
+    /// One past the last reject after `counted_end` and before any row. Up to there all is applied: rejects are written after
+    /// rows, so no batch that they belong to has rows before them, nor counters.
+    pub rejected_end: Option<u64>,
+    /// One past the last row or reject at or after both the offset asked for and `counted_end`: of a batch that was half
+    /// applied.
+    pub stored_end: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RANGE: OffsetRange = OffsetRange { start: 100, end: 200 };
+
+    fn expected() -> Expected {
+        Expected { raw: [(20261031, 3), (20261101, 4)].into(), daily: vec![202610, 202611], rejected: 2 }
+    }
+
+    #[test]
+    fn nothing_applied_means_all_inserts_in_order() {
+        assert_eq!(missing(&expected(), RANGE, &Marks::default()), Ok(expected().inserts()));
+        let tables: Vec<_> = expected().inserts().iter().map(|i| i.table).collect();
+        assert_eq!(tables, Table::ALL);
+    }
+
+    #[test]
+    fn a_partition_with_some_of_the_rows_or_with_rows_of_another_day_is_a_conflict() {
+        let some = Marks { raw: [(20261031, 2)].into(), ..Marks::default() };
+        assert_eq!(missing(&expected(), RANGE, &some).unwrap_err().found, 2);
+        let twice = Marks { rejected: 4, ..Marks::default() };
+        assert_eq!(missing(&expected(), RANGE, &twice).unwrap_err().table, Table::Rejected);
+        let stray = Marks { raw: [(20261105, 1)].into(), ..Marks::default() };
+        assert_eq!(missing(&expected(), RANGE, &stray).unwrap_err().partition, 20261105);
+    }
+
+    #[test]
+    fn an_expired_day_is_never_missing_nor_a_conflict() {
+        for found in [0, 2, 3] {
+            let raw = [(20261031, found), (20261101, 4)].into();
+            let marks = Marks { raw, expired_before: 20261101, ..Marks::default() };
+            let tables: Vec<_> =
+                missing(&expected(), RANGE, &marks).unwrap().iter().map(|insert| insert.table).collect();
+            assert_eq!(tables, [Table::Rejected, Table::Daily], "{found} rows");
+        }
+    }
+
+    proptest! {
+        /// Whatever subset of (table, partition) is applied, exactly the rest is missing.
+        #[test]
+        fn exactly_what_is_not_applied_is_missing(applied in proptest::collection::vec(any::<bool>(), 5), later in 0u64..3) {
+            let mut marks = Marks::default();
+            if applied[0] { marks.raw.insert(20261031, 3); }
+            if applied[1] { marks.raw.insert(20261101, 4); }
+            marks.daily.insert(202610, if applied[2] { RANGE.end + later } else { RANGE.start });
+            if applied[3] { marks.daily.insert(202611, RANGE.end + later); }
+            if applied[4] { marks.rejected = 2; }
+            let left: Vec<_> = missing(&expected(), RANGE, &marks).unwrap().into_iter()
+                .flat_map(|i| i.partitions.into_iter().map(move |p| (i.table, p))).collect();
+            let all = [(Table::Raw, 20261031), (Table::Raw, 20261101), (Table::Rejected, 0), (Table::Daily, 202610), (Table::Daily, 202611)];
+            let done = [applied[0], applied[1], applied[4], applied[2], applied[3]];
+            let wanted: Vec<_> = all.into_iter().zip(done).filter(|(_, done)| !done).map(|(part, _)| part).collect();
+            prop_assert_eq!(left, wanted);
+        }
+    }
+}

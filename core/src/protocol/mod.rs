@@ -1,0 +1,748 @@
+//! The exactly-once protocol of one partition: intent, token, mark, as a state machine without I/O.
+//!
+//! ```text
+//!  ReadCommitted ─► ReadProgress ─(open intent)─► Fill(start..end) ─► Commit(intent) ─► ReadMarks ─┐ what is missing
+//!                        │                                                                         ▼
+//!                        └─(plain offset)─► Fill(from..) ─► Commit(intent) ───► Insert raw, rejected, daily
+//!                                             ▲                                    │        │ outcome unknown
+//!                               AwaitBatch ───┘                                    │        └─► ReadMarks
+//!                                   ▲                                              ▼
+//!                                   └───────────────────────────────────────── Commit(end)
+//! ```
+//!
+//! The happy path of a batch: `Fill`/`AwaitBatch` freezes it, `Commit` of its start with the intent, `Insert` into each
+//! table, `Commit` of its end (which carries the next batch's intent when that batch is ready).
+//! Failure paths: a commit that failed is tried again after a comparison; a commit found changed by somebody else
+//! starts over from what is committed; an insert of unknown outcome asks the marks; an expired lease is renewed by
+//! committing the intent again and then asks the marks; whatever is inserted after asking is asked for again, as the
+//! acknowledgement of a repeat proves nothing; what is acknowledged and not shown is looked for again with growing pauses,
+//! inserted once more under another token, and then stops the partition; what only an operator can decide is [`Action::Stop`].
+//!
+//! Exactly one action is outstanding at a time. The machine must never ask for an insert that is not covered by an intent
+//! it knows to be committed, write counters before the batch's rows and rejects, nor commit an end before all inserts of the
+//! batch are known to be applied.
+//!
+//! Dead letters are no step of it: they are delivered as the beginning of the insert into `rejected_events`, so that what vouches for
+//! the insert vouches for them, and a delivery that failed is an insert that did not happen.
+
+pub mod intent;
+pub mod lease;
+pub mod marks;
+pub mod outlook;
+pub mod stop;
+
+use crate::guard::{self, Guard};
+use crate::protocol::intent::{Counts, Intent, Metadata};
+use crate::protocol::marks::{Expected, Insert, Marks, Progress, missing};
+use crate::protocol::stop::StopReason;
+use crate::source::{OffsetRange, Table};
+
+/// A committed offset as Kafka keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Committed {
+    /// The next offset to consume.
+    pub offset: u64,
+    /// The commit's metadata, byte for byte.
+    pub metadata: Vec<u8>,
+}
+
+/// What Kafka says of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LogView {
+    /// The group's committed offset, if there is one.
+    pub committed: Option<Committed>,
+    /// The topic's id; empty where the broker tells none.
+    pub topic_id: String,
+    /// The cluster's id; empty where the broker tells none.
+    pub cluster_id: String,
+    /// First offset in the log.
+    pub low: u64,
+    /// One past the last offset in the log.
+    pub high: u64,
+}
+
+impl LogView {
+    /// The committed offset, if its metadata can be read and does not belong to a deleted topic of the same name.
+    pub fn committed_offset(&self) -> Option<u64> {
+        let committed = self.committed.as_ref()?;
+        let metadata = Metadata::decode(&committed.metadata).ok()?;
+        metadata.is_none_or(|metadata| metadata.topic_id == self.topic_id).then_some(committed.offset)
+    }
+}
+
+/// Whether a commit may be made: Kafka holds what the member expects, or already what it wants. To be asked as close
+/// before the commit as can be, each time.
+pub fn may_commit(found: Option<&Committed>, expected: Option<&Committed>, wanted: &Committed) -> bool {
+    found == expected || found == Some(wanted) || !guard::is_on(Guard::Compare)
+}
+
+/// A frozen batch, as far as the protocol needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Frozen {
+    /// The offsets the batch covers.
+    pub range: OffsetRange,
+    /// What it leaves in the tables.
+    pub expected: Expected,
+}
+
+impl Frozen {
+    fn is_empty(&self) -> bool {
+        self.expected.is_empty()
+    }
+
+    fn counts(&self) -> Counts {
+        Counts { rows: self.expected.rows(), rejects: self.expected.rejected }
+    }
+}
+
+/// What the shell is to do next.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Read the committed offset with its metadata, the topic id and the log's bounds. Answer: [`Seen::Log`].
+    ReadCommitted,
+    /// Look again after a pause, as [`Action::ReadCommitted`] does: seen as often as now, this stops the partition. Answers as there.
+    LookAgain(StopReason),
+    /// Ask the tables how far the source has come, looking for rows at `from` and later. Answer: [`Seen::Progress`].
+    ReadProgress {
+        /// The committed offset, 0 without one.
+        from: u64,
+    },
+    /// Drop what is buffered and consume from `from`; freeze a batch that ends exactly at `until` if it is given, else when
+    /// one is due. Answer: [`Seen::Batch`], [`Seen::Drained`], [`Seen::PositionLost`] or, for a replay, [`Seen::TooLarge`].
+    Fill {
+        /// First offset to consume.
+        from: u64,
+        /// Where the batch must end.
+        until: Option<u64>,
+    },
+    /// Go on consuming and freeze the next batch when it is due. Answers as for [`Action::Fill`].
+    AwaitBatch,
+    /// Freeze the next batch if it is due already. Answer: [`Seen::Batch`] or [`Seen::NoBatch`].
+    TakeBatch,
+    /// Read the committed offset; if it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
+    /// Answer: [`Seen::CommitDone`], [`Seen::CommitFailed`], [`Seen::CommitOvertaken`] or, if it `announces`, [`Seen::Drained`].
+    Commit {
+        /// What Kafka must still hold.
+        expected: Option<Committed>,
+        /// What it is to hold.
+        wanted: Committed,
+        /// It announces a batch that nobody knows of yet: not to be made any more once the partition is being revoked.
+        announces: bool,
+    },
+    /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Seen::Inserted`],
+    /// [`Seen::InsertUnknown`] or [`Seen::LeaseExpired`].
+    Insert {
+        /// The batch.
+        range: OffsetRange,
+        /// Which part of it.
+        insert: Insert,
+        /// How often the same was acknowledged before and left no rows: part of the token.
+        attempt: u32,
+    },
+    /// Wait until no insert of this batch runs any more, then ask the tables. Answer: [`Seen::Marks`].
+    ReadMarks {
+        /// The batch.
+        range: OffsetRange,
+        /// Wait as well until no insert of an earlier owner can arrive any more. Then the answer may be [`Seen::Drained`] too.
+        quiet: bool,
+        /// Above 0: an acknowledged insert was not shown, and this is the next look. Pause first, longer each time. Then the answer may be
+        /// [`Seen::Drained`] too.
+        look: u32,
+    },
+    /// Give the partition up: everything frozen is committed. Final.
+    Release,
+    /// Stop the partition, loudly. Final until the next assignment.
+    Stop(StopReason),
+}
+
+/// What the shell saw when it carried an [`Action`] out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Seen {
+    /// What Kafka says of the partition.
+    Log(LogView),
+    /// How far the source has come in the tables.
+    Progress(Progress),
+    /// A batch is frozen.
+    Batch(Frozen),
+    /// No batch is due.
+    NoBatch,
+    /// The partition is being revoked or the service shuts down: no batch, and no answer to a question on the way to one.
+    Drained,
+    /// The reader has no position any more, or the log ends before the end to reach. Whether that is a loss, or only somebody else's
+    /// progress, is decided from what is committed: the partition starts over.
+    PositionLost,
+    /// The batch to complete does not fit into this member's memory; about so many bytes of `memory.limit_bytes` would do.
+    TooLarge {
+        /// The limit that it needs.
+        limit_bytes: u64,
+    },
+    /// The commit is acknowledged.
+    CommitDone,
+    /// The commit failed or its outcome is unknown.
+    CommitFailed,
+    /// Kafka holds neither what was expected nor what was wanted.
+    CommitOvertaken,
+    /// The insert is acknowledged.
+    Inserted,
+    /// The insert failed or its outcome is unknown.
+    InsertUnknown,
+    /// Nothing was inserted: the last commit is too old to be sure of still owning the partition.
+    LeaseExpired,
+    /// What the tables hold of the batch.
+    Marks(Marks),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    /// Waiting for [`Seen::Log`].
+    Reading,
+    /// Waiting for [`Seen::Progress`] to see whether an announced batch is the one to complete.
+    Judging { log: LogView, intent: Intent },
+    /// The counters end where an announced batch does: waiting for marks that show all its rows.
+    CheckingCounted { log: LogView, intent: Intent, progress: Progress },
+    /// Waiting for [`Seen::Progress`] to find where to start from.
+    Locating { log: LogView },
+    /// The announced batch's records are gone: waiting for marks that show it applied.
+    CheckingGone { intent: Intent, low: u64 },
+    /// Re-reading an announced batch.
+    Replaying { intent: Intent },
+    /// The announced batch does not fit into memory: waiting for marks that show nothing of it applied. `quiet`: and nothing of it can
+    /// arrive any more.
+    Shrinking { intent: Intent, limit_bytes: u64, quiet: bool },
+    /// Waiting for the next batch. `first`: of this assignment; an intent for the same offsets may have been lost, and its
+    /// tokens used.
+    Filling { first: bool },
+    /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already. `repeated`: as in `Asking`, where the lease
+    /// expired before the next insert.
+    Announcing { batch: Frozen, applied_unknown: bool, repeated: Option<(Table, u32)> },
+    /// Asking the marks of a batch. `differs`: what its intent says, where the batch was rebuilt with other counts.
+    /// `repeated`: the table that was just inserted into again and acknowledged, and how often by now. `look`: how often its rows were
+    /// looked for again.
+    Asking { batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>, look: u32 },
+    /// Inserting a batch; the first of `left` is under way. `attempt`: `None` at the first time, when no token of the batch
+    /// was ever used.
+    Inserting { batch: Frozen, left: Vec<Insert>, attempt: Option<u32> },
+    /// All is applied; looking for a batch whose intent the commit of the end can carry.
+    Applied { batch: Frozen },
+    /// Committing a batch's end, with the next batch's intent if there is one.
+    Finishing { next: Option<Frozen> },
+    /// Committing the last batch's end before the partition is given up.
+    Leaving,
+    /// Committing an offset up to which the marks show all applied; then starts over from it.
+    Settling,
+    /// Released or stopped.
+    Ended,
+}
+
+/// The protocol of one assignment of one partition. Make it with [`Protocol::start`], then feed it what was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Protocol {
+    state: State,
+    /// What Kafka holds, as far as this member knows.
+    known: Option<Committed>,
+    /// What the commit under way is to leave in Kafka.
+    wanted: Option<Committed>,
+    topic_id: String,
+    cluster_id: String,
+    /// The greatest mark that `daily` is known to have shown. One below it at the next assignment means that rows are gone.
+    marked: Option<u64>,
+    /// The committed offset is gone and the tables have rows: what is read now may have been inserted before, and its tokens used.
+    reads_again: bool,
+    /// How often an announced batch was rebuilt with other records than its intent says.
+    incomplete: u32,
+    /// Looks in a row that have found a reason to stop the partition.
+    doubts: u32,
+}
+
+/// Times that a batch is rebuilt with a wrong number of records before the partition stops.
+const INCOMPLETE_MAX: u32 = 3;
+/// Looks for the rows of an acknowledged insert, after the first one: a replica or a cache may show them late.
+pub const LOOKS_FOR_ROWS: u32 = 3;
+/// Acknowledged inserts of the same rows, each under a token of its own. The first token may have been used by an insert that left no rows;
+/// when the second one leaves none either, the rows are hidden, and each further insert would count them once more.
+pub const INSERTS_MAX: u32 = 2;
+/// Looks in a row that must find the log too short, or the tables too empty, before the partition stops. A broker that does not know yet
+/// that it leads no more tells an old end.
+pub const LOOKS_MAX: u32 = 10;
+
+impl Protocol {
+    /// A newly assigned partition and the first thing to do for it.
+    pub fn start() -> (Protocol, Action) {
+        let protocol = Protocol {
+            state: State::Reading,
+            known: None,
+            wanted: None,
+            topic_id: String::new(),
+            incomplete: 0,
+            cluster_id: String::new(),
+            marked: None,
+            reads_again: false,
+            doubts: 0,
+        };
+        (protocol, Action::ReadCommitted)
+    }
+
+    /// Takes what was seen and tells what to do next. An answer that does not belong to the last action starts the
+    /// partition over from what is committed, which is always safe.
+    pub fn observe(&mut self, seen: Seen) -> Action {
+        let state = std::mem::replace(&mut self.state, State::Ended);
+        match (state, seen) {
+            (State::Reading, Seen::Log(log)) => self.on_log(log),
+            (State::Judging { .. } | State::Locating { .. }, Seen::Progress(progress)) if self.is_behind(progress) => {
+                self.doubt(StopReason::SinkBehind { marked: self.marked.unwrap_or(0) })
+            }
+            (State::Judging { log, intent }, Seen::Progress(progress)) => self.on_announced(log, intent, progress),
+            (State::CheckingCounted { log, intent, progress }, Seen::Marks(marks)) => {
+                match intent.counts == Some(marks.counts()) {
+                    true => self.on_progress(&log, progress),
+                    false => self.replay(intent, &log),
+                }
+            }
+            (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
+            (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
+            (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
+            (State::Replaying { intent }, Seen::TooLarge { limit_bytes }) => self.shrink(intent, limit_bytes, false),
+            (State::Shrinking { intent, limit_bytes, quiet }, Seen::Marks(marks)) => {
+                match intent.counts.is_some() && marks.show_nothing(intent.range) {
+                    false => Action::Stop(StopReason::ReplayTooLarge { range: intent.range, limit_bytes }),
+                    true if !quiet && guard::is_on(Guard::Quiet) => self.shrink(intent, limit_bytes, true),
+                    // Taken back, so that the same records are announced in smaller batches.
+                    true => {
+                        let wanted = self.position(intent.range.start, None);
+                        self.commit(State::Settling, wanted)
+                    }
+                }
+            }
+            // The reader has passed transaction markers and nothing else: there is nothing to announce.
+            (State::Filling { .. }, Seen::Batch(batch)) if batch.is_empty() => self.finish(batch.range.end, None),
+            (State::Filling { first }, Seen::Batch(batch)) => self.announce(batch, first, None),
+            (
+                State::Reading
+                | State::Judging { .. }
+                | State::Locating { .. }
+                | State::CheckingGone { .. }
+                | State::Replaying { .. }
+                | State::Shrinking { .. }
+                | State::Filling { .. }
+                // Nothing of the batch is inserted, and if the commit got through all the same the next owner completes it.
+                | State::Announcing { applied_unknown: false, .. }
+                // Acknowledged and not shown: the next owner looks on.
+                | State::Asking { .. },
+                Seen::Drained,
+            ) => Action::Release,
+            (State::Announcing { batch, applied_unknown, repeated }, Seen::CommitDone) => {
+                self.known = self.wanted.take();
+                match (applied_unknown, repeated) {
+                    (false, _) => self.insert_all(batch),
+                    (true, None) => self.ask(batch, None, None),
+                    // Its rows were looked for often enough. To begin anew could outlast each lease.
+                    (true, Some(_)) => {
+                        let range = batch.range;
+                        let asking = State::Asking { batch, differs: None, repeated, look: LOOKS_FOR_ROWS };
+                        self.enter(asking, Action::ReadMarks { range, quiet: false, look: 0 })
+                    }
+                }
+            }
+            (State::Asking { batch, differs, repeated, look }, Seen::Marks(marks)) => {
+                self.on_marks(batch, differs, repeated, look, &marks)
+            }
+            (State::Inserting { batch, mut left, attempt }, Seen::Inserted) => {
+                let Insert { table, .. } = left.remove(0);
+                match attempt.filter(|_| guard::is_on(Guard::Verify)) {
+                    Some(attempt) => self.ask(batch, None, Some((table, attempt + 1))),
+                    None => self.insert(batch, left, attempt),
+                }
+            }
+            (State::Inserting { batch, .. }, Seen::InsertUnknown) => self.ask(batch, None, None),
+            (State::Inserting { batch, left, attempt }, Seen::LeaseExpired) => {
+                let inserts = attempt.filter(|&inserts| inserts > 0);
+                let repeated = left.first().map(|insert| insert.table).zip(inserts);
+                self.announce(batch, true, repeated)
+            }
+            (State::Applied { .. }, Seen::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
+            (State::Applied { batch }, Seen::Batch(next)) => self.finish(batch.range.end, Some(next)),
+            (State::Applied { batch }, Seen::NoBatch | Seen::Drained) => self.finish(batch.range.end, None),
+            // Without the announcement, of which nobody knows yet; then there is nothing left to do.
+            (State::Finishing { next: Some(next) }, Seen::Drained) => {
+                let wanted = self.position(next.range.start, None);
+                self.commit(State::Leaving, wanted)
+            }
+            (State::Leaving, Seen::CommitDone | Seen::CommitOvertaken) => Action::Release,
+            (State::Finishing { next }, Seen::CommitDone) => {
+                self.known = self.wanted.take();
+                match next {
+                    Some(batch) if self.reads_again => self.ask(batch, None, None),
+                    Some(batch) => self.insert_all(batch),
+                    None => self.enter(State::Filling { first: self.reads_again }, Action::AwaitBatch),
+                }
+            }
+            (
+                state @ (State::Announcing { .. } | State::Finishing { .. } | State::Leaving | State::Settling),
+                Seen::CommitFailed,
+            ) => {
+                match self.wanted.clone() {
+                    Some(wanted) => self.commit(state, wanted),
+                    None => self.start_over(),
+                }
+            }
+            (State::Ended, _) => Action::Release,
+            _ => self.start_over(),
+        }
+    }
+
+    fn enter(&mut self, state: State, action: Action) -> Action {
+        self.state = state;
+        action
+    }
+
+    fn start_over(&mut self) -> Action {
+        self.enter(State::Reading, Action::ReadCommitted)
+    }
+
+    fn on_log(&mut self, log: LogView) -> Action {
+        self.topic_id.clone_from(&log.topic_id);
+        self.cluster_id.clone_from(&log.cluster_id);
+        self.known.clone_from(&log.committed);
+        self.marked = None;
+        let Some(committed) = &log.committed else { return self.locate(log, 0) };
+        let offset = committed.offset;
+        let metadata = match Metadata::decode(&committed.metadata) {
+            Ok(metadata) => metadata,
+            Err(error) => return Action::Stop(StopReason::BadMetadata { offset, error }),
+        };
+        let told = metadata.as_ref().map_or("", |m| &m.cluster_id);
+        if !told.is_empty() && !log.cluster_id.is_empty() && told != log.cluster_id {
+            let (committed, found) = (told.to_owned(), log.cluster_id);
+            return Action::Stop(StopReason::OtherCluster { offset, committed, found });
+        }
+        let ours = metadata.as_ref().is_none_or(|m| m.topic_id == log.topic_id);
+        self.marked = metadata.as_ref().filter(|_| ours).and_then(|m| m.marked);
+        match metadata.and_then(|m| m.next) {
+            Some((end, counts)) => {
+                let range = OffsetRange { start: offset, end };
+                if !ours {
+                    return Action::Stop(StopReason::TopicRecreated { range });
+                }
+                let intent = Intent { range, counts: Some(counts) };
+                let from = self.down_to_mark(offset);
+                self.enter(State::Judging { log, intent }, Action::ReadProgress { from })
+            }
+            // The offset belongs to a deleted topic of the same name: the new one is consumed from its beginning.
+            None if !ours => self.locate(log, 0),
+            None => self.locate(log, offset),
+        }
+    }
+
+    fn locate(&mut self, log: LogView, from: u64) -> Action {
+        let from = self.down_to_mark(from);
+        self.enter(State::Locating { log }, Action::ReadProgress { from })
+    }
+
+    /// From where the tables have to be asked, so that the greatest mark known to be shown is among what they tell.
+    fn down_to_mark(&self, from: u64) -> u64 {
+        self.marked.map_or(from, |marked| from.min(marked.saturating_sub(1)))
+    }
+
+    /// Rows that were shown are gone: ClickHouse was restored from a backup, or has lost a part.
+    fn is_behind(&self, progress: Progress) -> bool {
+        self.marked > progress.counted_end
+    }
+
+    /// An announced batch is completed, unless the marks have passed it or cut through it. Then the announcement is an
+    /// old one: librdkafka sent a commit late (it keeps one for up to a session timeout while the coordinator is away) over
+    /// a newer one. A batch's own counters end where it ends, so a mark inside of it or beyond is another batch's, and
+    /// so is a row beyond it.
+    ///
+    /// Several smaller batches may end there too, each with the counters of another month. Counters are written last: where none is
+    /// missing and all rows are there, all is applied, whoever did it.
+    fn on_announced(&mut self, log: LogView, intent: Intent, progress: Progress) -> Action {
+        let range @ OffsetRange { start, end } = intent.range;
+        let overtaken = progress.counted_end.is_some_and(|counted| counted > start && counted != end)
+            || progress.stored_end.is_some_and(|stored| stored > end);
+        if overtaken && guard::is_on(Guard::Overtaken) {
+            return self.on_progress(&log, progress);
+        }
+        let counted = progress.counted_end == Some(end) && progress.uncounted.is_none();
+        if counted {
+            let checking = State::CheckingCounted { log, intent, progress };
+            return self.enter(checking, Action::ReadMarks { range, quiet: false, look: 0 });
+        }
+        self.replay(intent, &log)
+    }
+
+    fn replay(&mut self, intent: Intent, log: &LogView) -> Action {
+        let (range, low) = (intent.range, log.low);
+        if range.end > log.high {
+            let what = "the announced batch's end";
+            return self.doubt(StopReason::AheadOfLog { what, offset: range.end, high: log.high });
+        }
+        self.doubts = 0;
+        if low > range.start {
+            return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range, quiet: false, look: 0 });
+        }
+        self.enter(State::Replaying { intent }, Action::Fill { from: range.start, until: Some(range.end) })
+    }
+
+    /// Another member may have gone on since, or a server tells what was: one look proves nothing, and nothing is at risk meanwhile.
+    fn doubt(&mut self, reason: StopReason) -> Action {
+        self.doubts += 1;
+        match self.doubts < LOOKS_MAX && guard::is_on(Guard::Doubt) {
+            true => self.enter(State::Reading, Action::LookAgain(reason)),
+            false => Action::Stop(reason),
+        }
+    }
+
+    /// Where to start without an open intent: at the committed offset or at the marks, whichever is further. Rows
+    /// beyond that belong to a batch whose intent was lost; it is rebuilt up to its last row.
+    fn on_progress(&mut self, log: &LogView, progress: Progress) -> Action {
+        let committed = log.committed_offset();
+        let marks = [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)];
+        for (what, offset) in marks.into_iter().chain([("a row's offset", progress.stored_end)]) {
+            if let Some(offset) = offset.filter(|&offset| offset > log.high) {
+                return self.doubt(StopReason::AheadOfLog { what, offset, high: log.high });
+            }
+        }
+        self.doubts = 0;
+        self.marked = self.marked.max(progress.counted_end);
+        self.reads_again = log.committed.is_none() && progress.counted_end.max(progress.stored_end).is_some();
+        if let (Some(start), Some(end)) = (progress.uncounted, progress.counted_end) {
+            return self.replay(Intent { range: OffsetRange { start, end }, counts: None }, log);
+        }
+        let from = committed.max(progress.counted_end).max(progress.rejected_end);
+        if let Some(next) = from.filter(|&next| next < log.low) {
+            return Action::Stop(StopReason::RetentionGap { next, low: log.low });
+        }
+        if let Some(end) = progress.stored_end.filter(|&end| end > from.unwrap_or(log.low)) {
+            let range = OffsetRange { start: from.unwrap_or(log.low), end };
+            return self.replay(Intent { range, counts: None }, log);
+        }
+        match from.filter(|_| from != committed) {
+            Some(applied) => {
+                let wanted = self.position(applied, None);
+                self.commit(State::Settling, wanted)
+            }
+            None => {
+                self.enter(State::Filling { first: true }, Action::Fill { from: from.unwrap_or(log.low), until: None })
+            }
+        }
+    }
+
+    fn on_gone_marks(&mut self, intent: Intent, low: u64, marks: &Marks) -> Action {
+        let Intent { range, counts } = intent;
+        if counts.is_some_and(|counts| marks.show_applied(range, counts)) {
+            let wanted = self.position(range.end, None);
+            return self.commit(State::Settling, wanted);
+        }
+        Action::Stop(StopReason::IntentGone { range, low })
+    }
+
+    /// Another number of records is never another decoder's work: records are missing, and the batch is read once more.
+    fn on_rebuilt(&mut self, intent: Intent, batch: Frozen) -> Action {
+        let (range, rebuilt) = (batch.range, batch.counts());
+        match intent.counts.filter(|&counts| counts != rebuilt) {
+            Some(intent) if intent.records() != rebuilt.records() && guard::is_on(Guard::Whole) => {
+                self.incomplete += 1;
+                match self.incomplete < INCOMPLETE_MAX {
+                    true => self.start_over(),
+                    false => Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent }),
+                }
+            }
+            Some(intent) => self.ask(batch, Some(intent), None),
+            // Committing the intent again shows that this member owns the partition before it inserts anything.
+            None => self.announce(batch, true, None),
+        }
+    }
+
+    /// Looks whether a batch that a member with more memory has announced may be announced smaller.
+    fn shrink(&mut self, intent: Intent, limit_bytes: u64, quiet: bool) -> Action {
+        let range = intent.range;
+        self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, quiet, look: 0 })
+    }
+
+    fn on_marks(
+        &mut self,
+        batch: Frozen,
+        differs: Option<Counts>,
+        repeated: Option<(Table, u32)>,
+        look: u32,
+        marks: &Marks,
+    ) -> Action {
+        let range = batch.range;
+        match (missing(&batch.expected, range, marks), differs) {
+            (Ok(left), None) => {
+                let same = |(table, _): &(Table, u32)| left.first().is_some_and(|insert| insert.table == *table);
+                let Some((table, inserts)) = repeated.filter(same) else { return self.insert(batch, left, Some(0)) };
+                match guard::is_on(Guard::Shown) {
+                    true if look < LOOKS_FOR_ROWS => {
+                        let look = look + 1;
+                        let asking = State::Asking { batch, differs, repeated, look };
+                        self.enter(asking, Action::ReadMarks { range, quiet: false, look })
+                    }
+                    true if inserts >= INSERTS_MAX => Action::Stop(StopReason::NotShown { range, table, inserts }),
+                    _ => self.insert(batch, left, Some(inserts)),
+                }
+            }
+            (Err(conflict), None) => Action::Stop(StopReason::Conflict { range, conflict }),
+            // Rebuilt differently is harmless while nothing of it is applied: the intent is made anew.
+            (Ok(left), Some(_)) if left == batch.expected.inserts() => self.announce(batch, true, None),
+            // Rows that do not fit the batch as rebuilt are no conflict: they fit it as it was announced.
+            (_, Some(intent)) => {
+                let rebuilt = batch.counts();
+                Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent })
+            }
+        }
+    }
+
+    fn position(&self, offset: u64, next: Option<&Frozen>) -> Committed {
+        let next = next.filter(|_| guard::is_on(Guard::Intent)).map(|batch| (batch.range.end, batch.counts()));
+        let (topic_id, cluster_id) = (self.topic_id.clone(), self.cluster_id.clone());
+        let metadata = Metadata { topic_id, cluster_id, marked: self.marked, next };
+        Committed { offset, metadata: metadata.encode().into_bytes() }
+    }
+
+    fn commit(&mut self, state: State, wanted: Committed) -> Action {
+        self.wanted = Some(wanted.clone());
+        let announces =
+            matches!(state, State::Announcing { applied_unknown: false, .. } | State::Finishing { next: Some(_) });
+        self.enter(state, Action::Commit { expected: self.known.clone(), wanted, announces })
+    }
+
+    fn announce(&mut self, batch: Frozen, applied_unknown: bool, repeated: Option<(Table, u32)>) -> Action {
+        let wanted = self.position(batch.range.start, Some(&batch));
+        self.commit(State::Announcing { batch, applied_unknown, repeated }, wanted)
+    }
+
+    fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>) -> Action {
+        let range = batch.range;
+        self.enter(
+            State::Asking { batch, differs, repeated, look: 0 },
+            Action::ReadMarks { range, quiet: false, look: 0 },
+        )
+    }
+
+    fn insert_all(&mut self, batch: Frozen) -> Action {
+        let left = batch.expected.inserts();
+        self.insert(batch, left, None)
+    }
+
+    /// Inserts what is left of a batch. An acknowledgement alone does not count where a token may have been used before:
+    /// ClickHouse writes the token down before the rows, and when it dies in between it acknowledges and drops every
+    /// repeat. So the marks are asked after each repeat, and what is still missing after some looks is inserted under another token;
+    /// a late insert under the first one would be dropped. How often that is done has a bound: rows may be hidden for good.
+    fn insert(&mut self, batch: Frozen, left: Vec<Insert>, attempt: Option<u32>) -> Action {
+        match left.first().cloned() {
+            Some(insert) => {
+                let range = batch.range;
+                let action = Action::Insert { range, insert, attempt: attempt.unwrap_or(0) };
+                self.enter(State::Inserting { batch, left, attempt }, action)
+            }
+            None => {
+                if !batch.expected.daily.is_empty() {
+                    self.marked = self.marked.max(Some(batch.range.end));
+                }
+                self.enter(State::Applied { batch }, Action::TakeBatch)
+            }
+        }
+    }
+
+    fn finish(&mut self, end: u64, next: Option<Frozen>) -> Action {
+        let wanted = self.position(end, next.as_ref());
+        self.commit(State::Finishing { next }, wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn announced(end: u64, rows: u64, high: u64) -> LogView {
+        let next = Some((end, Counts { rows, rejects: 0 }));
+        let metadata = Metadata { topic_id: "id".into(), next, ..Metadata::default() };
+        let committed = Some(Committed { offset: 0, metadata: metadata.encode().into_bytes() });
+        LogView { committed, topic_id: "id".into(), cluster_id: String::new(), low: 0, high }
+    }
+
+    /// An announcement of [0, 2) that comes late, when another owner has applied [0, 1) of October and [1, 2) of November: completed, it
+    /// would count October's event again, as October's counters end before it.
+    #[test]
+    fn what_others_have_applied_in_parts_is_not_replayed() {
+        let progress = Progress { counted_end: Some(2), ..Progress::default() };
+        let raw = [(20_261_031, 1), (20_261_101, 1)];
+        let daily = [(202_610, 1), (202_611, 2)].into();
+        let after = |rows: &[(u32, u64)]| {
+            let (mut protocol, _) = Protocol::start();
+            assert_eq!(protocol.observe(Seen::Log(announced(2, 2, 2))), Action::ReadProgress { from: 0 });
+            let action = protocol.observe(Seen::Progress(progress));
+            assert!(matches!(action, Action::ReadMarks { .. }), "{action:?}");
+            let raw = rows.iter().copied().collect();
+            protocol.observe(Seen::Marks(Marks { raw, daily: BTreeMap::clone(&daily), ..Marks::default() }))
+        };
+        assert!(matches!(after(&raw), Action::Commit { wanted: Committed { offset: 2, .. }, .. }));
+        // A row that a time to live has taken away says nothing of its counters: the batch decides.
+        assert_eq!(after(&raw[1..]), Action::Fill { from: 0, until: Some(2) });
+    }
+
+    #[test]
+    fn a_log_that_seems_too_short_stops_the_partition_only_if_it_stays_so() {
+        let (mut protocol, _) = Protocol::start();
+        let short = |protocol: &mut Protocol| {
+            protocol.observe(Seen::Log(announced(9, 9, 5)));
+            protocol.observe(Seen::Progress(Progress::default()))
+        };
+        for _ in 1..LOOKS_MAX {
+            assert!(matches!(
+                short(&mut protocol),
+                Action::LookAgain(StopReason::AheadOfLog { offset: 9, high: 5, .. })
+            ));
+        }
+        // The broker knows better by now.
+        protocol.observe(Seen::Log(announced(9, 9, 9)));
+        assert!(matches!(protocol.observe(Seen::Progress(Progress::default())), Action::Fill { .. }));
+        protocol.observe(Seen::PositionLost);
+        for _ in 1..LOOKS_MAX {
+            assert!(matches!(short(&mut protocol), Action::LookAgain(_)));
+        }
+        assert!(matches!(short(&mut protocol), Action::Stop(StopReason::AheadOfLog { .. })));
+    }
+
+    fn plain(metadata: Metadata, cluster_id: &str) -> LogView {
+        let committed = Some(Committed { offset: 50, metadata: metadata.encode().into_bytes() });
+        LogView { committed, topic_id: "id".into(), cluster_id: cluster_id.into(), low: 0, high: 90 }
+    }
+
+    /// A restored backup: the marks that were shown are gone, and going on would leave a hole that nobody sees.
+    #[test]
+    fn tables_that_show_less_than_they_did_stop_the_partition() {
+        let metadata = Metadata { topic_id: "id".into(), marked: Some(48), ..Metadata::default() };
+        let (mut protocol, _) = Protocol::start();
+        let mut look = |counted_end| {
+            let action = protocol.observe(Seen::Log(plain(metadata.clone(), "")));
+            assert_eq!(action, Action::ReadProgress { from: 47 });
+            protocol.observe(Seen::Progress(Progress { counted_end, ..Progress::default() }))
+        };
+        for _ in 1..LOOKS_MAX {
+            assert!(matches!(look(Some(47)), Action::LookAgain(_)));
+        }
+        let reason = StopReason::SinkBehind { marked: 48 };
+        assert_eq!(look(None), Action::Stop(reason));
+        let (mut protocol, _) = Protocol::start();
+        protocol.observe(Seen::Log(plain(metadata.clone(), "")));
+        let shown = Progress { counted_end: Some(48), ..Progress::default() };
+        assert_eq!(protocol.observe(Seen::Progress(shown)), Action::Fill { from: 50, until: None });
+    }
+
+    /// Offsets that were copied from another cluster say nothing of this one's log.
+    #[test]
+    fn offsets_of_another_cluster_stop_the_partition() {
+        let of = |committed: &str, found: &str| {
+            let metadata = Metadata { topic_id: "old".into(), cluster_id: committed.into(), ..Metadata::default() };
+            Protocol::start().0.observe(Seen::Log(plain(metadata, found)))
+        };
+        assert!(matches!(of("one", "other"), Action::Stop(StopReason::OtherCluster { offset: 50, .. })));
+        // As metadata of format 1 leaves it: a topic that was made anew is counted from its beginning.
+        for (committed, found) in [("one", "one"), ("", "one"), ("one", "")] {
+            assert_eq!(of(committed, found), Action::ReadProgress { from: 0 });
+        }
+    }
+}

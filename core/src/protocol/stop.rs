@@ -1,0 +1,279 @@
+//! Why a partition stops, in words that say what to do next.
+//!
+//! A partition stops when going on could lose or double an event. It must never stop for something that waiting or
+//! retrying mends: those are retried, visibly. Each reason has a page in `docs/stops/`, named by its code.
+
+use crate::protocol::intent::{Counts, MetadataError};
+use crate::protocol::marks::Conflict;
+use crate::source::{OffsetRange, Table};
+
+/// A state in which only an operator can decide how to go on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum StopReason {
+    /// Retention (or `DeleteRecords`) removed records that were never consumed.
+    #[error(
+        "offsets {} up to {low} were removed from the log before they were consumed. They are lost to Tallyhouse; to go on \
+         with what is left, stop all members and reset this partition with \
+         `kafka-consumer-groups.sh --reset-offsets --to-earliest`",
+        next
+    )]
+    RetentionGap {
+        /// First offset that was not consumed.
+        next: u64,
+        /// First offset the log still has.
+        low: u64,
+    },
+    /// A batch was announced, it is not fully applied, and its records are gone.
+    #[error(
+        "batch {range} was begun and its records are gone from the log (which now starts at {low}), so it can be neither \
+         completed nor checked. Compare `email_events` and `daily` for these offsets, then stop all members and reset this \
+         partition to offset {} with `kafka-consumer-groups.sh --reset-offsets`", range.end
+    )]
+    IntentGone {
+        /// The batch.
+        range: OffsetRange,
+        /// First offset the log still has.
+        low: u64,
+    },
+    /// ClickHouse has rows, or Kafka a committed offset, beyond the end of the log.
+    #[error(
+        "{what} is {offset}, but the log ends at {high}: records that were consumed are no longer in the log (an unclean \
+         leader election, or a restored broker), or an offset was committed by hand. New records under used offsets would be \
+         taken for old ones, so nothing is consumed. Delete an offset committed by hand with `kafka-consumer-groups.sh \
+         --delete-offsets`; after a loss of records re-create the topic (it gets a new topic id)"
+    )]
+    AheadOfLog {
+        /// Which position is ahead.
+        what: &'static str,
+        /// That position.
+        offset: u64,
+        /// The log's end.
+        high: u64,
+    },
+    /// The committed offset carries metadata that this build cannot read.
+    #[error(
+        "the committed offset {offset} cannot be trusted: {error}. If another program uses this consumer group, give \
+         Tallyhouse its own; if a newer Tallyhouse wrote it, run that version; otherwise stop all members and delete this \
+         partition's committed offset with `kafka-consumer-groups.sh --delete-offsets`: the marks then say where to go on"
+    )]
+    BadMetadata {
+        /// The committed offset.
+        offset: u64,
+        /// What is wrong with its metadata.
+        error: MetadataError,
+    },
+    /// The topic was deleted and re-created while a batch was open.
+    #[error(
+        "the topic was deleted and re-created while batch {range} of the old topic was open, so that batch can no longer be \
+         completed. To go on with the new topic, stop all members and delete this partition's committed offset with \
+         `kafka-consumer-groups.sh --delete-offsets`"
+    )]
+    TopicRecreated {
+        /// The open batch.
+        range: OffsetRange,
+    },
+    /// The tables hold part of a batch where only all or nothing is possible.
+    #[error(
+        "batch {range} has {} rows for partition {} of `{}`, ClickHouse has {}: the table was changed by hand, or another \
+         program writes under this source. Inspect the rows of these offsets before anything else",
+        conflict.expected, conflict.partition, conflict.table.name(), conflict.found
+    )]
+    Conflict {
+        /// The batch.
+        range: OffsetRange,
+        /// Where, and how many rows.
+        conflict: Conflict,
+    },
+    /// The batch was rebuilt with other counts than its intent says: part of it is applied, or records are missing.
+    #[error(
+        "batch {range} was rebuilt with {} rows and {} rejects, but its intent says {} and {}{}",
+        rebuilt.rows, rebuilt.rejects, intent.rows, intent.rejects, differs_in_words(*rebuilt, *intent)
+    )]
+    RebuiltDiffers {
+        /// The batch.
+        range: OffsetRange,
+        /// As rebuilt.
+        rebuilt: Counts,
+        /// By its intent.
+        intent: Counts,
+    },
+    /// ClickHouse acknowledges the rows of a batch and does not show them.
+    #[error(
+        "batch {range} was inserted into `{}` and acknowledged {inserts} times under tokens of its own, and ClickHouse does not show its \
+         rows. Does a row policy hide them from this user, does a TTL remove them, or does something between this member and ClickHouse answer \
+         from a cache? Nothing more is inserted, as each repeat would count the batch once more. `tallyhouse check` names what it finds",
+        table.name()
+    )]
+    NotShown {
+        /// The batch.
+        range: OffsetRange,
+        /// The table.
+        table: Table,
+        /// Inserts of the rows that were acknowledged.
+        inserts: u32,
+    },
+    /// A member with more memory has begun a batch that does not fit into this one's.
+    #[error(
+        "batch {range} was begun by a member with a larger memory.limit_bytes, part of it is already in ClickHouse, and the rest does \
+         not fit into this member's memory. Start a member with memory.limit_bytes = {}MiB or more until the batch is committed",
+        limit_bytes.div_ceil(1 << 20)
+    )]
+    ReplayTooLarge {
+        /// The batch.
+        range: OffsetRange,
+        /// The limit that it needs, as estimated from the records that were read.
+        limit_bytes: u64,
+    },
+    /// The tables show less of the source than they have shown.
+    #[error(
+        "`daily` has shown this partition's counters up to offset {marked}, and shows them no more: rows that were stored are gone. Was \
+         ClickHouse restored from a backup, or did it lose a part? Nothing is consumed, as what is missing would stay missing"
+    )]
+    SinkBehind {
+        /// The greatest `end_offset` that was shown.
+        marked: u64,
+    },
+    /// The committed offset was copied from another cluster.
+    #[error(
+        "the committed offset {offset} belongs to the Kafka cluster {committed}, this is the cluster {found}: the offsets were copied \
+         (MirrorMaker, Cluster Linking), or kafka.brokers names another cluster. Only you know whether its log is the same"
+    )]
+    OtherCluster {
+        /// The committed offset.
+        offset: u64,
+        /// The cluster that it belongs to.
+        committed: String,
+        /// The cluster that is consumed.
+        found: String,
+    },
+}
+
+fn differs_in_words(rebuilt: Counts, intent: Counts) -> &'static str {
+    match rebuilt.records() == intent.records() {
+        true => {
+            ", and part of it is already in ClickHouse. Was the decoder or a `decode.*` setting changed? Run the version and settings \
+             that began the batch until it is committed"
+        }
+        false => {
+            ": the log no longer has the same records. Is the topic compacted (cleanup.policy), or was its log damaged? Nothing is \
+             inserted, as what is missing would be lost"
+        }
+    }
+}
+
+impl StopReason {
+    /// Every code, in the order of the variants.
+    pub const CODES: [&str; 11] = [
+        "retention_gap",
+        "intent_gone",
+        "ahead_of_log",
+        "bad_metadata",
+        "topic_recreated",
+        "conflict",
+        "rebuilt_differs",
+        "replay_too_large",
+        "sink_behind",
+        "other_cluster",
+        "not_shown",
+    ];
+
+    /// A stable word for metrics and logs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            StopReason::RetentionGap { .. } => "retention_gap",
+            StopReason::IntentGone { .. } => "intent_gone",
+            StopReason::AheadOfLog { .. } => "ahead_of_log",
+            StopReason::BadMetadata { .. } => "bad_metadata",
+            StopReason::TopicRecreated { .. } => "topic_recreated",
+            StopReason::Conflict { .. } => "conflict",
+            StopReason::RebuiltDiffers { .. } => "rebuilt_differs",
+            StopReason::ReplayTooLarge { .. } => "replay_too_large",
+            StopReason::SinkBehind { .. } => "sink_behind",
+            StopReason::OtherCluster { .. } => "other_cluster",
+            StopReason::NotShown { .. } => "not_shown",
+        }
+    }
+
+    /// The page that says how to look and what to do, from the repository's root.
+    pub fn page(&self) -> String {
+        format!("docs/stops/{}.md", self.code())
+    }
+
+    /// The reason and its page: what the log and `/readyz` show.
+    pub fn told(&self) -> String {
+        format!("{self}. Step by step: {}", self.page())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    const RANGE: OffsetRange = OffsetRange { start: 1, end: 2 };
+
+    /// The next variant: no wildcard, so that a new one does not compile until it stands here.
+    fn after(reason: Option<&StopReason>) -> Option<StopReason> {
+        let counts = Counts { rows: 1, rejects: 0 };
+        Some(match reason {
+            None => StopReason::RetentionGap { next: 1, low: 2 },
+            Some(StopReason::RetentionGap { .. }) => StopReason::IntentGone { range: RANGE, low: 3 },
+            Some(StopReason::IntentGone { .. }) => StopReason::AheadOfLog { what: "it", offset: 2, high: 1 },
+            Some(StopReason::AheadOfLog { .. }) => {
+                StopReason::BadMetadata { offset: 1, error: MetadataError::Version(2) }
+            }
+            Some(StopReason::BadMetadata { .. }) => StopReason::TopicRecreated { range: RANGE },
+            Some(StopReason::TopicRecreated { .. }) => {
+                let conflict = Conflict { table: Table::Raw, partition: 20261101, expected: 2, found: 1 };
+                StopReason::Conflict { range: RANGE, conflict }
+            }
+            Some(StopReason::Conflict { .. }) => {
+                StopReason::RebuiltDiffers { range: RANGE, rebuilt: counts, intent: counts }
+            }
+            Some(StopReason::RebuiltDiffers { .. }) => {
+                StopReason::ReplayTooLarge { range: RANGE, limit_bytes: 100 << 20 }
+            }
+            Some(StopReason::ReplayTooLarge { .. }) => StopReason::SinkBehind { marked: 2 },
+            Some(StopReason::SinkBehind { .. }) => {
+                StopReason::OtherCluster { offset: 1, committed: "one".into(), found: "other".into() }
+            }
+            Some(StopReason::OtherCluster { .. }) => {
+                StopReason::NotShown { range: RANGE, table: Table::Daily, inserts: 2 }
+            }
+            Some(StopReason::NotShown { .. }) => return None,
+        })
+    }
+
+    fn one_of_each() -> Vec<StopReason> {
+        std::iter::successors(after(None), |reason| after(Some(reason))).collect()
+    }
+
+    #[test]
+    fn each_code_has_a_page_and_each_page_a_code() {
+        let codes: Vec<&str> = one_of_each().iter().map(StopReason::code).collect();
+        assert_eq!(codes, StopReason::CODES);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/stops");
+        let names = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let pages: BTreeSet<String> = names.filter(|name| name != "README.md").collect();
+        let wanted: BTreeSet<String> = codes.iter().map(|code| format!("{code}.md")).collect();
+        assert_eq!(pages, wanted);
+        let index = fs::read_to_string(folder.join("README.md")).unwrap();
+        for code in codes {
+            assert!(index.contains(&format!("[`{code}`]({code}.md)")), "{code} is missing in docs/stops/README.md");
+            let page = fs::read_to_string(folder.join(format!("{code}.md"))).unwrap();
+            assert!(page.starts_with(&format!("# `{code}`")), "{code}.md is about something else");
+            for part in ["## What happened", "## Safe and at risk", "## Look", "## Remedy", "## Verify"] {
+                assert!(page.contains(&format!("\n{part}\n")), "{code}.md lacks {part:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_told_names_the_page() {
+        for reason in one_of_each() {
+            assert!(reason.told().ends_with(&format!(". Step by step: docs/stops/{}.md", reason.code())), "{reason}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The protocol in a simulated world, with the bad habits of the real one, driven by seeds.
+//!
+//! One seed makes one world (log, members, number of faults) and one order of events, so any failure replays:
+//! `TALLYHOUSE_SIM_SEED=7 cargo test --lib simulation::every_seed -- --nocapture` runs that seed alone and prints every move;
+//! `TALLYHOUSE_SIM_SEEDS=1000000` runs that many.
+//!
+//! Must never draw anything from outside of the seed.
+
+mod log;
+mod model;
+mod sink;
+mod world;
+
+use crate::guard::{Guard, with_off};
+use log::{DAYS, EMAIL_MAX, Log, Record};
+use rand::distr::weighted::WeightedIndex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng, distr::Distribution};
+use std::collections::{BTreeMap, HashMap};
+use world::{Hides, Memory, Move, PLENTY, Rules, World};
+
+const SEEDS: u64 = 10_000;
+/// Moves after which a world without faults must have come to its end.
+const MOVES_MAX: usize = 20_000;
+
+/// How one seed went.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Run {
+    /// Every move with its kind.
+    moves: Vec<(Move, String)>,
+    violation: Option<String>,
+}
+
+fn random_log(rules: Rules, random: &mut StdRng) -> Log {
+    let one_month = random.random_bool(0.3);
+    let length = if rules.refuses { 40 } else { random.random_range(2..12) };
+    let mut records: Vec<Record> = (0..length)
+        .map(|_| match random.random_range(0..10) {
+            0 | 1 => Record::Broken,
+            2 => Record::Gap,
+            _ => Record::Event { day: DAYS[random.random_range(0..if one_month { 2 } else { 3 })].0 },
+        })
+        .collect();
+    records.push(Record::Broken);
+    records.extend((0..random.random_range(0..=2)).map(|_| Record::Gap));
+    let produced = random.random_range(0..=records.len());
+    let mut log = Log::new(records, produced);
+    if rules.refuses {
+        log.email_bytes = EMAIL_MAX;
+    }
+    log
+}
+
+/// What the windows of two or three members may hold, in bytes: plenty, a few days' first rows, or another share each.
+fn random_shares(rules: Rules, random: &mut StdRng) -> Vec<usize> {
+    const SHARES: [usize; 4] = [16 << 10, 24 << 10, 48 << 10, PLENTY];
+    // Less than one partition has, and so much that three records are no more than the eighth that is lent.
+    if rules.refuses {
+        return vec![24 * (EMAIL_MAX + (8 << 10)); 2];
+    }
+    let drawn = SHARES[random.random_range(0..SHARES.len())];
+    let alike = random.random_bool(0.7);
+    let members = random.random_range(2..=3);
+    match rules.memory {
+        Memory::Any => {}
+        Memory::Plenty => return vec![PLENTY; members],
+        Memory::Unequal => return [vec![PLENTY], vec![SHARES[0]; members - 1]].concat(),
+    }
+    (0..members).map(|_| if alike { drawn } else { SHARES[random.random_range(0..SHARES.len())] }).collect()
+}
+
+/// How likely each kind of move is: drawn anew for each seed, so that each has its own habits and what is rare in
+/// one is common in another ("swarm testing").
+struct Weights {
+    of_kind: HashMap<String, f64>,
+    /// The only faults, if any are named.
+    focus: &'static [&'static str],
+}
+
+impl Weights {
+    fn of(&mut self, chosen: Move, kind: &str, random: &mut StdRng) -> f64 {
+        let drawn = *self.of_kind.entry(kind.to_owned()).or_insert_with(|| {
+            let rare = matches!(chosen, Move::Fault(_)) && random.random_bool(0.5);
+            if rare { 0.0 } else { [0.02, 0.2, 1.0, 1.0, 1.0, 5.0][random.random_range(0..6)] }
+        });
+        match chosen {
+            // With few kinds of faults what is late must come late, or it meets nothing.
+            _ if kind.starts_with("late ") && !self.focus.is_empty() => 0.02,
+            Move::Fault(_) if !self.focus.is_empty() => f64::from(u8::from(self.focus.contains(&kind))),
+            _ => drawn,
+        }
+    }
+
+    fn draw(&mut self, world: &World, moves: &[Move], random: &mut StdRng) -> Option<(Move, String)> {
+        let mut kinds: Vec<(Move, String)> = moves.iter().map(|&m| (m, world.kind(m))).collect();
+        let weights: Vec<f64> = kinds.iter().map(|(chosen, kind)| self.of(*chosen, kind, random)).collect();
+        let at = WeightedIndex::new(weights).ok()?.sample(random);
+        Some(kinds.swap_remove(at))
+    }
+}
+
+/// Runs one seed to its end: first with faults, then until everything is applied and committed.
+fn run(seed: u64, rules: Rules) -> Run {
+    run_telling(seed, rules, &[], |_, _| {})
+}
+
+fn run_telling(seed: u64, rules: Rules, focus: &'static [&'static str], told: impl Fn(&World, Move)) -> Run {
+    let mut random = StdRng::seed_from_u64(seed);
+    let logs = (0..random.random_range(1..=2)).map(|_| random_log(rules, &mut random)).collect();
+    let faults = random.random_range(0..=12);
+    let share = random.random_range(0.02..0.3);
+    let rows_max = if rules.memory == Memory::Any && !rules.refuses { random.random_range(2..12) } else { 40 };
+    let shares = random_shares(rules, &mut random);
+    let mut world = World::new(rules, &shares, rows_max, logs, faults);
+    let (mut weights, mut run) = (Weights { of_kind: HashMap::new(), focus }, Run::default());
+    while world.violation.is_none() && !(rules.refuses && world.is_done()) {
+        let moves = world.moves();
+        let (faults, others): (Vec<Move>, Vec<Move>) = moves.iter().partition(|m| matches!(m, Move::Fault(_)));
+        let fault = match others.is_empty() || random.random_bool(share) {
+            true => weights.draw(&world, &faults, &mut random),
+            false => None,
+        };
+        let Some((chosen, kind)) = fault.or_else(|| weights.draw(&world, &others, &mut random)) else { break };
+        told(&world, chosen);
+        world.make(chosen);
+        run.moves.push((chosen, kind));
+        if run.moves.len() > MOVES_MAX {
+            world.violation = Some(format!("no end after {MOVES_MAX} moves"));
+        }
+    }
+    if world.violation.is_none() && !world.is_done() {
+        world.violation = Some("nothing can happen any more, and not everything is committed".to_owned());
+    }
+    run.violation = world.violation;
+    run
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+}
+
+/// Nothing is lost, doubled or stuck in any seed.
+#[test]
+fn every_seed_is_exact() {
+    if let Some(seed) = from_environment("TALLYHOUSE_SIM_SEED") {
+        let run = run_telling(seed, Rules::REAL, &[], |world, chosen| println!("{}", world.describe(chosen)));
+        assert_eq!(run.violation, None, "seed {seed}");
+        return;
+    }
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in 0..from_environment("TALLYHOUSE_SIM_SEEDS").unwrap_or(SEEDS) {
+        let run = run(seed, Rules::REAL);
+        let replay = format!("TALLYHOUSE_SIM_SEED={seed} cargo test --lib simulation::every_seed -- --nocapture");
+        assert_eq!(run.violation, None, "after {} moves; {replay}", run.moves.len());
+        run.moves.into_iter().for_each(|(_, kind)| *counts.entry(kind).or_default() += 1);
+    }
+    println!("moves by kind: {counts:?}");
+}
+
+/// The first seed that ends in a violation without a guard, and in none with it.
+fn first_violation(
+    off: Option<Guard>,
+    rules: Rules,
+    with: Rules,
+    focus: &'static [&'static str],
+) -> Option<(u64, String)> {
+    let violation = |seed, rules| run_telling(seed, rules, focus, |_, _| {}).violation;
+    let without = |seed| off.map_or_else(|| violation(seed, rules), |guard| with_off(guard, || violation(seed, rules)));
+    let shown = |seed: &u64| violation(*seed, with).is_none();
+    (0..10 * SEEDS).filter_map(|seed| Some((seed, without(seed)?))).find(|(seed, _)| shown(seed))
+}
+
+/// A guard whose removal nothing notices would be either not needed or not tested. Where only a rare meeting of faults needs a
+/// guard, the faults are those.
+#[test]
+fn without_any_one_guard_a_violation_is_found() {
+    let real = Rules::REAL;
+    let (plenty, unequal) = (Rules { memory: Memory::Plenty, ..real }, Rules { memory: Memory::Unequal, ..real });
+    let for_good = Rules { hides: Hides::ForGood, ..real };
+    let ours: [(Guard, Rules, &'static [&'static str]); 17] = [
+        (Guard::Intent, real, &[]),
+        (Guard::Token, real, &[]),
+        (Guard::Mark, real, &[]),
+        (Guard::Verify, real, &[]),
+        (Guard::Shown, real, &[]),
+        (Guard::Shown, for_good, &["Hide", "Crash"]),
+        (Guard::CountersLast, real, &[]),
+        (Guard::Overtaken, plenty, &["Restamp", "Revoke"]),
+        (Guard::Doubt, real, &["StaleLog", "Crash"]),
+        (Guard::Lease, real, &["Expire", "ForgetTokens"]),
+        (Guard::Compare, plenty, &["AbandonCommit", "Crash", "AbandonInsert"]),
+        (Guard::End, real, &["StaleEnd", "Crash", "LoseCommitted"]),
+        (Guard::Whole, real, &["CutShort", "Crash"]),
+        (Guard::Position, real, &["LosePosition"]),
+        (Guard::Fill, real, &["LosePosition", "Crash", "LoseCommitAnswer"]),
+        (Guard::Permit, real, &["Crash"]),
+        (Guard::Quiet, unequal, &["Crash", "Expire", "ForgetTokens"]),
+    ];
+    let mut found: Vec<(String, Option<(u64, String)>)> = ours
+        .into_iter()
+        .map(|(guard, rules, focus)| (format!("{guard:?}"), first_violation(Some(guard), rules, rules, focus)))
+        .collect();
+    found.push(("the broker's fence".into(), first_violation(None, Rules { fence: false, ..real }, real, &[])));
+    let refuses = Rules { refuses: true, ..real };
+    let share = first_violation(Some(Guard::Share), refuses, refuses, &[]);
+    found.push(("the share of one partition that waits".into(), share));
+    let no_tokens = Rules { tokens: false, ..real };
+    let no_wait = Rules { await_ended: false, ..no_tokens };
+    found.push(("waiting for running inserts".into(), first_violation(None, no_wait, no_tokens, &[])));
+    for (guard, violation) in &found {
+        println!("without {guard}: {violation:?}");
+    }
+    let unnoticed: Vec<_> = found.iter().filter(|(_, violation)| violation.is_none()).map(|(guard, _)| guard).collect();
+    assert!(unnoticed.is_empty(), "no violation is found without {unnoticed:?}");
+}
+
+/// With the deduplication window at 0 the marks alone keep it exact, as long as no insert begins after its sender is gone.
+#[test]
+fn every_seed_is_exact_without_tokens() {
+    let rules = Rules { tokens: false, ..Rules::REAL };
+    for seed in 0..SEEDS {
+        assert_eq!(run(seed, rules).violation, None, "seed {seed}");
+    }
+}
+
+/// A partition whose inserts are refused for good stops no other.
+#[test]
+fn one_that_waits_stops_no_other() {
+    let rules = Rules { refuses: true, ..Rules::REAL };
+    for seed in 0..SEEDS / 20 {
+        assert_eq!(run(seed, rules).violation, None, "seed {seed}");
+    }
+}
+
+/// Rows that are hidden for good stop their partition after one repeat.
+#[test]
+fn what_is_hidden_for_good_stops_its_partition() {
+    let rules = Rules { hides: Hides::ForGood, ..Rules::REAL };
+    let mut stopped = 0;
+    for seed in 0..SEEDS / 10 {
+        let told = std::cell::Cell::new(false);
+        let run =
+            run_telling(seed, rules, &["Hide", "Crash"], |world, _| told.set(told.get() || world.has_not_shown()));
+        assert_eq!(run.violation, None, "seed {seed}");
+        stopped += u64::from(told.get());
+    }
+    assert!(stopped > 0, "no partition stopped");
+}
+
+#[test]
+fn a_seed_replays() {
+    for seed in 0..100 {
+        assert_eq!(run(seed, Rules::REAL), run(seed, Rules::REAL));
+    }
+}

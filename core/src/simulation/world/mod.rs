@@ -1,0 +1,610 @@
+//! The world around the protocol: a consumer group, its partitions, and what can happen to them.
+//!
+//! A world is a value: [`World::moves`] lists everything that can happen next, [`World::make`] makes one of it happen. The
+//! simulation draws moves at random ([`super`]), the model tries them all ([`super::model`]). What decides is the code that
+//! runs in production: [`Buffer`] and [`Intake`] of the reader, [`Batch`](crate::batch::Batch), [`Protocol`], [`Lease`],
+//! [`may_commit`](crate::protocol::may_commit), [`Source::token`].
+//!
+//! What it takes for granted, as `docs/limits.md` does: a token is remembered for longer than a lease lasts and than an insert is
+//! under way, the committed offset is lost only while nobody writes, and so is a commit of an older generation accepted. ClickHouse
+//! does not die twice between the token and the rows of one batch and table, and forgets no token, nor is a late
+//! commit accepted, while it shows rows late.
+
+mod happen;
+
+use super::log::Log;
+use super::sink::{Content, Sink};
+use crate::protocol::intent::Metadata;
+use crate::protocol::lease::Lease;
+use crate::protocol::marks::{Insert, Marks, PartitionId};
+use crate::protocol::{Action, Committed, Frozen, LOOKS_MAX, Protocol};
+use crate::source::{OffsetRange, Source};
+use crate::window::Limits;
+use crate::window::buffer::{Buffer, Halt};
+use crate::window::intake::{Fill, Intake};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const SESSION: Duration = Duration::from_secs(40);
+
+/// What the servers guarantee. The switches are for showing that each guarantee is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rules {
+    /// The broker refuses commits of an old generation.
+    pub fence: bool,
+    /// Marks are asked only once no insert of the batch runs.
+    pub await_ended: bool,
+    /// ClickHouse remembers tokens. Without, every insert begins when the lease is found valid.
+    pub tokens: bool,
+    /// ClickHouse refuses every insert of the first partition: the others have to come to their end all the same.
+    pub refuses: bool,
+    /// How much memory the members have.
+    pub memory: Memory,
+    /// The time for which ClickHouse does not show applied rows, where that happens.
+    pub hides: Hides,
+}
+
+impl Rules {
+    pub const REAL: Rules = Rules {
+        fence: true,
+        await_ended: true,
+        tokens: true,
+        refuses: false,
+        memory: Memory::Any,
+        hides: Hides::ForAWhile,
+    };
+}
+
+/// The time for which ClickHouse does not show applied rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hides {
+    /// For less looks than the protocol makes, as a cache or a replica that lags.
+    ForAWhile,
+    /// For good, as a row policy.
+    ForGood,
+}
+
+/// How much memory the members have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Memory {
+    /// Whatever is drawn.
+    Any,
+    /// More than all logs.
+    Plenty,
+    /// The first has plenty, the others too little for its batches.
+    Unequal,
+}
+
+/// Memory that no log of a world fills.
+pub const PLENTY: usize = 1 << 20;
+
+/// What a task is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Doing {
+    /// About to do this.
+    Next(Action),
+    /// Has read how far the counters have come.
+    Progress { from: u64, ends: BTreeMap<PartitionId, u64> },
+    /// Waits for the reader.
+    Awaiting,
+    /// Waits for its commit.
+    Committing,
+    /// Has found its lease valid, and has not sent anything yet.
+    Sending { range: OffsetRange, insert: Insert, attempt: u32 },
+    /// Waits for its insert.
+    Inserting,
+    /// Has read the marks of some tables.
+    Marks { range: OffsetRange, marks: Marks, tables: u8 },
+}
+
+/// The task of one partition in one member.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Task {
+    member: usize,
+    protocol: Protocol,
+    doing: Doing,
+    /// The number of its last fill.
+    fill: u64,
+    /// A fill that the reader has not heard of yet.
+    asked: Option<Fill>,
+    /// What the reader has read for it.
+    buffer: Option<Buffer>,
+    /// Where the reader reads on; `None` before it may, and once it has lost its position.
+    position: Option<u64>,
+    /// The reader has paused it.
+    paused: bool,
+    frozen: Vec<Held>,
+    lease: Lease,
+    /// When the lease was renewed, whatever the lease itself says of it.
+    renewed: Option<Duration>,
+}
+
+/// A batch that is frozen and not committed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Held {
+    frozen: Frozen,
+    content: Content,
+    bytes: usize,
+}
+
+/// A call that compares and commits. Its task may have stopped waiting for it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Commit {
+    member: usize,
+    /// A task waits for the answer.
+    waiting: bool,
+    expected: Option<Committed>,
+    wanted: Committed,
+    /// Compared and sent: with this generation, at this time.
+    stamp: Option<(u32, Duration)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Partition {
+    source: Source,
+    log: Log,
+    committed: Option<Committed>,
+    owner: Option<usize>,
+    tasks: Vec<Task>,
+    commits: Vec<Commit>,
+    sink: Sink,
+    /// A commit was sent late with a newer generation: a stop is then an accepted end.
+    restamped: bool,
+    /// A commit came late and set the committed offset back: it stays so until the next batch is committed.
+    set_back: bool,
+    /// A replay was once handed over before it was whole.
+    cut_short: bool,
+    /// It stopped because its rows are hidden for good: an accepted end.
+    not_shown: bool,
+    /// Times that a broker told old bounds of the log. A broker learns better before a task has looked too often.
+    stale_logs: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Member {
+    alive: bool,
+    /// In the group, as the broker sees it.
+    joined: bool,
+    generation: u32,
+    now: Duration,
+    /// What windows and batches may hold.
+    share_bytes: usize,
+    /// What its reader decides.
+    intake: Intake,
+}
+
+/// Something that can happen: numbers are of partitions, members, tasks, commits and inserts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Move {
+    Produce(usize),
+    Assign(usize, usize),
+    Step(usize, usize),
+    /// The reader of a member hears of fills, or begins the next one.
+    Fill(usize),
+    /// The reader gets the next record of a partition.
+    Read(usize, usize),
+    /// The reader comes to the end of a log.
+    End(usize, usize),
+    /// The reader of a member lets partitions go on for which there is memory again.
+    Resume(usize),
+    /// A task takes a window.
+    Take(usize, usize),
+    /// ClickHouse refuses an insert.
+    Refuse(usize, usize),
+    Compare(usize, usize),
+    Deliver(usize, usize),
+    Begin(usize, usize),
+    Apply(usize, usize, usize),
+    Acknowledge(usize, usize),
+    /// The group forgets a dead member.
+    Forget(usize),
+    /// A member that is not in the group notices, or is started again.
+    Rejoin(usize),
+    Fault(Fault),
+}
+
+/// A fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// A process dies; what it has sent is on its way.
+    Crash(usize),
+    /// A process is stopped for longer than its session: the group forgets it, and it goes on without knowing.
+    Expire(usize),
+    /// A process is stopped for longer than a lease, and stays in the group.
+    Suspend(usize),
+    /// A partition is taken from its owner, whose task is cut off.
+    Revoke(usize),
+    /// A task is asked to end at a point where it can.
+    Drain(usize, usize),
+    /// A commit is accepted and its answer lost.
+    LoseCommitAnswer(usize, usize),
+    /// A task no longer waits for a commit, which stays on its way.
+    AbandonCommit(usize, usize),
+    /// librdkafka sends a commit late, with the generation it has then.
+    Restamp(usize, usize),
+    /// A connection is cut before the insert reached the server.
+    DropInsert(usize, usize),
+    /// A task no longer waits for an insert, which stays on its way.
+    AbandonInsert(usize, usize),
+    /// ClickHouse dies and comes back. `halfway`: between writing a token down and the rows.
+    KillSink { halfway: bool },
+    /// Tokens leave the deduplication window.
+    ForgetTokens(usize),
+    /// Rows that are applied from now on are not shown.
+    Hide(usize),
+    /// Retention removes what is committed.
+    DeleteRecords(usize),
+    /// The committed offset is lost.
+    LoseCommitted(usize),
+    /// A broker that does not know better says that the log ends here.
+    StaleEnd(usize, usize),
+    /// The same, when a task asks for the log's bounds.
+    StaleLog(usize, usize),
+    /// The reader loses its position, as after an unclean election.
+    LosePosition(usize, usize),
+    /// The oldest replay of a member gets on no more, as its broker is away.
+    Stall(usize),
+    /// The reader hands a replay over before it is whole: no order of events does that, a defect would.
+    CutShort(usize, usize),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    pub rules: Rules,
+    pub faults_left: u32,
+    /// The only faults that happen, if any are named.
+    pub focus: &'static [&'static str],
+    generation: u32,
+    fills: u64,
+    limits: Limits,
+    members: Vec<Member>,
+    partitions: Vec<Partition>,
+    /// What must never be, and is.
+    pub violation: Option<String>,
+}
+
+impl World {
+    /// `shares`: for each member, what its windows and batches may hold in bytes. `rows_max`: records of a batch.
+    pub fn new(rules: Rules, shares: &[usize], rows_max: u64, logs: Vec<Log>, faults: u32) -> World {
+        let partition = |(number, log): (usize, Log)| Partition {
+            source: Source {
+                cluster: String::new(),
+                topic: "t".into(),
+                topic_id: "id".into(),
+                partition: number as i32,
+            },
+            committed: None,
+            owner: None,
+            tasks: Vec::new(),
+            commits: Vec::new(),
+            sink: Sink::new(log.end() as usize),
+            restamped: false,
+            set_back: false,
+            cut_short: false,
+            not_shown: false,
+            stale_logs: 0,
+            log,
+        };
+        World {
+            rules,
+            faults_left: faults,
+            focus: &[],
+            generation: 0,
+            fills: 0,
+            limits: Limits { rows_max, bytes_max: usize::MAX, days_max: usize::MAX },
+            members: shares
+                .iter()
+                .map(|&share_bytes| Member {
+                    alive: true,
+                    joined: true,
+                    generation: 0,
+                    now: Duration::ZERO,
+                    share_bytes,
+                    intake: Intake::new(share_bytes, rows_max),
+                })
+                .collect(),
+            partitions: logs.into_iter().enumerate().map(partition).collect(),
+            violation: None,
+        }
+    }
+
+    /// Everything is applied and committed.
+    pub fn is_done(&self) -> bool {
+        self.partitions.iter().skip(usize::from(self.rules.refuses)).all(|p| {
+            let end = p.log.end();
+            let committed = p.set_back || p.committed.as_ref().is_some_and(|c| c.offset == end);
+            let applied = p.log.high == end && p.sink.missing_below(end, &p.log).is_none();
+            let stopped = (p.restamped || p.not_shown) && p.tasks.is_empty();
+            (committed && applied || stopped) && p.sink.sent.is_empty()
+        })
+    }
+
+    /// A partition has stopped because its rows are hidden.
+    pub fn has_not_shown(&self) -> bool {
+        self.partitions.iter().any(|p| p.not_shown)
+    }
+
+    /// Everything that can happen next, faults included while there are any left.
+    pub fn moves(&self) -> Vec<Move> {
+        let mut moves = Vec::new();
+        if self.violation.is_some() {
+            return moves;
+        }
+        for (m, member) in self.members.iter().enumerate() {
+            let settled = self.partitions.iter().all(|p| p.owner != Some(m));
+            match member.joined {
+                false if settled => moves.push(Move::Rejoin(m)),
+                true if !member.alive => moves.push(Move::Forget(m)),
+                _ => {}
+            }
+            if member.alive && (member.intake.can_begin() || self.has_asked(m)) {
+                moves.push(Move::Fill(m));
+            }
+            if member.alive && self.partitions.iter().any(|p| p.tasks.iter().any(|task| self.may_resume(task, m, p))) {
+                moves.push(Move::Resume(m));
+            }
+        }
+        for p in 0..self.partitions.len() {
+            self.partition_moves(p, &mut moves);
+        }
+        if self.faults_left > 0 {
+            self.faults(&mut moves);
+        }
+        moves
+    }
+
+    /// The name of a move's kind, for counting and weighing: what nobody waits for any more is another kind, and so is what
+    /// a member does for a partition that it lost.
+    pub fn kind(&self, chosen: Move) -> String {
+        let late = match chosen {
+            Move::Step(p, t) => self.partitions[p].owner != Some(self.partitions[p].tasks[t].member),
+            Move::Compare(p, i) | Move::Deliver(p, i) => !self.partitions[p].commits[i].waiting,
+            Move::Begin(p, i) | Move::Apply(p, i, _) => self.partitions[p].sink.sent[i].waiting.is_none(),
+            _ => false,
+        };
+        let name = match chosen {
+            Move::Fault(fault) => name(&fault),
+            other => name(&other),
+        };
+        if late { format!("late {name}") } else { name }
+    }
+
+    /// A move with what it is about, for reading a replay.
+    pub fn describe(&self, chosen: Move) -> String {
+        let about = match chosen {
+            Move::Step(p, t) | Move::Take(p, t) | Move::Read(p, t) | Move::End(p, t) => {
+                let Task { member, doing, position, paused, buffer, .. } = &self.partitions[p].tasks[t];
+                let read = buffer.as_ref().map(|buffer| (buffer.window().start(), buffer.until(), buffer.closed()));
+                format!("member {member} {doing:?}, at {position:?}, paused {paused}, {read:?}")
+            }
+            Move::Compare(p, i) | Move::Deliver(p, i) => {
+                let Commit { member, wanted, stamp, .. } = &self.partitions[p].commits[i];
+                let metadata = String::from_utf8_lossy(&wanted.metadata);
+                format!("member {member} commits {} {metadata:?} {stamp:?}", wanted.offset)
+            }
+            Move::Begin(p, i) | Move::Apply(p, i, _) | Move::Acknowledge(p, i) => {
+                format!("{:?}", self.partitions[p].sink.sent[i])
+            }
+            _ => String::new(),
+        };
+        format!("{chosen:?} {about}")
+    }
+
+    fn partition_moves(&self, p: usize, moves: &mut Vec<Move>) {
+        let partition = &self.partitions[p];
+        if partition.log.high < partition.log.end() {
+            moves.push(Move::Produce(p));
+        }
+        if partition.owner.is_none() {
+            let able = |m: &usize| self.members[*m].alive && self.members[*m].joined;
+            moves.extend((0..self.members.len()).filter(able).map(|m| Move::Assign(p, m)));
+        }
+        for (t, task) in partition.tasks.iter().enumerate() {
+            self.task_moves(p, t, task, moves);
+        }
+        for (i, commit) in partition.commits.iter().enumerate() {
+            // One call of a task at a time compares and commits, and one connection keeps their order.
+            let is_open =
+                || !partition.commits.iter().any(|other| other.member == commit.member && other.stamp.is_some());
+            match commit.stamp {
+                Some(_) => moves.push(Move::Deliver(p, i)),
+                None if is_open() => moves.push(Move::Compare(p, i)),
+                None => {}
+            }
+        }
+        for (i, sent) in partition.sink.sent.iter().enumerate() {
+            match (sent.begun, sent.left.len()) {
+                _ if self.rules.refuses && p == 0 => moves.push(Move::Refuse(p, i)),
+                (false, _) => moves.push(Move::Begin(p, i)),
+                (true, 0) => moves.push(Move::Acknowledge(p, i)),
+                (true, left) => moves.extend((0..left).map(|k| Move::Apply(p, i, k))),
+            }
+        }
+    }
+
+    fn task_moves(&self, p: usize, t: usize, task: &Task, moves: &mut Vec<Move>) {
+        let log = &self.partitions[p].log;
+        if let (Some(buffer), Some(position), false) = (&task.buffer, task.position, task.paused) {
+            match position < log.low || log.next(position).is_some() {
+                true => moves.push(Move::Read(p, t)),
+                false if buffer.until().is_some() || buffer.window().next() < log.high => moves.push(Move::End(p, t)),
+                false => {}
+            }
+        }
+        let has_batch = || task.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(task.fill));
+        match &task.doing {
+            Doing::Committing | Doing::Inserting => {}
+            Doing::Awaiting | Doing::Next(Action::AwaitBatch) => {
+                if has_batch() {
+                    moves.push(Move::Take(p, t));
+                }
+                if self.halt(task).is_some() {
+                    moves.push(Move::Step(p, t));
+                }
+            }
+            Doing::Next(Action::ReadMarks { range, .. })
+                if self.rules.await_ended && self.partitions[p].sink.is_running(*range) => {}
+            Doing::Next(Action::ReadMarks { quiet: true, .. }) if !self.nobody_inserts(&self.partitions[p]) => {}
+            Doing::Next(Action::TakeBatch) => {
+                moves.push(Move::Step(p, t));
+                if has_batch() {
+                    moves.push(Move::Take(p, t));
+                }
+            }
+            _ => moves.push(Move::Step(p, t)),
+        }
+    }
+
+    fn halt(&self, task: &Task) -> Option<Halt> {
+        task.buffer.as_ref().and_then(|buffer| buffer.halted(task.fill))
+    }
+
+    /// What the windows and batches of a member hold.
+    fn used_bytes(&self, m: usize) -> usize {
+        self.partitions.iter().flat_map(|p| &p.tasks).filter(|task| task.member == m).map(Task::held_bytes).sum()
+    }
+
+    fn has_asked(&self, m: usize) -> bool {
+        self.partitions.iter().flat_map(|p| &p.tasks).any(|task| task.member == m && task.asked.is_some())
+    }
+
+    fn may_resume(&self, task: &Task, m: usize, partition: &Partition) -> bool {
+        let may =
+            |intake: &Intake| intake.may_resume(partition.source.partition, task.held_bytes(), self.used_bytes(m));
+        task.member == m && task.paused && may(&self.members[m].intake)
+    }
+
+    fn faults(&self, moves: &mut Vec<Move>) {
+        let in_focus = |fault: &Fault| self.focus.is_empty() || self.focus.contains(&name(fault).as_str());
+        let mut add = |fault| moves.extend(Some(fault).filter(in_focus).map(Move::Fault));
+        for (m, member) in self.members.iter().enumerate() {
+            if member.alive {
+                add(Fault::Crash(m));
+                add(Fault::Suspend(m));
+            }
+            if member.alive && member.joined {
+                add(Fault::Expire(m));
+            }
+            if member.alive && !member.intake.replays().is_empty() {
+                add(Fault::Stall(m));
+            }
+        }
+        if self.partitions.iter().any(|p| p.sink.sent.iter().any(|sent| sent.begun)) {
+            add(Fault::KillSink { halfway: false });
+        }
+        if self.partitions.iter().any(|p| p.sink.may_die_halfway()) {
+            add(Fault::KillSink { halfway: true });
+        }
+        for (p, partition) in self.partitions.iter().enumerate() {
+            if partition.owner.is_some() {
+                add(Fault::Revoke(p));
+            }
+            for (t, task) in partition.tasks.iter().enumerate() {
+                if self.can_drain(task) {
+                    add(Fault::Drain(p, t));
+                }
+                let looks = matches!(task.doing, Doing::Next(Action::ReadCommitted | Action::LookAgain(_)));
+                if looks && partition.stale_logs + 1 < LOOKS_MAX {
+                    add(Fault::StaleLog(p, t));
+                }
+                let Some((buffer, _)) = task.buffer.as_ref().zip(task.position) else { continue };
+                add(Fault::LosePosition(p, t));
+                if buffer.until().is_some() && !task.paused {
+                    add(Fault::StaleEnd(p, t));
+                    if !partition.cut_short && partition.is_announced() {
+                        add(Fault::CutShort(p, t));
+                    }
+                }
+            }
+            for (i, commit) in partition.commits.iter().enumerate() {
+                if commit.waiting {
+                    add(Fault::AbandonCommit(p, i));
+                }
+                if let Some((generation, _)) = commit.stamp {
+                    let member = &self.members[commit.member];
+                    if member.joined && generation == self.generation {
+                        add(Fault::LoseCommitAnswer(p, i));
+                    } else if member.joined && member.alive && self.nobody_inserts(partition) && !partition.sink.hides()
+                    {
+                        add(Fault::Restamp(p, i));
+                    }
+                }
+            }
+            for (i, sent) in partition.sink.sent.iter().enumerate() {
+                if !sent.begun {
+                    add(Fault::DropInsert(p, i));
+                }
+                if sent.waiting.is_some() {
+                    add(Fault::AbandonInsert(p, i));
+                }
+            }
+            if self.rules.tokens && self.nobody_inserts(partition) && !partition.sink.hides() {
+                add(Fault::ForgetTokens(p));
+            }
+            if self.rules.tokens && !partition.sink.hides() && !partition.restamped && !partition.sink.sent.is_empty() {
+                add(Fault::Hide(p));
+            }
+            match &partition.committed {
+                Some(committed) if committed.offset > partition.log.low => add(Fault::DeleteRecords(p)),
+                _ => {}
+            }
+            let idle = partition.tasks.is_empty() && partition.commits.is_empty() && partition.sink.sent.is_empty();
+            if idle && partition.committed.is_some() && partition.log.low == 0 && !partition.sink.hides() {
+                add(Fault::LoseCommitted(p));
+            }
+        }
+    }
+
+    fn can_drain(&self, task: &Task) -> bool {
+        match &task.doing {
+            Doing::Awaiting | Doing::Progress { .. } => true,
+            Doing::Next(action) => {
+                matches!(
+                    action,
+                    Action::ReadCommitted
+                        | Action::LookAgain(_)
+                        | Action::ReadProgress { .. }
+                        | Action::Fill { .. }
+                        | Action::AwaitBatch
+                        | Action::Commit { announces: true, .. }
+                        | Action::ReadMarks { quiet: true, .. }
+                        | Action::ReadMarks { look: 1.., .. }
+                )
+            }
+            _ => false,
+        }
+    }
+
+    /// No insert is under way, and none may still be sent under a lease that holds.
+    fn nobody_inserts(&self, partition: &Partition) -> bool {
+        let inserts = |task: &Task| match &task.doing {
+            Doing::Sending { .. } => true,
+            Doing::Next(Action::Insert { .. } | Action::ReadMarks { .. }) | Doing::Marks { .. } => {
+                task.renewed == Some(self.members[task.member].now)
+            }
+            _ => false,
+        };
+        partition.sink.sent.is_empty() && !partition.tasks.iter().any(inserts)
+    }
+}
+
+/// The name of a kind of move or fault.
+fn name(kind: &impl std::fmt::Debug) -> String {
+    let text = format!("{kind:?}");
+    text.split(['(', ' ']).next().unwrap_or_default().to_owned()
+}
+
+impl Task {
+    fn held_bytes(&self) -> usize {
+        self.buffer.as_ref().map_or(0, Buffer::bytes) + self.frozen.iter().map(|held| held.bytes).sum::<usize>()
+    }
+}
+
+impl Partition {
+    /// The committed offset announces a batch, so its number of records is known.
+    fn is_announced(&self) -> bool {
+        let metadata =
+            self.committed.as_ref().and_then(|committed| Metadata::decode(&committed.metadata).ok().flatten());
+        metadata.is_some_and(|metadata| metadata.next.is_some())
+    }
+}

@@ -1,0 +1,394 @@
+//! The command line: what `tallyhouse` can be told to do, and the words that teach it.
+//!
+//! Must never print a secret, and never do work itself: each command calls the module that does it.
+
+mod audit;
+mod check;
+mod erase;
+mod pages;
+mod rejects;
+mod repair;
+mod report;
+mod status;
+
+use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::retention::{self, Keep, Retention};
+use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::commands::audit::AuditError;
+use crate::commands::erase::{Address, EraseError, NotAnAddress};
+use crate::commands::rejects::RejectsError;
+use crate::commands::repair::RepairError;
+use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
+use crate::kafka::observer::ANSWER_TIMEOUT;
+use crate::platform::cgroup;
+use crate::platform::output::{self, Lost};
+use crate::platform::signals;
+use crate::platform::telemetry;
+use crate::service::{self, LeftOpen, RunError};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Exit status for a command line or configuration that cannot be used (`EX_USAGE` of sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+
+/// Exit status of an audit that found violations, or of a repair that left some.
+pub const EXIT_VIOLATIONS: u8 = 2;
+
+/// Exit status of a check that failed, or of a status that has something wrong.
+pub const EXIT_WRONG: u8 = 1;
+
+/// Exit status of a command that has changed something to its end, while its output could not be written (`EX_IOERR` of sysexits.h).
+pub const EXIT_OUTPUT: u8 = 74;
+
+const MIGRATE_LEFT: &str = "statements that were done stay done; run `tallyhouse migrate` again to complete the tables";
+const CLEAN_LEFT: &str = "a constraint tallyhouse_repair_… may still stand on daily, and members cannot count its month while it does. Run \
+                          `tallyhouse repair clean` again";
+const ERASE_LEFT: &str = "rows may be blanked in one table and not in another, and what ClickHouse has begun it goes on with. Run the same \
+                          command again to complete it";
+
+/// Turns a Kafka stream of email-campaign events into exact, queryable counts in ClickHouse.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "Start with `tallyhouse check`, and with `tallyhouse config explain`."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    /// TOML file with the configuration; without it TALLYHOUSE_CONFIG, else ./tallyhouse.toml if there is one.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One setting, over the file and the environment, such as `clickhouse.database=campaigns`; may be repeated. Secrets are
+    /// refused here, as a command line shows in the process list.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Consume, count and write until SIGTERM, SIGINT, SIGHUP or SIGQUIT; a second one, a second later or more, ends it at once.
+    Run,
+    /// Create or complete the tables in ClickHouse; safe to run again, and by several at once.
+    Migrate {
+        /// Print the SQL instead; connects to nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Make the cluster form of the schema (replicated local tables, distributed reads) on this cluster.
+        #[arg(long, value_name = "NAME")]
+        cluster: Option<String>,
+        /// Remove rows of email_events once their UTC day is so many days back, or `off`: keep them. Counters stay.
+        #[arg(long, value_name = "DAYS|off")]
+        raw_ttl_days: Option<Keep>,
+        /// Remove rows of rejected_events so many days after they were written, or `off`; 30 in new tables.
+        #[arg(long, value_name = "DAYS|off")]
+        rejected_ttl_days: Option<Keep>,
+    },
+    /// Check the tables against Kafka and daily against the rows; changes nothing, may run beside the service.
+    #[command(after_help = audit::HELP)]
+    Audit(audit::Arguments),
+    /// Mend what an audit has found.
+    #[command(subcommand)]
+    Repair(repair::Command),
+    /// Blank a person's data in raw and rejected rows, with a plan first; counters stay.
+    #[command(after_help = erase::HELP)]
+    Erase(erase::Arguments),
+    /// Print what came of the campaigns: delivered, opens, clicks, bounces, unsubscribes and their rates.
+    #[command(after_help = report::HELP)]
+    Report(report::Arguments),
+    /// Look at what was no event, take it out, and play it again.
+    #[command(subcommand, after_help = rejects::HELP)]
+    Rejects(rejects::Command),
+    /// Look at everything that `run` needs before it is started, and say how to mend what is missing.
+    #[command(after_help = check::HELP)]
+    Check(check::Arguments),
+    /// Show the members, how far each partition is, and what is wrong.
+    #[command(after_help = status::HELP)]
+    Status(status::Arguments),
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a script that completes this command line in a shell.
+    #[command(after_help = pages::COMPLETIONS_HELP)]
+    Completions(pages::Completions),
+    /// Print the manual page.
+    #[command(after_help = pages::MAN_HELP)]
+    Man(pages::Man),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print each setting, its value and where it comes from, with secrets masked.
+    Explain,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// A `--set` that is not `KEY=VALUE`.
+    #[error("--set {0:?}: expected KEY=VALUE")]
+    Set(String),
+    /// The first day is after the last.
+    #[error("--since {since} is after --until {until}; give the earlier day to --since")]
+    #[expect(missing_docs, reason = "described above")]
+    Days { since: String, until: String },
+    /// An `--email` that is no address; it is not repeated.
+    #[error("--email, number {0}: {1}")]
+    Email(usize, NotAnAddress),
+    /// The reference would put the address into the audit line.
+    #[error("--reference has the address in it, and is stored; give a ticket's number or the like")]
+    Reference,
+    /// No address, or too many.
+    #[error("--email: {0} addresses; give 1 to {max} in one go", max = Address::COUNT_MAX)]
+    Emails(usize),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// ClickHouse cannot be used.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
+    /// The schema cannot be made.
+    #[error(transparent)]
+    Schema(#[from] SchemaProblem),
+    /// The service cannot run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// An audit could not be done.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// A repair was not done.
+    #[error(transparent)]
+    Repair(#[from] RepairError),
+    /// An erasure was not done, or not to its end.
+    #[error(transparent)]
+    Erase(#[from] EraseError),
+    /// Rejected records could not be looked at or replayed.
+    #[error(transparent)]
+    Rejects(#[from] RejectsError),
+    /// The report cannot be written.
+    #[error("the output: {0}")]
+    Report(#[from] serde_json::Error),
+    /// A manual page cannot be written.
+    #[error("{path}: {error}. Give a folder that exists and can be written to")]
+    #[expect(missing_docs, reason = "described above")]
+    Page { path: String, error: std::io::Error },
+    /// Signals cannot be listened to, or standard input cannot be read.
+    #[error("signals or standard input: {0}")]
+    Io(#[from] std::io::Error),
+    /// Standard output cannot be written.
+    #[error(transparent)]
+    Output(#[from] Lost),
+}
+
+impl CliError {
+    /// The exit status.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            CliError::Set(_) | CliError::Days { .. } | CliError::Config(_) => EXIT_USAGE,
+            CliError::Email(..) | CliError::Emails(_) | CliError::Reference => EXIT_USAGE,
+            CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
+            CliError::Run(RunError::ClickHouse(ClickHouseError::Config(_)) | RunError::Consumer(_)) => EXIT_USAGE,
+            CliError::Audit(AuditError::Consumer(_)) => EXIT_USAGE,
+            _ => 1,
+        }
+    }
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Done {
+    /// What is to be printed.
+    pub output: String,
+    /// The exit status.
+    pub status: u8,
+}
+
+impl From<String> for Done {
+    fn from(output: String) -> Done {
+        Done { output, status: 0 }
+    }
+}
+
+impl Done {
+    /// The exit status, and a message for standard error. `changes`: the command may have changed something, so whoever started it must
+    /// learn that its words were lost. `| head` has seen enough of the others.
+    pub fn end(&self, changes: bool, lost: Option<Lost>) -> (u8, Option<String>) {
+        match lost {
+            Some(lost) if changes => {
+                let status = if self.status == 0 { EXIT_OUTPUT } else { self.status };
+                (status, Some(format!("{lost}. The work was done to its end all the same; only its words are lost")))
+            }
+            Some(lost) if !lost.reader_gone => (EXIT_WRONG, Some(lost.to_string())),
+            _ => (self.status, None),
+        }
+    }
+}
+
+impl Cli {
+    /// Says if the command may change tables or topics. `run` does as well, but reports in its log.
+    pub fn changes_something(&self) -> bool {
+        match &self.command {
+            Command::Migrate { dry_run, .. } => !dry_run,
+            Command::Repair(command) => command.changes_something(),
+            Command::Erase(arguments) => arguments.changes_something(),
+            Command::Rejects(command) => command.changes_something(),
+            _ => false,
+        }
+    }
+
+    /// Carries the command out and gives what is to be printed.
+    ///
+    /// # Errors
+    /// Any of [`CliError`].
+    pub async fn run(self) -> Result<Done, CliError> {
+        match &self.command {
+            Command::Migrate { dry_run: false, .. } => signals::end_at_once(MIGRATE_LEFT)?,
+            Command::Repair(repair::Command::Clean { .. }) => signals::end_at_once(CLEAN_LEFT)?,
+            Command::Erase(arguments) if arguments.changes_something() => signals::end_at_once(ERASE_LEFT)?,
+            // These listen themselves, as they end in order.
+            Command::Run
+            | Command::Status(_)
+            | Command::Repair(repair::Command::Daily { .. })
+            | Command::Rejects(rejects::Command::Replay { .. }) => {}
+            _ => signals::quit_without_a_core()?,
+        }
+        let settings = self.settings;
+        match self.command {
+            Command::Run => Ok(run(settings.sources()?).await?.into()),
+            Command::Config(ConfigCommand::Explain) => Ok(settings.load()?.explain().into()),
+            Command::Migrate { dry_run, cluster, raw_ttl_days, rejected_ttl_days } => {
+                let schema = cluster.as_deref().map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
+                let keep = [(false, raw_ttl_days), (true, rejected_ttl_days)];
+                Ok(migrate(&settings.load()?.config, dry_run, &schema, keep).await?.into())
+            }
+            Command::Audit(arguments) => audit::run(&settings.load()?.config, arguments).await,
+            Command::Repair(command) => repair::run(&settings.load()?.config, command).await,
+            Command::Erase(arguments) => erase::run(&settings.load()?.config, arguments).await,
+            Command::Report(arguments) => report::run(&settings.load()?.config, arguments).await,
+            Command::Rejects(command) => rejects::run(&settings.load()?.config, command).await,
+            Command::Check(arguments) => check::run(&settings.load()?.config, arguments).await,
+            Command::Status(arguments) => status::run(&settings.load()?.config, arguments).await,
+            // These two need no configuration, so a broken one is not looked at.
+            Command::Completions(arguments) => Ok(pages::completions(&arguments)),
+            Command::Man(arguments) => pages::man(&arguments),
+        }
+    }
+}
+
+impl Settings {
+    /// The configuration that these, the environment and the file make together.
+    fn load(self) -> Result<Resolved, CliError> {
+        Ok(config::load(&self.sources()?)?)
+    }
+
+    fn sources(self) -> Result<Sources, CliError> {
+        let flags: Result<Vec<FlagValue>, CliError> = self
+            .set
+            .iter()
+            // Only the key is repeated: the value may be a secret.
+            .map(|set| set.parse().map_err(|_| CliError::Set(set.split('=').next().unwrap_or_default().to_owned())))
+            .collect();
+        let env =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        let memory_max_bytes = cgroup::memory_max_bytes();
+        Ok(Sources { file: self.config, env, flags: flags?, memory_max_bytes })
+    }
+}
+
+async fn run(sources: Sources) -> Result<String, CliError> {
+    let config = &config::load(&sources)?.config;
+    telemetry::start(&config.log);
+    config.warnings().iter().for_each(|warning| tracing::warn!("{warning}"));
+    let stop = CancellationToken::new();
+    let left_open = Arc::new(LeftOpen::default());
+    let leaving = Arc::clone(&left_open);
+    signals::end_in_order(stop.clone(), async move |signal| {
+        output::note(&format!(
+            "tallyhouse: ended by a second {signal}. {}. Nothing is lost: the next owner reads again what is not committed. It gets \
+             the partitions once this member's session has expired",
+            leaving.told()
+        ));
+    })?;
+    let reload = Arc::new(move || Some(config::load(&sources).ok()?.config));
+    let summary = service::run(config, &clickhouse_options(config), stop, left_open, reload).await?;
+    Ok(format!("{summary}\n"))
+}
+
+/// `keep`: of rejected rows or not, and for how long, where that is to be changed.
+async fn migrate(
+    config: &Config,
+    dry_run: bool,
+    schema: &Schema,
+    keep: [(bool, Option<Keep>); 2],
+) -> Result<String, CliError> {
+    let database = &config.clickhouse.database;
+    let changes = |now| {
+        let wanted = keep.iter().filter_map(|&(rejected, keep)| Some((rejected, keep?)));
+        wanted.flat_map(move |(rejected, keep)| retention::statements(schema, database, rejected, keep, now))
+    };
+    if dry_run {
+        let mut plan = schema.plan(database)?;
+        changes(None).for_each(|sql| plan.push_str(&format!("\n{sql};\n")));
+        return Ok(plan);
+    }
+    let client = Client::new(&clickhouse_options(config))?;
+    let mut report = schema.migrate(&client).await?.to_string();
+    let now = Retention::read(&client, schema).await?;
+    for sql in changes(Some(&now)) {
+        client.execute(&sql).await?;
+        report.push_str(&format!("done           {sql}\n"));
+    }
+    Ok(report)
+}
+
+fn clickhouse_options(config: &Config) -> ClickHouseOptions {
+    let from = &config.clickhouse;
+    ClickHouseOptions {
+        url: from.url.clone(),
+        user: from.user.clone(),
+        password: from.password.expose().to_owned(),
+        database: from.database.clone(),
+        ca_file: from.ca_file.as_ref().map(PathBuf::from),
+        identity: from.cert_file.as_ref().map(PathBuf::from).zip(from.key_file.as_ref().map(PathBuf::from)),
+        compression: match from.compression {
+            config::Compression::Lz4 => Compression::Lz4,
+            config::Compression::None => Compression::None,
+        },
+        query_timeout_ms: from.query_timeout_ms,
+        insert_timeout_ms: from.insert_timeout_ms,
+    }
+}
+
+/// A client that does not wait long: people wait for the answer.
+fn hurried_client(config: &Config) -> Result<Client, CliError> {
+    let mut options = clickhouse_options(config);
+    options.query_timeout_ms = options.query_timeout_ms.min(ANSWER_TIMEOUT.as_millis() as u64);
+    Ok(Client::new(&options)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_output_fails_what_changes_something_and_lets_head_see_enough() {
+        let end = |status, changes, reader_gone: Option<bool>| {
+            let lost = reader_gone.map(|reader_gone| Lost { reader_gone, reason: "gone".to_owned() });
+            let (status, told) = Done { output: String::new(), status }.end(changes, lost);
+            (status, told.is_some())
+        };
+        assert_eq!([end(0, true, None), end(2, false, None)], [(0, false), (2, false)]);
+        assert_eq!([end(0, true, Some(true)), end(2, true, Some(true))], [(EXIT_OUTPUT, true), (2, true)]);
+        assert_eq!([end(0, false, Some(true)), end(2, false, Some(true))], [(0, false), (2, false)]);
+        assert_eq!(end(0, false, Some(false)), (EXIT_WRONG, true), "a full disk");
+    }
+}

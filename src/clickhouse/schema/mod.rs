@@ -1,0 +1,402 @@
+//! The tables, as SQL in `sql/` embedded in this binary: what they are, how to apply them, how to check them.
+//!
+//! Must never change or drop a table that it did not write itself, and never run a statement that is not idempotent: a
+//! migration that was interrupted is completed by running it again.
+
+mod check;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use clickhouse::Row;
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::client::{Client, identifier};
+use super::error::ClickHouseError;
+
+/// A file of `sql/`.
+#[derive(Debug, Clone, Copy)]
+struct Migration {
+    version: u32,
+    name: &'static str,
+    sql: &'static str,
+    /// Binaries may run on it that know the migrations up to this number, or more: it is the way back after an upgrade.
+    oldest_binary: u32,
+}
+
+/// Number, path below `sql/` with the text of that file, and the oldest binary that may run on it.
+macro_rules! migration {
+    ($version:literal, $name:literal, $oldest_binary:literal) => {
+        Migration {
+            version: $version,
+            name: $name,
+            sql: include_str!(concat!("../../../sql/", $name, ".sql")),
+            oldest_binary: $oldest_binary,
+        }
+    };
+}
+
+/// Creates the database and `schema_migrations`; not recorded there.
+const SINGLE_BOOKKEEPING: Migration = migration!(0, "single/0000_bookkeeping", 0);
+const SINGLE: &[Migration] = &[
+    migration!(1, "single/0001_tables", 1),
+    migration!(2, "single/0002_views", 1),
+    migration!(3, "single/0003_erasures", 1),
+    migration!(4, "single/0004_marks", 1),
+];
+const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping", 0);
+const CLUSTER: &[Migration] = &[
+    migration!(1, "cluster/0001_tables", 1),
+    migration!(2, "cluster/0002_views", 1),
+    migration!(3, "cluster/0003_erasures", 1),
+    migration!(4, "cluster/0004_marks", 1),
+];
+
+/// The schema in one of its two forms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Schema {
+    cluster: Option<String>,
+}
+
+/// What [`Schema::migrate`] found and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Files applied now, in order.
+    pub applied: Vec<&'static str>,
+    /// Files that had been applied before.
+    pub already_applied: Vec<&'static str>,
+}
+
+/// Why the schema in the database cannot be used. The text ends with what to run.
+///
+/// `found` is the newest version recorded in `schema_migrations`; a version is the number of a file in `sql/`. A binary knows the
+/// versions whose files it carries.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[expect(missing_docs, reason = "the fields are described above, once for all variants")]
+pub enum SchemaProblem {
+    /// The question could not be asked.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
+    /// The database does not exist.
+    #[error("the database {database} does not exist. Run: tallyhouse migrate")]
+    NoDatabase { database: String },
+    /// Tables do not exist.
+    #[error("the database {database} lacks {}. Run: tallyhouse migrate", .tables.join(", "))]
+    NoTables { database: String, tables: Vec<String> },
+    /// The newest applied migration is older than this binary's.
+    #[error("the schema is at version {found}, this binary needs {needed}. Run: tallyhouse migrate")]
+    Older { found: u32, needed: u32 },
+    /// A newer binary has migrated the database, to a schema on which this one must not run.
+    #[error(
+        "the schema is at version {found}, on which only binaries run that know version {oldest}; this one knows {known}. Upgrade \
+         this binary"
+    )]
+    Newer { found: u32, oldest: u32, known: u32 },
+    /// A file differs from what was applied under its number.
+    #[error(
+        "migration {version} was applied as {applied}, but this binary has {embedded}; released files never change, so \
+         this binary, or its choice of single server or cluster, does not belong to this database. Compare with: \
+         tallyhouse migrate --dry-run"
+    )]
+    Changed { version: u32, applied: String, embedded: String },
+    /// A table is not what this binary writes to.
+    #[error(
+        "the table {table} does not fit: {}. Make it so, or rename it and run: tallyhouse migrate",
+        .differences.join("; ")
+    )]
+    Mismatch { table: String, differences: Vec<String> },
+}
+
+/// A row of `schema_migrations`.
+#[derive(Row, Deserialize)]
+struct Applied {
+    version: u32,
+    name: String,
+    checksum: String,
+}
+
+impl Schema {
+    /// MergeTree tables on one server.
+    pub fn single() -> Self {
+        Self { cluster: None }
+    }
+
+    /// Replicated tables written on one shard, and Distributed tables to read them, on the servers of the cluster
+    /// `name`, as in `system.clusters`.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::Config`] if `name` is not an [`identifier`].
+    pub fn cluster(name: &str) -> Result<Self, ClickHouseError> {
+        let name = identifier("clickhouse.cluster", name)?.to_owned();
+        Ok(Self { cluster: Some(name) })
+    }
+
+    /// The table INSERTs go to: on a cluster, rows are written to the local table of a shard.
+    pub fn insert_target(&self, table: &str) -> String {
+        match self.cluster {
+            Some(_) => format!("{table}_local"),
+            None => table.to_owned(),
+        }
+    }
+
+    /// Where ALTERs of a table of the schema go to: the table that has the rows, on every server.
+    pub fn alter_target(&self, database: &str, table: &str) -> String {
+        let table = self.insert_target(table);
+        match &self.cluster {
+            Some(cluster) => format!("{database}.{table} ON CLUSTER `{cluster}`"),
+            None => format!("{database}.{table}"),
+        }
+    }
+
+    /// All SQL that [`Self::migrate`] would run in an empty server, for people to read and review.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::Config`] if `database` is not an [`identifier`].
+    pub fn plan(&self, database: &str) -> Result<String, ClickHouseError> {
+        let database = identifier("clickhouse.database", database)?;
+        let files = [self.bookkeeping()].into_iter().chain(self.migrations());
+        let plan: Vec<_> =
+            files.map(|file| format!("-- sql/{}.sql\n{}", file.name, self.fill(file, database))).collect();
+        Ok(plan.join("\n"))
+    }
+
+    /// Creates the database and brings its tables to this binary's version. Running it again, or twice at once, is
+    /// harmless. If a table or view is missing, all files are run again.
+    ///
+    /// The user needs the grants CREATE DATABASE, CREATE TABLE, CREATE VIEW, ALTER INDEX, SELECT and INSERT on the database; CLUSTER on a
+    /// cluster.
+    ///
+    /// # Errors
+    /// [`SchemaProblem::Newer`] and [`SchemaProblem::Changed`], before any table is touched;
+    /// [`SchemaProblem::ClickHouse`] if a statement fails: then run it again.
+    pub async fn migrate(&self, client: &Client) -> Result<Report, SchemaProblem> {
+        self.run(client, self.bookkeeping()).await?;
+        let applied = self.applied(client).await?;
+        let repair =
+            !check::missing_tables(client, self).await?.is_empty() || !check::missing_views(client).await?.is_empty();
+        let mut report = Report { applied: Vec::new(), already_applied: Vec::new() };
+        for migration in self.migrations() {
+            let recorded = applied.contains(&migration.version);
+            if recorded && !repair {
+                report.already_applied.push(migration.name);
+                continue;
+            }
+            self.run(client, migration).await?;
+            if !recorded {
+                self.record(client, migration).await?;
+            }
+            report.applied.push(migration.name);
+        }
+        Ok(report)
+    }
+
+    /// Names of what only people read, the views and `erasures`, that does not exist or that the user has no right to see.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn missing_views(&self, client: &Client) -> Result<Vec<String>, ClickHouseError> {
+        check::missing_views(client).await
+    }
+
+    /// Whether this binary can write to what is in the database. Views are left out: the service does not read them, and its
+    /// user may not even see them.
+    ///
+    /// # Errors
+    /// The first [`SchemaProblem`] found.
+    pub async fn check(&self, client: &Client) -> Result<(), SchemaProblem> {
+        let database = client.database();
+        if !check::database_exists(client).await? {
+            let database = database.to_owned();
+            return Err(SchemaProblem::NoDatabase { database });
+        }
+        let tables = check::missing_tables(client, self).await?;
+        if !tables.is_empty() {
+            let database = database.to_owned();
+            return Err(SchemaProblem::NoTables { database, tables });
+        }
+        let found = self.applied(client).await?.last().copied().unwrap_or(0);
+        let needed = self.version();
+        if found < needed {
+            return Err(SchemaProblem::Older { found, needed });
+        }
+        check::tables_fit(client, self).await
+    }
+
+    /// The versions that are recorded: this binary's are unchanged, and newer ones allow it to run.
+    async fn applied(&self, client: &Client) -> Result<BTreeSet<u32>, SchemaProblem> {
+        let rows: Vec<Applied> =
+            client.query("SELECT DISTINCT version, name, checksum FROM schema_migrations").rows().await?;
+        let mut found = None;
+        for row in &rows {
+            let Some(embedded) = self.migrations().find(|file| file.version == row.version) else {
+                found = found.max(Some(row.version));
+                continue;
+            };
+            if (row.name.as_str(), &row.checksum) != (embedded.name, &embedded.checksum()) {
+                return Err(SchemaProblem::Changed {
+                    version: row.version,
+                    applied: format!("{} ({})", row.name, row.checksum),
+                    embedded: format!("{} ({})", embedded.name, embedded.checksum()),
+                });
+            }
+        }
+        if let Some(found) = found {
+            self.may_run_on(client, found).await?;
+        }
+        Ok(rows.into_iter().map(|row| row.version).collect())
+    }
+
+    /// Tells if this binary may run on a schema that a newer one has made. A table without the column was migrated by a binary that knew
+    /// no such rule.
+    async fn may_run_on(&self, client: &Client, found: u32) -> Result<(), SchemaProblem> {
+        let known = self.version();
+        let has_column = "SELECT count() FROM system.columns \
+                          WHERE database = ? AND table = 'schema_migrations' AND name = 'oldest_binary'";
+        let oldest = match client.query(has_column).bind(client.database()).scalar_u64().await? {
+            0 => found,
+            _ => {
+                let sql = "SELECT toUInt64(max(oldest_binary)) FROM schema_migrations";
+                u32::try_from(client.query(sql).scalar_u64().await?).unwrap_or(found)
+            }
+        };
+        if oldest > known {
+            return Err(SchemaProblem::Newer { found, oldest, known });
+        }
+        tracing::warn!(found, known, "the schema is newer than this binary, and allows it to run");
+        Ok(())
+    }
+
+    async fn run(&self, client: &Client, file: &Migration) -> Result<(), ClickHouseError> {
+        for statement in statements(&self.fill(file, client.database())) {
+            client.execute(&statement).await?;
+        }
+        Ok(())
+    }
+
+    async fn record(&self, client: &Client, file: &Migration) -> Result<(), ClickHouseError> {
+        let table = self.insert_target("schema_migrations");
+        let sql = format!("INSERT INTO {table} (version, name, checksum, oldest_binary) VALUES (?, ?, ?, ?)");
+        client
+            .query(&sql)
+            .bind(file.version)
+            .bind(file.name)
+            .bind(file.checksum())
+            .bind(file.oldest_binary)
+            .setting("async_insert", "0")
+            .execute()
+            .await
+    }
+
+    /// The text of a file with its placeholders filled in; both values are identifiers.
+    fn fill(&self, file: &Migration, database: &str) -> String {
+        let cluster = self.cluster.as_deref().unwrap_or_default();
+        file.sql.replace("{database}", database).replace("{cluster}", cluster)
+    }
+
+    fn bookkeeping(&self) -> &'static Migration {
+        match self.cluster {
+            Some(_) => &CLUSTER_BOOKKEEPING,
+            None => &SINGLE_BOOKKEEPING,
+        }
+    }
+
+    fn migrations(&self) -> std::slice::Iter<'static, Migration> {
+        match self.cluster {
+            Some(_) => CLUSTER.iter(),
+            None => SINGLE.iter(),
+        }
+    }
+
+    fn version(&self) -> u32 {
+        self.migrations().map(|file| file.version).max().unwrap_or(0)
+    }
+}
+
+impl Migration {
+    /// FNV-1a, 64 bits, over the file as embedded: it tells an edited file, it is no protection against malice.
+    fn checksum(&self) -> String {
+        let hash = self
+            .sql
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        format!("{hash:016x}")
+    }
+}
+
+/// The statements of a file, which each end with `;` at the end of a line; lines that start with `--` are left out.
+fn statements(sql: &str) -> Vec<String> {
+    let code: Vec<_> = sql.lines().filter(|line| !line.starts_with("--")).collect();
+    code.join("\n")
+        .split(";\n")
+        .map(|statement| statement.trim().trim_end_matches(';').to_owned())
+        .filter(|statement| !statement.is_empty())
+        .collect()
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for name in &self.already_applied {
+            writeln!(f, "already there  {name}")?;
+        }
+        for name in &self.applied {
+            writeln!(f, "applied        {name}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_is_the_sql_of_each_form() {
+        insta::assert_snapshot!("single", Schema::single().plan("campaigns").unwrap());
+        let cluster = Schema::cluster("main").unwrap();
+        insta::assert_snapshot!("cluster", cluster.plan("campaigns").unwrap());
+    }
+
+    #[test]
+    fn names_that_are_not_identifiers_never_reach_sql() {
+        for name in ["", "a-b", "a`b", "a b", "1a", "a;DROP TABLE b", "ä"] {
+            assert!(Schema::single().plan(name).is_err(), "{name}");
+            assert!(Schema::cluster(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_statement_is_idempotent_and_complete() {
+        for schema in [Schema::single(), Schema::cluster("main").unwrap()] {
+            for statement in statements(&schema.plan("campaigns").unwrap()) {
+                let idempotent = [
+                    " IF NOT EXISTS campaigns",
+                    " ADD COLUMN IF NOT EXISTS ",
+                    " ADD INDEX IF NOT EXISTS ",
+                    " MATERIALIZE INDEX ",
+                ];
+                assert!(idempotent.iter().any(|words| statement.contains(words)), "{statement}");
+                assert!(!statement.contains("{database}"), "{statement}");
+                assert!(!statement.contains("{cluster}"), "{statement}");
+                let on_cluster = statement.contains(" ON CLUSTER `main`");
+                assert_eq!(on_cluster, schema.cluster.is_some(), "{statement}");
+            }
+        }
+    }
+
+    #[test]
+    fn statements_end_at_a_semicolon_that_ends_a_line() {
+        let sql = "-- a; comment\nSELECT 'a;b';\n\n-- more\nSELECT\n  2;\n";
+        assert_eq!(statements(sql), ["SELECT 'a;b'", "SELECT\n  2"]);
+    }
+
+    #[test]
+    fn versions_count_up_without_gaps() {
+        for migrations in [SINGLE, CLUSTER] {
+            let versions: Vec<_> = migrations.iter().map(|file| file.version).collect();
+            assert_eq!(versions, (1..=migrations.len() as u32).collect::<Vec<_>>());
+            assert!(migrations.iter().all(|file| file.name.contains(&format!("/{:04}_", file.version))));
+            assert!(migrations.iter().all(|file| (1..=file.version).contains(&file.oldest_binary)));
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `daily` against the raw rows, exact while members write.
+//!
+//! Counters are written last, so at any moment there are raw rows that are rightly not counted yet. Which ones? A row of source s
+//! and month m is to be counted if its offset is before
+//!
+//! - the mark of (s, m), `max(end_offset)`, read by the same query and thus, as all reads of a table within one query, from the
+//!   same snapshot of `daily` as the counters themselves; or
+//! - the offset up to which s was finished before the query began ([`Position::finished_up_to`]): what is lost in `daily` may
+//!   have taken its mark with it.
+//!
+//! The one thing that is left is that ClickHouse takes the snapshots of two tables one after the other: rows of a batch that was
+//! written in between could be missing beside their counters. Such a difference is gone when one looks again; so a difference
+//! counts only if it is there twice, for the same counter and by the same number.
+//!
+//! Sources of another topic may have members of their own, whose committed offsets are not known here: they are compared up to
+//! their marks. Those of the same topic under an earlier topic id are finished, and compared whole.
+
+use super::finding::{Code, CounterName, Finding};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use clickhouse::Row;
+use serde::Deserialize;
+use std::time::Duration;
+use tallyhouse_core::days::Span;
+use tallyhouse_core::protocol::outlook::Position;
+
+/// How often a difference is looked at again while it changes.
+const LOOKS_MAX: u32 = 5;
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Up to where each source is to be counted, besides its marks.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    topic: String,
+    sources: Vec<String>,
+    finished: Vec<u64>,
+}
+
+impl Bounds {
+    /// From the partitions of the topic as they were before the comparison.
+    pub fn new(topic: &str, positions: &[Position]) -> Bounds {
+        Bounds {
+            topic: topic.to_owned(),
+            sources: positions.iter().map(|position| position.source.name()).collect(),
+            finished: positions.iter().map(Position::finished_up_to).collect(),
+        }
+    }
+}
+
+/// A counter that is not the number of its rows.
+#[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
+pub struct Difference {
+    /// UTC day.
+    pub day: String,
+    /// Event type.
+    pub event_type: String,
+    /// Campaign.
+    pub campaign_id: String,
+    /// Workspace.
+    pub workspace_id: String,
+    /// Source.
+    pub source: String,
+    /// Rows in `email_events`.
+    pub rows: u64,
+    /// Sum in `daily`.
+    pub total: u64,
+    all: u64,
+}
+
+impl Difference {
+    /// The counter's name.
+    pub fn counter(&self) -> CounterName {
+        CounterName {
+            day: self.day.clone(),
+            event_type: self.event_type.clone(),
+            campaign_id: self.campaign_id.clone(),
+            workspace_id: self.workspace_id.clone(),
+        }
+    }
+
+    /// As a finding.
+    pub fn finding(&self) -> Finding {
+        let Difference { day, rows, total, .. } = self;
+        let month = day.replace('-', "");
+        let message = format!(
+            "daily says {total}, email_events has {rows}. Where no offset is missing or doubled, `tallyhouse repair daily \
+             --month {}` mends it",
+            month.get(..6).unwrap_or_default()
+        );
+        let mut finding = Finding::new(Code::DailyDiffers, message).of(&self.source);
+        finding.counter = Some(self.counter());
+        (finding.rows, finding.total) = (Some(*rows), Some(*total));
+        finding
+    }
+
+    fn is_still(&self, later: &Difference) -> bool {
+        self.source == later.source
+            && self.counter() == later.counter()
+            && self.total.wrapping_sub(self.rows) == later.total.wrapping_sub(later.rows)
+    }
+}
+
+/// Counters of these days that differ: the first `limit`, and how many there are. One look, see the module.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+async fn look(
+    client: &Client,
+    span: &Span,
+    bounds: &Bounds,
+    limit: u64,
+) -> Result<(Vec<Difference>, u64), ClickHouseError> {
+    let key = "day, event_type, campaign_id, workspace_id, source";
+    let sql = format!(
+        "SELECT toString(day) AS day, toString(event_type) AS event_type, toString(campaign_id) AS campaign_id, \
+         toString(workspace_id) AS workspace_id, toString(source) AS source, rows, total, all FROM (\
+         SELECT {key}, rows, total, count() OVER () AS all FROM (\
+         SELECT {key}, sum(r) AS rows, sum(t) AS total FROM (\
+         SELECT {key}, toUInt64(0) AS r, total AS t FROM daily WHERE {counters} \
+         UNION ALL \
+         SELECT {key}, toUInt64(1), toUInt64(0) FROM (\
+         SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, source, source_offset, \
+         toYYYYMM(event_time) AS month FROM email_events WHERE {rows}) AS e \
+         LEFT JOIN (SELECT source, toYYYYMM(day) AS month, max(end_offset) AS mark FROM daily GROUP BY source, month) AS m \
+         USING (source, month) \
+         WHERE source_offset < greatest(mark, multiIf(toString(source) IN ?, toUInt64(transform(toString(source), ?, ?, 0)), \
+         startsWith(toString(source), ?), {everything}, toUInt64(0)))) \
+         GROUP BY {key} HAVING rows != total) \
+         ORDER BY {key} LIMIT {limit})",
+        counters = span.of_counters(),
+        rows = span.of_rows(),
+        everything = u64::MAX,
+    );
+    let found: Vec<Difference> = client
+        .query(&sql)
+        .setting("enable_shared_storage_snapshot_in_query", "1")
+        .bind(&bounds.sources)
+        .bind(&bounds.sources)
+        .bind(&bounds.finished)
+        .bind(format!("{}/", bounds.topic))
+        .rows()
+        .await?;
+    let all = found.first().map_or(0, |difference| difference.all);
+    Ok((found, all))
+}
+
+/// Counters of these days that differ and stay different: the first `limit`, and how many there are.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn differences(
+    client: &Client,
+    span: &Span,
+    bounds: &Bounds,
+    limit: u64,
+) -> Result<(Vec<Difference>, u64), ClickHouseError> {
+    let mut before = look(client, span, bounds, limit).await?;
+    for _ in 1..LOOKS_MAX {
+        if before.0.is_empty() {
+            break;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let mut after = look(client, span, bounds, limit).await?;
+        let listed = after.0.len();
+        after.0.retain(|later| before.0.iter().any(|earlier| earlier.is_still(later)));
+        let same = after.0.len() == listed;
+        after.1 -= (listed - after.0.len()) as u64;
+        before = after;
+        if same {
+            break;
+        }
+    }
+    Ok(before)
+}

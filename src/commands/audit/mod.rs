@@ -1,0 +1,194 @@
+//! `tallyhouse audit`: do the tables hold what Kafka gave, once, and are the counters the sums of the rows?
+//!
+//! Must never change anything, neither in ClickHouse nor in Kafka, and never join the group. It may run while members write: what
+//! is still on its way is told apart from what is wrong by the order in which things are read.
+//!
+//! - Tables first, then the committed offset: a row that was seen is then covered by an intent or by the committed offset, or
+//!   nothing covers it.
+//! - Committed offset first, then the rows before it: they are then all there, or something is missing.
+//! - `daily` against the rows: see [`counters`].
+//!
+//! ClickHouse does the work and its GROUP BY spills to disk; what comes back is limited per check, and counted beyond that.
+//! `--since` and `--until` are days of `event_time` for duplicates and counters. A record that is missing has no `event_time`, so
+//! gaps are looked for among the offsets whose Kafka timestamp lies in these days. Rejected records have no day either: they
+//! are few and sorted by offset, and are looked at whole when duplicates are searched.
+
+pub mod counters;
+mod error;
+pub mod finding;
+mod gaps;
+pub mod judge;
+mod read;
+pub mod report;
+#[cfg(test)]
+mod tests;
+
+pub use error::AuditError;
+pub use read::Reader;
+
+/// What the audit asks of ClickHouse.
+pub mod tables;
+
+use crate::clickhouse::dedup;
+use crate::clickhouse::retention::Retention;
+use crate::clickhouse::schema::Schema;
+use crate::config::Config;
+use finding::{Check, Code, Finding};
+use report::{Outcome, Report};
+use tallyhouse_core::days::{Day, Span};
+use tallyhouse_core::decode::event;
+use tallyhouse_core::protocol::outlook::Position;
+
+/// What to look at, and how much to list.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// First day.
+    pub since: Option<Day>,
+    /// Last day.
+    pub until: Option<Day>,
+    /// Most findings listed per check.
+    pub limit: usize,
+}
+
+/// Told before each step, in a word or two.
+pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
+
+/// Runs all checks.
+///
+/// # Errors
+/// [`AuditError`] if a check could not be made; there is then no report.
+pub async fn run(
+    config: &Config,
+    reader: &Reader,
+    options: &Options,
+    progress: Progress<'_>,
+) -> Result<Report, AuditError> {
+    let span = Span::new(options.since.as_ref(), options.until.as_ref());
+    let limit = options.limit;
+    progress("where each partition stands");
+    let positions = reader.positions().await?;
+    let group = &config.kafka.group_id;
+    let mut offsets = Outcome::new(Check::Offsets, format!("{} partitions", positions.len()));
+    let mut intents = Outcome::new(Check::Intents, format!("{} partitions", positions.len()));
+    for position in &positions {
+        judge::offsets(position, group).into_iter().for_each(|finding| offsets.add(finding, limit));
+        judge::intent(position).into_iter().for_each(|finding| intents.add(finding, limit));
+    }
+    progress("duplicates");
+    let duplicates = duplicates(reader, &span, limit).await?;
+    progress("gaps");
+    let retention = Retention::read(reader.client(), &Schema::single()).await?;
+    let gaps = gaps::check(reader, &positions, &span, &retention, limit).await?;
+    progress("daily against email_events");
+    let daily = daily(config, reader, &positions, &span, &retention, limit).await?;
+    progress("deduplication windows");
+    let tokens = tokens(reader, limit).await?;
+    Ok(Report {
+        database: config.clickhouse.database.clone(),
+        topic: config.kafka.topics.events.clone(),
+        topic_id: positions.first().map_or(String::new(), |position| position.log.topic_id.clone()),
+        group_id: group.clone(),
+        since: options.since.as_ref().map(|day| day.text().to_owned()),
+        until: options.until.as_ref().map(|day| day.text().to_owned()),
+        checks: vec![duplicates, gaps, daily, intents, offsets, tokens],
+    })
+}
+
+/// Checks that the rows themselves are complete and single, before `daily` is counted from those of `span`.
+///
+/// # Errors
+/// Any of [`AuditError`].
+pub async fn rows(reader: &Reader, span: &Span, limit: usize) -> Result<[Outcome; 2], AuditError> {
+    let positions = reader.positions().await?;
+    let retention = Retention::read(reader.client(), &Schema::single()).await?;
+    let gaps = gaps::check(reader, &positions, &Span::new(None, None), &retention, limit).await?;
+    Ok([duplicates(reader, span, limit).await?, gaps])
+}
+
+async fn duplicates(reader: &Reader, span: &Span, limit: usize) -> Result<Outcome, AuditError> {
+    let mut outcome = Outcome::new(Check::Duplicates, "email_events and rejected_events".to_owned());
+    let (found, all) = tables::duplicates(reader.client(), span, limit as u64).await?;
+    let listed = found.len() as u64;
+    for duplicate in found {
+        let message = format!(
+            "offset {} has {} rows in email_events and {} in rejected_events instead of one",
+            duplicate.offset, duplicate.raw, duplicate.rejected
+        );
+        let mut finding = Finding::new(Code::Duplicate, message).of(duplicate.source);
+        finding.rows = Some(duplicate.raw + duplicate.rejected);
+        outcome.add(finding.at(duplicate.offset, duplicate.offset + 1), limit);
+    }
+    outcome.violations += all - listed;
+    Ok(outcome)
+}
+
+async fn daily(
+    config: &Config,
+    reader: &Reader,
+    positions: &[Position],
+    span: &Span,
+    retention: &Retention,
+    limit: usize,
+) -> Result<Outcome, AuditError> {
+    let mut outcome = Outcome::new(Check::Daily, "per day, type, campaign, workspace and source".to_owned());
+    let (fences, stagings) = tables::leftovers(reader.client()).await?;
+    for name in fences {
+        let message = format!(
+            "daily has the constraint {name}: a repair runs now, or was interrupted, and until it is gone members cannot count \
+             the month it names. If none runs: `tallyhouse repair clean`"
+        );
+        let mut finding = Finding::new(Code::RepairLeftover, message);
+        finding.table = Some("daily".to_owned());
+        outcome.add(finding, limit);
+    }
+    for name in stagings {
+        let message = "a repair runs now, or was interrupted. If none runs: `tallyhouse repair clean`";
+        let mut finding = Finding::new(Code::RepairLeftover, message);
+        finding.table = Some(name);
+        outcome.add(finding, limit);
+    }
+    let (span, expired) = span.split_at(retention.first_kept_day().unwrap_or(event::Day(0)));
+    let (events, last_day) = tables::counted(reader.client(), &expired).await?;
+    if events > 0 {
+        let message = format!(
+            "not checked, expired: {events} events of days up to {last_day} are counted, and email_events no longer keeps their \
+             rows (migrate --raw-ttl-days)"
+        );
+        let mut finding = Finding::new(Code::ExpiredDays, message);
+        finding.total = Some(events);
+        outcome.add(finding, limit);
+    }
+    let bounds = counters::Bounds::new(&config.kafka.topics.events, positions);
+    let (found, all) = counters::differences(reader.client(), &span, &bounds, limit as u64).await?;
+    let listed = found.len() as u64;
+    found.iter().for_each(|difference| outcome.add(difference.finding(), limit));
+    outcome.violations += all - listed;
+    Ok(outcome)
+}
+
+async fn tokens(reader: &Reader, limit: usize) -> Result<Outcome, AuditError> {
+    let mut outcome = Outcome::new(Check::Tokens, "the deduplication windows of the three tables".to_owned());
+    for window in dedup::windows(reader.client()).await? {
+        let headroom_s = window.headroom_s();
+        let dedup::Window { table, blocks, recent, at_least_s } = window;
+        let code = if blocks == 0 { Code::TokenWindowOff } else { Code::TokenHeadroom };
+        let message = match (blocks, recent) {
+            (0, _) => format!(
+                "no window: a repeated insert is recognised by its marks only. ALTER TABLE {table} MODIFY SETTING \
+                 non_replicated_deduplication_window = 10000"
+            ),
+            (_, 0) => format!(
+                "a window of {blocks} blocks, none inserted in the last 5 minutes; it covers at least the last {at_least_s} s"
+            ),
+            _ => format!(
+                "a window of {blocks} blocks, {recent} inserted in the last 5 minutes; at that pace it covers {headroom_s} s, and \
+                 it covers at least the last {at_least_s} s"
+            ),
+        };
+        let mut finding = Finding::new(code, message);
+        finding.rows = Some(recent);
+        finding.table = Some(table);
+        outcome.add(finding, limit);
+    }
+    Ok(outcome)
+}

@@ -1,0 +1,152 @@
+//! What the audit asks of ClickHouse. Must never change anything: there are only SELECTs here.
+//!
+//! Everything is aggregated in ClickHouse, whose GROUP BY spills to disk; what comes back is bounded by a LIMIT.
+
+use super::judge::{BUCKET, Runs};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use clickhouse::Row;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use tallyhouse_core::days::Span;
+use tallyhouse_core::source::{OffsetRange, Table};
+
+/// One offset with more than one row.
+#[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
+pub struct Duplicate {
+    /// Where it is from.
+    pub source: String,
+    /// The offset.
+    pub offset: u64,
+    /// Rows in `email_events`.
+    pub raw: u64,
+    /// Rows in `rejected_events`.
+    pub rejected: u64,
+    all: u64,
+}
+
+/// Offsets with more than one row in `email_events` (of these days) and `rejected_events` (all of it, as rejected records
+/// have no day): the first `limit`, and how many there are.
+///
+/// Distinct offsets are counted with bitmaps per [`BUCKET`] first, which takes one bit an offset; only buckets with a surplus are
+/// looked at row by row.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn duplicates(client: &Client, span: &Span, limit: u64) -> Result<(Vec<Duplicate>, u64), ClickHouseError> {
+    let stored = format!(
+        "(SELECT source, source_offset, 1 AS is_raw FROM email_events WHERE {} \
+         UNION ALL SELECT source, source_offset, 0 FROM rejected_events)",
+        span.of_rows()
+    );
+    let buckets = format!(
+        "SELECT source, intDiv(source_offset, {BUCKET}) FROM {stored} GROUP BY ALL HAVING count() > groupBitmap(source_offset)"
+    );
+    if client.query(&format!("SELECT count() FROM ({buckets})")).scalar_u64().await? == 0 {
+        return Ok((Vec::new(), 0));
+    }
+    let sql = format!(
+        "SELECT toString(source) AS source, source_offset AS offset, countIf(is_raw = 1) AS raw, countIf(is_raw = 0) AS rejected, \
+         count() OVER () AS all \
+         FROM {stored} WHERE (source, intDiv(source_offset, {BUCKET})) IN ({buckets}) \
+         GROUP BY source, source_offset HAVING count() > 1 ORDER BY source, source_offset LIMIT {limit}"
+    );
+    let rows = client.query(&sql).rows::<Duplicate>().await?;
+    let all = rows.first().map_or(0, |row| row.all);
+    Ok((rows, all))
+}
+
+/// First offset of each source in `email_events` or `rejected_events`.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn first_offsets(client: &Client, sources: &[String]) -> Result<BTreeMap<String, u64>, ClickHouseError> {
+    let sql = "SELECT toString(source), min(first) FROM (\
+               SELECT source, min(source_offset) AS first FROM email_events WHERE source IN ? GROUP BY source \
+               UNION ALL \
+               SELECT source, min(source_offset) FROM rejected_events WHERE source IN ? GROUP BY source) GROUP BY source";
+    let rows = client.query(sql).bind(sources).bind(sources).rows::<(String, u64)>().await?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Distinct stored offsets of a source in a range, by bucket.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn stored_by_bucket(
+    client: &Client,
+    ranges: &[(String, OffsetRange)],
+) -> Result<BTreeMap<String, BTreeMap<u64, u64>>, ClickHouseError> {
+    let names: Vec<&String> = ranges.iter().map(|(name, _)| name).collect();
+    let starts: Vec<u64> = ranges.iter().map(|(_, range)| range.start).collect();
+    let ends: Vec<u64> = ranges.iter().map(|(_, range)| range.end).collect();
+    let of = |table: &str| {
+        format!(
+            "SELECT source, source_offset FROM {table} WHERE source IN ? \
+             AND source_offset >= toUInt64(transform(toString(source), ?, ?, 0)) \
+             AND source_offset < toUInt64(transform(toString(source), ?, ?, 0))"
+        )
+    };
+    let sql = format!(
+        "SELECT toString(source), intDiv(source_offset, {BUCKET}) AS bucket, groupBitmap(source_offset) \
+         FROM ({} UNION ALL {}) GROUP BY source, bucket",
+        of(Table::Raw.name()),
+        of(Table::Rejected.name())
+    );
+    let mut query = client.query(&sql);
+    for _ in 0..2 {
+        query = query.bind(&names).bind(&names).bind(&starts).bind(&names).bind(&ends);
+    }
+    let mut stored: BTreeMap<String, BTreeMap<u64, u64>> = BTreeMap::new();
+    for (source, bucket, offsets) in query.rows::<(String, u64, u64)>().await? {
+        stored.entry(source).or_default().insert(bucket, offsets);
+    }
+    Ok(stored)
+}
+
+/// The offsets of `range` (within one bucket) that no row has, as ranges.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn missing(client: &Client, source: &str, range: OffsetRange) -> Result<Vec<OffsetRange>, ClickHouseError> {
+    let OffsetRange { start, end } = range;
+    let of = |table: &str| {
+        format!(
+            "SELECT toInt64(source_offset) AS o FROM {table} \
+             WHERE source = ? AND source_offset >= {start} AND source_offset < {end}"
+        )
+    };
+    let sql = format!(
+        "SELECT toUInt64(o + 1), toUInt64(next) FROM (\
+         SELECT o, leadInFrame(o, 1, toInt64({end})) OVER (ORDER BY o ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS next \
+         FROM ({} UNION ALL {} UNION ALL SELECT toInt64({start}) - 1)) \
+         WHERE next > o + 1 ORDER BY o LIMIT {}",
+        of(Table::Raw.name()),
+        of(Table::Rejected.name()),
+        Runs::RANGES_MAX
+    );
+    let rows = client.query(&sql).bind(source).bind(source).rows::<(u64, u64)>().await?;
+    Ok(rows.into_iter().map(|(start, end)| OffsetRange { start, end }).collect())
+}
+
+/// How many events of these days are counted, and the last such day.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn counted(client: &Client, span: &Span) -> Result<(u64, String), ClickHouseError> {
+    let sql = format!("SELECT sum(total), toString(max(day)) FROM daily WHERE {}", span.of_counters());
+    Ok(client.query(&sql).rows().await?.into_iter().next().unwrap_or_default())
+}
+
+/// Names of what repairs have put up: constraints on `daily` and staging tables.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn leftovers(client: &Client) -> Result<(Vec<String>, Vec<String>), ClickHouseError> {
+    let fences = "SELECT arrayJoin(extractAll(create_table_query, 'CONSTRAINT (tallyhouse_repair_[0-9a-f]+) CHECK')) \
+                  FROM system.tables WHERE database = ? AND name = 'daily'";
+    let tables = "SELECT name FROM system.tables WHERE database = ? AND match(name, '^daily_repair_[0-9a-f]+$')";
+    let fences = client.query(fences).bind(client.database()).rows().await?;
+    let tables = client.query(tables).bind(client.database()).rows().await?;
+    Ok((fences, tables))
+}

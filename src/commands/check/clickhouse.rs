@@ -1,0 +1,117 @@
+//! ClickHouse's half of the checks. There are only questions here, and only identifiers that the client has seen.
+
+use super::{Code, Outcome, judge, with_skipped};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::dedup;
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::retention::Retention;
+use crate::clickhouse::schema::Schema;
+use crate::clickhouse::sight;
+use crate::platform::clock::unix_ms;
+use std::time::Instant;
+use tallyhouse_core::source::Table;
+
+pub(super) const CODES: [Code; 12] = [
+    Code::Clickhouse,
+    Code::ClickhouseVersion,
+    Code::Settings,
+    Code::Clock,
+    Code::Schema,
+    Code::Views,
+    Code::InsertRights,
+    Code::SelectRights,
+    Code::RowPolicies,
+    Code::OwnViews,
+    Code::DedupWindows,
+    Code::Retention,
+];
+
+/// The first question pays for the connection; the quickest of these tells the clock best.
+const CLOCK_LOOKS: usize = 4;
+
+/// Everything about ClickHouse.
+pub async fn checks(client: &Client) -> Vec<Outcome> {
+    with_skipped(made(client).await, &CODES)
+}
+
+/// The checks up to the first one without which the others cannot be made.
+async fn made(client: &Client) -> Vec<Outcome> {
+    let mut made = Vec::new();
+    let version = match client.server_query("SELECT version()").rows::<String>().await {
+        Ok(rows) => rows.into_iter().next().unwrap_or_default(),
+        Err(error) => return vec![Outcome::failed_with(Code::Clickhouse, &error.to_string())],
+    };
+    made.push(Outcome::ok(Code::Clickhouse, "answers, and lets the user in"));
+    let fails = |code, error: ClickHouseError| Outcome::failed_with(code, &error.to_string());
+    made.push(judge::version(&version));
+    made.push(match client.prove().await {
+        Ok(()) => Outcome::ok(Code::Settings, "what exactness needs can be set, and arrives"),
+        Err(error) => fails(Code::Settings, error),
+    });
+    made.push(match clock(client).await {
+        Ok((skew_ms, round_trip_ms)) => judge::clock(skew_ms, round_trip_ms),
+        Err(error) => fails(Code::Clock, error),
+    });
+    if let Err(problem) = Schema::single().check(client).await {
+        made.push(Outcome::failed_with(Code::Schema, &problem.to_string()));
+        return made;
+    }
+    made.push(Outcome::ok(Code::Schema, "the tables are this binary's"));
+    made.push(match Schema::single().missing_views(client).await {
+        Ok(missing) => judge::views(&missing),
+        Err(error) => fails(Code::Views, error),
+    });
+    let tables = Table::ALL.map(|table| format!("{}.{}", client.database(), table.name()));
+    // Where an insert's fate is unknown, a member waits there for its end.
+    let read = [&tables[..], &["system.processes".to_owned()]].concat();
+    for (code, right, tables) in
+        [(Code::InsertRights, "INSERT", &tables[..]), (Code::SelectRights, "SELECT", &read[..])]
+    {
+        let mut answers = Vec::new();
+        for table in tables {
+            let answer = has_grant(client, right, table).await;
+            answers.push((table.as_str(), answer.map_err(|error| error.to_string())));
+        }
+        made.push(judge::grants(code, right, &answers));
+    }
+    made.push(match sight::of_tables(client).await {
+        Ok(seen) => judge::sight(&seen),
+        Err(error) => fails(Code::RowPolicies, error),
+    });
+    made.push(match sight::own_views(client).await {
+        Ok(views) => judge::own_views(&views),
+        Err(error) => fails(Code::OwnViews, error),
+    });
+    made.push(match dedup::windows(client).await {
+        Ok(windows) => judge::dedup_windows(&windows),
+        Err(error) => fails(Code::DedupWindows, error),
+    });
+    made.push(match Retention::read(client, &Schema::single()).await {
+        Ok(retention) => judge::retention(&retention),
+        Err(error) => fails(Code::Retention, error),
+    });
+    made
+}
+
+/// `right` and `table` are ours, with a database that is an identifier.
+async fn has_grant(client: &Client, right: &str, table: &str) -> Result<bool, ClickHouseError> {
+    let sql = format!("CHECK GRANT {right} ON {table}");
+    let rows: Vec<u8> = client.server_query(&sql).rows().await?;
+    Ok(rows.first() == Some(&1))
+}
+
+/// How far ClickHouse's clock is ahead of ours in milliseconds, and the round trip within which that was seen.
+async fn clock(client: &Client) -> Result<(i64, u64), ClickHouseError> {
+    let mut best: Option<(i64, u64)> = None;
+    for _ in 0..CLOCK_LOOKS {
+        let (sent_ms, sent) = (unix_ms(), Instant::now());
+        let sql = "SELECT toUInt64(toUnixTimestamp64Milli(now64(3)))";
+        let server_ms = i64::try_from(client.server_query(sql).scalar_u64().await?).unwrap_or(i64::MAX);
+        let round_trip_ms = u64::try_from(sent.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if best.is_none_or(|(_, least_ms)| round_trip_ms < least_ms) {
+            let half_ms = i64::try_from(round_trip_ms / 2).unwrap_or(i64::MAX);
+            best = Some((server_ms.saturating_sub(sent_ms.saturating_add(half_ms)), round_trip_ms));
+        }
+    }
+    Ok(best.unwrap_or_default())
+}

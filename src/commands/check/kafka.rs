@@ -1,0 +1,121 @@
+//! Kafka's half of the checks. Must never wait long for brokers that are away.
+
+use super::{Code, Outcome, judge, with_skipped};
+use crate::config::{Config, GroupProtocol};
+use crate::kafka::observer::{ANSWER_TIMEOUT, dead_letter_in_words};
+use crate::kafka::{self, observer::Observer, refusal::Refusal};
+use rdkafka::error::KafkaError;
+use std::time::{Duration, Instant};
+use tallyhouse_core::protocol::LogView;
+use tallyhouse_core::source::Source;
+
+pub(super) const CODES: [Code; 9] = [
+    Code::Brokers,
+    Code::Topic,
+    Code::TopicRights,
+    Code::GroupRights,
+    Code::GroupProtocol,
+    Code::Offsets,
+    Code::Log,
+    Code::SessionTimeout,
+    Code::Memory,
+];
+
+/// How long the group may be without a coordinator.
+const COORDINATOR_TIME: Duration = Duration::from_secs(10);
+
+/// How long partitions may be asked for, in all.
+const PARTITIONS_TIME: Duration = Duration::from_secs(10);
+
+/// Everything about Kafka, on a thread that may block.
+pub async fn checks(config: &Config, observer: Observer) -> Vec<Outcome> {
+    let config = config.clone();
+    let made = tokio::task::spawn_blocking(move || made(&config, &observer)).await;
+    let failed = |error| vec![Outcome::failed_with(Code::Brokers, &format!("a call to Kafka did not end: {error}"))];
+    with_skipped(made.unwrap_or_else(failed), &CODES)
+}
+
+/// The checks up to the first one without which the others cannot be made.
+fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
+    let mut made = Vec::new();
+    let fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.in_words(error));
+    let group_fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.group_in_words(error));
+    match observer.cluster() {
+        Ok((brokers, cluster_id)) => {
+            made.push(Outcome::ok(Code::Brokers, format!("{brokers} brokers, cluster id {cluster_id}")));
+        }
+        Err(error) => return vec![fails(Code::Brokers, &error)],
+    }
+    let sources = match kafka::patiently(ANSWER_TIMEOUT, || observer.sources()) {
+        Ok(sources) => sources,
+        Err(error) => {
+            made.push(fails(Code::Topic, &error));
+            return made;
+        }
+    };
+    let id = sources.first().map_or("", |source| source.topic_id.as_str());
+    made.push(Outcome::ok(Code::Topic, format!("{} partitions, topic id {id}", sources.len())));
+    made.push(match observer.may_read_topic() {
+        Ok(may_read) => judge::topic_rights(may_read, config),
+        Err(error) => fails(Code::TopicRights, &error),
+    });
+    if let Some(dead_letter) = &config.kafka.topics.dead_letter {
+        made.push(match dead_letter_in_words(dead_letter, observer.may_write(dead_letter)) {
+            Ok(()) => Outcome::ok(Code::DeadLetter, format!("{dead_letter} is there")),
+            Err(error) => Outcome::failed_with(Code::DeadLetter, &error),
+        });
+    }
+    made.push(session_timeout(config, observer));
+    made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
+    // The first question for offsets makes the coordinator in a fresh cluster.
+    let ends = observer.ends(&sources);
+    let logs = logs(observer, &sources);
+    let group = kafka::patiently(COORDINATOR_TIME, || observer.group());
+    match logs {
+        Ok(logs) => {
+            let committed = logs.iter().filter(|(_, view)| view.committed.is_some()).count();
+            let seen = format!("may be read; {committed} of {} partitions have one", logs.len());
+            made.push(Outcome::ok(Code::Offsets, seen));
+            let stable = logs.iter().map(|(partition, view)| (*partition, view.high)).collect();
+            made.push(judge::log(&logs, &observer.held_back(&ends, &stable)));
+        }
+        // Whoever may not see the group is given no coordinator to ask, and waits in vain.
+        Err(_) if group.as_ref().is_err_and(|error| Refusal::in_answer(error).is_some()) => {
+            made.extend([Code::Offsets, Code::Log].map(|code| Outcome::skipped(code, Code::GroupRights)));
+        }
+        Err(error) => {
+            made.push(group_fails(Code::Offsets, &error));
+            made.push(Outcome::skipped(Code::Log, Code::Offsets));
+        }
+    }
+    match group {
+        Ok(group) => {
+            made.push(judge::group_rights(group.may_read, config));
+            made.push(judge::group_protocol(&group, config));
+        }
+        Err(error) => {
+            made.push(group_fails(Code::GroupRights, &error));
+            made.push(Outcome::skipped(Code::GroupProtocol, Code::GroupRights));
+        }
+    }
+    made
+}
+
+fn session_timeout(config: &Config, observer: &Observer) -> Outcome {
+    let asked = config.kafka.group_protocol == GroupProtocol::Consumer;
+    let answer = asked.then(|| observer.session_timeout_ms().map_err(|error| error.to_string()));
+    judge::session_timeout(config, answer)
+}
+
+fn logs(observer: &Observer, sources: &[Source]) -> Result<Vec<(i32, LogView)>, KafkaError> {
+    let deadline = Instant::now() + PARTITIONS_TIME;
+    let mut logs = Vec::with_capacity(sources.len());
+    for source in sources {
+        let within = deadline.saturating_duration_since(Instant::now()).min(ANSWER_TIMEOUT);
+        if within.is_zero() {
+            return Err(KafkaError::OffsetFetch(rdkafka::types::RDKafkaErrorCode::OperationTimedOut));
+        }
+        logs.push((source.partition, kafka::patiently(within, || observer.log_view(source))?));
+    }
+    Ok(logs)
+}

@@ -1,0 +1,177 @@
+//! `tallyhouse check`: everything that `run` needs, looked at before it is started.
+//!
+//! Must never change anything or join the group. Each half ends at the first thing without which the rest of it cannot be
+//! asked, and says of the rest that it was skipped; the other half is looked at all the same.
+
+mod clickhouse;
+mod judge;
+mod kafka;
+mod print;
+#[cfg(test)]
+mod tests;
+
+use crate::clickhouse::client::Client;
+use crate::commands::table;
+use crate::config::Config;
+use crate::kafka::observer::Observer;
+use serde::Serialize;
+
+/// What is looked at. A code never changes its meaning; `docs/check.md` describes each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// Settings that are allowed but should be known.
+    Configuration,
+    /// Brokers answer.
+    Brokers,
+    /// The topic exists.
+    Topic,
+    /// The topic may be read.
+    TopicRights,
+    /// The dead-letter topic exists and may be written to; only where one is configured.
+    DeadLetter,
+    /// The group may be described and read.
+    GroupRights,
+    /// The group's members share partitions out as this configuration does.
+    GroupProtocol,
+    /// Committed offsets may be read.
+    Offsets,
+    /// The log still has what was not consumed.
+    Log,
+    /// The broker's session timeout is the configured one.
+    SessionTimeout,
+    /// The memory limit fits batches and partitions.
+    Memory,
+    /// ClickHouse answers and lets the user in.
+    Clickhouse,
+    /// ClickHouse is new enough.
+    ClickhouseVersion,
+    /// The user can have the settings that exactness needs, and what is sent arrives.
+    Settings,
+    /// The tables are those that this binary writes.
+    Schema,
+    /// The views for people exist.
+    Views,
+    /// The user may INSERT into the tables.
+    InsertRights,
+    /// The user may SELECT from the tables.
+    SelectRights,
+    /// The user sees every row.
+    RowPolicies,
+    /// Materialized views of the users' own are on the tables.
+    OwnViews,
+    /// Repeated inserts are recognised.
+    DedupWindows,
+    /// How long rows are kept.
+    Retention,
+    /// The clocks agree.
+    Clock,
+}
+
+/// What a check came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// As it should be.
+    Ok,
+    /// `run` works, and something should be known or mended.
+    Warning,
+    /// `run` does not work, or not well.
+    Failed,
+    /// Not looked at, because an earlier check failed.
+    Skipped,
+}
+
+/// One check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// What was looked at.
+    pub code: Code,
+    /// What it came to.
+    pub status: State,
+    /// What was seen.
+    pub seen: String,
+    /// What to do; of warnings and failures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+/// All checks.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// `kafka.brokers`.
+    pub brokers: String,
+    /// `clickhouse.url`, which never holds credentials.
+    pub url: String,
+    /// ClickHouse database.
+    pub database: String,
+    /// Topic.
+    pub topic: String,
+    /// Consumer group.
+    pub group_id: String,
+    /// One of each code, in their order.
+    pub checks: Vec<Outcome>,
+}
+
+impl Outcome {
+    fn ok(code: Code, seen: impl Into<String>) -> Outcome {
+        Outcome { code, status: State::Ok, seen: seen.into(), fix: None }
+    }
+
+    fn warning(code: Code, seen: impl Into<String>, fix: impl Into<String>) -> Outcome {
+        Outcome { code, status: State::Warning, seen: seen.into(), fix: Some(fix.into()) }
+    }
+
+    fn failed(code: Code, seen: impl Into<String>, fix: impl Into<String>) -> Outcome {
+        Outcome { status: State::Failed, ..Outcome::warning(code, seen, fix) }
+    }
+
+    /// An error whose text says what to do as well, as those of ClickHouse do: `what. What to do`.
+    fn failed_with(code: Code, error: &str) -> Outcome {
+        match error.rsplit_once(". ") {
+            Some((seen, fix)) => Outcome::failed(code, seen, fix),
+            None => Outcome::failed(code, error, format!("see {} in docs/check.md", table::word(code))),
+        }
+    }
+
+    fn skipped(code: Code, because: Code) -> Outcome {
+        let seen = format!("not looked at, as {} failed", table::word(because));
+        Outcome { code, status: State::Skipped, seen, fix: None }
+    }
+}
+
+impl Report {
+    /// Number of checks that failed.
+    pub fn failed(&self) -> usize {
+        self.count(State::Failed)
+    }
+
+    fn count(&self, status: State) -> usize {
+        self.checks.iter().filter(|check| check.status == status).count()
+    }
+}
+
+/// Makes all checks. `observer` and `client` should have short time limits.
+pub async fn run(config: &Config, observer: Observer, client: &Client) -> Report {
+    let (mut checks, of_clickhouse) = tokio::join!(kafka::checks(config, observer), clickhouse::checks(client));
+    checks.extend(of_clickhouse);
+    checks.push(judge::configuration(&config.warnings()));
+    checks.sort_by_key(|check| check.code);
+    Report {
+        brokers: config.kafka.brokers.clone(),
+        url: config.clickhouse.url.clone(),
+        database: config.clickhouse.database.clone(),
+        topic: config.kafka.topics.events.clone(),
+        group_id: config.kafka.group_id.clone(),
+        checks,
+    }
+}
+
+/// The checks that were made, and of `all` the others as skipped: the last one made has failed.
+fn with_skipped(mut made: Vec<Outcome>, all: &[Code]) -> Vec<Outcome> {
+    let Some(because) = made.last().map(|outcome| outcome.code) else { return made };
+    let missing = all.iter().filter(|code| !made.iter().any(|outcome| outcome.code == **code));
+    let skipped: Vec<_> = missing.map(|&code| Outcome::skipped(code, because)).collect();
+    made.extend(skipped);
+    made
+}

@@ -1,0 +1,129 @@
+//! What is made of what was seen, and what a check looks like.
+
+use super::{Code, Outcome, Report, State, clickhouse, judge, kafka, with_skipped};
+use crate::commands::table;
+use crate::config::{self, Sources};
+use crate::kafka::held_back::HeldBack;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tallyhouse_core::protocol::intent::Metadata;
+use tallyhouse_core::protocol::{Committed, LogView};
+
+fn view(committed: Option<&str>, offset: u64, low: u64, high: u64) -> LogView {
+    let committed = committed.map(|metadata| Committed { offset, metadata: metadata.as_bytes().to_vec() });
+    LogView { committed, topic_id: "id".into(), cluster_id: String::new(), low, high }
+}
+
+#[test]
+fn a_version_is_compared_by_numbers() {
+    let status = |version: &str| judge::version(version).status;
+    assert_eq!(
+        ["26.2.1.1", "26.10.1", "27.1", "26.1.9", "9.9", "x"].map(status),
+        [State::Ok, State::Ok, State::Ok, State::Failed, State::Failed, State::Warning]
+    );
+}
+
+#[test]
+fn a_clock_warns_above_two_seconds_and_fails_above_a_minute() {
+    let status = |skew_ms| judge::clock(skew_ms, 3).status;
+    assert_eq!([0, 2_000, -2_000].map(status), [State::Ok; 3]);
+    assert_eq!([2_001, -60_000].map(status), [State::Warning; 2]);
+    assert_eq!([60_001, -60_001, i64::MIN].map(status), [State::Failed; 3]);
+}
+
+#[test]
+fn memory_warns_where_batches_or_partitions_pause_consumption() {
+    let mib = |count: usize| count << 20;
+    let status = |limit, batch, partitions| judge::memory(mib(limit), mib(batch), partitions).status;
+    // The defaults, with many partitions and with too many.
+    assert_eq!([status(512, 128, 4), status(512, 128, 255)], [State::Ok; 2]);
+    assert_eq!([status(512, 128, 256), status(512, 129, 4)], [State::Warning; 2]);
+    assert_eq!(status(64, 16, 0), State::Ok);
+}
+
+#[test]
+fn the_log_fails_where_run_stops_whatever_the_tables_have() {
+    let ours = Metadata { topic_id: "id".into(), ..Metadata::default() }.encode();
+    let of = |committed, offset, low, high| judge::log(&[(3, view(committed, offset, low, high))], &BTreeMap::new());
+    let fine = of(Some(&ours), 40, 10, 100);
+    assert_eq!((fine.status, fine.seen.as_str()), (State::Ok, "90 offsets kept, 60 of them not committed"));
+    assert_eq!(of(None, 0, 10, 100).status, State::Ok);
+    let ahead = of(Some(&ours), 101, 10, 100);
+    assert!(ahead.fix.as_ref().is_some_and(|fix| fix.contains("docs/stops/ahead_of_log.md")), "{ahead:?}");
+    let foreign = of(Some("somebody else's"), 40, 10, 100);
+    assert!(foreign.status == State::Failed && foreign.seen.starts_with("partition 3 stops"), "{foreign:?}");
+    // The tables may have what the log has lost.
+    assert_eq!(of(Some(&ours), 5, 10, 100).status, State::Warning);
+    let open = |seconds| {
+        let held_back = HeldBack { offsets: 7, open_for: Some(Duration::from_secs(seconds)) };
+        judge::log(&[(3, view(Some(&ours), 40, 10, 100))], &[(3, held_back)].into())
+    };
+    assert_eq!((open(59).status, open(60).status), (State::Ok, State::Warning));
+    assert!(open(59).seen.ends_with("; 7 more behind open transactions"), "{:?}", open(59));
+}
+
+#[test]
+fn a_right_that_is_refused_is_granted_by_name() {
+    let of = |answers: &[_]| judge::grants(Code::InsertRights, "INSERT", answers);
+    assert_eq!(of(&[("daily", Ok(true))]).status, State::Ok);
+    let refused =
+        of(&[("email_events", Ok(true)), ("campaigns.daily", Ok(false)), ("rejected_events", Err("?".into()))]);
+    assert_eq!(refused.status, State::Failed);
+    assert_eq!(refused.fix.unwrap(), "GRANT INSERT ON campaigns.daily TO the user of clickhouse.user");
+    assert_eq!(of(&[("daily", Err("old".into()))]).status, State::Warning);
+    let config =
+        config::load(&Sources { flags: vec!["kafka.group_id=writers".parse().unwrap()], ..Sources::default() });
+    let config = config.unwrap().config;
+    let rights = |may_read| judge::group_rights(may_read, &config).status;
+    assert_eq!([Some(true), Some(false), None].map(rights), [State::Ok, State::Failed, State::Warning]);
+    let fix = judge::group_rights(Some(false), &config).fix.unwrap();
+    assert!(fix.contains("kafka-acls.sh") && fix.ends_with("--operation Read --group writers"), "{fix}");
+}
+
+#[test]
+fn what_comes_after_a_failure_is_skipped_and_says_so() {
+    let made = vec![Outcome::ok(Code::Brokers, "1"), Outcome::failed_with(Code::Topic, "it is not there. Create it")];
+    let all = with_skipped(made, &[Code::Brokers, Code::Topic, Code::Log]);
+    assert_eq!(all[1].fix.as_deref(), Some("Create it"));
+    assert_eq!((all.len(), &all[2]), (3, &Outcome::skipped(Code::Log, Code::Topic)));
+    assert_eq!(all[2].seen, "not looked at, as topic failed");
+}
+
+#[test]
+fn each_code_has_its_place_in_the_documents() {
+    let page = include_str!("../../../docs/check.md");
+    let rows: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next()).collect();
+    let codes = [&[Code::Configuration][..], &kafka::CODES, &clickhouse::CODES].concat();
+    for code in codes {
+        let word = format!("`{}`", table::word(code));
+        assert!(rows.iter().any(|row| row.split(", ").any(|told| told == word)), "docs/check.md lacks {word}");
+        let untold = Outcome::failed_with(code, "no end");
+        assert_eq!(untold.fix.unwrap(), format!("see {} in docs/check.md", word.trim_matches('`')));
+    }
+}
+
+fn report() -> Report {
+    Report {
+        brokers: "kafka:9092".into(),
+        url: "http://clickhouse:8123".into(),
+        database: "campaigns".into(),
+        topic: "events".into(),
+        group_id: "writers".into(),
+        checks: vec![
+            Outcome::ok(Code::Brokers, "3 brokers, cluster id x"),
+            judge::views(&["campaign_daily".to_owned()]),
+            judge::version("24.8.1"),
+            Outcome::skipped(Code::Clock, Code::Clickhouse),
+        ],
+    }
+}
+
+#[test]
+fn the_table_for_people() {
+    insta::assert_snapshot!("check_table", report().table());
+}
+
+#[test]
+fn the_json_for_machines() {
+    insta::assert_snapshot!("check_json", report().json().unwrap());
+}

@@ -1,0 +1,103 @@
+//! `tallyhouse erase`: takes a person's data out of raw and rejected rows, and leaves the counters as they are.
+//!
+//! ```text
+//!  find (the plan) ─► note "begun" ─► blank by offsets ─► find again ─► note "done"
+//! ```
+//!
+//! **Rows are blanked, not deleted.** `(source, source_offset)` of each row is what proves that nothing is lost or doubled; the
+//! marks, `audit` and `repair daily` count rows. Deleted ones would read as losses, and a repair would take them from the
+//! counters. What is left of a row (campaign, type, second, offset) names nobody.
+//!
+//! **The address goes to ClickHouse as data of a temporary table and never in a statement.** Statements, and the parameters of
+//! statements, are written into the server's log, `system.query_log` and `system.processes`; a mutation is kept in
+//! `system.mutations`, on disk and in ZooKeeper with its literals. So rows are found by a SELECT against that table, and blanked by
+//! their offsets.
+//!
+//! It may be cut short anywhere and run again: what was blanked is not found any more, and a mutation that was sent goes on by
+//! itself. Must never print, log or store an address, nor anything made of one.
+
+mod address;
+mod plan;
+mod print;
+mod tables;
+
+pub use address::{Address, NotAnAddress};
+pub use print::Summary;
+
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::platform::failpoint;
+use plan::Plan;
+use tables::{Line, State, Tables};
+
+/// What is to be erased, and how.
+#[derive(Debug)]
+pub struct Options {
+    /// Whose data; each spelling is searched.
+    pub addresses: Vec<Address>,
+    /// Carry it out; without it nothing is changed.
+    pub carry_out: bool,
+    /// Ticket or the like, for the audit line.
+    pub reference: String,
+}
+
+/// Told what is done, in lines for people.
+pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
+
+/// Why an erasure was not done, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum EraseError {
+    /// The tables are not those of this binary.
+    #[error(transparent)]
+    Schema(#[from] SchemaProblem),
+    /// Nothing was changed yet.
+    #[error("{0}. Nothing was changed")]
+    Looking(ClickHouseError),
+    /// Rows may have been blanked.
+    #[error(
+        "{0}. Rows may be blanked already, and what was sent to ClickHouse goes on by itself (system.mutations). Run the same \
+         command again: it finds what is left"
+    )]
+    Blanking(ClickHouseError),
+}
+
+/// Finds a person's rows and, if asked to, blanks them.
+///
+/// # Errors
+/// Any of [`EraseError`]; whatever was done stays done.
+pub async fn run(client: &Client, schema: &Schema, options: &Options, say: Say<'_>) -> Result<Summary, EraseError> {
+    schema.check(client).await?;
+    let tables = Tables::new(client, schema, address::pattern(&options.addresses));
+    say("looking for rows; ClickHouse reads the texts of both tables");
+    let plan = tables.find().await.map_err(EraseError::Looking)?;
+    let counts = plan.counts();
+    let mut summary = Summary { counts, carried_out: false, left: None, reference: options.reference.clone() };
+    say(&summary.plan_text());
+    if !options.carry_out {
+        return Ok(summary);
+    }
+    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    let note = |state, left| Line { id, state, reference: &options.reference, counts: summary.counts.clone(), left };
+    if !plan.is_empty() {
+        tables.write(&note(State::Begun, 0)).await.map_err(EraseError::Looking)?;
+        failpoint::hit("erase_begun");
+        blank(&tables, &plan, say).await.map_err(EraseError::Blanking)?;
+    }
+    say("looking again");
+    let left = tables.find().await.map_err(EraseError::Blanking)?.rows();
+    tables.write(&note(State::Done, left)).await.map_err(EraseError::Blanking)?;
+    (summary.carried_out, summary.left) = (true, Some(left));
+    let print::Counts { events, mentions, rejects, .. } = summary.counts;
+    tracing::info!(erasure_id = %id, reference = options.reference, events, mentions, rejects, rows_left = left, "erased");
+    Ok(summary)
+}
+
+async fn blank(tables: &Tables<'_>, plan: &Plan, say: Say<'_>) -> Result<(), ClickHouseError> {
+    for part in plan.parts() {
+        say(&format!("blanking {} rows of {}", part.rows(), part.what.table()));
+        tables.blank(&part, say).await?;
+        failpoint::hit("erase_part_blanked");
+    }
+    Ok(())
+}

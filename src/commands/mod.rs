@@ -1,0 +1,10 @@
+//! The commands that look at a deployment and mend it. `tallyhouse run` is [`crate::service`].
+
+pub mod audit;
+pub mod check;
+pub mod erase;
+pub mod rejects;
+pub mod repair;
+pub mod report;
+pub mod status;
+mod table;

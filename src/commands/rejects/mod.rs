@@ -1,0 +1,217 @@
+//! `tallyhouse rejects`: what was no event, looked at, taken out, and played again.
+//!
+//! Must never put a value into SQL but by binding it, never let bytes from outside move a terminal's cursor, and never make an
+//! event of a row twice ([`replay`]).
+
+mod candidates;
+mod export;
+mod ledger;
+mod plan;
+mod print;
+mod read;
+pub mod replay;
+mod transactions;
+
+pub use export::line;
+pub use ledger::{Ledger, Replayed};
+pub use print::{Count, Counts, Listing, Shown};
+pub use read::{Pages, counts, newest, one};
+
+use crate::clickhouse::error::ClickHouseError;
+use bytes::Bytes;
+use rdkafka::error::KafkaError;
+use std::fmt;
+use std::str::FromStr;
+use tallyhouse_core::decode::reject::Reason;
+use tallyhouse_core::decode::time;
+
+/// Where a rejected record stands: what names a row of `rejected_events`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    /// The row's `source`: `topic/partition@topic_id`.
+    pub source: String,
+    /// The row's `source_offset`.
+    pub offset: u64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.source, self.offset)
+    }
+}
+
+impl FromStr for Origin {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Origin, ()> {
+        let (source, offset) = text.rsplit_once(':').ok_or(())?;
+        let offset = offset.parse().map_err(|_| ())?;
+        if source.is_empty() { Err(()) } else { Ok(Origin { source: source.to_owned(), offset }) }
+    }
+}
+
+impl Origin {
+    /// Topic and partition; `None` where the source is not written as this program writes it.
+    pub fn topic_and_partition(&self) -> Option<(&str, i32)> {
+        let (topic, rest) = self.source.rsplit_once('/')?;
+        // A topic id has no slash, and neither has a topic's name.
+        Some((topic, rest.split('@').next()?.parse().ok()?))
+    }
+}
+
+/// A row of `rejected_events`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Which.
+    pub origin: Origin,
+    /// The record's timestamp in milliseconds since 1970, if it had one.
+    pub timestamp_ms: Option<i64>,
+    /// Why it was rejected; a word of [`Reason::code`], of whichever version wrote the row.
+    pub reason: String,
+    /// What the decoder said.
+    pub error: String,
+    /// The record's key; empty where it had none.
+    pub key: Bytes,
+    /// The record's value; `None` for a tombstone.
+    pub payload: Option<Bytes>,
+}
+
+/// A moment, in milliseconds since 1970-01-01 UTC: written `2026-11-24` or `2026-11-24T06:30:00`, with an offset if it is not UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub i64);
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Moment, String> {
+        let midnight = format!("{text}T00:00:00");
+        let seconds = time::parse(if text.len() == 10 { &midnight } else { text });
+        let seconds =
+            seconds.map_err(|_| format!("{text:?} is not a time; write 2026-11-24 or 2026-11-24T06:30:00Z"))?;
+        Ok(Moment(i64::from(seconds) * 1_000))
+    }
+}
+
+/// A source or, without a topic id, all sources of that name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceName(pub String);
+
+impl FromStr for SourceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SourceName, String> {
+        let origin = Origin { source: text.to_owned(), offset: 0 };
+        let written = origin.topic_and_partition().filter(|(topic, partition)| !topic.is_empty() && *partition >= 0);
+        let wrong = || format!("{text:?} is not a source; write topic/partition or topic/partition@topic-id");
+        written.map(|_| SourceName(text.to_owned())).ok_or_else(wrong)
+    }
+}
+
+/// Which rows; all where nothing is given.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Rejected for one of these reasons.
+    pub reasons: Vec<Reason>,
+    /// Of this source.
+    pub source: Option<SourceName>,
+    /// With a Kafka timestamp from this moment on.
+    pub since: Option<Moment>,
+    /// With a Kafka timestamp before this moment.
+    pub until: Option<Moment>,
+    /// No more than so many.
+    pub limit: Option<u64>,
+}
+
+/// The reason of a code.
+///
+/// # Errors
+/// There is none of that name; the text lists them.
+pub fn reason(code: &str) -> Result<Reason, String> {
+    let all = || Reason::ALL.map(Reason::code).join(", ");
+    Reason::ALL.into_iter().find(|reason| reason.code() == code).ok_or_else(|| format!("{code:?} is none of {}", all()))
+}
+
+/// Why rejected records could not be looked at or replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum RejectsError {
+    /// ClickHouse cannot be asked.
+    #[error(transparent)]
+    ClickHouse(#[from] ClickHouseError),
+    /// No such row.
+    #[error(
+        "rejected_events has no row of {0}. Rows are kept for 30 days, or as long as `migrate --rejected-ttl-days` says; `tallyhouse rejects list` shows which there are"
+    )]
+    NoRow(Origin),
+    /// More than one topic id.
+    #[error("there are several of that name, of topics that were deleted and made again. Name one: {}", .0.join(", "))]
+    Several(Vec<String>),
+    /// Kafka refuses or is away.
+    #[error("kafka: {doing}: {error}. {remedy}")]
+    #[expect(missing_docs, reason = "told in its text")]
+    Kafka { doing: &'static str, error: KafkaError, remedy: &'static str },
+    /// The ledger cannot be relied on.
+    #[error("the topic {topic}, in which replays are noted, {what}. {remedy}")]
+    #[expect(missing_docs, reason = "told in its text")]
+    Ledger { topic: String, what: String, remedy: &'static str },
+    /// The event topic does not exist.
+    #[error("the topic {0} does not exist. Create it, or set kafka.topics.events")]
+    NoTopic(String),
+    /// Another replay runs.
+    #[error(
+        "another replay has taken over, or this one stood still for so long that Kafka gave it up: it is shut out. What it had \
+         committed counts, what it had under way counts once or not at all. Run it again, when no other one runs: what is replayed \
+         is not replayed again"
+    )]
+    Fenced,
+    /// Whether the last transaction was committed is not known.
+    #[error(
+        "it is not known whether the last transaction was committed: {0}. Run it again: what was committed is found in the \
+         ledger and not replayed again"
+    )]
+    Unknown(KafkaError),
+    /// A transaction failed and counts nothing.
+    #[error(
+        "kafka refused the records or did not answer: {0}. The transaction was given up and counts nothing; what was committed \
+         before counts. Mend the cause and run it again"
+    )]
+    Aborted(KafkaError),
+    /// The given lines cannot be read.
+    #[error("{path}: {error}")]
+    #[expect(missing_docs, reason = "told in its text")]
+    File { path: String, error: std::io::Error },
+    /// A line is no line of an export.
+    #[error("line {line}: {what}. Nothing of this line or any after it was replayed; mend it and run it again")]
+    #[expect(missing_docs, reason = "told in its text")]
+    Line { line: u64, what: String },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_read_as_it_is_written() {
+        for source in ["campaign.event_tracking/3@kq3vX0-_aaaaaaaaaaaaaa", "t/0"] {
+            let origin = Origin { source: source.to_owned(), offset: u64::MAX };
+            assert_eq!(origin.to_string().parse(), Ok(origin.clone()));
+            assert_eq!(origin.topic_and_partition().unwrap().1, if source == "t/0" { 0 } else { 3 });
+        }
+        for text in ["", "t/0", ":1", "t/0:", "t/0:x", "t/0:-1"] {
+            assert_eq!(text.parse::<Origin>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_and_sources_are_checked() {
+        assert_eq!("1970-01-02".parse(), Ok(Moment(86_400_000)));
+        assert_eq!("1970-01-01T01:00:00+01:00".parse(), Ok(Moment(0)));
+        for text in ["yesterday", "2026-13-01", "2026-11-24T"] {
+            assert!(text.parse::<Moment>().is_err(), "{text}");
+        }
+        for text in ["", "t", "t/", "/0", "t/x", "t/-1", "t/0' OR 1"] {
+            assert!(text.parse::<SourceName>().is_err(), "{text}");
+        }
+        assert_eq!(reason("bad_uuid"), Ok(Reason::BadUuid));
+        assert!(reason("bad").unwrap_err().contains("time_implausible"));
+    }
+}

@@ -1,0 +1,284 @@
+//! Rejected records for people and for machines. Names in JSON are stable: names are added, never changed.
+
+use super::{Filter, Ledger, Rejected, RejectsError, Replayed, read};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use crate::commands::table::{self, utc_text};
+use comfy_table::ContentArrangement;
+use serde::Serialize;
+use std::fmt::Write as _;
+use tallyhouse_core::decode::{TimeBounds, decode};
+
+/// Characters of a payload in a table.
+const CELL_CHARS: usize = 60;
+/// Offsets that are asked for at once.
+const OFFSETS: usize = 5_000;
+
+/// Some rows.
+pub struct Listing {
+    /// The rows, with only the beginning of each payload, and its whole length.
+    pub rows: Vec<(Rejected, u64)>,
+    /// What was replayed, or why that is not known.
+    pub ledger: Result<Ledger, RejectsError>,
+}
+
+#[derive(Serialize)]
+struct ListedRow<'a> {
+    source: &'a str,
+    source_offset: u64,
+    kafka_timestamp: Option<String>,
+    reason: &'a str,
+    error: &'a str,
+    payload_bytes: u64,
+    payload_excerpt: String,
+    replayed: Option<Replayed>,
+}
+
+#[derive(Serialize)]
+struct Json<T: Serialize> {
+    version: u32,
+    /// Null where the ledger could be read.
+    ledger_error: Option<String>,
+    rows: Vec<T>,
+}
+
+fn json<T: Serialize>(rows: Vec<T>, ledger: Option<&RejectsError>) -> serde_json::Result<String> {
+    let json = Json { version: 1, ledger_error: ledger.map(ToString::to_string), rows };
+    Ok(serde_json::to_string_pretty(&json)? + "\n")
+}
+
+impl Listing {
+    fn replayed(&self, row: &Rejected) -> Option<Replayed> {
+        self.ledger.as_ref().ok()?.get(&row.origin)
+    }
+
+    /// The JSON document, with a line end.
+    ///
+    /// # Errors
+    /// Never in practice: all keys are text.
+    pub fn json(&self) -> serde_json::Result<String> {
+        let listed = self.rows.iter().map(|(row, payload_bytes)| ListedRow {
+            source: &row.origin.source,
+            source_offset: row.origin.offset,
+            kafka_timestamp: row.timestamp_ms.map(utc_text),
+            reason: &row.reason,
+            error: &row.error,
+            payload_bytes: *payload_bytes,
+            payload_excerpt: String::from_utf8_lossy(row.payload.as_deref().unwrap_or_default()).into_owned(),
+            replayed: self.replayed(row),
+        });
+        json(listed.collect(), self.ledger.as_ref().err())
+    }
+
+    /// The table for people.
+    pub fn table(&self) -> String {
+        if self.rows.is_empty() {
+            return "no rejected records\n".to_owned();
+        }
+        let mut rows = table::new(&["source", "offset", "kafka timestamp", "reason", "error", "payload", "replayed"]);
+        // A source cut in two cannot be copied: the table is as wide as it is.
+        rows.set_content_arrangement(ContentArrangement::Disabled);
+        for (row, payload_bytes) in &self.rows {
+            rows.add_row([
+                one_line(row.origin.source.as_bytes(), usize::MAX),
+                row.origin.offset.to_string(),
+                row.timestamp_ms.map_or("-".to_owned(), utc_text),
+                one_line(row.reason.as_bytes(), CELL_CHARS),
+                one_line(row.error.as_bytes(), CELL_CHARS),
+                match &row.payload {
+                    Some(payload) => format!("{} ({payload_bytes} bytes)", one_line(payload, CELL_CHARS)),
+                    None => "none".to_owned(),
+                },
+                self.replayed(row).map_or("-".to_owned(), |replayed| place(&replayed)),
+            ]);
+        }
+        format!("{rows}\n{}", unknown_replays(self.ledger.as_ref().err()))
+    }
+}
+
+fn place(replayed: &Replayed) -> String {
+    let fixed = if replayed.fixed { ", fixed" } else { "" };
+    format!("{}:{}{fixed}", replayed.partition, replayed.offset)
+}
+
+fn unknown_replays(error: Option<&RejectsError>) -> String {
+    error.map_or_else(String::new, |error| format!("\nWhat was replayed is not known: {error}\n"))
+}
+
+/// Text from outside on one line, without anything that moves a cursor or turns the direction of writing.
+fn one_line(bytes: &[u8], chars_max: usize) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let mut line: String =
+        text.chars().take(chars_max).map(|c| if table::is_odd(c) { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(chars_max).is_some() {
+        line.push('…');
+    }
+    line
+}
+
+/// The rows of one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// The reason.
+    pub reason: String,
+    /// How many.
+    pub rows: u64,
+    /// Of these, how many were replayed; `None` where that is not known.
+    pub replayed: Option<u64>,
+    /// Of how many sources.
+    pub sources: u64,
+    /// Earliest Kafka timestamp, in milliseconds since 1970.
+    pub first_ms: i64,
+    /// Latest Kafka timestamp.
+    pub last_ms: i64,
+}
+
+/// The rows by reason.
+pub struct Counts {
+    counts: Vec<Count>,
+    error: Option<RejectsError>,
+}
+
+impl Counts {
+    /// Counts the rows of a filter, and what of them was replayed.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn new(
+        client: &Client,
+        filter: &Filter,
+        ledger: Result<Ledger, RejectsError>,
+    ) -> Result<Counts, ClickHouseError> {
+        let mut counts = read::counts(client, filter).await?;
+        let ledger = match ledger {
+            Ok(ledger) => ledger,
+            Err(error) => return Ok(Counts { counts, error: Some(error) }),
+        };
+        counts.iter_mut().for_each(|count| count.replayed = Some(0));
+        for (source, offsets) in ledger.by_source() {
+            let offsets: Vec<u64> = offsets.collect();
+            for offsets in offsets.chunks(OFFSETS) {
+                for (reason, rows) in read::counts_among(client, filter, source, offsets.to_vec()).await? {
+                    let replayed = counts.iter_mut().find(|count| count.reason == reason);
+                    if let Some(Count { replayed: Some(replayed), .. }) = replayed {
+                        *replayed += rows;
+                    }
+                }
+            }
+        }
+        Ok(Counts { counts, error: None })
+    }
+
+    /// The JSON document, with a line end.
+    ///
+    /// # Errors
+    /// Never in practice: all keys are text.
+    pub fn json(self) -> serde_json::Result<String> {
+        json(self.counts, self.error.as_ref())
+    }
+
+    /// The table for people.
+    pub fn table(&self) -> String {
+        if self.counts.is_empty() {
+            return "no rejected records\n".to_owned();
+        }
+        let mut rows = table::new(&["reason", "rows", "replayed", "sources", "first", "last"]);
+        for count in &self.counts {
+            rows.add_row([
+                one_line(count.reason.as_bytes(), CELL_CHARS),
+                count.rows.to_string(),
+                count.replayed.map_or("?".to_owned(), |replayed| replayed.to_string()),
+                count.sources.to_string(),
+                utc_text(count.first_ms),
+                utc_text(count.last_ms),
+            ]);
+        }
+        let total: u64 = self.counts.iter().map(|count| count.rows).sum();
+        format!("{rows}\n{total} rows\n{}", unknown_replays(self.error.as_ref()))
+    }
+}
+
+/// One row, with what this version makes of it.
+pub struct Shown {
+    /// The row.
+    pub row: Rejected,
+    /// Which event times are believed.
+    pub bounds: TimeBounds,
+    /// What was replayed, or why that is not known.
+    pub ledger: Result<Ledger, RejectsError>,
+}
+
+impl Shown {
+    /// Everything about it, with its exact bytes.
+    pub fn text(&self) -> String {
+        let Rejected { origin, timestamp_ms, reason, error, key, payload } = &self.row;
+        let judged = match decode(payload.as_deref(), *timestamp_ms, &self.bounds) {
+            Ok(event) => format!(
+                "takes it for an event: {} at {}; `rejects replay` counts it",
+                event.event_type.name(),
+                utc_text(i64::from(event.event_time) * 1_000)
+            ),
+            Err(rejection) => format!("rejects it: {}: {}", rejection.reason.code(), rejection.error),
+        };
+        let replayed = match &self.ledger {
+            Ok(ledger) => ledger.get(origin).map_or("no".to_owned(), |replayed| {
+                format!("to partition:offset {} at {}", place(&replayed), utc_text(replayed.at_ms))
+            }),
+            Err(error) => format!("not known: {error}"),
+        };
+        let fields = [
+            ("source", origin.source.clone()),
+            ("offset", origin.offset.to_string()),
+            ("kafka timestamp", timestamp_ms.map_or("none".to_owned(), utc_text)),
+            ("reason", reason.clone()),
+            ("error", error.clone()),
+            ("this version", judged),
+            ("replayed", replayed),
+        ];
+        let mut text = String::new();
+        for (name, value) in fields {
+            let _ = writeln!(text, "{name:<16} {}", one_line(value.as_bytes(), usize::MAX));
+        }
+        let none = match payload {
+            Some(_) => "",
+            None => ", a tombstone",
+        };
+        let payload = payload.as_deref().unwrap_or_default();
+        let _ = write!(text, "\nkey, {} bytes\n{}", key.len(), dump(key));
+        let _ = write!(text, "\npayload, {} bytes{none}\n{}", payload.len(), dump(payload));
+        text
+    }
+}
+
+/// Bytes as `hexdump -C` prints them.
+fn dump(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for (row, bytes) in bytes.chunks(16).enumerate() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x} ")).collect::<String>();
+        let (left, right) = bytes.split_at(bytes.len().min(8));
+        let shown = |byte: &u8| if byte.is_ascii_graphic() || *byte == b' ' { char::from(*byte) } else { '.' };
+        let shown: String = bytes.iter().map(shown).collect();
+        let _ = writeln!(text, "{:08x}  {:<24} {:<24} |{shown}|", row * 16, hex(left), hex(right));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_from_outside_moves_the_cursor() {
+        assert_eq!(one_line(b"a\x1b[2J\r\nb\xff", 60), "a\u{fffd}[2J\u{fffd}\u{fffd}b\u{fffd}");
+        assert_eq!(one_line("\u{202e}evil\u{2066}".as_bytes(), 60), "\u{fffd}evil\u{fffd}");
+        assert_eq!(one_line(b"abcdef", 3), "abc…");
+    }
+
+    #[test]
+    fn bytes_are_dumped_as_hexdump_does() {
+        let text = dump(b"{\"a\": 1}\0\xff9 bytes.");
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "00000000  7b 22 61 22 3a 20 31 7d  00 ff 39 20 62 79 74 65  |{\"a\": 1}..9 byte|");
+        assert_eq!(lines[1], format!("00000010  73 2e {:<43} |s.|", ""));
+    }
+}

@@ -1,0 +1,289 @@
+//! Rows of `rejected_events`. Must never hold more of them than a page, which is as large as the memory that it takes.
+
+use super::{Count, Filter, Origin, Rejected, RejectsError, SourceName};
+use crate::clickhouse::client::{Client, Statement};
+use crate::clickhouse::error::ClickHouseError;
+use bytes::Bytes;
+use clickhouse::Row;
+use serde::{Deserialize, Serialize};
+use tallyhouse_core::decode::reject::Reason;
+
+const COLUMNS: &str = "toString(source) AS source_name, source_offset, toUnixTimestamp64Milli(kafka_timestamp) AS timestamp_ms, \
+                       toString(reason) AS reason_code, error, key, payload, length(payload) AS whole_bytes";
+const ORDER: &str = "source, source_offset";
+
+/// Bytes that a page of rows should take.
+const PAGE_BYTES: u64 = 16 << 20;
+const PAGE_ROWS_MIN: u64 = 16;
+const PAGE_ROWS_MAX: u64 = 10_000;
+const PAGE_ROWS_FIRST: u64 = 256;
+
+/// Bytes of the payload that a listing shows.
+const EXCERPT_BYTES: u32 = 200;
+
+#[derive(Row, Deserialize)]
+struct Found {
+    source_name: String,
+    source_offset: u64,
+    timestamp_ms: i64,
+    reason_code: String,
+    error: String,
+    key: Bytes,
+    payload: Bytes,
+    /// Of the payload, also where only its beginning was asked for.
+    whole_bytes: u64,
+}
+
+impl From<Found> for Rejected {
+    fn from(found: Found) -> Rejected {
+        Rejected {
+            origin: Origin { source: found.source_name, offset: found.source_offset },
+            // The table has no other way to say that there was none.
+            timestamp_ms: Some(found.timestamp_ms).filter(|&time| time != 0),
+            payload: Some(found.payload).filter(|_| found.reason_code != Reason::Tombstone.code()),
+            reason: found.reason_code,
+            error: found.error,
+            key: found.key,
+        }
+    }
+}
+
+/// A value that is bound.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+enum Value {
+    Text(String),
+    Texts(Vec<&'static str>),
+    Time(i64),
+    Offset(u64),
+    Offsets(Vec<u64>),
+}
+
+/// A condition with a `?` for each of the values.
+#[derive(Default)]
+struct Condition {
+    parts: Vec<&'static str>,
+    values: Vec<Value>,
+}
+
+impl Condition {
+    fn of(filter: &Filter) -> Condition {
+        let mut condition = Condition::default();
+        if !filter.reasons.is_empty() {
+            let codes = filter.reasons.iter().map(|reason| reason.code()).collect();
+            condition.add("reason IN ?", [Value::Texts(codes)]);
+        }
+        if let Some(SourceName(name)) = &filter.source {
+            let name = Value::Text(name.clone());
+            condition.add("(source = ? OR startsWith(source, concat(?, '@')))", [name.clone(), name]);
+        }
+        if let Some(since) = filter.since {
+            condition.add("kafka_timestamp >= fromUnixTimestamp64Milli(toInt64(?))", [Value::Time(since.0)]);
+        }
+        if let Some(until) = filter.until {
+            condition.add("kafka_timestamp < fromUnixTimestamp64Milli(toInt64(?))", [Value::Time(until.0)]);
+        }
+        condition
+    }
+
+    fn after(mut self, origin: &Origin) -> Condition {
+        let source = Value::Text(origin.source.clone());
+        let values = [source.clone(), source, Value::Offset(origin.offset)];
+        self.add("(source > ? OR source = ? AND source_offset > ?)", values);
+        self
+    }
+
+    fn among(mut self, source: &str, offsets: Vec<u64>) -> Condition {
+        self.add("source = ? AND source_offset IN ?", [Value::Text(source.to_owned()), Value::Offsets(offsets)]);
+        self
+    }
+
+    fn add<const N: usize>(&mut self, part: &'static str, values: [Value; N]) {
+        self.parts.push(part);
+        self.values.extend(values);
+    }
+
+    fn sql(&self) -> String {
+        if self.parts.is_empty() { "true".to_owned() } else { self.parts.join(" AND ") }
+    }
+
+    fn bind(self, statement: Statement<'_>) -> Statement<'_> {
+        self.values.into_iter().fold(statement, |statement, value| statement.bind(value))
+    }
+}
+
+/// All rows of a filter in the order of their origins, page by page.
+pub struct Pages<'c> {
+    client: &'c Client,
+    filter: Filter,
+    left: u64,
+    rows: u64,
+    last: Option<Origin>,
+}
+
+impl Pages<'_> {
+    /// Before the first page.
+    pub fn new(client: &Client, filter: Filter) -> Pages<'_> {
+        let left = filter.limit.unwrap_or(u64::MAX);
+        Pages { client, filter, left, rows: PAGE_ROWS_FIRST, last: None }
+    }
+
+    /// The next page; empty after the last.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn next(&mut self) -> Result<Vec<Rejected>, ClickHouseError> {
+        let limit = self.rows.min(self.left);
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let condition = Condition::of(&self.filter);
+        let condition = match &self.last {
+            Some(last) => condition.after(last),
+            None => condition,
+        };
+        let sql =
+            format!("SELECT {COLUMNS} FROM rejected_events WHERE {} ORDER BY {ORDER} LIMIT {limit}", condition.sql());
+        let found: Vec<Found> = condition.bind(self.client.query(&sql)).rows().await?;
+        let page: Vec<Rejected> = found.into_iter().map(Rejected::from).collect();
+        self.left -= page.len() as u64;
+        let bytes: u64 = page.iter().map(bytes_of).sum();
+        self.rows = (PAGE_BYTES * page.len() as u64 / bytes.max(1)).clamp(PAGE_ROWS_MIN, PAGE_ROWS_MAX);
+        self.last = page.last().map(|row| row.origin.clone());
+        Ok(page)
+    }
+}
+
+fn bytes_of(row: &Rejected) -> u64 {
+    let payload = row.payload.as_ref().map_or(0, Bytes::len);
+    (row.origin.source.len() + row.reason.len() + row.error.len() + row.key.len() + payload) as u64
+}
+
+/// The rows with the newest Kafka timestamps and, of each payload, only its beginning; with its whole length.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn newest(client: &Client, filter: &Filter) -> Result<Vec<(Rejected, u64)>, ClickHouseError> {
+    let columns = COLUMNS.replace(" payload", &format!(" substring(payload, 1, {EXCERPT_BYTES}) AS payload_begin"));
+    let condition = Condition::of(filter);
+    let limit = filter.limit.unwrap_or(u64::MAX);
+    let sql = format!(
+        "SELECT source_name, source_offset, timestamp_ms, reason_code, error, key, payload_begin AS payload, whole_bytes FROM \
+         (SELECT {columns}, kafka_timestamp, source FROM rejected_events WHERE {} \
+         ORDER BY kafka_timestamp DESC, {ORDER} LIMIT {limit}) ORDER BY kafka_timestamp DESC, {ORDER}",
+        condition.sql()
+    );
+    let found: Vec<Found> = condition.bind(client.query(&sql)).rows().await?;
+    let row = |found: Found| {
+        let whole_bytes = found.whole_bytes;
+        (found.into(), whole_bytes)
+    };
+    Ok(found.into_iter().map(row).collect())
+}
+
+/// One row, whole.
+///
+/// # Errors
+/// Any of [`ClickHouseError`]; [`RejectsError::NoRow`]; [`RejectsError::Several`] where the source is named without a topic id.
+pub async fn one(client: &Client, source: SourceName, offset: u64) -> Result<Rejected, RejectsError> {
+    let origin = Origin { source: source.0.clone(), offset };
+    let mut condition = Condition::of(&Filter { source: Some(source), ..Filter::default() });
+    condition.add("source_offset = ?", [Value::Offset(offset)]);
+    let sql = format!("SELECT {COLUMNS} FROM rejected_events WHERE {} ORDER BY {ORDER}", condition.sql());
+    let mut found: Vec<Found> = condition.bind(client.query(&sql)).rows().await?;
+    match found.len() {
+        0 => Err(RejectsError::NoRow(origin)),
+        1 => Ok(found.remove(0).into()),
+        _ => Err(RejectsError::Several(found.into_iter().map(|row| row.source_name).collect())),
+    }
+}
+
+/// The rows of these origins that exist.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub(super) async fn of_origins(client: &Client, origins: &[Origin]) -> Result<Vec<Rejected>, ClickHouseError> {
+    let mut rows = Vec::with_capacity(origins.len());
+    for (source, offsets) in by_source(origins.iter().map(|origin| (origin.source.as_str(), origin.offset))) {
+        let condition = Condition::default().among(source, offsets);
+        let sql = format!("SELECT {COLUMNS} FROM rejected_events WHERE {}", condition.sql());
+        let found: Vec<Found> = condition.bind(client.query(&sql)).rows().await?;
+        rows.extend(found.into_iter().map(Rejected::from));
+    }
+    Ok(rows)
+}
+
+fn by_source<'a>(origins: impl Iterator<Item = (&'a str, u64)>) -> Vec<(&'a str, Vec<u64>)> {
+    let mut sources = std::collections::BTreeMap::<&str, Vec<u64>>::new();
+    origins.for_each(|(source, offset)| sources.entry(source).or_default().push(offset));
+    sources.into_iter().collect()
+}
+
+/// How many rows each reason has, the most frequent first.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub async fn counts(client: &Client, filter: &Filter) -> Result<Vec<Count>, ClickHouseError> {
+    #[derive(Row, Deserialize)]
+    struct Group {
+        reason_code: String,
+        rows: u64,
+        sources: u64,
+        first_ms: i64,
+        last_ms: i64,
+    }
+    let condition = Condition::of(filter);
+    let sql = format!(
+        "SELECT toString(reason) AS reason_code, count() AS rows, uniqExact(source) AS sources, \
+         toUnixTimestamp64Milli(min(kafka_timestamp)) AS first_ms, toUnixTimestamp64Milli(max(kafka_timestamp)) AS last_ms \
+         FROM rejected_events WHERE {} GROUP BY reason ORDER BY rows DESC, reason_code",
+        condition.sql()
+    );
+    let found: Vec<Group> = condition.bind(client.query(&sql)).rows().await?;
+    let count = |group: Group| Count {
+        reason: group.reason_code,
+        rows: group.rows,
+        sources: group.sources,
+        first_ms: group.first_ms,
+        last_ms: group.last_ms,
+        replayed: None,
+    };
+    Ok(found.into_iter().map(count).collect())
+}
+
+/// How many of these rows each reason has.
+///
+/// # Errors
+/// Any of [`ClickHouseError`].
+pub(super) async fn counts_among(
+    client: &Client,
+    filter: &Filter,
+    source: &str,
+    offsets: Vec<u64>,
+) -> Result<Vec<(String, u64)>, ClickHouseError> {
+    let condition = Condition::of(filter).among(source, offsets);
+    let sql =
+        format!("SELECT toString(reason), count() FROM rejected_events WHERE {} GROUP BY reason", condition.sql());
+    condition.bind(client.query(&sql)).rows().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_bound_and_never_in_the_sql() {
+        let filter = Filter {
+            reasons: vec![Reason::BadUuid, Reason::Empty],
+            source: Some("t/0".parse().unwrap()),
+            since: Some("1970-01-02".parse().unwrap()),
+            until: None,
+            limit: Some(5),
+        };
+        let condition = Condition::of(&filter).after(&Origin { source: "t/0@x".into(), offset: 7 });
+        assert_eq!(condition.sql().matches('?').count(), condition.values.len());
+        assert!(!condition.sql().contains("t/0") && !condition.sql().contains("bad_uuid"), "{}", condition.sql());
+        assert_eq!(condition.values[0], Value::Texts(vec!["bad_uuid", "empty"]));
+        assert_eq!(Condition::of(&Filter::default()).sql(), "true");
+    }
+}

@@ -1,0 +1,381 @@
+//! `tallyhouse rejects replay`: rejected records back into the event topic, each row once.
+//!
+//! ```text
+//! fence earlier replays ─► sign the ledger ─► read it up to the signature
+//!        ─► transaction [ events, then a note in the ledger for each ] ─► commit ─► next transaction …
+//! ```
+//!
+//! Kafka's transactions alone make it exact. All replays into a topic have one transactional id: a new one shuts out the one before
+//! and has its open transaction aborted, so that whatever it committed stands in the ledger before the signature. A row that the
+//! ledger names is left out. An event and its note are committed together, and members read only what is committed: cut
+//! anywhere, a transaction counts nothing. Must never send an event outside of a transaction, nor without its note.
+
+use super::candidates::Rows;
+use super::ledger::{SIGNATURE, Until};
+use super::plan::{Candidate, Target, judge};
+use super::transactions::{ANSWER_TIMEOUT, Transactions, blocking};
+use super::{Filter, Ledger, Origin, RejectsError, Replayed};
+use crate::clickhouse::client::Client;
+use crate::config::Config;
+use crate::kafka::observer;
+use crate::kafka::producer::{Outgoing, Producer};
+use crate::kafka::settings::{self, Of};
+use crate::platform::clock::unix_ms;
+use crate::platform::failpoint;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use serde::Serialize;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tallyhouse_core::decode::TimeBounds;
+use tokio_util::sync::CancellationToken;
+
+/// Header that names the row of a replayed record, as `source:offset`.
+pub const ORIGIN: &str = "tallyhouse-origin";
+/// Header with the first record's timestamp in milliseconds, where the new one has another.
+pub const ORIGIN_TIMESTAMP: &str = "tallyhouse-origin-timestamp";
+
+/// What one transaction holds at most. While it is open, members read nothing after it.
+const TRANSACTION_RECORDS: usize = 500;
+const TRANSACTION_BYTES: usize = 8 << 20;
+
+/// Refused rows that are named.
+const NAMED: usize = 5;
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+const CHECK_BROKERS: &str = "Check that the brokers run and kafka.brokers is right";
+const ALLOW_DESCRIBE: &str = "Check that the brokers run, and allow this user DescribeConfigs on the event topic and on the \
+                              topic of kafka.topics.replays";
+const ALLOW_CREATE: &str = "Allow this user to create the topic of kafka.topics.replays, or make it: one partition, \
+                            cleanup.policy=compact";
+
+/// What is to be replayed.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Which rows, with their own bytes; with `from` not looked at.
+    pub filter: Filter,
+    /// Lines of an export to take the bytes from; `-` for standard input.
+    pub from: Option<PathBuf>,
+    /// Say what would be done, and do nothing.
+    pub dry_run: bool,
+}
+
+/// What a replay came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Nothing was done; `replayed` is what would be.
+    pub dry_run: bool,
+    /// Ended before it was through, by a signal.
+    pub stopped: bool,
+    /// Rows that are in the event topic now.
+    pub replayed: u64,
+    /// Of these, how many with other bytes than the row's.
+    pub fixed: u64,
+    /// Rows that had been replayed before.
+    pub already_replayed: u64,
+    /// Rows that this version would reject again, and that were left out.
+    pub refused: u64,
+    /// Rows of other topics, which were left out.
+    pub of_other_topics: u64,
+    /// Lines whose row does not exist.
+    pub without_row: u64,
+    /// Committed transactions.
+    pub transactions: u64,
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary { replayed, fixed, already_replayed, refused, of_other_topics, without_row, transactions, .. } =
+            self;
+        let would = if self.dry_run { "would be replayed" } else { "replayed" };
+        writeln!(f, "{would}: {replayed} rows ({fixed} of them with mended bytes), in {transactions} transactions")?;
+        let left_out = [
+            (already_replayed, "rows were replayed before, and are not replayed again"),
+            (refused, "rows are still no events: left out"),
+            (of_other_topics, "rows are of other topics: left out"),
+            (without_row, "lines have no row: left out"),
+        ];
+        left_out
+            .into_iter()
+            .filter(|(rows, _)| **rows > 0)
+            .try_for_each(|(rows, what)| writeln!(f, "{rows} {what}"))?;
+        match self.stopped {
+            true => writeln!(f, "stopped before it was through; run it again to go on"),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Replays. `say` is told what happens, for people.
+///
+/// # Errors
+/// Any of [`RejectsError`]. What was committed before counts, and the ledger knows it.
+pub async fn run(
+    config: &Config,
+    client: &Client,
+    options: Options,
+    stop: &CancellationToken,
+    say: &(dyn Fn(&str) + Sync),
+) -> Result<Summary, RejectsError> {
+    let target = target(config).await?;
+    target.remarks().iter().for_each(|remark| say(remark));
+    let (transactions, ledger) = match options.dry_run {
+        true => (None, read_ledger(config, Until::End).await?),
+        false => {
+            make_ledger(config, &target, say).await?;
+            let (transactions, ledger) = begin(config).await?;
+            (Some(transactions), ledger)
+        }
+    };
+    say(&format!("{} rows were replayed into {} before", ledger.len(), target.topic));
+    let mut replay = Replay {
+        ledger_topic: config.kafka.topics.replays(),
+        bounds: config.time_bounds(),
+        target,
+        transactions,
+        ledger,
+        pending: Vec::new(),
+        pending_bytes: 0,
+        pending_origins: HashSet::new(),
+        summary: Summary { dry_run: options.dry_run, ..Summary::default() },
+        told: Instant::now(),
+        say,
+    };
+    let mut rows = Rows::open(client, options.filter, options.from)?;
+    while !stop.is_cancelled() {
+        let (candidates, without_row) = rows.next(client).await?;
+        if candidates.is_empty() && without_row.is_empty() {
+            break;
+        }
+        replay.without_row(&without_row);
+        for candidate in candidates {
+            replay.take(candidate).await?;
+            if stop.is_cancelled() {
+                break;
+            }
+        }
+    }
+    replay.summary.stopped = stop.is_cancelled();
+    replay.commit().await?;
+    Ok(replay.summary)
+}
+
+/// The ledger as it is now, for looking only. Empty where there is none.
+///
+/// # Errors
+/// Any of [`RejectsError`].
+pub async fn look(config: &Config) -> Result<Ledger, RejectsError> {
+    read_ledger(config, Until::End).await
+}
+
+fn kafka(doing: &'static str, error: KafkaError, remedy: &'static str) -> RejectsError {
+    RejectsError::Kafka { doing, error, remedy }
+}
+
+async fn read_ledger(config: &Config, until: Until) -> Result<Ledger, RejectsError> {
+    let config = config.clone();
+    let read = tokio::task::spawn_blocking(move || Ledger::read(&config, &until, ANSWER_TIMEOUT)).await;
+    read.unwrap_or_else(|_| Err(kafka("the ledger of replays cannot be read", KafkaError::Canceled, CHECK_BROKERS)))
+}
+
+/// A topic's settings; `None` where it does not exist.
+async fn settings_of(config: &Config, topic: &str) -> KafkaResult<Option<HashMap<String, String>>> {
+    let (config, topic) = (config.clone(), topic.to_owned());
+    blocking(move || match settings::read(&observer::apart(&config)?, Of::Topic(&topic), ANSWER_TIMEOUT) {
+        Ok(settings) => Ok(Some(settings)),
+        Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition)) => Ok(None),
+        Err(error) => Err(error),
+    })
+    .await
+}
+
+async fn target(config: &Config) -> Result<Target, RejectsError> {
+    let topic = config.kafka.topics.events.clone();
+    let described = settings_of(config, &topic).await;
+    let described = described.map_err(|error| kafka("the event topic cannot be described", error, ALLOW_DESCRIBE))?;
+    let described = described.ok_or_else(|| RejectsError::NoTopic(topic.clone()))?;
+    let (config, asked) = (config.clone(), topic.clone());
+    let partitions = blocking(move || {
+        let metadata = observer::apart(&config)?.fetch_metadata(Some(&asked), ANSWER_TIMEOUT)?;
+        let partitions = metadata.topics().first().map(|topic| topic.partitions()).unwrap_or_default();
+        Ok((partitions.len(), partitions.first().map_or(1, |partition| partition.replicas().len())))
+    });
+    let (partitions, replicas) =
+        partitions.await.map_err(|error| kafka("the event topic cannot be asked for", error, CHECK_BROKERS))?;
+    let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    Ok(Target::new(&topic, number(partitions), number(replicas), &described))
+}
+
+/// Makes the ledger's topic where it is missing, and refuses one that could forget.
+async fn make_ledger(config: &Config, target: &Target, say: &(dyn Fn(&str) + Sync)) -> Result<(), RejectsError> {
+    let topic = config.kafka.topics.replays();
+    let describe = async || {
+        let described = settings_of(config, &topic).await;
+        described.map_err(|error| kafka("the ledger's topic cannot be described", error, ALLOW_DESCRIBE))
+    };
+    let mut described = describe().await?;
+    if described.is_none() {
+        let made = settings::create_compacted(config, &topic, target.replicas, ANSWER_TIMEOUT).await;
+        made.map_err(|error| kafka("the ledger's topic cannot be made", error, ALLOW_CREATE))?;
+        say(&format!("made the topic {topic}, in which replays are noted; do not delete it"));
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        while described.is_none() && Instant::now() < deadline {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            described = describe().await?;
+        }
+    }
+    let policy = described.unwrap_or_default().remove("cleanup.policy").unwrap_or_default();
+    if policy == "compact" {
+        return Ok(());
+    }
+    let what = format!("has cleanup.policy={policy}: what it forgets could be replayed twice");
+    let remedy = "Set its cleanup.policy to compact, if nothing was removed from it yet";
+    Err(RejectsError::Ledger { topic, what, remedy })
+}
+
+/// Shuts out every earlier replay, signs the ledger and reads it.
+async fn begin(config: &Config) -> Result<(Transactions, Ledger), RejectsError> {
+    let transactions = Transactions::start(config).await?;
+    let signature = format!("{:032x}", rand::random::<u128>());
+    let topic = config.kafka.topics.replays();
+    transactions.begin().await?;
+    let mut sending = transactions.producer().sending();
+    let (key, payload) = (SIGNATURE.as_bytes(), Some(signature.as_bytes()));
+    let signed = Outgoing { topic: &topic, partition: Some(0), key, payload, timestamp_ms: None, headers: &[] };
+    let sent = async {
+        sending.send(&signed).await?;
+        sending.finish().await.into_iter().collect::<KafkaResult<Vec<_>>>()
+    };
+    match sent.await {
+        Ok(_) => transactions.commit().await?,
+        Err(error) => return Err(transactions.abort(error).await),
+    }
+    let ledger = read_ledger(config, Until::Signature(signature)).await?;
+    Ok((transactions, ledger))
+}
+
+struct Replay<'s> {
+    ledger_topic: String,
+    bounds: TimeBounds,
+    target: Target,
+    /// `None` in a dry run.
+    transactions: Option<Transactions>,
+    ledger: Ledger,
+    /// For the next transaction, each with its new timestamp.
+    pending: Vec<(Candidate, i64)>,
+    pending_bytes: usize,
+    pending_origins: HashSet<Origin>,
+    summary: Summary,
+    told: Instant,
+    say: &'s (dyn Fn(&str) + Sync),
+}
+
+impl Replay<'_> {
+    fn without_row(&mut self, origins: &[Origin]) {
+        for origin in origins {
+            if self.summary.without_row < NAMED as u64 {
+                (self.say)(&format!("{origin} has no row in rejected_events: left out"));
+            }
+            self.summary.without_row += 1;
+        }
+    }
+
+    async fn take(&mut self, candidate: Candidate) -> Result<(), RejectsError> {
+        let origin = &candidate.row.origin;
+        if origin.topic_and_partition().is_none_or(|(topic, _)| topic != self.target.topic) {
+            self.summary.of_other_topics += 1;
+            return Ok(());
+        }
+        if self.ledger.get(origin).is_some() || self.pending_origins.contains(origin) {
+            self.summary.already_replayed += 1;
+            return Ok(());
+        }
+        let timestamp_ms = self.target.timestamp_ms(&candidate.row, unix_ms());
+        if let Err(rejection) = judge(&candidate, timestamp_ms, &self.bounds) {
+            if self.summary.refused < NAMED as u64 {
+                let error = crate::commands::table::printable(&rejection.error);
+                (self.say)(&format!("{origin} is still no event: {}: {error}: left out", rejection.reason.code()));
+            }
+            self.summary.refused += 1;
+            return Ok(());
+        }
+        self.pending_bytes += candidate.bytes();
+        self.pending_origins.insert(origin.clone());
+        self.pending.push((candidate, timestamp_ms));
+        if self.pending.len() >= TRANSACTION_RECORDS || self.pending_bytes >= TRANSACTION_BYTES {
+            self.commit().await?;
+        }
+        Ok(())
+    }
+
+    /// One transaction with all that is pending.
+    async fn commit(&mut self) -> Result<(), RejectsError> {
+        let pending = std::mem::take(&mut self.pending);
+        self.pending_bytes = 0;
+        self.pending_origins.clear();
+        let replayed = pending.len() as u64;
+        let fixed = pending.iter().filter(|(candidate, _)| candidate.is_fixed()).count() as u64;
+        if let Some(transactions) = self.transactions.clone().filter(|_| replayed > 0) {
+            transactions.begin().await?;
+            match self.send(transactions.producer(), &pending).await {
+                Ok(()) => transactions.commit().await?,
+                Err(error) => return Err(transactions.abort(error).await),
+            }
+            failpoint::hit("replay_committed");
+            self.summary.transactions += 1;
+        }
+        self.summary.replayed += replayed;
+        self.summary.fixed += fixed;
+        if self.told.elapsed() > PROGRESS_INTERVAL {
+            self.told = Instant::now();
+            (self.say)(&format!("{} replayed so far", self.summary.replayed));
+        }
+        Ok(())
+    }
+
+    /// The events, then their notes, which say where the events are.
+    async fn send(&mut self, producer: &Producer, pending: &[(Candidate, i64)]) -> KafkaResult<()> {
+        let mut sending = producer.sending();
+        for (Candidate { row, payload }, timestamp_ms) in pending {
+            let (origin, own_ms) = (row.origin.to_string(), row.timestamp_ms.unwrap_or(0).to_string());
+            let headers = [(ORIGIN, origin.as_bytes()), (ORIGIN_TIMESTAMP, own_ms.as_bytes())];
+            let restamped = row.timestamp_ms.is_some_and(|own_ms| own_ms != *timestamp_ms);
+            let event = Outgoing {
+                topic: &self.target.topic,
+                partition: self.target.partition(&row.origin),
+                key: &row.key,
+                payload: payload.as_deref(),
+                timestamp_ms: Some(*timestamp_ms),
+                headers: &headers[..if restamped { 2 } else { 1 }],
+            };
+            sending.send(&event).await?;
+        }
+        let places = sending.finish().await.into_iter().collect::<KafkaResult<Vec<_>>>()?;
+        failpoint::hit("replay_produced");
+        let mut sending = producer.sending();
+        for ((candidate, _), place) in pending.iter().zip(places) {
+            let (origin, at_ms, fixed) = (&candidate.row.origin, unix_ms(), candidate.is_fixed());
+            let offset = place.offset.max(0).unsigned_abs();
+            let replayed = Replayed { partition: place.partition, offset, at_ms, fixed };
+            let note = serde_json::to_vec(&replayed).map_err(|_| KafkaError::Canceled)?;
+            let key = origin.to_string();
+            let note = Outgoing {
+                topic: &self.ledger_topic,
+                partition: Some(0),
+                key: key.as_bytes(),
+                payload: Some(&note),
+                timestamp_ms: None,
+                headers: &[],
+            };
+            sending.send(&note).await?;
+            // Known before it is committed: if that fails, this replay ends.
+            self.ledger.note(origin, replayed);
+        }
+        sending.finish().await.into_iter().collect::<KafkaResult<Vec<_>>>()?;
+        failpoint::hit("replay_noted");
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! The table a month is counted into before it takes the old counters' place.
+
+use super::error::RepairError;
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use clickhouse::Row;
+use serde::Deserialize;
+use tallyhouse_core::days::Month;
+
+const COLUMNS: &str = "day, event_type, campaign_id, workspace_id, source, total, end_offset";
+
+/// A month being counted.
+pub(super) struct Staging<'a> {
+    client: &'a Client,
+    month: Month,
+    id: String,
+    table: String,
+}
+
+/// A source that has rows or counters in the month.
+#[derive(Clone, Debug, Row, Deserialize)]
+pub(super) struct Found {
+    pub(super) source: String,
+    /// Its mark in the month, 0 without one.
+    pub(super) mark: u64,
+    /// One past its last row in the month, 0 without one.
+    pub(super) rows_end: u64,
+}
+
+/// Up to where each source is counted, exclusive.
+#[derive(Clone, Debug)]
+pub(super) struct Borders {
+    sources: Vec<String>,
+    ends: Vec<u64>,
+    /// Sources whose mark is ahead of the committed offset: a member may still ask it.
+    needed: Vec<String>,
+}
+
+impl Borders {
+    /// From pairs of source and end, and the sources whose mark a member may still ask.
+    pub(super) fn new(ends: Vec<(String, u64)>, needed: Vec<String>) -> Borders {
+        let (sources, ends) = ends.into_iter().unzip();
+        Borders { sources, ends, needed }
+    }
+
+    fn end(&self, source: &str) -> u64 {
+        self.sources.iter().position(|name| name == source).map_or(0, |at| self.ends[at])
+    }
+
+    /// Somebody has reset a committed offset meanwhile if a border has moved back.
+    pub(super) fn check_not_before(&self, earlier: &Borders) -> Result<(), RepairError> {
+        match earlier.sources.iter().find(|source| self.end(source) < earlier.end(source)) {
+            None => Ok(()),
+            Some(source) => {
+                Err(RepairError::Refused(format!("the committed offset of {source} was moved back meanwhile")))
+            }
+        }
+    }
+}
+
+impl<'a> Staging<'a> {
+    /// A staging table with a name of its own; it is not created yet.
+    pub(super) fn new(client: &'a Client, month: Month) -> Staging<'a> {
+        let id = format!("{:016x}", rand::random::<u64>());
+        let table = format!("daily_repair_{id}");
+        Staging { client, month, id, table }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        self.client
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn month(&self) -> u32 {
+        self.month.number()
+    }
+
+    /// The statements, in order, without the fence.
+    pub(super) fn statements(&self) -> [String; 4] {
+        [self.create_table(), self.insert(), self.replace(), self.drop_table()]
+    }
+
+    pub(super) fn drop_table(&self) -> String {
+        format!("DROP TABLE IF EXISTS {} SYNC", self.table)
+    }
+
+    fn create_table(&self) -> String {
+        format!("CREATE TABLE {} AS daily", self.table)
+    }
+
+    fn replace(&self) -> String {
+        format!("ALTER TABLE daily REPLACE PARTITION {} FROM {}", self.month(), self.table)
+    }
+
+    fn insert(&self) -> String {
+        format!(
+            "INSERT INTO {} ({COLUMNS}) SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, source, count(), \
+             any(toUInt64(transform(toString(source), ?, ?, 0))) FROM email_events WHERE {} AND source IN ? \
+             AND source_offset >= toUInt64(transform(toString(source), ?, ?, 0)) \
+             AND source_offset < toUInt64(transform(toString(source), ?, ?, 0)) \
+             GROUP BY day, event_type, campaign_id, workspace_id, source",
+            self.table,
+            self.month.span().of_rows()
+        )
+    }
+
+    /// Makes the table; before the fence, as it copies the constraints of `daily`.
+    pub(super) async fn create(&self) -> Result<(), ClickHouseError> {
+        self.client.query(&self.create_table()).execute().await
+    }
+
+    /// Every source with rows or counters in the month.
+    pub(super) async fn sources(&self) -> Result<Vec<Found>, ClickHouseError> {
+        let span = self.month.span();
+        let sql = format!(
+            "SELECT toString(source) AS source, max(mark) AS mark, max(rows_end) AS rows_end FROM (\
+             SELECT source, max(end_offset) AS mark, toUInt64(0) AS rows_end FROM daily WHERE {} GROUP BY source \
+             UNION ALL \
+             SELECT source, toUInt64(0), max(source_offset) + 1 FROM email_events WHERE {} GROUP BY source) \
+             GROUP BY source ORDER BY source",
+            span.of_counters(),
+            span.of_rows()
+        );
+        self.client.query(&sql).rows().await
+    }
+
+    /// Counts the rows from `after` (the beginning without one) up to `until`.
+    pub(super) async fn count(&self, after: Option<&Borders>, until: &Borders) -> Result<(), ClickHouseError> {
+        let starts: Vec<u64> =
+            until.sources.iter().map(|source| after.map_or(0, |borders| borders.end(source))).collect();
+        let Borders { sources, ends, .. } = until;
+        if sources.is_empty() {
+            return Ok(());
+        }
+        let query = self.client.query(&self.insert()).setting("insert_deduplicate", "0");
+        let query = query.bind(sources).bind(ends).bind(sources).bind(sources).bind(&starts).bind(sources).bind(ends);
+        query.execute().await
+    }
+
+    /// A mark that falls would make a member count again what is counted. Where rows are to be trusted, only the marks matter that
+    /// a member may still ask.
+    pub(super) async fn refuse_lower_marks(&self, borders: &Borders, trust_rows: bool) -> Result<(), RepairError> {
+        let sql = format!(
+            "SELECT toString(d.source) FROM (SELECT source, max(end_offset) AS mark FROM daily WHERE {} GROUP BY source) AS d \
+             LEFT JOIN (SELECT source, max(end_offset) AS mark FROM {} GROUP BY source) AS s USING (source) \
+             WHERE s.mark < d.mark ORDER BY 1",
+            self.month.span().of_counters(),
+            self.table
+        );
+        let mut lower: Vec<String> = self.client.query(&sql).rows().await?;
+        lower.retain(|source| !trust_rows || borders.needed.contains(source));
+        if lower.is_empty() {
+            return Ok(());
+        }
+        let why = format!(
+            "counted again from the rows, these sources would have a lower mark in {} than they have, so rows are missing: {}. \
+             `tallyhouse audit` names them. --trust-rows counts what is left, once no batch of these sources is open",
+            self.month(),
+            lower.join(", ")
+        );
+        Err(RepairError::Refused(why))
+    }
+
+    /// Puts the counted month in the old one's place, all at once.
+    pub(super) async fn swap(&self) -> Result<(), ClickHouseError> {
+        self.client.query(&self.replace()).execute().await
+    }
+
+    /// Whether the month is now what was counted.
+    pub(super) async fn verify(&self) -> Result<(), RepairError> {
+        let of = |table: &str, filter: &str| {
+            format!(
+                "SELECT toString(source) AS source, sum(total) AS total, max(end_offset) AS mark \
+                 FROM {table} WHERE {filter} GROUP BY source ORDER BY source"
+            )
+        };
+        let found = self.client.query(&of("daily", &self.month.span().of_counters()));
+        let found: Vec<(String, u64, u64)> = found.rows().await?;
+        let counted: Vec<(String, u64, u64)> = self.client.query(&of(&self.table, "1")).rows().await?;
+        if found == counted {
+            return Ok(());
+        }
+        let differs = counted.iter().zip(&found).find(|(counted, found)| counted != found);
+        Err(RepairError::NotVerified(match differs {
+            Some((counted, found)) => format!("counted {counted:?}, found {found:?}"),
+            None => format!("{} sources were counted, {} are there", counted.len(), found.len()),
+        }))
+    }
+}
+
+/// Refuses a month of which `daily` knows days or sources that have no row any more.
+pub(super) async fn refuse_fewer(client: &Client, month: Month) -> Result<(), RepairError> {
+    let (counters, rows) = (month.span().of_counters(), month.span().of_rows());
+    for (what, of_counter, of_row) in [
+        ("the days", "toString(day)", "toString(toDate(event_time))"),
+        ("the sources", "toString(source)", "toString(source)"),
+    ] {
+        let sql = format!(
+            "SELECT {of_counter} AS name FROM daily WHERE {counters} GROUP BY name HAVING sum(total) > 0 \
+             AND name NOT IN (SELECT DISTINCT {of_row} FROM email_events WHERE {rows}) ORDER BY name LIMIT 40"
+        );
+        let gone: Vec<String> = client.query(&sql).rows().await?;
+        if !gone.is_empty() {
+            let why = format!(
+                "in {}, daily has counters of {what} {}, of which email_events has no row any more: counting again would lose \
+                 them. If that is wanted: --trust-rows",
+                month.number(),
+                gone.join(", ")
+            );
+            return Err(RepairError::Refused(why));
+        }
+    }
+    Ok(())
+}

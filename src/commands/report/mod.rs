@@ -1,0 +1,236 @@
+//! `tallyhouse report`: what came of the campaigns, from the view `campaign_daily`.
+//!
+//! Must never put a value into SQL but by binding it, and must count as the view `campaign_report` does: a rate without a
+//! denominator is none, not 0.
+
+mod print;
+
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use clickhouse::Row;
+use serde::{Deserialize, Serialize};
+use tallyhouse_core::days::Day;
+use uuid::Uuid;
+
+/// What the rates are, for `--help` and below the table. [`Rates::of`] and `sql/*/0002_views.sql` count so.
+pub const DENOMINATORS: &str = "\
+Open rate = opens / delivered. Click rate = clicks / delivered. Click-to-open rate = clicks / opens.
+Bounce rate = bounces / (delivered + bounces). Unsubscribe rate = unsubscribes / delivered.
+Opens and clicks are all opens and clicks, not distinct recipients: their rates can be above 100 %.";
+
+/// What to add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// One row per campaign and workspace, the most delivered first.
+    #[default]
+    Campaign,
+    /// One row per UTC day, the earliest first.
+    Day,
+}
+
+/// Which events count; all where nothing is given.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Of this workspace.
+    pub workspace: Option<Uuid>,
+    /// Of this campaign.
+    pub campaign: Option<Uuid>,
+    /// From this UTC day on.
+    pub since: Option<Day>,
+    /// Up to this UTC day, inclusive.
+    pub until: Option<Day>,
+}
+
+/// Numbers of events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// E-mails that were delivered.
+    pub delivered: u64,
+    /// Opens.
+    pub opens: u64,
+    /// Clicks.
+    pub clicks: u64,
+    /// E-mails that came back.
+    pub bounces: u64,
+    /// Unsubscriptions.
+    pub unsubscribes: u64,
+}
+
+/// Shares of events, see [`DENOMINATORS`]; `None` where the denominator is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "the names are the documentation's own")]
+pub struct Rates {
+    pub open_rate: Option<f64>,
+    pub click_rate: Option<f64>,
+    pub click_to_open_rate: Option<f64>,
+    pub bounce_rate: Option<f64>,
+    pub unsubscribe_rate: Option<f64>,
+}
+
+/// One row of a report.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Line {
+    /// Campaign; only by campaign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub campaign_id: Option<String>,
+    /// Its workspace; only by campaign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_id: Option<String>,
+    /// First day with an event; by day, the day.
+    pub first_day: String,
+    /// Last day with an event; by day, the day.
+    pub last_day: String,
+    /// How many.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Which shares.
+    #[serde(flatten)]
+    pub rates: Rates,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Where.
+    pub database: String,
+    /// Which events were counted.
+    pub filter: Filter,
+    /// What a row stands for.
+    pub by: By,
+    /// The rows.
+    pub lines: Vec<Line>,
+}
+
+#[derive(Row, Deserialize)]
+struct Found {
+    campaign: String,
+    workspace: String,
+    first: String,
+    last: String,
+    delivered: u64,
+    opens: u64,
+    clicks: u64,
+    bounces: u64,
+    unsubscribes: u64,
+}
+
+impl Counts {
+    fn plus(self, other: Counts) -> Counts {
+        Counts {
+            delivered: self.delivered + other.delivered,
+            opens: self.opens + other.opens,
+            clicks: self.clicks + other.clicks,
+            bounces: self.bounces + other.bounces,
+            unsubscribes: self.unsubscribes + other.unsubscribes,
+        }
+    }
+}
+
+impl Rates {
+    /// The shares of these counts.
+    pub fn of(counts: &Counts) -> Rates {
+        let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+        let &Counts { delivered, opens, clicks, bounces, unsubscribes } = counts;
+        Rates {
+            open_rate: share(opens, delivered),
+            click_rate: share(clicks, delivered),
+            click_to_open_rate: share(clicks, opens),
+            bounce_rate: share(bounces, delivered + bounces),
+            unsubscribe_rate: share(unsubscribes, delivered),
+        }
+    }
+}
+
+impl Report {
+    /// All rows together.
+    pub fn total(&self) -> Counts {
+        self.lines.iter().fold(Counts::default(), |sum, line| sum.plus(line.counts))
+    }
+}
+
+/// Asks ClickHouse. All rows are held in memory: one per campaign or day.
+///
+/// # Errors
+/// Any of [`ClickHouseError`]; `UnknownTable` where the views are not made yet.
+pub async fn read(client: &Client, filter: Filter, by: By) -> Result<Report, ClickHouseError> {
+    let (keys, group, order) = match by {
+        By::Campaign => (
+            "toString(campaign_id) AS campaign, toString(workspace_id) AS workspace",
+            "campaign_id, workspace_id",
+            "delivered DESC, campaign_id, workspace_id",
+        ),
+        By::Day => ("'' AS campaign, '' AS workspace", "day", "day"),
+    };
+    let (condition, values) = condition(&filter);
+    let sql = format!(
+        "SELECT {keys}, toString(min(day)) AS first, toString(max(day)) AS last, sum(f.delivered) AS delivered, \
+         sum(f.opens) AS opens, sum(f.clicks) AS clicks, sum(f.bounces) AS bounces, sum(f.unsubscribes) AS unsubscribes \
+         FROM campaign_daily AS f WHERE {condition} GROUP BY {group} ORDER BY {order}"
+    );
+    let statement = values.iter().fold(client.query(&sql), |statement, value| statement.bind(value));
+    let lines = statement.rows::<Found>().await?.into_iter().map(|found| line(found, by)).collect();
+    Ok(Report { database: client.database().to_owned(), filter, by, lines })
+}
+
+/// A condition with a `?` for each of the values.
+fn condition(filter: &Filter) -> (String, Vec<String>) {
+    let day = |day: &Option<Day>| day.as_ref().map(|day| day.text().to_owned());
+    let parts = [
+        ("day >= toDate(?)", day(&filter.since)),
+        ("day <= toDate(?)", day(&filter.until)),
+        ("workspace_id = toUUID(?)", filter.workspace.map(|id| id.to_string())),
+        ("campaign_id = toUUID(?)", filter.campaign.map(|id| id.to_string())),
+    ];
+    let (conditions, values): (Vec<_>, Vec<_>) =
+        parts.into_iter().filter_map(|(condition, value)| Some((condition, value?))).unzip();
+    (if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") }, values)
+}
+
+fn line(found: Found, by: By) -> Line {
+    let Found { campaign, workspace, first, last, delivered, opens, clicks, bounces, unsubscribes } = found;
+    let counts = Counts { delivered, opens, clicks, bounces, unsubscribes };
+    let of_campaign = |id: String| (by == By::Campaign).then_some(id);
+    Line {
+        campaign_id: of_campaign(campaign),
+        workspace_id: of_campaign(workspace),
+        first_day: first,
+        last_day: last,
+        counts,
+        rates: Rates::of(&counts),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_without_a_denominator_is_none() {
+        let rates = Rates::of(&Counts { unsubscribes: 3, clicks: 2, ..Counts::default() });
+        let none = Rates {
+            open_rate: None,
+            click_rate: None,
+            click_to_open_rate: None,
+            bounce_rate: None,
+            unsubscribe_rate: None,
+        };
+        assert_eq!(rates, none);
+        let all_bounced = Rates::of(&Counts { bounces: 2, ..Counts::default() });
+        assert_eq!((all_bounced.bounce_rate, all_bounced.open_rate), (Some(1.0), None));
+    }
+
+    #[test]
+    fn values_are_bound_and_never_in_the_sql() {
+        let filter = Filter {
+            workspace: Some(Uuid::from_u128(1)),
+            campaign: None,
+            since: Some("2026-11-01".parse().unwrap()),
+            until: Some("2026-11-30".parse().unwrap()),
+        };
+        let (sql, values) = condition(&filter);
+        assert_eq!(sql, "day >= toDate(?) AND day <= toDate(?) AND workspace_id = toUUID(?)");
+        assert_eq!(values, ["2026-11-01", "2026-11-30", "00000000-0000-0000-0000-000000000001"]);
+        assert_eq!(condition(&Filter::default()), ("true".to_owned(), Vec::new()));
+    }
+}

@@ -1,0 +1,251 @@
+//! Looks at both servers, and at members that are named. Must never write, nor wait long for one that is away.
+
+use super::asked::{Asked, Asker, MemberUrl};
+use super::{History, Motion, Partition, Standing, Status};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::schema::Schema;
+use crate::clickhouse::sink::Sink;
+use crate::config::Config;
+use crate::config::pace::Pace;
+use crate::kafka;
+use crate::kafka::held_back::HeldBack;
+use crate::kafka::members::Group;
+use crate::kafka::observer::{ANSWER_TIMEOUT, Observer, dead_letter_in_words};
+use rdkafka::error::KafkaResult;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tallyhouse_core::protocol::LogView;
+use tallyhouse_core::protocol::marks::Progress;
+use tallyhouse_core::protocol::outlook::{Outlook, Position};
+use tallyhouse_core::source::Source;
+
+/// How long a look may go on asking for more partitions.
+const LOOK_TIME: Duration = Duration::from_secs(20);
+
+/// Partitions are asked so often if they have moved.
+const MOVED_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What is read of all partitions before ClickHouse is asked.
+struct Logs {
+    sources: Vec<Source>,
+    views: Vec<Result<LogView, String>>,
+    held_back: BTreeMap<i32, HeldBack>,
+    group: Result<Group, String>,
+    dead_letter: Result<(), String>,
+}
+
+/// Connections to both servers and to members, and what earlier looks saw.
+pub struct Watcher {
+    started: Instant,
+    history: History,
+    asker: Asker,
+    members: Vec<MemberUrl>,
+    observer: Arc<Observer>,
+    client: Client,
+    sink: Sink,
+    empty: Status,
+    dead_letter: Option<String>,
+}
+
+impl Watcher {
+    /// Prepares the connections; connects to nothing yet. `client` should have a short time limit. `members` are asked for causes.
+    ///
+    /// # Errors
+    /// librdkafka refuses a property.
+    pub fn new(config: &Config, client: Client, members: Vec<MemberUrl>) -> KafkaResult<Watcher> {
+        let empty = Status {
+            brokers: config.kafka.brokers.clone(),
+            url: config.clickhouse.url.clone(),
+            database: config.clickhouse.database.clone(),
+            topic: config.kafka.topics.events.clone(),
+            group_id: config.kafka.group_id.clone(),
+            dead_letter: Ok(()),
+            clickhouse: Ok(()),
+            group: Err(String::new()),
+            partitions: Ok(Vec::new()),
+            pace: Pace::of(config),
+            asked: Vec::new(),
+        };
+        let asker = Asker::new(&empty.topic);
+        let observer = Arc::new(Observer::hurried(config, ANSWER_TIMEOUT)?);
+        let sink = Sink::new(client.clone(), Schema::single());
+        let dead_letter = config.kafka.topics.dead_letter.clone();
+        let (started, history) = (Instant::now(), History::default());
+        Ok(Watcher { started, history, asker, members, observer, client, sink, empty, dead_letter })
+    }
+
+    /// Looks at everything, and compares it with the looks before. What could not be asked is said in the status itself.
+    pub async fn look(&mut self) -> Status {
+        let begun = self.started.elapsed();
+        let asked = self.members.iter().cloned().map(|url| {
+            let asker = self.asker.clone();
+            tokio::spawn(async move { asker.ask(&url).await })
+        });
+        let asked: Vec<_> = asked.collect();
+        let mut status = self.look_once().await;
+        for (url, answer) in self.members.iter().zip(asked) {
+            let failed = |error| Asked { url: url.to_string(), told: Err(format!("{error}")) };
+            status.asked.push(answer.await.unwrap_or_else(failed));
+        }
+        self.history.note(&mut status, begun, self.started.elapsed());
+        status
+    }
+
+    /// Waits until each partition that only a later look can judge has moved, but not longer than this.
+    pub async fn await_movement(&self, status: &Status, within: Duration) {
+        let deadline = tokio::time::Instant::now() + within;
+        let unjudged: Vec<i32> = status.unjudged().into_iter().map(|(number, _)| number).collect();
+        let mut waiting: Vec<(i32, &Standing)> =
+            status.standings().filter(|(number, _)| unjudged.contains(number)).collect();
+        while !waiting.is_empty() {
+            let next = tokio::time::Instant::now() + MOVED_INTERVAL;
+            tokio::time::sleep_until(next.min(deadline)).await;
+            if next >= deadline {
+                return;
+            }
+            // A partition that cannot be asked has not moved, as far as is known.
+            let sources = |observer: &Observer| observer.sources().map_err(|error| error.to_string());
+            let sources = self.blocking(sources).await.unwrap_or_default();
+            let mut unmoved = Vec::with_capacity(waiting.len());
+            for (number, standing) in waiting {
+                match sources.iter().find(|source| source.partition == number) {
+                    Some(source) if self.has_moved(source.clone(), standing).await => {}
+                    _ => unmoved.push((number, standing)),
+                }
+            }
+            waiting = unmoved;
+        }
+    }
+
+    async fn has_moved(&self, source: Source, standing: &Standing) -> bool {
+        let ask = move |observer: &Observer| {
+            let log = log_view(observer, &source)?;
+            let position = Position { source, progress: Progress::default(), log, first_stored: None, marks: None };
+            Ok((position.committed(), position.intent().map(|(range, _)| range)))
+        };
+        self.blocking(ask).await.is_ok_and(|now| now != (standing.committed, standing.intent))
+    }
+
+    async fn look_once(&self) -> Status {
+        let mut status = self.empty.clone();
+        let deadline = Instant::now() + LOOK_TIME;
+        let schema = Schema::single();
+        let (logs, answered) = tokio::join!(self.logs(deadline), schema.check(&self.client));
+        status.clickhouse = answered.map_err(|problem| problem.to_string());
+        match logs {
+            Ok(Logs { sources, views, held_back, group, dead_letter }) => {
+                status.group = group;
+                status.dead_letter = dead_letter;
+                let mut partitions = Vec::with_capacity(sources.len());
+                for (source, view) in sources.into_iter().zip(views) {
+                    let number = source.partition;
+                    let mut seen = match view {
+                        Ok(log) => self.standing(source, log, &mut status.clickhouse).await,
+                        Err(error) => Err(error),
+                    };
+                    if let Ok(standing) = &mut seen {
+                        standing.held_back = held_back.get(&number).copied();
+                    }
+                    partitions.push(Partition { number, seen });
+                }
+                status.partitions = Ok(partitions);
+            }
+            Err(error) => {
+                status.group = Err(error.clone());
+                status.partitions = Err(error);
+            }
+        }
+        status
+    }
+
+    async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
+        let dead_letter = self.dead_letter.clone();
+        let read = move |observer: &Observer| {
+            let sources = observer.cluster().and_then(|_| kafka::patiently(ANSWER_TIMEOUT, || observer.sources()));
+            let sources = sources.map_err(|error| observer.in_words(&error))?;
+            let group = kafka::patiently(ANSWER_TIMEOUT, || observer.group());
+            let group =
+                group.map_err(|error| format!("the group cannot be asked for: {}", observer.group_in_words(&error)));
+            let view = |source: &Source| match Instant::now() < deadline {
+                true => log_view(observer, source),
+                false => Err("not asked: Kafka answered too slowly".to_owned()),
+            };
+            let ends = observer.ends(&sources);
+            let views: Vec<Result<LogView, String>> = sources.iter().map(view).collect();
+            let both = sources.iter().zip(&views);
+            let stable = both.filter_map(|(source, view)| Some((source.partition, view.as_ref().ok()?.high))).collect();
+            let held_back = observer.held_back(&ends, &stable);
+            let dead_letter =
+                dead_letter.map_or(Ok(()), |topic| dead_letter_in_words(&topic, observer.may_write(&topic)));
+            Ok(Logs { sources, views, held_back, group, dead_letter })
+        };
+        self.blocking(read).await
+    }
+
+    /// Asks the tables and then Kafka again, so that what is in the tables is in the log that they are compared with.
+    async fn standing(
+        &self,
+        source: Source,
+        log: LogView,
+        clickhouse: &mut Result<(), String>,
+    ) -> Result<Standing, String> {
+        let mut position = Position { source, progress: Progress::default(), log, first_stored: None, marks: None };
+        let mut outlook = None;
+        // A stop is told only when a second look finds it as well: members go on while this looks.
+        for _ in 0..2 {
+            if clickhouse.is_err() {
+                outlook = None;
+                break;
+            }
+            let asked = self.ask(&mut position).await?;
+            *clickhouse = asked.map_err(|error| error.to_string());
+            outlook = clickhouse.is_ok().then(|| position.outlook());
+            if !matches!(outlook, Some(Outlook::Stops(_))) {
+                break;
+            }
+        }
+        let outlook = outlook.or_else(|| Position::stops_by_log(&position.log).map(Outlook::Stops));
+        Ok(Standing {
+            start: position.log.low,
+            end: position.log.high,
+            committed: position.committed(),
+            intent: position.intent().map(|(range, _)| range),
+            outlook,
+            held_back: None,
+            motion: Motion::default(),
+        })
+    }
+
+    async fn ask(&self, position: &mut Position) -> Result<Result<(), ClickHouseError>, String> {
+        // From where a member would ask: all the rows before are many.
+        let from = position.committed().unwrap_or(0);
+        position.progress = match self.sink.progress(from, &position.source).await {
+            Ok(progress) => progress,
+            Err(error) => return Ok(Err(error)),
+        };
+        let source = position.source.clone();
+        position.log = self.blocking(move |observer: &Observer| log_view(observer, &source)).await?;
+        if let Some((range, _)) = position.intent() {
+            position.marks = match self.sink.marks(range, &position.source, None).await {
+                Ok(marks) => Some(marks),
+                Err(error) => return Ok(Err(error)),
+            };
+        }
+        Ok(Ok(()))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Observer) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let observer = Arc::clone(&self.observer);
+        let answer = tokio::task::spawn_blocking(move || ask(&observer)).await;
+        answer.unwrap_or_else(|error| Err(format!("a call to Kafka did not end properly: {error}")))
+    }
+}
+
+fn log_view(observer: &Observer, source: &Source) -> Result<LogView, String> {
+    kafka::patiently(ANSWER_TIMEOUT, || observer.log_view(source)).map_err(|error| observer.group_in_words(&error))
+}

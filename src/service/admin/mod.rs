@@ -1,0 +1,86 @@
+//! The HTTP endpoint for operators: metrics, liveness, readiness, the live windows. Read-only, without secrets or payloads.
+
+mod connections;
+
+use crate::platform::metrics::{self, QUERYABLE};
+use crate::service::health::Health;
+use crate::service::{Glance, Windows};
+use axum::extract::State as Extract;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use metrics_exporter_prometheus::PrometheusHandle;
+use metrics_process::Collector;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The reader polls many times a second; after this long without one it hangs.
+const PULSE_AGE_MAX: Duration = Duration::from_secs(120);
+/// How often histograms are compacted between scrapes.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+const INDEX: &str = "tallyhouse\n\n/metrics  Prometheus metrics\n/livez    alive: 200, hanging: 503\n\
+                     /readyz   ready: 200, otherwise 503 with the reasons\n/windows  what each partition holds, as JSON\n";
+
+/// What the endpoint shows.
+#[derive(Clone)]
+pub struct State {
+    /// Renders the metrics.
+    pub metrics: PrometheusHandle,
+    /// Looks at this process.
+    pub process: Collector,
+    /// Whether the service is ready.
+    pub health: Arc<Health>,
+    /// The live windows.
+    pub windows: Arc<Windows>,
+}
+
+/// Listens, and serves in the background until the process ends.
+///
+/// # Errors
+/// The address cannot be bound.
+pub async fn start(address: SocketAddr, state: State) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    tracing::info!("metrics and health at http://{}", listener.local_addr()?);
+    let metrics = state.metrics.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(UPKEEP_INTERVAL).await;
+            metrics.run_upkeep();
+        }
+    });
+    let router = Router::new()
+        .route("/", get(INDEX))
+        .route("/metrics", get(metrics_text))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/windows", get(windows))
+        .with_state(state);
+    tokio::spawn(connections::serve(listener, router));
+    Ok(())
+}
+
+async fn metrics_text(Extract(state): Extract<State>) -> String {
+    metrics::sample_process(&state.process, state.health.reasons().is_empty());
+    state.metrics.render() + &QUERYABLE.render()
+}
+
+async fn livez(Extract(state): Extract<State>) -> (StatusCode, String) {
+    match state.health.pulse_age() {
+        age if age > PULSE_AGE_MAX => (StatusCode::SERVICE_UNAVAILABLE, format!("no poll for {} s\n", age.as_secs())),
+        _ => (StatusCode::OK, "alive\n".to_owned()),
+    }
+}
+
+async fn readyz(Extract(state): Extract<State>) -> (StatusCode, Json<Value>) {
+    let reasons = state.health.reasons();
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons })))
+}
+
+async fn windows(Extract(state): Extract<State>) -> Json<BTreeMap<i32, Glance>> {
+    Json(state.windows.glance())
+}
