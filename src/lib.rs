@@ -15,6 +15,7 @@ mod clock;
 pub mod config;
 pub mod core;
 pub mod erase;
+pub mod explain;
 pub mod failpoint;
 pub mod health;
 pub mod kafka;

@@ -10,7 +10,7 @@ use std::io::IsTerminal as _;
 
 pub(super) const HELP: &str = "\
 Exit status: 0 clean, 2 violations found, 1 the audit could not be done, 64 wrong usage or configuration.
-What each code means and what to do: docs/audit.md.";
+`tallyhouse explain CODE` says what a code means and what to do; `tallyhouse explain audit` has the whole page.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
