@@ -2,7 +2,7 @@
 # The service alone: librdkafka and OpenSSL are linked statically, so the image needs glibc, libgcc and certificates, and no shell.
 # For several architectures, each built on a machine (or an emulator) of its own:
 #   docker buildx build --platform linux/amd64,linux/arm64 --tag registry.example.com/tallyhouse:0.1.0 --push .
-FROM rust:1.95-bookworm AS build
+FROM rust:1.95-trixie AS build
 WORKDIR /src
 COPY . .
 # A cache for each platform: two builds at once must not share a target folder. jemalloc refuses pages larger than those that it was built
@@ -13,8 +13,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     if [ "$TARGETPLATFORM" = linux/arm64 ]; then export JEMALLOC_SYS_WITH_LG_PAGE=16; fi && \
     cargo build --release --locked --package tallyhouse --bin tallyhouse && cp target/release/tallyhouse /tallyhouse
 
-# Debian 12, as the build: the program asks for its glibc. nonroot is 65532.
-FROM gcr.io/distroless/cc-debian12:nonroot
+# Debian 13, as the build: the program asks for its glibc. nonroot is 65532.
+FROM gcr.io/distroless/cc-debian13:nonroot
 LABEL org.opencontainers.image.title="Tallyhouse" \
       org.opencontainers.image.description="Turns a Kafka stream of email-campaign events into exact, queryable counts in ClickHouse" \
       org.opencontainers.image.version="0.1.0" \

@@ -305,6 +305,48 @@ fn versions_are_told_alike() {
 }
 
 #[test]
+fn compose_builds_an_image_once_keeps_data_and_starts_again() {
+    let (compose, _) = compose();
+    let services = at(&compose, "/services").as_object().unwrap();
+    let mut built = Vec::new();
+    let mut volumes = Vec::new();
+    for (name, service) in services {
+        if !service["build"].is_null() {
+            // A service without an image of its own gets one that is named for it.
+            built.push(service["image"].as_str().unwrap_or(name));
+        }
+        let ends = ["topic", "migrate"].contains(&name.as_str());
+        let policy = if ends { "on-failure:5" } else { "unless-stopped" };
+        assert_eq!(text(service, "/restart"), policy, "{name}");
+        let mounted = service["volumes"].as_array().into_iter().flatten().map(|volume| volume.as_str().unwrap());
+        volumes.extend(mounted.filter(|volume| !volume.starts_with('.')));
+    }
+    let (members, migrations) = (&services["tallyhouse"]["image"], &services["migrate"]["image"]);
+    assert_eq!(members, migrations);
+    assert_eq!(built, [members.as_str().unwrap(), "producer"], "an image is built by two services, or by none");
+    let named = at(&compose, "/volumes").as_object().unwrap();
+    for folder in ["/var/lib/kafka/data", "/var/lib/clickhouse", "/prometheus", "/var/lib/grafana"] {
+        let (name, _) =
+            volumes.iter().find_map(|volume| volume.split_once(':').filter(|(_, at)| *at == folder)).unwrap();
+        assert!(named.contains_key(name), "{folder} is kept in no named volume");
+    }
+    assert_eq!(text(&compose, "/services/kafka/environment/KAFKA_LOG_DIRS"), "/var/lib/kafka/data");
+    let plugin = text(&compose, "/services/grafana/environment/GF_PLUGINS_PREINSTALL_SYNC");
+    assert!(plugin.starts_with("grafana-clickhouse-datasource@"), "{plugin} has no version");
+    for (name, service) in services {
+        let tag = service["image"].as_str().and_then(|image| image.rsplit_once(':'));
+        assert!(service["image"].is_null() || tag.is_some_and(|(_, tag)| tag != "latest"), "{name} has no fixed tag");
+    }
+}
+
+#[test]
+fn the_image_runs_on_the_debian_that_built_it() {
+    let dockerfile = read("Dockerfile");
+    let bases: Vec<&str> = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")).collect();
+    assert!(bases[0].contains("-trixie ") && bases[1].contains("-debian13:"), "{bases:?}");
+}
+
+#[test]
 fn grafana_asks_the_database_that_is_written() {
     let (_, config) = compose();
     let sources = yaml("grafana/provisioning/datasources/tallyhouse.yml");

@@ -11,7 +11,7 @@ use tallyhouse_core::days::Day;
 
 pub(super) const HELP: &str = "\
 Exit status: 0 clean, 2 violations found, 1 the audit could not be done, 64 wrong usage or configuration.
-What each code means and what to do: docs/audit.md.";
+`tallyhouse explain CODE` says what a code means and what to do; `tallyhouse explain audit` has the whole page.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

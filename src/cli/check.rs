@@ -14,7 +14,7 @@ Examples:
   tallyhouse check --json | jq '.checks[] | select(.status == \"failed\")'
 
 Every check that fails says what to do. A server that is away fails its own checks within seconds; those of the other one are
-still made. Changes nothing, and never joins the group. Each check is described in docs/check.md.
+still made. Changes nothing, and never joins the group. `tallyhouse explain CODE` describes a check.
 
 Exit status: 0 nothing failed (there may be warnings), 1 a check failed, 64 wrong usage or configuration.";
 

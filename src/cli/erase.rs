@@ -16,7 +16,8 @@ Examples:
   tallyhouse erase --email ann@example.com --email Ann.B@example.com --reference GDPR-17 --yes
   tallyhouse erase --email - --yes < addresses     keeps them out of the process list and the shell's history
 
-E-mail, metadata and rejected payloads are blanked; rows and counters stay. What is not reached, and why: docs/privacy.md.
+E-mail, metadata and rejected payloads are blanked; rows and counters stay. `tallyhouse explain privacy` lists
+the copies that an erasure does not reach.
 
 Exit status: 0 planned, or done and nothing is left; 2 rows are left, run it again; 1 not done; 64 wrong usage or configuration;
 74 as 0, but standard output was lost.";

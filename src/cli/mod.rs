@@ -5,6 +5,7 @@
 mod audit;
 mod check;
 mod erase;
+mod explain;
 mod pages;
 mod rejects;
 mod repair;
@@ -17,6 +18,7 @@ use crate::clickhouse::retention::{self, Keep, Retention};
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::commands::audit::AuditError;
 use crate::commands::erase::{Address, EraseError, NotAnAddress};
+use crate::commands::explain::UnknownCode;
 use crate::commands::rejects::RejectsError;
 use crate::commands::repair::RepairError;
 use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
@@ -114,6 +116,9 @@ enum Command {
     /// Show the members, how far each partition is, and what is wrong.
     #[command(after_help = status::HELP)]
     Status(status::Arguments),
+    /// Print the page of a code that a message, an alert or a table names.
+    #[command(after_help = explain::HELP)]
+    Explain(explain::Arguments),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -174,6 +179,9 @@ pub enum CliError {
     /// Rejected records could not be looked at or replayed.
     #[error(transparent)]
     Rejects(#[from] RejectsError),
+    /// No page has the code of `explain`.
+    #[error(transparent)]
+    Unknown(#[from] UnknownCode),
     /// The report cannot be written.
     #[error("the output: {0}")]
     Report(#[from] serde_json::Error),
@@ -194,7 +202,7 @@ impl CliError {
     pub fn exit_status(&self) -> u8 {
         match self {
             CliError::Set(_) | CliError::Days { .. } | CliError::Config(_) => EXIT_USAGE,
-            CliError::Email(..) | CliError::Emails(_) | CliError::Reference => EXIT_USAGE,
+            CliError::Email(..) | CliError::Emails(_) | CliError::Reference | CliError::Unknown(_) => EXIT_USAGE,
             CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
             CliError::Run(RunError::ClickHouse(ClickHouseError::Config(_)) | RunError::Consumer(_)) => EXIT_USAGE,
             CliError::Audit(AuditError::Consumer(_)) => EXIT_USAGE,
@@ -277,7 +285,8 @@ impl Cli {
             Command::Rejects(command) => rejects::run(&settings.load()?.config, command).await,
             Command::Check(arguments) => check::run(&settings.load()?.config, arguments).await,
             Command::Status(arguments) => status::run(&settings.load()?.config, arguments).await,
-            // These two need no configuration, so a broken one is not looked at.
+            // These need no configuration, so a broken one is not looked at.
+            Command::Explain(arguments) => explain::run(&arguments),
             Command::Completions(arguments) => Ok(pages::completions(&arguments)),
             Command::Man(arguments) => pages::man(&arguments),
         }

@@ -20,7 +20,7 @@ Examples:
   jq -c '.payload |= (fromjson | .campaign_id |= ltrimstr(\"x\") | tojson)' bad.ndjson > fixed.ndjson
   tallyhouse rejects replay --from fixed.ndjson
 
-docs/replay.md says what to do with rejected records, and why a replay counts each once.";
+`tallyhouse explain replay` says what to do with rejected records, and why a replay counts each once.";
 
 const REPLAY_HELP: &str = "\
 Without --from, rows are replayed with their own bytes: after an upgrade, or a change of decode.*. What this version rejects is left

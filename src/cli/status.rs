@@ -19,12 +19,12 @@ Examples:
   tallyhouse status --json | jq .problems
 
 What is wrong comes first. `member` is a row of the upper table. It changes nothing, and never joins
-the group. A partition that stops names its page in docs/stops/.
+the group. `tallyhouse explain` prints the page of a stopped partition's reason.
 
 A partition stands still when records wait and nothing is committed or announced for one flush and
 10 s. One flush is flush.age_ms, or the partitions of its member divided by
 flush.batches_per_second_max if that is longer. So where records wait, a second look follows: once
-all these partitions have moved, at the latest after that time. See docs/status.md.
+all these partitions have moved, at the latest after that time. See `tallyhouse explain status`.
 
 Records of an open transaction cannot be read yet: `log end` lies before them, and they are no lag.
 A member alone knows some causes, such as a refused insert: --member asks it.

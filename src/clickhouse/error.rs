@@ -51,7 +51,7 @@ pub enum ClickHouseError {
     /// A materialized view of the users' own, on a table of ours, refuses an insert.
     #[error(
         "a materialized view of your own on Tallyhouse's tables fails ({code} {name}): {message}. Mend or drop that view: `tallyhouse check` \
-         names all that there are. Tallyhouse's own tables are exact; the view may miss rows of this batch (docs/limits.md)"
+         names all that there are. Tallyhouse's own tables are exact; the view may miss rows of this batch (`tallyhouse explain limits`)"
     )]
     OwnView { code: u32, name: String, message: String },
 

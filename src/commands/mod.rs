@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod check;
 pub mod erase;
+pub mod explain;
 pub mod rejects;
 pub mod repair;
 pub mod report;

@@ -188,7 +188,7 @@ pub const METRICS: &[Metric] = &[
         STOPPED,
         Unit::Count,
         &["reason"],
-        "Partitions that are ours and stopped, by reason: docs/stops/<reason>.md says what to do",
+        "Partitions that are ours and stopped, by reason: `tallyhouse explain REASON` says what to do",
     ),
     metric(
         Kind::Gauge,

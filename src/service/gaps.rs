@@ -101,7 +101,7 @@ fn look(config: &Config, mut gathered: Vec<(i32, OffsetRange)>) {
                     start,
                     end,
                     offsets,
-                    "records were passed over: see docs/runbooks/TallyhouseOffsetGaps.md"
+                    "records were passed over: see `tallyhouse explain TallyhouseOffsetGaps`"
                 );
             }
             kind.count(offsets);

@@ -133,7 +133,7 @@ pub enum RunError {
     /// librdkafka takes no part in the group any more.
     #[error(
         "librdkafka has left this member behind: {0}. Its partitions are given up, nothing is lost, and the next owner goes on. Start \
-         the process again, as a supervisor does; see docs/librdkafka-left-behind.md"
+         the process again, as a supervisor does; see `tallyhouse explain librdkafka-left-behind`"
     )]
     LeftBehind(left_behind::Difference),
     /// A defect, or a call that never ends: only a new process helps.

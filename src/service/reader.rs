@@ -33,7 +33,7 @@ const POLL_WAIT: Duration = Duration::from_millis(20);
 /// Records between two looks at commands and memory.
 const RECORDS_PER_TURN: usize = 1_000;
 /// What to do about a batch that cannot be read.
-const REMEDY: &str = "See docs/rejects.md#batches-that-cannot-be-read";
+const REMEDY: &str = "`tallyhouse explain rejects` says what to do, under \"Batches that cannot be read\"";
 /// The oldest replay may take no record for so long while others wait for its permit.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(5);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);

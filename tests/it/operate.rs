@@ -266,7 +266,7 @@ pub async fn a_status_tells_what_stops(url: &str, database: &str) {
     assert_eq!((status, &stopped["stop_reason"]), (Some(1), &"intent_gone".into()), "{seen:#}");
     let text = table(&bench, "status", &[]);
     let line = format!("WRONG: partition {} stops: ", batch.partition);
-    assert!(text.contains(&line) && text.contains("docs/stops/intent_gone.md"), "{text}");
+    assert!(text.contains(&line) && text.contains("tallyhouse explain intent_gone"), "{text}");
 }
 
 /// Neither command leaves anything in Kafka: the group is still unknown after them, and a missing topic still missing.

@@ -166,7 +166,7 @@ pub const APPLIED: &str = "SELECT count() FROM daily WHERE {source} AND end_offs
 /// Waits until partitions have stopped for this reason (several, where a kill left several batches open), and checks that all that shows it names its page.
 pub async fn await_stop(member: &Server, code: &str, text: &str) {
     await_http(member, "/readyz", text).await;
-    await_http(member, "/readyz", &format!("Step by step: docs/stops/{code}.md")).await;
+    await_http(member, "/readyz", &format!("Step by step: `tallyhouse explain {code}`")).await;
     let gauge = format!("tallyhouse_stopped_partitions{{reason=\"{code}\"}} ");
     await_http(member, "/metrics", &gauge).await;
     let metrics = http(member, "/metrics").await;
@@ -174,5 +174,5 @@ pub async fn await_stop(member: &Server, code: &str, text: &str) {
         metrics.lines().find_map(|line| line.strip_prefix(&gauge)).and_then(|count| count.parse::<u32>().ok());
     assert!(stopped >= Some(1), "{metrics}");
     let log = member.stderr();
-    assert!(log.contains("partition stopped") && log.contains(&format!("docs/stops/{code}.md")), "{log}");
+    assert!(log.contains("partition stopped") && log.contains(&format!("tallyhouse explain {code}")), "{log}");
 }

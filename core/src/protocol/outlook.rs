@@ -2,10 +2,10 @@
 //!
 //! Pure. What `run` would do is not described here a second time: it is asked of the protocol itself.
 
-use super::intent::{Counts, Metadata, MetadataError};
-use super::marks::{Marks, Progress};
-use super::stop::StopReason;
 use super::{Action, Committed, LogView, Protocol, Seen};
+use crate::protocol::intent::{Counts, Metadata, MetadataError};
+use crate::protocol::marks::{Marks, Progress};
+use crate::protocol::stop::StopReason;
 use crate::source::{OffsetRange, Source};
 
 /// One partition of the topic, as read. The tables are asked before Kafka: a batch that is in the tables was then announced.

@@ -194,14 +194,14 @@ impl StopReason {
         }
     }
 
-    /// The page that says how to look and what to do, from the repository's root.
+    /// The command that prints the page with each step of the remedy.
     pub fn page(&self) -> String {
-        format!("docs/stops/{}.md", self.code())
+        format!("tallyhouse explain {}", self.code())
     }
 
     /// The reason and its page: what the log and `/readyz` show.
     pub fn told(&self) -> String {
-        format!("{self}. Step by step: {}", self.page())
+        format!("{self}. Step by step: `{}`", self.page())
     }
 }
 
@@ -273,7 +273,10 @@ mod tests {
     #[test]
     fn what_is_told_names_the_page() {
         for reason in one_of_each() {
-            assert!(reason.told().ends_with(&format!(". Step by step: docs/stops/{}.md", reason.code())), "{reason}");
+            assert!(
+                reason.told().ends_with(&format!(". Step by step: `tallyhouse explain {}`", reason.code())),
+                "{reason}"
+            );
         }
     }
 }

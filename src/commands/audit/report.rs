@@ -132,7 +132,7 @@ impl Report {
         }
         let verdict = match self.violations() {
             0 => "clean".to_owned(),
-            count => format!("{count} violations; docs/audit.md says for each code what to do"),
+            count => format!("{count} violations; `tallyhouse explain CODE` says what to do"),
         };
         let _ = writeln!(text, "{verdict}");
         text

@@ -65,7 +65,7 @@ pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outc
     for (partition, view) in logs {
         if let Some(reason) = Position::stops_by_log(view) {
             let seen = format!("partition {partition} stops: {reason}");
-            return Outcome::failed(Code::Log, seen, format!("do what {} says", reason.page()));
+            return Outcome::failed(Code::Log, seen, format!("do what `{}` says", reason.page()));
         }
     }
     let kept: u64 = logs.iter().map(|(_, view)| view.high.saturating_sub(view.low)).sum();
@@ -83,14 +83,14 @@ pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outc
         Some((partition, view)) => Outcome::warning(
             Code::Log,
             format!("partition {partition} begins at {}, after the committed offset; {seen}", view.low),
-            "`tallyhouse status` says whether the partition stops; if so, do what docs/stops/retention_gap.md says, and keep \
+            "`tallyhouse status` says whether the partition stops; if so, do what `tallyhouse explain retention_gap` says, and keep \
              records longer (retention.ms) than members are ever away",
         ),
         None => match long {
             Some((partition, open_for)) => Outcome::warning(
                 Code::Log,
                 format!("{seen}; the one of partition {partition} has been open for {} s", open_for.as_secs()),
-                "nothing behind it can be counted before it ends: do what docs/runbooks/TallyhouseOpenTransaction.md says",
+                "nothing behind it can be counted before it ends: do what `tallyhouse explain TallyhouseOpenTransaction` says",
             ),
             None => Outcome::ok(Code::Log, seen),
         },
@@ -230,7 +230,7 @@ pub fn sight(seen: &[(Table, Sight)]) -> Outcome {
             Code::RowPolicies,
             format!("it cannot be told whether this user sees every row of {}", unknown.join(", ")),
             "as an administrator run: SELECT name, select_filter, apply_to_list FROM system.row_policies. A row policy for this user would stop \
-             partitions (docs/stops/not_shown.md)",
+             partitions (`tallyhouse explain not_shown`)",
         ),
     }
 }
@@ -243,7 +243,7 @@ pub fn own_views(views: &[(String, String)]) -> Outcome {
         false => Outcome::ok(
             Code::OwnViews,
             format!(
-                "materialized views of your own: {}. docs/limits.md says what they get",
+                "materialized views of your own: {}. `tallyhouse explain limits` says what they get",
                 named.collect::<Vec<_>>().join(", ")
             ),
         ),
@@ -267,7 +267,7 @@ pub fn retention(retention: &Retention) -> Outcome {
     }
     if retention.daily != Ttl::None {
         let fix = "ALTER TABLE daily REMOVE TTL. Counters are also the marks: an event older than the TTL is counted and goes at once, and its \
-                   partition stops (docs/stops/not_shown.md)";
+                   partition stops (`tallyhouse explain not_shown`)";
         return Outcome::warning(Code::Retention, seen, fix);
     }
     if let Ttl::Other(_) = retention.rejected {

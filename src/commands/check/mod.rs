@@ -130,7 +130,7 @@ impl Outcome {
     fn failed_with(code: Code, error: &str) -> Outcome {
         match error.rsplit_once(". ") {
             Some((seen, fix)) => Outcome::failed(code, seen, fix),
-            None => Outcome::failed(code, error, format!("see {} in docs/check.md", table::word(code))),
+            None => Outcome::failed(code, error, format!("see `tallyhouse explain {}`", table::word(code))),
         }
     }
 

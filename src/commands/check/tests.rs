@@ -49,7 +49,7 @@ fn the_log_fails_where_run_stops_whatever_the_tables_have() {
     assert_eq!((fine.status, fine.seen.as_str()), (State::Ok, "90 offsets kept, 60 of them not committed"));
     assert_eq!(of(None, 0, 10, 100).status, State::Ok);
     let ahead = of(Some(&ours), 101, 10, 100);
-    assert!(ahead.fix.as_ref().is_some_and(|fix| fix.contains("docs/stops/ahead_of_log.md")), "{ahead:?}");
+    assert!(ahead.fix.as_ref().is_some_and(|fix| fix.contains("tallyhouse explain ahead_of_log")), "{ahead:?}");
     let foreign = of(Some("somebody else's"), 40, 10, 100);
     assert!(foreign.status == State::Failed && foreign.seen.starts_with("partition 3 stops"), "{foreign:?}");
     // The tables may have what the log has lost.
@@ -98,7 +98,7 @@ fn each_code_has_its_place_in_the_documents() {
         let word = format!("`{}`", table::word(code));
         assert!(rows.iter().any(|row| row.split(", ").any(|told| told == word)), "docs/check.md lacks {word}");
         let untold = Outcome::failed_with(code, "no end");
-        assert_eq!(untold.fix.unwrap(), format!("see {} in docs/check.md", word.trim_matches('`')));
+        assert_eq!(untold.fix.unwrap(), format!("see `tallyhouse explain {}`", word.trim_matches('`')));
     }
 }
 

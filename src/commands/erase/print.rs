@@ -89,7 +89,7 @@ impl Summary {
             (Some(first), Some(last)) => format!("{campaigns} campaigns, from {first} to {last}. "),
             _ => String::new(),
         };
-        let stays = "Rows, their offsets and all counters stay (docs/privacy.md).";
+        let stays = "Rows, their offsets and all counters stay (`tallyhouse explain privacy`).";
         format!("{table}\n{days}{stays}\n\n{}", not_reached())
     }
 

@@ -249,7 +249,7 @@ impl Status {
             problems.extend(told.stopped.iter().map(|(reason, count)| Problem {
                 code: Code::PartitionStopped,
                 partition: None,
-                message: format!("stopped partitions: {count}, see docs/stops/{reason}.md (told by {url})"),
+                message: format!("stopped partitions: {count}, see `tallyhouse explain {reason}` (told by {url})"),
             }));
         }
         problems
@@ -330,7 +330,7 @@ fn long_transaction(number: i32, standing: &Standing) -> Option<String> {
     let (offsets, seconds) = (held_back.offsets, held_back.open_too_long()?.as_secs());
     Some(format!(
         "partition {number}: a producer's transaction has been open for {seconds} s, and {offsets} records behind offset {} wait for its \
-         end. Do what docs/runbooks/TallyhouseOpenTransaction.md says",
+         end. Do what `tallyhouse explain TallyhouseOpenTransaction` says",
         standing.end
     ))
 }

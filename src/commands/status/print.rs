@@ -253,7 +253,7 @@ impl Status {
             }
             None => "not known without ClickHouse".to_owned(),
             Some(Outlook::GoesOn(words)) => words.clone(),
-            Some(Outlook::Stops(reason)) => format!("STOPS: {}, see {}", reason.code(), reason.page()),
+            Some(Outlook::Stops(reason)) => format!("STOPS: {}, see `{}`", reason.code(), reason.page()),
         };
         [
             standing.start.to_string(),

@@ -247,7 +247,7 @@ fn a_member_tells_what_it_refuses_and_what_is_stopped() {
     let mut seen = counting(vec![standing(500, Some(500)), standing(500, Some(500))]);
     assert_eq!(codes(&seen), []);
     let reasons = [
-        ("partition 1", "batch [5, 9) differs. Step by step: docs/stops/conflict.md"),
+        ("partition 1", "batch [5, 9) differs. Step by step: `tallyhouse explain conflict`"),
         ("partition 0, insert", "VIOLATED_CONSTRAINT"),
         ("group", "left behind"),
     ];
@@ -259,7 +259,7 @@ fn a_member_tells_what_it_refuses_and_what_is_stopped() {
     assert_eq!(problems[2].message, "partition 0, insert: VIOLATED_CONSTRAINT (told by http://a:9464)");
     // Its metrics know of a stop before its causes do.
     seen.asked = vec![told(&[], &[("conflict", 2)])];
-    let message = "stopped partitions: 2, see docs/stops/conflict.md (told by http://a:9464)";
+    let message = "stopped partitions: 2, see `tallyhouse explain conflict` (told by http://a:9464)";
     assert_eq!(seen.problems(), [Problem { code: Code::PartitionStopped, partition: None, message: message.into() }]);
     seen.asked = vec![Asked { url: "http://a:9464".into(), told: Err("connection refused".into()) }];
     assert_eq!(codes(&seen), [Code::MemberUnknown]);
