@@ -121,6 +121,23 @@ impl Sink {
         })
     }
 
+    /// The topic ids in the `source` of the partition's rows, empty for a plain one, whatever the id that the brokers tell.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn topic_ids(&self, source: &Source) -> Result<Vec<String>, ClickHouseError> {
+        let plain = Source { topic_id: String::new(), ..source.clone() }.name();
+        let of = |table: Table| {
+            format!("SELECT DISTINCT source FROM {} WHERE source = ? OR startsWith(source, ?)", table.name())
+        };
+        let all = Table::ALL.map(of).join(" UNION ALL ");
+        let sql = format!("SELECT DISTINCT toString(source) AS name FROM ({all}) ORDER BY name");
+        let with_id = format!("{plain}@");
+        let query = Table::ALL.iter().fold(self.client.deciding(&sql), |query, _| query.bind(&plain).bind(&with_id));
+        let names = query.rows::<(String,)>().await?;
+        Ok(names.into_iter().map(|(name,)| name.strip_prefix(&with_id).unwrap_or_default().to_owned()).collect())
+    }
+
     /// How far the source has come in the tables, with rows looked for at `from` and later.
     ///
     /// # Errors

@@ -198,7 +198,7 @@ impl Observer {
         Ok(session.map(|session| session.timeout_ms))
     }
 
-    /// Every partition of the topic, under the name that its rows carry today.
+    /// Every partition of the topic, with the id that the brokers tell. Its rows may carry another name: [`LogView::id_of_rows`].
     ///
     /// # Errors
     /// Kafka does not answer in time, or the topic does not exist.

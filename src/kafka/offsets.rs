@@ -69,7 +69,7 @@ pub fn log_view(
     let (low, high) = bounds(consumer, topic, partition, within)?;
     // librdkafka knows it from the first metadata on.
     let cluster_id = consumer.client().fetch_cluster_id(within).unwrap_or_default();
-    Ok(LogView { committed, topic_id, cluster_id, low, high })
+    Ok(LogView { committed, topic_id, ids_of_rows: Vec::new(), cluster_id, low, high })
 }
 
 /// First offset of the log and one past its last.

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::protocol::stop::StopReason;
-use tallyhouse_core::protocol::{Action, Committed, LOOKS_MAX, Protocol, Seen, may_commit};
+use tallyhouse_core::protocol::{Action, Committed, LOOKS_MAX, LogView, Protocol, Seen, may_commit};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
 use tallyhouse_core::window::ARRIVAL_STEP_MS;
 use tallyhouse_core::window::buffer::Halt;
@@ -181,20 +181,37 @@ impl Partition {
                 let topic_id = topic::topic_id(consumer, &name, KAFKA_TIMEOUT)?;
                 offsets::log_view(consumer, &name, topic_id, number, KAFKA_TIMEOUT)
             });
-            match view.await {
-                Ok(view) => {
+            match self.with_rows(view.await).await {
+                Ok((view, id)) => {
                     self.succeeded("read_committed");
-                    self.source.topic_id.clone_from(&view.topic_id);
+                    self.source.topic_id = id;
                     self.shared.left_open.committed(number, view.committed.as_ref());
                     failpoint::hit("committed_read");
                     return Seen::Log(view);
                 }
-                Err(error) => self.failed("read_committed", &kafka::told(&error)).await,
+                Err(error) => self.failed("read_committed", &error).await,
             }
             if self.is_draining() {
                 return Seen::Drained;
             }
         }
+    }
+
+    /// What Kafka says, and the topic id in the `source` of the partition's rows: without a committed offset the tables are asked for it.
+    async fn with_rows(&self, view: KafkaResult<LogView>) -> Result<(LogView, String), String> {
+        let mut view = view.map_err(|error| kafka::told(&error))?;
+        if view.committed.is_none() {
+            let ids = self.shared.sink.topic_ids(&self.source).await;
+            view.ids_of_rows = ids.map_err(|error| error.to_string())?;
+        }
+        let id = view.id_of_rows().ok_or_else(|| {
+            let (topic, ids) = (&self.source.topic, view.ids_of_rows.join(", "));
+            format!(
+                "the brokers tell no id of the topic {topic}, the tables have rows of several ({ids}), and there is no committed offset. \
+                 Commit the offset from which this partition is to be counted: kafka-consumer-groups.sh --reset-offsets"
+            )
+        })?;
+        Ok((view, id))
     }
 
     /// All looks together last for a session: a broker needs no longer to learn that it leads no more.

@@ -113,6 +113,7 @@ impl Member<'_> {
             Action::ReadCommitted => Seen::Log(LogView {
                 committed: self.log.committed.clone(),
                 topic_id: self.source.topic_id.clone(),
+                ids_of_rows: Vec::new(),
                 cluster_id: String::new(),
                 low: 0,
                 high: self.log.high(),

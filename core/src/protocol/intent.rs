@@ -9,6 +9,9 @@
 //! tallyhouse/2 topic=6Qm1BxsOTtuMW2AoMKb6XQ cluster=5L6g3nShT-eMCtK--X86sw marked=1200 end=1300 rows=95 rejects=5
 //! ```
 //!
+//! Two more words are rare. `source=plain`: rows carry a `source` without the topic's id, as the brokers told none when the first was stored.
+//! `again=N`: records before offset N may have been stored before, and their rows were lost or their offset was.
+//!
 //! Format 2 can grow. A word whose name begins with `x-` may be ignored by who does not know it; any other unknown word is an error, as
 //! the commit means something else with it. Format 1 has no `cluster`, no `marked` and no further words; it is read and not written.
 
@@ -52,10 +55,15 @@ impl Counts {
 pub struct Metadata {
     /// The topic id the offset belongs to; empty where the broker tells none.
     pub topic_id: String,
+    /// Rows carry a `source` without the topic id: the brokers told none when the first of them was stored. Never without a topic id, where it
+    /// says nothing.
+    pub is_plain: bool,
     /// The id of the Kafka cluster that the offset belongs to; empty where it is not known.
     pub cluster_id: String,
     /// The greatest `end_offset` of the source that `daily` is known to have shown.
     pub marked: Option<u64>,
+    /// Records before this offset may have been stored before, so that the tokens of their batches may be used.
+    pub again: Option<u64>,
     /// The batch about to be inserted, if one is: its end and its counts.
     pub next: Option<(u64, Counts)>,
 }
@@ -87,6 +95,9 @@ impl Metadata {
         let mut text = format!("tallyhouse/{version}");
         if !self.topic_id.is_empty() {
             let _ = write!(text, " topic={}", self.topic_id);
+            if self.is_plain {
+                text.push_str(" source=plain");
+            }
         }
         // It is the operator's to choose, and one that is no word could not be read again.
         if !self.cluster_id.is_empty()
@@ -98,10 +109,24 @@ impl Metadata {
         if let Some(marked) = self.marked {
             let _ = write!(text, " marked={marked}");
         }
+        if let Some(again) = self.again {
+            let _ = write!(text, " again={again}");
+        }
         if let Some((end, counts)) = self.next {
             let _ = write!(text, " end={end} rows={} rejects={}", counts.rows, counts.rejects);
         }
         text
+    }
+
+    /// Says if the offset is one of the topic with the id that the brokers tell now. Without an id on one side it is the same topic: brokers
+    /// begin to tell ids with an upgrade.
+    pub fn is_of(&self, told: &str) -> bool {
+        self.topic_id == told || self.topic_id.is_empty() || told.is_empty()
+    }
+
+    /// The topic id in the `source` of the rows; empty where that has none.
+    pub fn id_of_rows(&self) -> &str {
+        if self.is_plain { "" } else { &self.topic_id }
     }
 
     /// Reads a commit's metadata; `None` for empty metadata (a plain offset, as other tools and resets write it).
@@ -124,7 +149,8 @@ impl Metadata {
         let words: Vec<&str> = words.filter(is_known).collect();
         let metadata = Self::decode_words(&words)?.ok_or_else(|| MetadataError::Corrupt(shown()))?;
         let known = [vec![format!("tallyhouse/{version}").as_str()], words].concat().join(" ");
-        let grown = version == 1 && (metadata.marked.is_some() || !metadata.cluster_id.is_empty());
+        let has_new = metadata.marked.max(metadata.again).is_some() || metadata.is_plain;
+        let grown = version == 1 && (has_new || !metadata.cluster_id.is_empty());
         match grown || metadata.encode_as(version) != known {
             true => Err(MetadataError::Corrupt(shown())),
             false => Ok(Some(metadata)),
@@ -141,7 +167,9 @@ impl Metadata {
             match name {
                 "topic" => value.clone_into(&mut metadata.topic_id),
                 "cluster" => value.clone_into(&mut metadata.cluster_id),
+                "source" => metadata.is_plain = value == "plain",
                 "marked" => metadata.marked = number,
+                "again" => metadata.again = number,
                 "end" => end = number,
                 "rows" => rows = number,
                 "rejects" => rejects = number,
@@ -164,11 +192,14 @@ mod tests {
 
     fn metadata() -> impl Strategy<Value = Metadata> {
         let next = proptest::option::of(any::<(u64, u64, u64)>());
-        ("[A-Za-z0-9_-]{0,22}", "[A-Za-z0-9_-]{0,22}", proptest::option::of(any::<u64>()), next).prop_map(
-            |(topic_id, cluster_id, marked, next)| Metadata {
+        let offsets = proptest::option::of(any::<u64>());
+        ("[A-Za-z0-9_-]{0,22}", "[A-Za-z0-9_-]{0,22}", (any::<bool>(), offsets.clone(), offsets), next).prop_map(
+            |(topic_id, cluster_id, (is_plain, marked, again), next)| Metadata {
+                is_plain: is_plain && !topic_id.is_empty(),
                 topic_id,
                 cluster_id,
                 marked,
+                again,
                 next: next.map(|(end, rows, rejects)| (end, Counts { rows, rejects })),
             },
         )
@@ -178,13 +209,14 @@ mod tests {
         #[test]
         fn what_is_written_is_read(metadata in metadata()) {
             let text = metadata.encode();
-            prop_assert!(text.is_ascii() && text.len() < 250);
+            prop_assert!(text.is_ascii() && text.len() < 300);
             prop_assert_eq!(Metadata::decode(text.as_bytes()), Ok(Some(metadata)));
         }
 
         #[test]
         fn the_first_format_is_read(metadata in metadata()) {
-            let metadata = Metadata { cluster_id: String::new(), marked: None, ..metadata };
+            let Metadata { topic_id, next, .. } = metadata;
+            let metadata = Metadata { topic_id, next, ..Metadata::default() };
             prop_assert_eq!(Metadata::decode(metadata.encode_as(1).as_bytes()), Ok(Some(metadata)));
         }
 
@@ -210,7 +242,7 @@ mod tests {
         #[test]
         fn one_changed_byte_is_never_read_as_the_same_intent(at in 0usize..90, byte in any::<u8>()) {
             let next = Some((1_000, Counts { rows: 9, rejects: 1 }));
-            let metadata = Metadata { topic_id: "q".repeat(22), cluster_id: "c".into(), marked: Some(7), next };
+            let metadata = Metadata { topic_id: "q".repeat(22), cluster_id: "c".into(), marked: Some(7), next, ..Metadata::default() };
             let mut bytes = metadata.encode().into_bytes();
             let at = at % bytes.len();
             prop_assume!(bytes[at] != byte);
@@ -233,6 +265,9 @@ mod tests {
             "tallyhouse/1 marked=5",
             "tallyhouse/2 marked=05",
             "tallyhouse/2 marked=5 topic=a",
+            "tallyhouse/2 source=plain",
+            "tallyhouse/2 topic=a source=other",
+            "tallyhouse/1 topic=a source=plain",
             "tallyhouse/2 x-new",
         ] {
             assert_eq!(Metadata::decode(damaged.as_bytes()), Err(MetadataError::Corrupt(damaged.into())));

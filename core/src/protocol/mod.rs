@@ -53,6 +53,8 @@ pub struct LogView {
     pub committed: Option<Committed>,
     /// The topic's id; empty where the broker tells none.
     pub topic_id: String,
+    /// The topic ids in the `source` of this partition's rows in the tables, empty for a plain one. Asked for only without a committed offset.
+    pub ids_of_rows: Vec<String>,
     /// The cluster's id; empty where the broker tells none.
     pub cluster_id: String,
     /// First offset in the log.
@@ -66,7 +68,32 @@ impl LogView {
     pub fn committed_offset(&self) -> Option<u64> {
         let committed = self.committed.as_ref()?;
         let metadata = Metadata::decode(&committed.metadata).ok()?;
-        metadata.is_none_or(|metadata| metadata.topic_id == self.topic_id).then_some(committed.offset)
+        metadata.is_none_or(|metadata| metadata.is_of(&self.topic_id)).then_some(committed.offset)
+    }
+
+    /// The topic id in the `source` of this partition's rows, also of those to come; empty for a plain one. The committed metadata says it.
+    /// Without a committed offset the rows do: those of a topic with an id are never older than those of one without. `None`: the brokers
+    /// tell no id, and there are rows of several.
+    pub fn id_of_rows(&self) -> Option<String> {
+        let told = Some(self.topic_id.clone());
+        let metadata = match &self.committed {
+            Some(committed) => Metadata::decode(&committed.metadata),
+            None => Ok(None),
+        };
+        match metadata {
+            Ok(Some(metadata)) if metadata.is_of(&self.topic_id) => Some(metadata.id_of_rows().to_owned()),
+            Ok(None) if self.committed.is_none() => {
+                let mut ids = self.ids_of_rows.iter().filter(|id| !id.is_empty());
+                match (ids.next(), ids.next()) {
+                    (None, _) if self.ids_of_rows.is_empty() => told,
+                    (None, _) => Some(String::new()),
+                    (Some(id), None) if self.topic_id.is_empty() => Some(id.clone()),
+                    (Some(_), Some(_)) if self.topic_id.is_empty() => None,
+                    _ => told,
+                }
+            }
+            _ => told,
+        }
     }
 }
 
@@ -243,11 +270,13 @@ pub struct Protocol {
     /// What the commit under way is to leave in Kafka.
     wanted: Option<Committed>,
     topic_id: String,
+    is_plain: bool,
     cluster_id: String,
     /// The greatest mark that `daily` is known to have shown. One below it at the next assignment means that rows are gone.
     marked: Option<u64>,
-    /// The committed offset is gone and the tables have rows: what is read now may have been inserted before, and its tokens used.
-    reads_again: bool,
+    /// Records before this offset may have been inserted before, and their tokens used: the committed offset is gone and the tables have
+    /// rows, or an operator has set it back.
+    again: Option<u64>,
     /// How often an announced batch was rebuilt with other records than its intent says.
     incomplete: u32,
     /// Looks in a row that have found a reason to stop the partition.
@@ -273,10 +302,11 @@ impl Protocol {
             known: None,
             wanted: None,
             topic_id: String::new(),
+            is_plain: false,
             incomplete: 0,
             cluster_id: String::new(),
             marked: None,
-            reads_again: false,
+            again: None,
             doubts: 0,
         };
         (protocol, Action::ReadCommitted)
@@ -315,7 +345,10 @@ impl Protocol {
             }
             // The reader has passed transaction markers and nothing else: there is nothing to announce.
             (State::Filling { .. }, Seen::Batch(batch)) if batch.is_empty() => self.finish(batch.range.end, None),
-            (State::Filling { first }, Seen::Batch(batch)) => self.announce(batch, first, None),
+            (State::Filling { first }, Seen::Batch(batch)) => {
+                let applied_unknown = first || self.reads_again(&batch);
+                self.announce(batch, applied_unknown, None)
+            }
             (
                 State::Reading
                 | State::Judging { .. }
@@ -371,9 +404,9 @@ impl Protocol {
             (State::Finishing { next }, Seen::CommitDone) => {
                 self.known = self.wanted.take();
                 match next {
-                    Some(batch) if self.reads_again => self.ask(batch, None, None),
+                    Some(batch) if self.reads_again(&batch) => self.ask(batch, None, None),
                     Some(batch) => self.insert_all(batch),
-                    None => self.enter(State::Filling { first: self.reads_again }, Action::AwaitBatch),
+                    None => self.enter(State::Filling { first: false }, Action::AwaitBatch),
                 }
             }
             (
@@ -401,10 +434,16 @@ impl Protocol {
 
     fn on_log(&mut self, log: LogView) -> Action {
         self.topic_id.clone_from(&log.topic_id);
+        self.is_plain = log.id_of_rows().is_some_and(|id| id.is_empty());
         self.cluster_id.clone_from(&log.cluster_id);
         self.known.clone_from(&log.committed);
-        self.marked = None;
-        let Some(committed) = &log.committed else { return self.locate(log, 0) };
+        (self.marked, self.again) = (None, None);
+        let Some(committed) = &log.committed else {
+            if log.topic_id.is_empty() {
+                self.topic_id = log.id_of_rows().unwrap_or_default();
+            }
+            return self.locate(log, 0);
+        };
         let offset = committed.offset;
         let metadata = match Metadata::decode(&committed.metadata) {
             Ok(metadata) => metadata,
@@ -415,8 +454,13 @@ impl Protocol {
             let (committed, found) = (told.to_owned(), log.cluster_id);
             return Action::Stop(StopReason::OtherCluster { offset, committed, found });
         }
-        let ours = metadata.as_ref().is_none_or(|m| m.topic_id == log.topic_id);
-        self.marked = metadata.as_ref().filter(|_| ours).and_then(|m| m.marked);
+        let ours = metadata.as_ref().is_none_or(|m| m.is_of(&log.topic_id));
+        if let Some(metadata) = metadata.as_ref().filter(|_| ours) {
+            (self.marked, self.again) = (metadata.marked, metadata.again);
+            if log.topic_id.is_empty() {
+                self.topic_id.clone_from(&metadata.topic_id);
+            }
+        }
         match metadata.and_then(|m| m.next) {
             Some((end, counts)) => {
                 let range = OffsetRange { start: offset, end };
@@ -504,7 +548,9 @@ impl Protocol {
         }
         self.doubts = 0;
         self.marked = self.marked.max(progress.counted_end);
-        self.reads_again = log.committed.is_none() && progress.counted_end.max(progress.stored_end).is_some();
+        if log.committed.is_none() && progress.counted_end.max(progress.stored_end).is_some() {
+            self.again = Some(log.high);
+        }
         if let (Some(start), Some(end)) = (progress.uncounted, progress.counted_end) {
             return self.replay(Intent { range: OffsetRange { start, end }, counts: None }, log);
         }
@@ -593,10 +639,16 @@ impl Protocol {
         }
     }
 
+    /// What is read of the batch may have been inserted before, and its tokens used.
+    fn reads_again(&self, batch: &Frozen) -> bool {
+        self.again.is_some_and(|again| batch.range.start < again)
+    }
+
     fn position(&self, offset: u64, next: Option<&Frozen>) -> Committed {
         let next = next.filter(|_| guard::is_on(Guard::Intent)).map(|batch| (batch.range.end, batch.counts()));
         let (topic_id, cluster_id) = (self.topic_id.clone(), self.cluster_id.clone());
-        let metadata = Metadata { topic_id, cluster_id, marked: self.marked, next };
+        let again = self.again.filter(|&again| offset < again);
+        let metadata = Metadata { topic_id, is_plain: self.is_plain, cluster_id, marked: self.marked, again, next };
         Committed { offset, metadata: metadata.encode().into_bytes() }
     }
 
@@ -660,7 +712,7 @@ mod tests {
         let next = Some((end, Counts { rows, rejects: 0 }));
         let metadata = Metadata { topic_id: "id".into(), next, ..Metadata::default() };
         let committed = Some(Committed { offset: 0, metadata: metadata.encode().into_bytes() });
-        LogView { committed, topic_id: "id".into(), cluster_id: String::new(), low: 0, high }
+        LogView { committed, topic_id: "id".into(), ids_of_rows: vec![], cluster_id: String::new(), low: 0, high }
     }
 
     /// An announcement of [0, 2) that comes late, when another owner has applied [0, 1) of October and [1, 2) of November: completed, it
@@ -708,7 +760,14 @@ mod tests {
 
     fn plain(metadata: Metadata, cluster_id: &str) -> LogView {
         let committed = Some(Committed { offset: 50, metadata: metadata.encode().into_bytes() });
-        LogView { committed, topic_id: "id".into(), cluster_id: cluster_id.into(), low: 0, high: 90 }
+        LogView {
+            committed,
+            topic_id: "id".into(),
+            ids_of_rows: vec![],
+            cluster_id: cluster_id.into(),
+            low: 0,
+            high: 90,
+        }
     }
 
     /// A restored backup: the marks that were shown are gone, and going on would leave a hole that nobody sees.
@@ -730,6 +789,93 @@ mod tests {
         protocol.observe(Seen::Log(plain(metadata.clone(), "")));
         let shown = Progress { counted_end: Some(48), ..Progress::default() };
         assert_eq!(protocol.observe(Seen::Progress(shown)), Action::Fill { from: 50, until: None });
+    }
+
+    /// Brokers that begin to tell topic ids, and one that tells none again: the partition goes on under the name of its rows.
+    #[test]
+    fn an_id_on_one_side_only_is_the_same_topic() {
+        let look = |metadata: &str, told: &str| {
+            let committed = Some(Committed { offset: 50, metadata: metadata.as_bytes().to_vec() });
+            let (topic_id, cluster_id) = (told.to_owned(), String::new());
+            LogView { committed, topic_id, ids_of_rows: vec![], cluster_id, low: 0, high: 90 }
+        };
+        // What is committed, what the brokers tell, the id in the rows' name, and what the next commit says of the topic.
+        for (metadata, told, of_rows, next) in [
+            ("tallyhouse/1", "X", "", " topic=X source=plain"),
+            ("tallyhouse/2 topic=X source=plain", "", "", " topic=X source=plain"),
+            ("tallyhouse/2 topic=X source=plain", "X", "", " topic=X source=plain"),
+            ("tallyhouse/2 topic=X", "", "X", " topic=X"),
+            ("tallyhouse/2", "", "", ""),
+            ("", "X", "X", " topic=X"),
+        ] {
+            let log = look(metadata, told);
+            assert_eq!(log.id_of_rows().unwrap(), of_rows, "{metadata} {told}");
+            let (mut protocol, _) = Protocol::start();
+            assert_eq!(protocol.observe(Seen::Log(log)), Action::ReadProgress { from: 50 }, "{metadata} {told}");
+            let counted = Progress { counted_end: Some(60), ..Progress::default() };
+            let Action::Commit { wanted, .. } = protocol.observe(Seen::Progress(counted)) else { panic!("{metadata}") };
+            assert_eq!(String::from_utf8(wanted.metadata).unwrap(), format!("tallyhouse/2{next} marked=60"));
+        }
+        let recreated = look("tallyhouse/2 topic=X source=plain", "Y");
+        assert_eq!((recreated.id_of_rows().unwrap().as_str(), recreated.committed_offset()), ("Y", None));
+        // Without a committed offset the rows say it.
+        for (told, ids, of_rows) in [
+            ("X", &[][..], Some("X")),
+            ("X", &[""], Some("")),
+            ("X", &["", "W"], Some("X")),
+            ("", &["X"], Some("X")),
+            ("", &["", "X"], Some("X")),
+            ("", &["W", "X"], None),
+        ] {
+            let ids_of_rows = ids.iter().map(|id| String::from(*id)).collect();
+            let log = LogView { committed: None, ids_of_rows, ..look("", told) };
+            assert_eq!(log.id_of_rows().as_deref(), of_rows, "{told} {ids:?}");
+        }
+    }
+
+    /// A restored backup, with the offset deleted: each batch that was stored before is asked for, also over a restart.
+    #[test]
+    fn what_was_stored_before_is_asked_for_until_its_end() {
+        let (mut protocol, _) = Protocol::start();
+        let lost = LogView { committed: None, ..plain(Metadata::default(), "") };
+        protocol.observe(Seen::Log(lost));
+        let counted = Progress { counted_end: Some(40), ..Progress::default() };
+        let Action::Commit { wanted, .. } = protocol.observe(Seen::Progress(counted)) else { panic!("no commit") };
+        assert_eq!(wanted.metadata, b"tallyhouse/2 topic=id marked=40 again=90");
+        let batch = |start, end| {
+            let expected = Expected { raw: [(20_261_031, end - start)].into(), daily: vec![202_610], rejected: 0 };
+            Seen::Batch(Frozen { range: OffsetRange { start, end }, expected })
+        };
+        // A member that is started in the middle of it.
+        let (mut protocol, _) = Protocol::start();
+        protocol.observe(Seen::Log(LogView { committed: Some(wanted), ..plain(Metadata::default(), "") }));
+        protocol.observe(Seen::Progress(counted));
+        for (start, end, asks) in [(40, 60, true), (60, 90, true), (90, 95, false)] {
+            assert!(matches!(protocol.observe(batch(start, end)), Action::Commit { .. }), "{start}");
+            let action = protocol.observe(Seen::CommitDone);
+            assert_eq!(matches!(action, Action::ReadMarks { .. }), asks, "{start}: {action:?}");
+            let mut action = action;
+            let mut raw = BTreeMap::new();
+            let mut daily = BTreeMap::new();
+            while !matches!(action, Action::TakeBatch) {
+                action = match action {
+                    Action::Insert { insert, .. } => {
+                        match insert.table {
+                            Table::Raw => raw = [(20_261_031, end - start)].into(),
+                            _ => daily = [(202_610, end)].into(),
+                        }
+                        protocol.observe(Seen::Inserted)
+                    }
+                    _ => protocol.observe(Seen::Marks(Marks {
+                        raw: raw.clone(),
+                        daily: daily.clone(),
+                        ..Marks::default()
+                    })),
+                };
+            }
+            assert!(matches!(protocol.observe(Seen::NoBatch), Action::Commit { .. }));
+            assert_eq!(protocol.observe(Seen::CommitDone), Action::AwaitBatch);
+        }
     }
 
     /// Offsets that were copied from another cluster say nothing of this one's log.

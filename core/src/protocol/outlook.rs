@@ -21,6 +21,8 @@ pub struct Position {
     pub first_stored: Option<u64>,
     /// What the tables hold of the open intent's offsets, if there is one.
     pub marks: Option<Marks>,
+    /// The greatest mark that the tables have shown by a commit that was read before `progress`.
+    pub marked: Option<u64>,
 }
 
 /// What a member does that is given the partition now.
@@ -39,6 +41,12 @@ impl Position {
     /// [`MetadataError`] as the protocol would see it.
     pub fn metadata(&self) -> Result<Option<Metadata>, MetadataError> {
         self.log.committed.as_ref().map_or(Ok(None), |committed| Metadata::decode(&committed.metadata))
+    }
+
+    /// The greatest mark that the tables have shown, by the commit of a look at Kafka.
+    pub fn marked_by(log: &LogView) -> Option<u64> {
+        log.committed_offset()?;
+        Metadata::decode(&log.committed.as_ref()?.metadata).ok()??.marked
     }
 
     /// The committed offset, if it is one of this topic id and its metadata can be read.
@@ -78,7 +86,7 @@ impl Position {
     /// Why `tallyhouse run` stops the partition whatever the tables have; `None` where it depends on them.
     pub fn stops_by_log(log: &LogView) -> Option<StopReason> {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.observe(Seen::Log(without_mark(log)));
+        let mut action = protocol.observe(Seen::Log(marked(log, None)));
         if matches!(action, Action::ReadProgress { .. }) {
             // The committed offset lies beyond the log's end: no progress changes that.
             action = protocol.observe(Seen::Progress(Progress::default()));
@@ -95,7 +103,7 @@ impl Position {
     /// What `tallyhouse run` does with the partition as it stands.
     pub fn outlook(&self) -> Outlook {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.observe(Seen::Log(without_mark(&self.log)));
+        let mut action = protocol.observe(Seen::Log(marked(&self.log, self.marked)));
         if matches!(action, Action::ReadProgress { .. }) {
             action = protocol.observe(Seen::Progress(self.progress));
         }
@@ -117,13 +125,13 @@ impl Position {
     }
 }
 
-/// The log without the greatest mark that the tables have shown: they were asked before Kafka, so they may have shown less then.
-fn without_mark(log: &LogView) -> LogView {
+/// The log with another greatest mark that the tables have shown: they were asked before this look at Kafka, so they may have shown less then.
+fn marked(log: &LogView, marked: Option<u64>) -> LogView {
     let mut log = log.clone();
     if let Some(committed) = &mut log.committed
         && let Ok(Some(metadata)) = Metadata::decode(&committed.metadata)
     {
-        committed.metadata = Metadata { marked: None, ..metadata }.encode().into_bytes();
+        committed.metadata = Metadata { marked: metadata.marked.and(marked), ..metadata }.encode().into_bytes();
     }
     log
 }

@@ -24,6 +24,8 @@ pub struct Sent {
     /// What the batch has, of which the insert is a part.
     pub content: Content,
     pub token: String,
+    /// The topic id in the `source` of its rows.
+    pub id: String,
     /// The member whose task waits for the answer.
     pub waiting: Option<usize>,
     /// It has reached the server, and shows in `system.processes`.
@@ -44,6 +46,8 @@ pub struct Sink {
     halved: BTreeSet<(OffsetRange, Table)>,
     /// An older state that is shown in the place of this one.
     shown: Option<Shown>,
+    /// The topic id in the `source` of the rows.
+    id: String,
     pub sent: Vec<Sent>,
 }
 
@@ -68,6 +72,7 @@ impl Sink {
             tokens: BTreeSet::new(),
             halved: BTreeSet::new(),
             shown: None,
+            id: String::new(),
             sent: Vec::new(),
         }
     }
@@ -89,6 +94,29 @@ impl Sink {
             Some(left) => *looks = left,
             None => self.shown = None,
         }
+    }
+
+    /// There are no rows.
+    fn is_empty(&self) -> bool {
+        [&self.raw, &self.rejected, &self.counted].iter().all(|rows| rows.iter().all(|&times| times == 0))
+    }
+
+    /// The topic ids in the `source` of the rows.
+    pub fn ids(&self) -> Vec<String> {
+        if self.is_empty() { Vec::new() } else { vec![self.id.clone()] }
+    }
+
+    /// Whoever asks for rows with this topic id sees those that there are.
+    pub fn shows(&self, id: &str) -> bool {
+        self.is_empty() || self.id == id
+    }
+
+    /// An insert is about to store rows with another topic id than those that are there.
+    pub fn is_of_two_ids(&mut self, index: usize) -> bool {
+        if self.is_empty() {
+            self.id.clone_from(&self.sent[index].id);
+        }
+        self.id != self.sent[index].id
     }
 
     fn raw(&self) -> &[u8] {

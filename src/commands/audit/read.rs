@@ -12,7 +12,9 @@ use rdkafka::error::KafkaResult;
 use std::sync::Arc;
 use std::time::Duration;
 use tallyhouse_core::decode::TimeBounds;
+use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::outlook::Position;
+use tallyhouse_core::source::Source;
 
 /// How long a group or partition may be without a broker.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
@@ -65,26 +67,41 @@ impl Reader {
         tokio::task::spawn_blocking(patient).await?
     }
 
-    /// Where each partition of the topic stands: first the tables, then Kafka.
+    /// Where each partition of the topic stands: Kafka says under which name its rows are, then the tables are asked, then Kafka again.
     ///
     /// # Errors
     /// Any of [`AuditError`].
     pub async fn positions(&self) -> Result<Vec<Position>, AuditError> {
-        let sources = self.kafka(Observer::sources).await?;
-        let names: Vec<String> = sources.iter().map(|source| source.name()).collect();
+        let mut named = Vec::new();
+        for told in self.kafka(Observer::sources).await? {
+            let log = self.log_view(&told).await?;
+            let topic_id = log.id_of_rows().unwrap_or_default();
+            let marked = Position::marked_by(&log);
+            named.push((Source { topic_id, ..told.clone() }, told, marked));
+        }
+        let names: Vec<String> = named.iter().map(|(source, ..)| source.name()).collect();
         let first = tables::first_offsets(&self.client, &names).await?;
-        let mut positions = Vec::with_capacity(sources.len());
-        for (source, name) in sources.into_iter().zip(names) {
+        let mut positions = Vec::with_capacity(named.len());
+        for (source, told, marked) in named {
             let progress = self.sink.progress(0, &source).await?;
-            let asked = source.clone();
-            let log = self.kafka(move |observer| observer.log_view(&asked)).await?;
-            let first_stored = first.get(&name).copied();
-            let mut position = Position { source, progress, log, first_stored, marks: None };
+            let log = self.log_view(&told).await?;
+            let first_stored = first.get(&source.name()).copied();
+            let mut position = Position { source, progress, log, first_stored, marks: None, marked };
             if let Some((range, _)) = position.intent() {
                 position.marks = Some(self.sink.marks(range, &position.source, None).await?);
             }
             positions.push(position);
         }
         Ok(positions)
+    }
+
+    /// What Kafka says of a partition and, without a committed offset, which topic ids its rows have.
+    async fn log_view(&self, told: &Source) -> Result<LogView, AuditError> {
+        let asked = told.clone();
+        let mut log = self.kafka(move |observer| observer.log_view(&asked)).await?;
+        if log.committed.is_none() {
+            log.ids_of_rows = self.sink.topic_ids(told).await?;
+        }
+        Ok(log)
     }
 }

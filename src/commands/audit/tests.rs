@@ -20,13 +20,15 @@ fn metadata(next: Option<(u64, Counts)>) -> Vec<u8> {
 fn position(committed: Option<(u64, Vec<u8>)>, counted_end: Option<u64>, stored_end: Option<u64>) -> Position {
     let source = Source { cluster: String::new(), topic: "t".into(), topic_id: ID.into(), partition: 3 };
     let committed = committed.map(|(offset, metadata)| Committed { offset, metadata });
-    let log = LogView { committed, topic_id: ID.into(), cluster_id: String::new(), low: 0, high: 1_000 };
+    let log =
+        LogView { committed, topic_id: ID.into(), ids_of_rows: vec![], cluster_id: String::new(), low: 0, high: 1_000 };
     Position {
         source,
         progress: Progress { counted_end, stored_end, ..Progress::default() },
         log,
         first_stored: Some(0),
         marks: None,
+        marked: None,
     }
 }
 

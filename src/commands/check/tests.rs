@@ -11,7 +11,7 @@ use tallyhouse_core::protocol::{Committed, LogView};
 
 fn view(committed: Option<&str>, offset: u64, low: u64, high: u64) -> LogView {
     let committed = committed.map(|metadata| Committed { offset, metadata: metadata.as_bytes().to_vec() });
-    LogView { committed, topic_id: "id".into(), cluster_id: String::new(), low, high }
+    LogView { committed, topic_id: "id".into(), ids_of_rows: vec![], cluster_id: String::new(), low, high }
 }
 
 #[test]

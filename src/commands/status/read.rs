@@ -122,7 +122,7 @@ impl Watcher {
     async fn has_moved(&self, source: Source, standing: &Standing) -> bool {
         let ask = move |observer: &Observer| {
             let log = log_view(observer, &source)?;
-            let position = Position { source, progress: Progress::default(), log, first_stored: None, marks: None };
+            let position = seen(source, log);
             Ok((position.committed(), position.intent().map(|(range, _)| range)))
         };
         self.blocking(ask).await.is_ok_and(|now| now != (standing.committed, standing.intent))
@@ -191,7 +191,8 @@ impl Watcher {
         log: LogView,
         clickhouse: &mut Result<(), String>,
     ) -> Result<Standing, String> {
-        let mut position = Position { source, progress: Progress::default(), log, first_stored: None, marks: None };
+        let told = source.clone();
+        let mut position = seen(source, log);
         let mut outlook = None;
         // A stop is told only when a second look finds it as well: members go on while this looks.
         for _ in 0..2 {
@@ -199,7 +200,7 @@ impl Watcher {
                 outlook = None;
                 break;
             }
-            let asked = self.ask(&mut position).await?;
+            let asked = self.ask(&mut position, &told).await?;
             *clickhouse = asked.map_err(|error| error.to_string());
             outlook = clickhouse.is_ok().then(|| position.outlook());
             if !matches!(outlook, Some(Outlook::Stops(_))) {
@@ -218,15 +219,28 @@ impl Watcher {
         })
     }
 
-    async fn ask(&self, position: &mut Position) -> Result<Result<(), ClickHouseError>, String> {
+    /// `told`: the partition with the topic id that the brokers tell.
+    async fn ask(&self, position: &mut Position, told: &Source) -> Result<Result<(), ClickHouseError>, String> {
+        let ids_of_rows = match position.log.committed {
+            Some(_) => Vec::new(),
+            None => match self.sink.topic_ids(told).await {
+                Ok(ids) => ids,
+                Err(error) => return Ok(Err(error)),
+            },
+        };
+        position.log.ids_of_rows.clone_from(&ids_of_rows);
+        position.source.topic_id = position.log.id_of_rows().unwrap_or_default();
+        position.marked = Position::marked_by(&position.log);
         // From where a member would ask: all the rows before are many.
-        let from = position.committed().unwrap_or(0);
+        let committed = position.committed().unwrap_or(0);
+        let from = position.marked.map_or(committed, |marked| committed.min(marked.saturating_sub(1)));
         position.progress = match self.sink.progress(from, &position.source).await {
             Ok(progress) => progress,
             Err(error) => return Ok(Err(error)),
         };
-        let source = position.source.clone();
-        position.log = self.blocking(move |observer: &Observer| log_view(observer, &source)).await?;
+        let told = told.clone();
+        position.log = self.blocking(move |observer: &Observer| log_view(observer, &told)).await?;
+        position.log.ids_of_rows = ids_of_rows;
         if let Some((range, _)) = position.intent() {
             position.marks = match self.sink.marks(range, &position.source, None).await {
                 Ok(marks) => Some(marks),
@@ -244,6 +258,11 @@ impl Watcher {
         let answer = tokio::task::spawn_blocking(move || ask(&observer)).await;
         answer.unwrap_or_else(|error| Err(format!("a call to Kafka did not end properly: {error}")))
     }
+}
+
+/// A partition as Kafka tells it.
+fn seen(source: Source, log: LogView) -> Position {
+    Position { source, progress: Progress::default(), log, first_stored: None, marks: None, marked: None }
 }
 
 fn log_view(observer: &Observer, source: &Source) -> Result<LogView, String> {

@@ -3,11 +3,11 @@
 use super::{Commit, Doing, Fault, Held, Hides, Move, PLENTY, SESSION, Task, World};
 use crate::batch::Batch;
 use crate::protocol::lease::Lease;
-use crate::protocol::marks::{Insert, Marks};
+use crate::protocol::marks::{Insert, Marks, Progress};
 use crate::protocol::stop::StopReason;
 use crate::protocol::{Action, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Protocol, Seen, may_commit};
 use crate::simulation::sink::{Content, Sent};
-use crate::source::OffsetRange;
+use crate::source::{OffsetRange, Source};
 use crate::window::buffer::{Buffer, Halt};
 use crate::window::intake::{Fill, Intake, Verdict};
 
@@ -32,6 +32,9 @@ impl World {
             Move::Begin(p, i) => self.begin(p, i),
             Move::Apply(p, i, k) => {
                 let partition = &mut self.partitions[p];
+                if partition.sink.is_of_two_ids(i) {
+                    self.violation = Some(format!("partition {p}: rows under two names"));
+                }
                 partition.sink.apply(i, k);
                 // Of what is hidden for good, one repeat cannot be told from one that is needed.
                 let times_max = if self.rules.hides == Hides::ForGood { INSERTS_MAX as u8 } else { 1 };
@@ -97,6 +100,7 @@ impl World {
                 };
                 self.partitions[p].sink.hide(looks);
             }
+            Fault::TellIds(p) => self.partitions[p].tells_id ^= true,
             Fault::DeleteRecords(p) => {
                 let partition = &mut self.partitions[p];
                 partition.log.low = partition.committed.as_ref().map_or(0, |committed| committed.offset);
@@ -139,6 +143,7 @@ impl World {
             member: m,
             protocol,
             doing: Doing::Next(action),
+            id: String::new(),
             fill: 0,
             asked: None,
             buffer: None,
@@ -203,6 +208,7 @@ impl World {
                 task.doing = Doing::Progress { from, ends: sink.ends() };
                 return;
             }
+            Doing::Progress { .. } if !sink.shows(&task.id) => Seen::Progress(Progress::default()),
             Doing::Progress { from, ends } => Seen::Progress(sink.progress(from, &ends, log)),
             Doing::Next(Action::Fill { from, until }) => {
                 task.frozen.clear();
@@ -245,6 +251,7 @@ impl World {
                 task.doing = Doing::Marks { range, marks, tables: 1 };
                 return;
             }
+            Doing::Marks { .. } if !sink.shows(&task.id) => Seen::Marks(Marks::default()),
             Doing::Marks { range, mut marks, tables: 1 } => {
                 sink.daily_marks(&mut marks);
                 task.doing = Doing::Marks { range, marks, tables: 2 };
@@ -264,24 +271,26 @@ impl World {
         partition.tasks[t].frozen.clear();
         let committed = partition.committed.clone();
         let low = partition.log.low;
-        self.observe(
-            p,
-            t,
-            Seen::Log(LogView { committed, topic_id: "id".into(), cluster_id: String::new(), low, high }),
-        );
+        let topic_id = if partition.tells_id { "id".to_owned() } else { String::new() };
+        let ids_of_rows = if committed.is_none() { partition.sink.ids() } else { Vec::new() };
+        let log = LogView { committed, topic_id, ids_of_rows, cluster_id: String::new(), low, high };
+        partition.tasks[t].id = log.id_of_rows().unwrap_or_default();
+        self.observe(p, t, Seen::Log(log));
     }
 
     fn send(&mut self, p: usize, t: usize, range: OffsetRange, insert: Insert, attempt: u32) {
         let tokens = self.rules.tokens;
         let partition = &mut self.partitions[p];
-        let token = if tokens { partition.source.token(range, insert.table, attempt) } else { String::new() };
+        let id = partition.tasks[t].id.clone();
+        let source = Source { topic_id: id.clone(), ..partition.source.clone() };
+        let token = if tokens { source.token(range, insert.table, attempt) } else { String::new() };
         let waiting = Some(partition.tasks[t].member);
         let left = insert.partitions.clone();
         let task = &mut partition.tasks[t];
         task.doing = Doing::Inserting;
         let Some(held) = task.frozen.iter().find(|held| held.frozen.range == range) else { return };
         let content = held.content.clone();
-        partition.sink.sent.push(Sent { range, insert, content, token, waiting, begun: false, left });
+        partition.sink.sent.push(Sent { range, insert, content, token, id, waiting, begun: false, left });
         if !tokens {
             let last = partition.sink.sent.len() - 1;
             self.begin(p, last);

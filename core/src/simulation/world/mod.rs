@@ -103,6 +103,8 @@ struct Task {
     member: usize,
     protocol: Protocol,
     doing: Doing,
+    /// The topic id in the `source` of the rows that it asks for and inserts.
+    id: String,
     /// The number of its last fill.
     fill: u64,
     /// A fill that the reader has not heard of yet.
@@ -142,6 +144,8 @@ struct Commit {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Partition {
     source: Source,
+    /// The brokers tell the topic's id.
+    tells_id: bool,
     log: Log,
     committed: Option<Committed>,
     owner: Option<usize>,
@@ -232,6 +236,8 @@ pub enum Fault {
     ForgetTokens(usize),
     /// Rows that are applied from now on are not shown.
     Hide(usize),
+    /// Brokers begin to tell topic ids, or one that tells none answers from now on.
+    TellIds(usize),
     /// Retention removes what is committed.
     DeleteRecords(usize),
     /// The committed offset is lost.
@@ -273,6 +279,7 @@ impl World {
                 topic_id: "id".into(),
                 partition: number as i32,
             },
+            tells_id: true,
             committed: None,
             owner: None,
             tasks: Vec::new(),
@@ -538,6 +545,7 @@ impl World {
                     add(Fault::AbandonInsert(p, i));
                 }
             }
+            add(Fault::TellIds(p));
             if self.rules.tokens && self.nobody_inserts(partition) && !partition.sink.hides() {
                 add(Fault::ForgetTokens(p));
             }
