@@ -42,9 +42,23 @@ use devstack::Stack;
 use libtest_mimic::{Arguments, Trial};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Names a program to test instead of the one built with the tests.
 const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
+
+/// Seconds of each test that passed, in the order in which they ended.
+static TIMES: Mutex<Vec<(Duration, &str)>> = Mutex::new(Vec::new());
+
+/// Shows the tests that a shorter suite has to begin with.
+fn print_slowest() {
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    times.sort_unstable_by(|a, b| b.cmp(a));
+    for (took, name) in times.iter().take(20).filter(|(took, _)| took.as_secs() > 0) {
+        println!("{:>7.1} s  {name}", took.as_secs_f64());
+    }
+}
 
 /// The program under test.
 fn program() -> PathBuf {
@@ -60,7 +74,10 @@ macro_rules! trials {
             Trial::test(concat!(stringify!($module), "::", stringify!($test)), move || {
                 let database = format!("{}_{:x}", stringify!($test), std::process::id());
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+                let started = Instant::now();
                 runtime.block_on($module::$test(&url, &database));
+                let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+                times.push((started.elapsed(), concat!(stringify!($module), "::", stringify!($test))));
                 Ok(())
             })
         }),*]
@@ -219,6 +236,7 @@ fn main() -> ExitCode {
         protocol::a_replay_is_exact_when_no_token_is_remembered,
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
+    print_slowest();
     if conclusion.has_failed()
         && let Ok(server) = clickhouse.server()
     {
