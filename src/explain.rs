@@ -226,8 +226,12 @@ fn findings() -> Vec<Entry> {
         let first = body.trim().lines().next().unwrap_or_default();
         for code in heading.split(", ") {
             let text = format!("# `{code}`: a finding of `tallyhouse audit`\n\n{}\n", body.trim());
-            let entry =
-                Entry { code: code.to_owned(), kind: Kind::Finding, summary: plain(first), text: with_codes(&text, "") };
+            let entry = Entry {
+                code: code.to_owned(),
+                kind: Kind::Finding,
+                summary: plain(first),
+                text: with_codes(&text, ""),
+            };
             entries.push(entry);
         }
     }

@@ -163,7 +163,8 @@ fn help(command: &mut Command, page: &mut String) {
 fn the_page_of_commands_is_their_help() {
     let mut program = Cli::command().bin_name("tallyhouse").term_width(100);
     program.build();
-    let mut page = "# Commands\n\nEach command with its `--help`. `tallyhouse man` has the same as manual pages.\n".to_owned();
+    let mut page =
+        "# Commands\n\nEach command with its `--help`. `tallyhouse man` has the same as manual pages.\n".to_owned();
     help(&mut program, &mut page);
     let path = root().join("docs/commands.md");
     if std::env::var_os("UPDATE").is_some() {

@@ -122,7 +122,8 @@ section! {
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
         /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
         group_instance_id: Option<String> = "", Text;
-        /// Other librdkafka properties. A property that has a key of its own or belongs to the protocol is refused.
+        /// Other librdkafka properties, which pass through. The configuration refuses those that have a key of their own or belong to the
+        /// protocol.
         /// In the environment, fetch.min.bytes is TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MIN_BYTES.
         properties: BTreeMap<String, Secret> = "", Properties;
     }
@@ -318,7 +319,7 @@ pub enum LogFormat {
 section! {
     /// The end of the process.
     Shutdown "shutdown" {
-        /// Milliseconds to finish batches in flight after SIGTERM. The member does not wait for servers that refuse it for good.
+        /// Milliseconds to finish batches in flight after SIGTERM. The member does not wait for a step that is refused for good.
         grace_ms: u64 = "30000", Integer(0..=3_600_000);
     }
 }

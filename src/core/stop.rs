@@ -273,7 +273,10 @@ mod tests {
     #[test]
     fn what_is_told_names_the_page() {
         for reason in one_of_each() {
-            assert!(reason.told().ends_with(&format!(". Step by step: `tallyhouse explain {}`", reason.code())), "{reason}");
+            assert!(
+                reason.told().ends_with(&format!(". Step by step: `tallyhouse explain {}`", reason.code())),
+                "{reason}"
+            );
         }
     }
 }

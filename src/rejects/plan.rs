@@ -65,8 +65,9 @@ impl Target {
             "{topic} has message.timestamp.type=LogAppendTime: replayed records get the time of their replay, and event times are \
              judged by that"
         );
-        let compacted =
-            format!("{topic} is compacted: a replayed record may remove others of its key. `tallyhouse explain limits` says more");
+        let compacted = format!(
+            "{topic} is compacted: a replayed record may remove others of its key. `tallyhouse explain limits` says more"
+        );
         let all = [(self.append_time, append_time), (self.compacted, compacted)];
         all.into_iter().filter(|(applies, _)| *applies).map(|(_, remark)| remark).collect()
     }
