@@ -11,23 +11,23 @@ use tallyhouse_core::days::Day;
 
 pub(super) const HELP: &str = "\
 Exit status: 0 clean, 2 violations found, 1 the audit could not be done, 64 wrong usage or configuration.
-`tallyhouse explain CODE` says what a code means and what to do; `tallyhouse explain audit` has the whole page.";
+`tallyhouse explain CODE` prints the meaning and the remedy of a code; `tallyhouse explain audit` prints the whole page.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// First UTC day of event_time to look at, such as 2026-11-01. For gaps: of the Kafka record's timestamp.
+    /// First UTC day of event_time, such as 2026-11-01. For gaps it is a day of the Kafka record's timestamp.
     #[arg(long, value_name = "DAY")]
     since: Option<Day>,
-    /// Last UTC day to look at, inclusive.
+    /// Last UTC day, inclusive.
     #[arg(long, value_name = "DAY")]
     until: Option<Day>,
     /// Print JSON; its field names are stable.
     #[arg(long)]
     json: bool,
-    /// Findings listed per check; all are counted.
+    /// Maximum number of findings in the list of each check. The counts include all findings.
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     limit: u32,
-    /// Seconds that one query may take.
+    /// Maximum seconds for one query.
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     query_timeout_s: u64,
 }

@@ -13,10 +13,10 @@ Examples:
   tallyhouse check --set clickhouse.url=https://new:8443
   tallyhouse check --json | jq '.checks[] | select(.status == \"failed\")'
 
-Every check that fails says what to do. A server that is away fails its own checks within seconds; those of the other one are
-still made. Changes nothing, and never joins the group. `tallyhouse explain CODE` describes a check.
+Every failed check names its fix. A server that is away fails its own checks within seconds, and the checks of the other server still
+run. The command changes nothing and never joins the group. `tallyhouse explain CODE` describes a check.
 
-Exit status: 0 nothing failed (there may be warnings), 1 a check failed, 64 wrong usage or configuration.";
+Exit status: 0 no check failed (there may be warnings), 1 a check failed, 64 wrong usage or configuration.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

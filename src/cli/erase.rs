@@ -12,34 +12,34 @@ use std::io::Read as _;
 
 pub(super) const HELP: &str = "\
 Examples:
-  tallyhouse erase --email ann@example.com                                 what would be blanked; changes nothing
+  tallyhouse erase --email ann@example.com                                 prints the plan; changes nothing
   tallyhouse erase --email ann@example.com --email Ann.B@example.com --reference GDPR-17 --yes
-  tallyhouse erase --email - --yes < addresses     keeps them out of the process list and the shell's history
+  tallyhouse erase --email - --yes < addresses     keeps addresses out of the process list and the shell's history
 
-E-mail, metadata and rejected payloads are blanked; rows and counters stay. `tallyhouse explain privacy` lists
-the copies that an erasure does not reach.
+An erasure blanks e-mail, metadata and rejected payloads. Rows and counters stay. `tallyhouse explain privacy` lists the copies that it
+does not reach.
 
-Exit status: 0 planned, or done and nothing is left; 2 rows are left, run it again; 1 not done; 64 wrong usage or configuration;
+Exit status: 0 planned, or done and no row is left; 2 rows are left: run the command again; 1 not done; 64 wrong usage or configuration;
 74 as 0, but standard output was lost.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Whose data, in any upper and lower case; may be repeated. `-` reads addresses from standard input, one a line.
+    /// Address of the person, in upper or lower case; may be repeated. `-` reads addresses from standard input, one per line.
     #[arg(long = "email", value_name = "ADDRESS", required = true)]
     emails: Vec<String>,
-    /// Carry it out. Without it, only what would be done is printed.
+    /// Carry out the erasure. Without this option the command only prints the plan.
     #[arg(long)]
     yes: bool,
-    /// Ticket or the like for the line in `erasures`; no personal data.
+    /// Reference for the row in `erasures`, such as a ticket number. It must hold no personal data.
     #[arg(long, value_name = "TEXT", default_value = "")]
     reference: String,
     /// Print JSON; its field names are stable.
     #[arg(long)]
     json: bool,
-    /// The tables are those of `migrate --cluster`, on this cluster.
+    /// Name of the cluster whose tables `migrate --cluster` made.
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
-    /// Seconds that one query or change may take.
+    /// Maximum seconds for one query or change.
     #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     query_timeout_s: u64,
 }

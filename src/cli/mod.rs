@@ -67,62 +67,62 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 struct Settings {
-    /// TOML file with the configuration; without it TALLYHOUSE_CONFIG, else ./tallyhouse.toml if there is one.
+    /// TOML file with the configuration. The default is the file in TALLYHOUSE_CONFIG, else ./tallyhouse.toml if it exists.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// One setting, over the file and the environment, such as `clickhouse.database=campaigns`; may be repeated. Secrets are
-    /// refused here, as a command line shows in the process list.
+    /// One setting, such as `clickhouse.database=campaigns`; may be repeated. It overrides the file and the environment. The command
+    /// line refuses secrets, because the process list shows it.
     #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Consume, count and write until SIGTERM, SIGINT, SIGHUP or SIGQUIT; a second one, a second later or more, ends it at once.
+    /// Consume, count and write until SIGTERM, SIGINT, SIGHUP or SIGQUIT. A second signal, a second later or more, ends it at once.
     Run,
-    /// Create or complete the tables in ClickHouse; safe to run again, and by several at once.
+    /// Create or complete the tables in ClickHouse. It is safe to run it again, and several times at once.
     Migrate {
-        /// Print the SQL instead; connects to nothing.
+        /// Print the SQL instead, and connect to nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Make the cluster form of the schema (replicated local tables, distributed reads) on this cluster.
+        /// Create the cluster form of the schema (replicated local tables, distributed reads) on this cluster.
         #[arg(long, value_name = "NAME")]
         cluster: Option<String>,
-        /// Remove rows of email_events once their UTC day is so many days back, or `off`: keep them. Counters stay.
+        /// Remove rows of email_events once their UTC day is this many days ago, or keep them with `off`. Counters stay.
         #[arg(long, value_name = "DAYS|off")]
         raw_ttl_days: Option<Keep>,
-        /// Remove rows of rejected_events so many days after they were written, or `off`; 30 in new tables.
+        /// Remove rows of rejected_events this many days after they were written, or keep them with `off`. New tables have 30.
         #[arg(long, value_name = "DAYS|off")]
         rejected_ttl_days: Option<Keep>,
     },
-    /// Check the tables against Kafka and daily against the rows; changes nothing, may run beside the service.
+    /// Compare the tables with Kafka, and daily with the rows. It changes nothing and may run beside the service.
     #[command(after_help = audit::HELP)]
     Audit(audit::Arguments),
-    /// Mend what an audit has found.
+    /// Repair the findings of an audit.
     #[command(subcommand)]
     Repair(repair::Command),
-    /// Blank a person's data in raw and rejected rows, with a plan first; counters stay.
+    /// Blank a person's data in raw and rejected rows, after a plan. Counters stay.
     #[command(after_help = erase::HELP)]
     Erase(erase::Arguments),
-    /// Print what came of the campaigns: delivered, opens, clicks, bounces, unsubscribes and their rates.
+    /// Print the figures of campaigns: delivered, opens, clicks, bounces, unsubscribes and their rates.
     #[command(after_help = report::HELP)]
     Report(report::Arguments),
-    /// Look at what was no event, take it out, and play it again.
+    /// Inspect, export and replay rejected records.
     #[command(subcommand, after_help = rejects::HELP)]
     Rejects(rejects::Command),
-    /// Look at everything that `run` needs before it is started, and say how to mend what is missing.
+    /// Check everything that `run` needs, and name the fix of each failure.
     #[command(after_help = check::HELP)]
     Check(check::Arguments),
-    /// Show the members, how far each partition is, and what is wrong.
+    /// Show the members, the position of each partition, and problems.
     #[command(after_help = status::HELP)]
     Status(status::Arguments),
     /// Print the page of a code that a message, an alert or a table names.
     #[command(after_help = explain::HELP)]
     Explain(explain::Arguments),
-    /// Look at the configuration.
+    /// Inspect the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Print a script that completes this command line in a shell.
+    /// Print a script that completes the commands in a shell.
     #[command(after_help = pages::COMPLETIONS_HELP)]
     Completions(pages::Completions),
     /// Print the manual page.
@@ -132,7 +132,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Print each setting, its value and where it comes from, with secrets masked.
+    /// Print each setting, its value and its origin. Secrets are masked.
     Explain,
 }
 

@@ -21,13 +21,13 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
-    /// For which shell.
+    /// Shell of the script.
     shell: Shell,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Man {
-    /// Write a page for the program and one for each command into this folder, which must exist.
+    /// Write one page for the program and one for each command into this folder. The folder must exist.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
 }

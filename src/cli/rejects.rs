@@ -13,21 +13,22 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) const HELP: &str = "\
 Examples:
-  tallyhouse rejects count                               why, and how many
+  tallyhouse rejects count                               counts by reason
   tallyhouse rejects list --reason bad_uuid --limit 5    the newest ones
   tallyhouse rejects show campaign.event_tracking/3 1234
   tallyhouse rejects export --reason bad_uuid > bad.ndjson
   jq -c '.payload |= (fromjson | .campaign_id |= ltrimstr(\"x\") | tojson)' bad.ndjson > fixed.ndjson
   tallyhouse rejects replay --from fixed.ndjson
 
-`tallyhouse explain replay` says what to do with rejected records, and why a replay counts each once.";
+`tallyhouse explain replay` has the steps for rejected records, and the reason why a replay counts each once.";
 
 const REPLAY_HELP: &str = "\
-Without --from, rows are replayed with their own bytes: after an upgrade, or a change of decode.*. What this version rejects is left
-out. Use the configuration of the members. The summary goes to standard output, everything else to standard error.
+Without --from, replay sends rows with their own bytes. Use that after an upgrade, or after a change of decode.*. Replay leaves out the
+rows that this version rejects. Use the configuration of the members. The summary goes to standard output, and all else goes to standard
+error.
 
 Exit status: 0 done, 1 not done, stopped by a signal, or a line of --from was left out, 64 wrong usage or configuration,
-74 as 0, but standard output was lost.";
+74 done, but standard output was lost.";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -35,20 +36,20 @@ pub(super) enum Command {
     List {
         #[command(flatten)]
         which: Which,
-        /// No more than so many.
+        /// Maximum number of records.
         #[arg(long, value_name = "ROWS", default_value_t = 50)]
         limit: u64,
         /// Print JSON; its field names are stable.
         #[arg(long)]
         json: bool,
     },
-    /// Show one rejected record with its exact bytes, and what this version makes of it.
+    /// Show one rejected record: its exact bytes, and the result of decoding it with this version.
     Show {
-        /// Its source, as `list` shows it; without @topic-id where that is clear.
+        /// Source of the record, as `list` shows it. @topic-id may be left out where only one source matches.
         source: SourceName,
-        /// Its offset.
+        /// Offset of the record.
         offset: u64,
-        /// Print the payload's bytes and nothing else.
+        /// Print only the bytes of the payload.
         #[arg(long)]
         raw: bool,
     },
@@ -60,26 +61,26 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print rejected records as one line of JSON each, to be mended and given to `replay --from`.
+    /// Print each rejected record as one line of JSON. Correct the lines and give them to `replay --from`.
     Export {
         #[command(flatten)]
         which: Which,
-        /// No more than so many.
+        /// Maximum number of records.
         #[arg(long, value_name = "ROWS")]
         limit: Option<u64>,
     },
-    /// Put rejected records back into the event topic, each row once however often this is run or cut off.
+    /// Put rejected records back into the event topic. Each row goes back once, also after repeats and interruptions.
     #[command(after_help = REPLAY_HELP)]
     Replay {
         #[command(flatten)]
         which: Which,
-        /// No more than so many.
+        /// Maximum number of records.
         #[arg(long, value_name = "ROWS", conflicts_with = "from")]
         limit: Option<u64>,
-        /// Lines of an export, mended; - for standard input. Only the payload is taken from them.
+        /// File with corrected lines of an export; - reads standard input. Replay takes only the payload from them.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["reason", "source", "since", "until"])]
         from: Option<PathBuf>,
-        /// Say what would be replayed; write nothing.
+        /// Print the plan, and write nothing.
         #[arg(long)]
         dry_run: bool,
         /// Print the summary as JSON; its field names are stable.
@@ -90,16 +91,16 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Which {
-    /// Only those rejected for this reason; may be repeated. docs/rejects.md lists them.
+    /// Only records with this reason; may be repeated. `tallyhouse explain rejects` lists the reasons.
     #[arg(long, value_name = "REASON", value_parser = rejects::reason)]
     reason: Vec<Reason>,
-    /// Only those of this source, topic/partition or topic/partition@topic-id.
+    /// Only records of this source: topic/partition or topic/partition@topic-id.
     #[arg(long, value_name = "SOURCE")]
     source: Option<SourceName>,
-    /// Only those with a Kafka timestamp from then on: 2026-11-24 or 2026-11-24T06:30:00, UTC.
+    /// Only records with a Kafka timestamp at or after this UTC time: 2026-11-24 or 2026-11-24T06:30:00.
     #[arg(long, value_name = "TIME")]
     since: Option<Moment>,
-    /// Only those with a Kafka timestamp before then.
+    /// Only records with a Kafka timestamp before this UTC time.
     #[arg(long, value_name = "TIME")]
     until: Option<Moment>,
 }

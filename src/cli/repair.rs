@@ -10,9 +10,9 @@ use std::time::Duration;
 use tallyhouse_core::days::Month;
 
 const DAILY_HELP: &str = "\
-A signal ends it in order: members wait no longer. A second one, a second later or more, ends it at once.
+A signal ends the repair in order, and members can count again. A second signal, a second later or more, ends it at once.
 
-Exit status: 0 nothing differs any more, 2 something does, 1 it was not done, 74 as 0, but standard output was lost.";
+Exit status: 0 no counter differs any more, 2 a counter differs, 1 the repair was not done, 74 as 0, but standard output was lost.";
 
 /// Longest wait, after a second signal, until members can count the month again.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
@@ -21,29 +21,29 @@ const LEAVE_MAX: Duration = Duration::from_secs(10);
 pub(super) enum Command {
     /// Count months of daily again from email_events, while the service runs.
     ///
-    /// Prints first what differs. Members cannot count these months for the short end of the work; they wait by themselves.
-    /// Refuses where the raw rows themselves are incomplete or doubled. Use the configuration of the members.
+    /// The repair first prints the counters that differ. Members cannot count these months during the short last step; they wait and
+    /// go on by themselves. The repair refuses a month whose raw rows are incomplete or doubled. Use the configuration of the members.
     #[command(after_help = DAILY_HELP)]
     Daily {
         /// Month to count again, such as 202611; may be repeated.
         #[arg(long = "month", value_name = "YYYYMM", required = true)]
         months: Vec<Month>,
-        /// Print what differs and the statements; change nothing.
+        /// Print the differences and the statements, and change nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Go on although rows are gone (TTL, dropped partitions) or doubled: daily becomes what email_events has.
+        /// Go on although rows are gone (TTL, dropped partitions) or doubled: daily then gets the counts of email_events.
         #[arg(long)]
         trust_rows: bool,
-        /// No member writes sources of other topics or earlier topic ids any more: count their rows to the last.
+        /// Count the rows of other topics and of earlier topic ids to the last one. Give this only if no member writes them any more.
         #[arg(long)]
         others_closed: bool,
-        /// Seconds that one query may take.
+        /// Maximum seconds for one query.
         #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
         query_timeout_s: u64,
     },
-    /// Remove what an interrupted repair has left: its constraint on daily and its table.
+    /// Remove the constraint on daily and the table that an interrupted repair has left.
     Clean {
-        /// Seconds that one query may take.
+        /// Maximum seconds for one query.
         #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
         query_timeout_s: u64,
     },

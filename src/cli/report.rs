@@ -34,10 +34,10 @@ pub(super) struct Arguments {
     /// Last UTC day, inclusive.
     #[arg(long, value_name = "DAY")]
     until: Option<Day>,
-    /// What a row stands for.
+    /// Subject of a row.
     #[arg(long, value_enum, default_value_t)]
     by: By,
-    /// How it is printed; the names in CSV and JSON are stable.
+    /// Format of the output; the names in CSV and JSON are stable.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 }

@@ -13,37 +13,38 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) const HELP: &str = "\
 Examples:
-  tallyhouse status                 who counts, how far each partition is, what is wrong
-  tallyhouse status --member http://127.0.0.1:9464      and why: the causes that this member tells
+  tallyhouse status                 members, the position of each partition, and problems
+  tallyhouse status --member http://127.0.0.1:9464      also the causes that this member reports
   tallyhouse status --watch         the same every 2 seconds with rates, until Ctrl-C
   tallyhouse status --json | jq .problems
 
-What is wrong comes first. `member` is a row of the upper table. It changes nothing, and never joins
-the group. `tallyhouse explain` prints the page of a stopped partition's reason.
+Problems come first. `member` is a row of the upper table. The command changes nothing and never joins
+the group. `tallyhouse explain REASON` prints the page of a stopped partition.
 
 A partition stands still when records wait and nothing is committed or announced for one flush and
 10 s. One flush is flush.age_ms, or the partitions of its member divided by
-flush.batches_per_second_max if that is longer. So where records wait, a second look follows: once
-all these partitions have moved, at the latest after that time. See `tallyhouse explain status`.
+flush.batches_per_second_max if that is longer. Where records wait, status therefore looks a second
+time. It does so when all these partitions have moved, and at the latest after that time.
+`tallyhouse explain status` has the details.
 
-Records of an open transaction cannot be read yet: `log end` lies before them, and they are no lag.
-A member alone knows some causes, such as a refused insert: --member asks it.
+Consumers cannot read the records of an open transaction yet. `log end` lies before these records, and
+the lag leaves them out. Only a member knows some causes, such as a refused insert: --member asks it.
 
-Exit status: 0 nothing is found, 1 something is wrong, 64 wrong usage or configuration.";
+Exit status: 0 no problem was found, 1 there is a problem, 64 wrong usage or configuration.";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Print JSON; its field names are stable. With --watch one line per look.
     #[arg(long)]
     json: bool,
-    /// Look again every so many seconds, until Ctrl-C.
+    /// Repeat the look at this interval in seconds, until Ctrl-C.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
           value_parser = clap::value_parser!(u64).range(1..=3_600))]
     watch: Option<u64>,
-    /// Longest time between the two looks; 0 looks once. Less than the default leaves partitions unjudged.
+    /// Maximum time between the two looks; 0 looks once. With less than the default, partitions may stay unjudged.
     #[arg(long, value_name = "SECONDS", conflicts_with = "watch", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     interval_s: Option<u64>,
-    /// Ask this member for causes, such as http://127.0.0.1:9464 (its admin.listen); may be repeated.
+    /// Ask the member at this address (its admin.listen) for causes, such as http://127.0.0.1:9464; may be repeated.
     #[arg(long = "member", value_name = "URL")]
     members: Vec<MemberUrl>,
 }

@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn links_become_commands() {
-        let page = "See [all](README.md#after), [limits](../limits.md#hands), ![a picture](images/a.svg), [a site](https://a.b).";
+        let page = "See [all](README.md#after), [limits](../limits.md#marks), ![a picture](images/a.svg), [a site](https://a.b).";
         let wanted = "See all (`tallyhouse explain stops`), limits (`tallyhouse explain limits`), ![a picture](images/a.svg), \
                       [a site](https://a.b).";
         assert_eq!(with_codes(page, "stops"), wanted);

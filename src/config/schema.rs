@@ -111,7 +111,7 @@ section! {
         /// Name of this client in the brokers' logs and quotas.
         client_id: String = "tallyhouse", Text;
         /// Milliseconds without a heartbeat after which the broker gives the partitions to another instance. With
-        /// group_protocol = consumer the broker is asked for its own value, and the smaller one counts.
+        /// group_protocol = consumer the member asks the broker for its own value, and the smaller one counts.
         session_timeout_ms: u64 = "45000", Integer(1_000..=1_800_000);
         /// Group protocol: classic, or consumer (KIP-848, Kafka 4.0), in which the broker shares the partitions out. classic
         /// is the default as librdkafka before 2.15 has known stalls with the other; 2.12.1 is built in.
@@ -122,7 +122,8 @@ section! {
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
         /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
         group_instance_id: Option<String> = "", Text;
-        /// Other librdkafka properties, passed through, unless they have a key of their own or the protocol owns them.
+        /// Other librdkafka properties, which pass through. The configuration refuses those that have a key of their own or belong to the
+        /// protocol.
         /// In the environment, fetch.min.bytes is TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MIN_BYTES.
         properties: BTreeMap<String, Secret> = "", Properties;
     }
@@ -173,7 +174,7 @@ section! {
 section! {
     /// TLS to the Kafka brokers.
     Tls "kafka.tls" {
-        /// Whether to encrypt.
+        /// Encrypts the connections to the brokers.
         enabled: bool = "false", Bool;
         /// PEM file of the authorities to trust. Not set: those of the system, or of SSL_CERT_FILE or SSL_CERT_DIR in the environment.
         ca_file: Option<String> = "", Text;
@@ -183,7 +184,7 @@ section! {
         key_file: Option<String> = "", Text;
         /// Password of key_file. Empty: the key is not encrypted.
         key_password: Secret = "", Kind::Secret;
-        /// Whether to verify the brokers' certificates. false needs security.allow_insecure_tls.
+        /// Verifies the brokers' certificates. false needs security.allow_insecure_tls.
         verify: bool = "true", Bool;
     }
 }
@@ -235,7 +236,7 @@ section! {
         insert_timeout_ms: u64 = "120000", Integer(1_000..=3_600_000);
         /// Milliseconds any other query may take.
         query_timeout_ms: u64 = "30000", Integer(100..=3_600_000);
-        /// Compression of what is sent.
+        /// Compression of inserts.
         compression: Compression = "lz4", OneOf(&["lz4", "none"]);
     }
 }
@@ -318,7 +319,7 @@ pub enum LogFormat {
 section! {
     /// The end of the process.
     Shutdown "shutdown" {
-        /// Milliseconds to finish batches in flight after SIGTERM. What is refused for good is not waited for.
+        /// Milliseconds to finish batches in flight after SIGTERM. The member does not wait for a step that is refused for good.
         grace_ms: u64 = "30000", Integer(0..=3_600_000);
     }
 }

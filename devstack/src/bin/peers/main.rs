@@ -61,7 +61,7 @@ struct Arguments {
     /// Print everything as JSON instead.
     #[arg(long, conflicts_with = "markdown")]
     json: bool,
-    /// Print the table as Markdown, for the README.
+    /// Print the table as Markdown, for docs/performance.md.
     #[arg(long)]
     markdown: bool,
 }

@@ -1,4 +1,4 @@
-//! The figures as a table for people, as Markdown for the README, and as JSON.
+//! The figures as a table for people, as Markdown for docs/performance.md, and as JSON.
 //!
 //! Must never round away what the JSON holds: it has each run as it was measured.
 
@@ -57,7 +57,7 @@ pub fn text(results: &[Summary], targets: &[Target]) -> String {
     format!("{}\n\n{table}\n\nTargets\n{}", heading(results), targets.join("\n"))
 }
 
-/// The same for the README.
+/// The same for docs/performance.md.
 pub fn markdown(results: &[Summary], targets: &[Target]) -> String {
     let line = |cells: &[String]| format!("| {} |", cells.join(" | "));
     let mut lines = vec![heading(results), String::new(), table::markdown(&HEAD, &rows(results))];
