@@ -14,7 +14,7 @@ use tallyhouse::config::{self, Config, Sources};
 const KUBERNETES: &str = "deploy/kubernetes";
 /// Where the pods find their secrets.
 const SECRETS: &str = "/run/secrets/tallyhouse";
-/// What leaving the group may take after `shutdown.grace_ms`: `START_TIMEOUT` in `src/service/mod.rs`.
+/// What leaving the group may take after `shutdown.grace_ms`: `ANSWER_TIMEOUT` in `src/service/mod.rs`.
 const LEAVE_MS: u64 = 5_000;
 
 fn read(path: impl AsRef<Path>) -> String {

@@ -17,7 +17,7 @@ use rand::{Rng, SeedableRng};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use tallyhouse_core::decode::{decode, decode_slowly, fast};
+use tallyhouse_core::decode::{decode, decode_reference, fast};
 
 const RUNS: u64 = 20_000;
 const CHANGES_MAX: usize = 6;
@@ -129,7 +129,7 @@ fn every_event_of_the_made_up_producer_is_read_by_the_fast_reader() {
             for text in [spaced.replace(", ", ",").replace(": ", ":"), spaced] {
                 let event = fast::read(&text);
                 assert!(event.is_some(), "not read by the fast reader: {text}");
-                assert_eq!(event, decode_slowly(Some(text.as_bytes()), None, &checks::BOUNDS).ok(), "{text}");
+                assert_eq!(event, decode_reference(Some(text.as_bytes()), None, &checks::BOUNDS).ok(), "{text}");
             }
         }
     }

@@ -324,7 +324,7 @@ async fn run(sources: Sources) -> Result<String, CliError> {
         output::note(&format!(
             "tallyhouse: ended by a second {signal}. {}. Nothing is lost: the next owner reads again what is not committed. It gets \
              the partitions once this member's session has expired",
-            leaving.told()
+            leaving.message()
         ));
     })?;
     let reload = Arc::new(move || Some(config::load(&sources).ok()?.config));
@@ -378,7 +378,7 @@ fn clickhouse_options(config: &Config) -> ClickHouseOptions {
 }
 
 /// A client that does not wait long: people wait for the answer.
-fn hurried_client(config: &Config) -> Result<Client, CliError> {
+fn short_timeout_client(config: &Config) -> Result<Client, CliError> {
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = options.query_timeout_ms.min(ANSWER_TIMEOUT.as_millis() as u64);
     Ok(Client::new(&options)?)

@@ -1,6 +1,6 @@
 //! `tallyhouse status` on the command line.
 
-use super::{CliError, Done, EXIT_WRONG, hurried_client};
+use super::{CliError, Done, EXIT_WRONG, short_timeout_client};
 use crate::commands::audit::AuditError;
 use crate::commands::status::{MemberUrl, Rates, Status, Watcher};
 use crate::config::Config;
@@ -51,7 +51,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
     let Arguments { json, watch, interval_s, members } = arguments;
-    let mut watcher = Watcher::new(config, hurried_client(config)?, members).map_err(AuditError::Consumer)?;
+    let mut watcher = Watcher::new(config, short_timeout_client(config)?, members).map_err(AuditError::Consumer)?;
     let Some(seconds) = watch else {
         signals::quit_without_a_core()?;
         let status = look_twice(&mut watcher, interval_s.map(Duration::from_secs)).await;

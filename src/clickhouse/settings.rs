@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// The statements that need a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Of {
+enum Statements {
     /// Reads alone.
     Reads,
     /// Inserts alone.
@@ -36,7 +36,7 @@ enum Need {
 }
 
 /// A setting, its value, which statements need it, how much, and what another value does.
-type Wanted = (&'static str, &'static str, Of, Need, &'static str);
+type Wanted = (&'static str, &'static str, Statements, Need, &'static str);
 
 const LIMIT: &str = "an answer or insert cut by a limit would be taken for a whole one";
 const FEWER: &str = "reads would miss rows that are there, and they would be inserted again";
@@ -46,41 +46,41 @@ const SPLIT: &str = "the rows of a batch would not be taken whole or not at all"
 
 #[rustfmt::skip]
 const WANTED: [Wanted; 35] = [
-    ("readonly", "0", Of::Inserts, Need::Had, "nothing may be written"),
-    ("timeout_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("timeout_overflow_mode_leaf", "throw", Of::Both, Need::Right, LIMIT),
-    ("read_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("read_overflow_mode_leaf", "throw", Of::Both, Need::Right, LIMIT),
-    ("group_by_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("sort_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("result_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("distinct_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("set_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("join_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("transfer_overflow_mode", "throw", Of::Both, Need::Right, LIMIT),
-    ("partial_result_on_first_cancel", "0", Of::Reads, Need::Right, LIMIT),
-    ("limit", "0", Of::Reads, Need::Right, LIMIT),
-    ("offset", "0", Of::Reads, Need::Right, LIMIT),
-    ("use_query_cache", "0", Of::Reads, Need::Right, OLD),
-    ("implicit_transaction", "0", Of::Both, Need::Right, OLD),
-    ("additional_table_filters", "{}", Of::Reads, Need::Right, FEWER),
-    ("additional_result_filter", "", Of::Reads, Need::Right, FEWER),
-    ("skip_unavailable_shards", "0", Of::Reads, Need::Right, FEWER),
-    ("enable_parallel_replicas", "0", Of::Reads, Need::Right, FEWER),
-    ("final", "0", Of::Reads, Need::Right, FEWER),
-    ("empty_result_for_aggregation_by_empty_set", "0", Of::Reads, Need::Right, EMPTY),
-    ("aggregate_functions_null_for_empty", "0", Of::Reads, Need::Right, EMPTY),
-    ("enable_named_columns_in_function_tuple", "0", Of::Reads, Need::Right, "answers could not be read"),
-    ("force_primary_key", "0", Of::Reads, Need::Right, "reads would be refused"),
-    ("force_index_by_date", "0", Of::Reads, Need::Right, "reads would be refused"),
-    ("async_insert", "0", Of::Inserts, Need::Right, "an insert would be acknowledged before its token is looked at"),
-    ("insert_deduplication_token", "", Of::Inserts, Need::Free, "a repeated insert would be counted again"),
-    ("deduplicate_insert", "enable", Of::Inserts, Need::Known, "a repeated insert would be counted again"),
-    ("use_strict_insert_block_limits", "0", Of::Inserts, Need::Right, SPLIT),
-    ("max_partitions_per_insert_block", "0", Of::Inserts, Need::Right, "a batch with many days would be refused for ever"),
-    ("insert_quorum", "0", Of::Inserts, Need::Right, "rows could be taken away after they were shown"),
-    ("materialized_views_ignore_errors", "0", Of::Inserts, Need::Right, "a view of your own would miss rows in silence"),
-    ("deduplicate_blocks_in_dependent_materialized_views", "1", Of::Inserts, Need::Right, "a view of your own would miss the rows of an insert that was cut and repeated"),
+    ("readonly", "0", Statements::Inserts, Need::Had, "nothing may be written"),
+    ("timeout_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("timeout_overflow_mode_leaf", "throw", Statements::Both, Need::Right, LIMIT),
+    ("read_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("read_overflow_mode_leaf", "throw", Statements::Both, Need::Right, LIMIT),
+    ("group_by_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("sort_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("result_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("distinct_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("set_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("join_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("transfer_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
+    ("partial_result_on_first_cancel", "0", Statements::Reads, Need::Right, LIMIT),
+    ("limit", "0", Statements::Reads, Need::Right, LIMIT),
+    ("offset", "0", Statements::Reads, Need::Right, LIMIT),
+    ("use_query_cache", "0", Statements::Reads, Need::Right, OLD),
+    ("implicit_transaction", "0", Statements::Both, Need::Right, OLD),
+    ("additional_table_filters", "{}", Statements::Reads, Need::Right, FEWER),
+    ("additional_result_filter", "", Statements::Reads, Need::Right, FEWER),
+    ("skip_unavailable_shards", "0", Statements::Reads, Need::Right, FEWER),
+    ("enable_parallel_replicas", "0", Statements::Reads, Need::Right, FEWER),
+    ("final", "0", Statements::Reads, Need::Right, FEWER),
+    ("empty_result_for_aggregation_by_empty_set", "0", Statements::Reads, Need::Right, EMPTY),
+    ("aggregate_functions_null_for_empty", "0", Statements::Reads, Need::Right, EMPTY),
+    ("enable_named_columns_in_function_tuple", "0", Statements::Reads, Need::Right, "answers could not be read"),
+    ("force_primary_key", "0", Statements::Reads, Need::Right, "reads would be refused"),
+    ("force_index_by_date", "0", Statements::Reads, Need::Right, "reads would be refused"),
+    ("async_insert", "0", Statements::Inserts, Need::Right, "an insert would be acknowledged before its token is looked at"),
+    ("insert_deduplication_token", "", Statements::Inserts, Need::Free, "a repeated insert would be counted again"),
+    ("deduplicate_insert", "enable", Statements::Inserts, Need::Known, "a repeated insert would be counted again"),
+    ("use_strict_insert_block_limits", "0", Statements::Inserts, Need::Right, SPLIT),
+    ("max_partitions_per_insert_block", "0", Statements::Inserts, Need::Right, "a batch with many days would be refused for ever"),
+    ("insert_quorum", "0", Statements::Inserts, Need::Right, "rows could be taken away after they were shown"),
+    ("materialized_views_ignore_errors", "0", Statements::Inserts, Need::Right, "a view of your own would miss rows in silence"),
+    ("deduplicate_blocks_in_dependent_materialized_views", "1", Statements::Inserts, Need::Right, "a view of your own would miss the rows of an insert that was cut and repeated"),
 ];
 
 /// The server's answer about a setting, for this user.
@@ -175,10 +175,10 @@ pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
             Some(found) if same(&found.value, value) || (need != Need::Had && found.allows(value)) => {
                 // Sent where it is right already, it is refused by nobody: ClickHouse looks at changes only.
                 let pin = (name, value.to_owned());
-                if need != Need::Had && statements != Of::Inserts {
+                if need != Need::Had && statements != Statements::Inserts {
                     pins.reads.push(pin.clone());
                 }
-                if need != Need::Had && statements != Of::Reads {
+                if need != Need::Had && statements != Statements::Reads {
                     pins.inserts.push(pin);
                 }
             }

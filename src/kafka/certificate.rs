@@ -17,7 +17,7 @@ use std::time::Duration;
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What is wrong with the certificate of the broker that librdkafka's words name, and in a last sentence what to do.
-pub fn told(reason: &str, kafka: &Kafka) -> String {
+pub fn describe(reason: &str, kafka: &Kafka) -> String {
     let address = address(reason).unwrap_or(&kafka.brokers);
     let (what, cause) = match look(address, kafka.tls.ca_file.as_deref()) {
         Some(error) => (error.to_string(), tls::cause(&error)),

@@ -7,7 +7,7 @@
 //! Must never give librdkafka a logical offset such as the log's end: it looks that up in the background, and an answer that
 //! comes after the seek makes it look again half a second later and jump there, past records that nobody has read.
 
-use super::refusal::{Refusal, Trouble, is_closed_at_once};
+use super::refusal::{ClientErrors, Refusal, is_closed_at_once};
 use crate::config::{Config, Tls};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -42,20 +42,20 @@ const UNREADABLE_FOR: Duration = Duration::from_secs(10);
 /// Receives librdkafka's callbacks.
 pub struct Context {
     owner: Arc<dyn Rebalances>,
-    trouble: Mutex<Trouble>,
+    trouble: Mutex<ClientErrors>,
     /// What could not be read of the log, and when that was tried last.
     unreadable: Mutex<Option<(Instant, String)>>,
 }
 
 impl Context {
-    /// Whether a broker has refused us since [`Context::take_trouble`].
+    /// Whether a broker has refused us since [`Context::take_errors`].
     pub fn is_refused(&self) -> bool {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).refusal.is_some()
     }
 
     /// What librdkafka reported outside of a call since this was asked last, such as a refused login. It reports while it is
     /// polled.
-    pub fn take_trouble(&self) -> Trouble {
+    pub fn take_errors(&self) -> ClientErrors {
         std::mem::take(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -174,7 +174,7 @@ fn unassign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: boo
 }
 
 /// librdkafka says of a file that is not there only that its own property failed.
-fn see_files(tls: &Tls) -> KafkaResult<()> {
+fn check_tls_files(tls: &Tls) -> KafkaResult<()> {
     let files = [
         ("kafka.tls.ca_file", &tls.ca_file),
         ("kafka.tls.cert_file", &tls.cert_file),
@@ -199,7 +199,7 @@ pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consum
 /// # Errors
 /// As [`create`].
 pub fn create_with(config: &Config, owner: Arc<dyn Rebalances>, others: &[(&str, &str)]) -> KafkaResult<Consumer> {
-    see_files(&config.kafka.tls)?;
+    check_tls_files(&config.kafka.tls)?;
     let mut client = super::client_config(config.kafka_properties());
     for (property, value) in others {
         client.set(*property, *value);
@@ -213,7 +213,7 @@ pub fn create_with(config: &Config, owner: Arc<dyn Rebalances>, others: &[(&str,
 mod tests {
     use super::*;
     use crate::config::{self, Sources};
-    use crate::kafka::fetched::{Fetch, Fetched};
+    use crate::kafka::fetch_queue::{Fetch, FetchQueue};
     use rdkafka::config::ClientConfig;
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
@@ -269,10 +269,10 @@ mod tests {
     }
 
     /// A member of the group that has its partition, still paused, with what it fetches.
-    fn joined(cluster: &MockCluster<'_, DefaultProducerContext>) -> (Arc<Consumer>, Fetched) {
+    fn joined(cluster: &MockCluster<'_, DefaultProducerContext>) -> (Arc<Consumer>, FetchQueue) {
         let (owner, consumer) = member(cluster);
         let consumer = Arc::new(consumer);
-        let fetched = Fetched::new(Arc::clone(&consumer));
+        let fetched = FetchQueue::new(Arc::clone(&consumer));
         // As the service does before it subscribes: librdkafka knows the partitions from then on.
         consumer.fetch_metadata(Some(TOPIC), DEADLINE).unwrap();
         consumer.subscribe(&[TOPIC]).unwrap();
@@ -290,14 +290,14 @@ mod tests {
         list
     }
 
-    fn start(consumer: &Consumer, fetched: &Fetched) {
+    fn start(consumer: &Consumer, fetched: &FetchQueue) {
         consumer.seek_partitions(place(), DEADLINE).unwrap();
-        fetched.take_over(TOPIC, 0).unwrap();
+        fetched.redirect(TOPIC, 0).unwrap();
         consumer.resume(&place()).unwrap();
     }
 
     /// The offsets up to the next end of the partition at `end` or later.
-    fn read_to_end(consumer: &Consumer, fetched: &Fetched, end: u64) -> Vec<u64> {
+    fn read_to_end(consumer: &Consumer, fetched: &FetchQueue, end: u64) -> Vec<u64> {
         let (started, mut offsets, mut ended) = (Instant::now(), Vec::new(), false);
         while !ended || offsets.last().is_none_or(|&last| last + 1 < end) {
             assert!(started.elapsed() < DEADLINE, "only {offsets:?} came");
@@ -312,7 +312,7 @@ mod tests {
                     assert_eq!(at, offsets.last().map_or(0, |last| last + 1), "the end is behind the last record");
                     ended = true;
                 }
-                Fetch::PositionLost | Fetch::Trouble(_) => {}
+                Fetch::PositionLost | Fetch::Error(_) => {}
             });
         }
         offsets
@@ -356,7 +356,7 @@ mod tests {
         let mut behind = TopicPartitionList::new();
         behind.add_partition_offset(TOPIC, 0, Offset::Offset(10 * RECORDS)).unwrap();
         consumer.seek_partitions(behind, DEADLINE).unwrap();
-        fetched.take_over(TOPIC, 0).unwrap();
+        fetched.redirect(TOPIC, 0).unwrap();
         consumer.resume(&place()).unwrap();
         let (started, mut lost) = (Instant::now(), None);
         while lost.is_none() {
@@ -364,7 +364,7 @@ mod tests {
             drop(consumer.poll(Duration::ZERO));
             fetched.take(Duration::from_millis(10), |partition, fetch| match fetch {
                 Fetch::PositionLost => lost = Some(partition),
-                Fetch::Record(_) | Fetch::End(_) | Fetch::Trouble(_) => {}
+                Fetch::Record(_) | Fetch::End(_) | Fetch::Error(_) => {}
             });
         }
         assert_eq!(lost, Some(0), "the error belongs to its partition");
@@ -379,7 +379,7 @@ mod tests {
             assert!(started.elapsed() < DEADLINE, "{error}");
             drop(consumer.poll(Duration::from_millis(10)));
         }
-        fetched.take_over(TOPIC, 0).unwrap();
+        fetched.redirect(TOPIC, 0).unwrap();
         consumer.resume(&place()).unwrap();
         assert_eq!(read_to_end(&consumer, &fetched, RECORDS as u64), (0..RECORDS as u64).collect::<Vec<_>>());
     }

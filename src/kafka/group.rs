@@ -1,7 +1,7 @@
 //! What the broker has fixed for a consumer group (KIP-848), where the client no longer decides.
 
 use super::consumer::Consumer;
-use super::settings::{self, Of};
+use super::settings::{self, ConfigResource};
 use rdkafka::error::KafkaResult;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub struct Session {
 /// # Errors
 /// Kafka does not answer in time, or answers with an error; the right to describe the group's configuration may be missing.
 pub fn session(consumer: &Consumer, group: &str, within: Duration) -> KafkaResult<Option<Session>> {
-    let settings = settings::read(consumer, Of::Group(group), within)?;
+    let settings = settings::read(consumer, ConfigResource::Group(group), within)?;
     let number = |name: &str| settings.get(name).and_then(|text| text.parse().ok());
     let times = number(SESSION_TIMEOUT).zip(number(HEARTBEAT_INTERVAL));
     Ok(times.map(|(timeout_ms, heartbeat_ms)| Session { timeout_ms, heartbeat_ms }))

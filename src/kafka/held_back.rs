@@ -73,7 +73,7 @@ pub fn ends(
             let infos = c::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
             let end = |index| {
                 let found = &*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
-                native::well(found.err).ok()?;
+                native::check(found.err).ok()?;
                 Some((found.partition, u64::try_from(found.offset).ok()?))
             };
             Ok((0..count).filter_map(end).collect())

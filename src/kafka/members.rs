@@ -27,7 +27,7 @@ pub enum GroupState {
     /// Kafka does not know it: nobody has joined or committed.
     Unknown,
     /// Kafka does not tell.
-    Untold,
+    NotReported,
 }
 
 /// The ways in which a group shares partitions out.
@@ -133,7 +133,7 @@ unsafe fn read(group: *const c::rd_kafka_ConsumerGroupDescription_t, topic: &str
     unsafe {
         let error = c::rd_kafka_ConsumerGroupDescription_error(group);
         if !error.is_null() {
-            native::well(c::rd_kafka_error_code(error))?;
+            native::check(c::rd_kafka_error_code(error))?;
         }
         let state = match c::rd_kafka_ConsumerGroupDescription_state(group) {
             State::RD_KAFKA_CONSUMER_GROUP_STATE_STABLE => GroupState::Stable,
@@ -141,7 +141,7 @@ unsafe fn read(group: *const c::rd_kafka_ConsumerGroupDescription_t, topic: &str
             | State::RD_KAFKA_CONSUMER_GROUP_STATE_COMPLETING_REBALANCE => GroupState::Rebalancing,
             State::RD_KAFKA_CONSUMER_GROUP_STATE_EMPTY => GroupState::Empty,
             State::RD_KAFKA_CONSUMER_GROUP_STATE_DEAD => GroupState::Unknown,
-            _ => GroupState::Untold,
+            _ => GroupState::NotReported,
         };
         let assignor = text(c::rd_kafka_ConsumerGroupDescription_partition_assignor(group));
         let protocol = match c::rd_kafka_ConsumerGroupDescription_type(group) {

@@ -6,7 +6,7 @@
 mod certificate;
 pub mod consumer;
 pub mod dead_letters;
-pub mod fetched;
+pub mod fetch_queue;
 pub mod group;
 pub mod held_back;
 pub mod members;
@@ -152,7 +152,7 @@ fn without_value(error: KafkaError) -> KafkaError {
 ///
 /// # Errors
 /// What `ask` gives otherwise, or when the time is up.
-pub fn patiently<T>(within: Duration, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+pub fn retry_until<T>(within: Duration, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
     let deadline = Instant::now() + within;
     loop {
         match ask() {
@@ -163,7 +163,7 @@ pub fn patiently<T>(within: Duration, ask: impl Fn() -> KafkaResult<T>) -> Kafka
 }
 
 /// An error of a member's request, by the request's name in Kafka's protocol. rust-rdkafka calls most of them "meta data fetch".
-pub fn told(error: &KafkaError) -> String {
+pub fn describe_error(error: &KafkaError) -> String {
     match error {
         KafkaError::OffsetFetch(code) => format!("OffsetFetch (the committed offset): {code}"),
         KafkaError::ConsumerCommit(code) => format!("OffsetCommit: {code}"),
@@ -209,7 +209,7 @@ mod tests {
         let brokers = format!("kafka.brokers={}", cluster.bootstrap_servers());
         let flags = vec![brokers.parse().unwrap()];
         let config = config::load(&Sources { flags, ..Sources::default() }).unwrap().config;
-        let consumer = observer::apart(&config).unwrap();
+        let consumer = observer::standalone_consumer(&config).unwrap();
         let started = Instant::now();
         while consumer.fetch_metadata(Some("t"), METADATA_STEP).is_err() {
             assert!(started.elapsed() < Duration::from_secs(30));

@@ -50,7 +50,7 @@ pub unsafe fn ask<T>(
         if event.0.is_null() {
             return Err(RDKafkaErrorCode::OperationTimedOut);
         }
-        well(c::rd_kafka_event_error(event.0))?;
+        check(c::rd_kafka_event_error(event.0))?;
         read(event.0)
     }
 }
@@ -59,7 +59,7 @@ pub unsafe fn ask<T>(
 ///
 /// # Errors
 /// The code, unless it means that there was none.
-pub fn well(code: RDKafkaRespErr) -> Result<(), RDKafkaErrorCode> {
+pub fn check(code: RDKafkaRespErr) -> Result<(), RDKafkaErrorCode> {
     if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(code.into()) }
 }
 

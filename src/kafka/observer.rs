@@ -50,7 +50,7 @@ pub struct Record<'a> {
 
 /// How a look at a range of the log ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum ScanEnd {
     /// All committed records of the range were seen.
     Done,
     /// The log does not have the range's beginning any more.
@@ -72,7 +72,7 @@ impl Rebalances for Nobody {
 ///
 /// # Errors
 /// librdkafka refuses a property.
-pub fn apart(config: &Config) -> KafkaResult<Consumer> {
+pub fn standalone_consumer(config: &Config) -> KafkaResult<Consumer> {
     consumer::create(config, Arc::new(Nobody))
 }
 
@@ -82,15 +82,15 @@ impl Observer {
     /// # Errors
     /// librdkafka refuses a property.
     pub fn new(config: &Config) -> KafkaResult<Observer> {
-        Observer::hurried(config, KAFKA_TIMEOUT)
+        Observer::with_timeout(config, KAFKA_TIMEOUT)
     }
 
     /// As [`Observer::new`], with another longest wait for one answer.
     ///
     /// # Errors
     /// librdkafka refuses a property.
-    pub fn hurried(config: &Config, within: Duration) -> KafkaResult<Observer> {
-        Ok(Observer { consumer: apart(config)?, config: config.clone(), within })
+    pub fn with_timeout(config: &Config, within: Duration) -> KafkaResult<Observer> {
+        Ok(Observer { consumer: standalone_consumer(config)?, config: config.clone(), within })
     }
 
     /// An observer beside a member, which takes little memory.
@@ -126,14 +126,14 @@ impl Observer {
     }
 
     /// What failed, and in a last sentence what to do.
-    pub fn in_words(&self, error: &KafkaError) -> String {
+    pub fn describe_error(&self, error: &KafkaError) -> String {
         let kafka = &self.config.kafka;
         let (brokers, topic) = (&kafka.brokers, &kafka.topics.events);
         // What goes wrong in the background, such as a refused login, says more than that the time is up.
-        let trouble = self.consumer.context().take_trouble();
-        let refusal = Refusal::in_answer(error).or(trouble.refusal);
+        let trouble = self.consumer.context().take_errors();
+        let refusal = Refusal::from_error(error).or(trouble.refusal);
         if let Some(refusal) = refusal {
-            return refusal.told(&self.config);
+            return refusal.describe(&self.config);
         }
         match super::code(error) {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
@@ -147,9 +147,9 @@ impl Observer {
     }
 
     /// What failed where the group was asked for, and in a last sentence what to do.
-    pub fn group_in_words(&self, error: &KafkaError) -> String {
-        match Refusal::in_answer(error) {
-            Some(refusal) => refusal.told(&self.config),
+    pub fn describe_group_error(&self, error: &KafkaError) -> String {
+        match Refusal::from_error(error) {
+            Some(refusal) => refusal.describe(&self.config),
             None => match super::unreachable(&self.consumer, self.topic()) {
                 Some((address, why)) => refusal::unreachable(&self.config, &address, &why),
                 None => format!("{error}. See that the group's coordinator and the partitions' leaders run"),
@@ -263,7 +263,7 @@ impl Observer {
         range: OffsetRange,
         deadline: Instant,
         visit: &mut dyn FnMut(Record<'_>),
-    ) -> KafkaResult<Look> {
+    ) -> KafkaResult<ScanEnd> {
         let start = i64::try_from(range.start).map_err(|_| KafkaError::Seek("offset too large".to_owned()))?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(self.topic(), partition, Offset::Offset(start))?;
@@ -273,17 +273,17 @@ impl Observer {
         look
     }
 
-    fn read(&self, range: OffsetRange, deadline: Instant, visit: &mut dyn FnMut(Record<'_>)) -> KafkaResult<Look> {
+    fn read(&self, range: OffsetRange, deadline: Instant, visit: &mut dyn FnMut(Record<'_>)) -> KafkaResult<ScanEnd> {
         let mut next = range.start;
         while next < range.end {
             if Instant::now() > deadline {
-                return Ok(Look::TimeUp(next));
+                return Ok(ScanEnd::TimeUp(next));
             }
             let message = match self.consumer.poll(POLL_INTERVAL) {
                 None => continue,
                 Some(Ok(message)) => message,
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Look::Done),
-                Some(Err(error)) if is_gone(&error) => return Ok(Look::Gone),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(ScanEnd::Done),
+                Some(Err(error)) if is_gone(&error) => return Ok(ScanEnd::Gone),
                 // Connections come and go; the deadline bounds the waiting.
                 Some(Err(error)) if is_passing(&error) => continue,
                 Some(Err(error)) => return Err(error),
@@ -295,7 +295,7 @@ impl Observer {
             }
             next = next.max(offset + 1);
         }
-        Ok(Look::Done)
+        Ok(ScanEnd::Done)
     }
 }
 
@@ -322,7 +322,7 @@ pub fn is_passing(error: &KafkaError) -> bool {
 ///
 /// # Errors
 /// The trouble with the dead-letter topic, and the remedy.
-pub fn dead_letter_in_words(topic: &str, may_write: KafkaResult<Option<bool>>) -> Result<(), String> {
+pub fn describe_dead_letter_error(topic: &str, may_write: KafkaResult<Option<bool>>) -> Result<(), String> {
     let what = match may_write {
         Ok(Some(false)) => "may not be written to by this user".to_owned(),
         Ok(_) => return Ok(()),

@@ -36,7 +36,7 @@ pub enum Refusal {
 
 /// What a client's last troubles were.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trouble {
+pub struct ClientErrors {
     /// The last refusal.
     pub refusal: Option<Refusal>,
     /// What librdkafka said last.
@@ -45,7 +45,7 @@ pub struct Trouble {
 
 impl Refusal {
     /// What an answer to a request comes to, if it is a refusal.
-    pub fn in_answer(error: &KafkaError) -> Option<Refusal> {
+    pub fn from_error(error: &KafkaError) -> Option<Refusal> {
         Refusal::of(super::code(error), "")
     }
 
@@ -84,7 +84,7 @@ impl Refusal {
     }
 
     /// What is refused, and in a last sentence what to do. May ask the broker for its certificate, for a second at most.
-    pub fn told(&self, config: &Config) -> String {
+    pub fn describe(&self, config: &Config) -> String {
         let kafka = &config.kafka;
         let brokers = &kafka.brokers;
         match self {
@@ -97,7 +97,7 @@ impl Refusal {
                      kafka.sasl.password and kafka.sasl.mechanism to those of a user that exists there"
                 )
             }
-            Refusal::Untrusted { reason } => certificate::told(reason, kafka),
+            Refusal::Untrusted { reason } => certificate::describe(reason, kafka),
             Refusal::ClientCertificate { reason } => {
                 let said = cut(reason);
                 match &kafka.tls.cert_file {
@@ -261,7 +261,7 @@ fn shell_word(word: &str) -> String {
 pub fn is_for_good(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     let of_record = [Code::MessageSizeTooLarge, Code::InvalidRecord, Code::InvalidTopic, Code::PolicyViolation];
-    super::code(error).is_some_and(|code| of_record.contains(&code)) || Refusal::in_answer(error).is_some()
+    super::code(error).is_some_and(|code| of_record.contains(&code)) || Refusal::from_error(error).is_some()
 }
 
 #[cfg(test)]
@@ -314,7 +314,7 @@ mod tests {
                     receive.message.max.bytes (after 0ms in state APIVERSION_QUERY)";
         let refusal =
             Refusal::of(Some(Code::BadMessage), &http.replace("10.9.9.9:29936:", "10.9.9.9:29936/bootstrap:"));
-        let told = refusal.unwrap().told(&without_login(&[]));
+        let told = refusal.unwrap().describe(&without_login(&[]));
         assert!(told.starts_with("an HTTP server answers where Kafka should: 10.9.9.9:29936. Check"), "{told}");
         assert!(matches!(Refusal::of(Some(Code::MessageSizeTooLarge), http), Some(Refusal::Http { .. })));
         // A batch that is larger than configured.
@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn another_way_of_sharing_partitions_out_is_named() {
         let refused = Refusal::of(Some(RDKafkaErrorCode::InconsistentGroupProtocol), "").unwrap();
-        let told = refused.told(&without_login(&["kafka.assignment=eager"]));
+        let told = refused.describe(&without_login(&["kafka.assignment=eager"]));
         assert!(told.starts_with("this member has kafka.assignment = eager (range), and"), "{told}");
         assert!(told.contains("Stop all of them before"), "{told}");
     }
@@ -380,8 +380,8 @@ mod tests {
     #[test]
     fn a_refused_login_names_the_user_and_the_keys_and_no_password() {
         let config = configured(&["kafka.sasl.mechanism=SCRAM-SHA-512", "kafka.sasl.username=writer"]);
-        let told =
-            Refusal::Login { reason: "sasl_ssl://b:9094/bootstrap: authentication error.".to_owned() }.told(&config);
+        let told = Refusal::Login { reason: "sasl_ssl://b:9094/bootstrap: authentication error.".to_owned() }
+            .describe(&config);
         assert!(told.contains("\"writer\" with SCRAM-SHA-512") && told.contains("kafka.sasl.password"), "{told}");
         assert!(!told.contains("hunter2"), "{told}");
     }

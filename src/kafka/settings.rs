@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// What has settings.
 #[derive(Clone, Copy, Debug)]
-pub enum Of<'a> {
+pub enum ConfigResource<'a> {
     /// A topic.
     Topic(&'a str),
     /// A consumer group.
@@ -31,10 +31,10 @@ pub enum Of<'a> {
 /// # Errors
 /// Kafka does not answer in time, or answers with an error: `UnknownTopicOrPartition` for a topic that does not exist; the right to
 /// describe the configuration may be missing.
-pub fn read(consumer: &Consumer, of: Of<'_>, within: Duration) -> KafkaResult<HashMap<String, String>> {
+pub fn read(consumer: &Consumer, of: ConfigResource<'_>, within: Duration) -> KafkaResult<HashMap<String, String>> {
     let (kind, name) = match of {
-        Of::Topic(name) => (c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name),
-        Of::Group(name) => (c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_GROUP, name),
+        ConfigResource::Topic(name) => (c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name),
+        ConfigResource::Group(name) => (c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_GROUP, name),
     };
     let name = CString::new(name).map_err(|_| KafkaError::AdminOp(RDKafkaErrorCode::InvalidArgument))?;
     let client = consumer.client().native_ptr();
@@ -52,7 +52,7 @@ pub fn read(consumer: &Consumer, of: Of<'_>, within: Duration) -> KafkaResult<Ha
             if count != 1 {
                 return Ok(HashMap::new());
             }
-            native::well(c::rd_kafka_ConfigResource_error(*described))?;
+            native::check(c::rd_kafka_ConfigResource_error(*described))?;
             let entries = c::rd_kafka_ConfigResource_configs(*described, &raw mut count);
             let text = |text: *const _| CStr::from_ptr(text).to_string_lossy().into_owned();
             let setting = |index| {

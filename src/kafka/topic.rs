@@ -93,7 +93,7 @@ fn describe<T>(
             if count != 1 {
                 return Err(RDKafkaErrorCode::UnknownTopic);
             }
-            native::well(c::rd_kafka_error_code(c::rd_kafka_TopicDescription_error(*described)))?;
+            native::check(c::rd_kafka_error_code(c::rd_kafka_TopicDescription_error(*described)))?;
             Ok(read(*described))
         })
     };

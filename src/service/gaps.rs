@@ -5,7 +5,7 @@
 
 use crate::config::Config;
 use crate::kafka::consumer::is_unreadable;
-use crate::kafka::observer::{Look, Observer};
+use crate::kafka::observer::{Observer, ScanEnd};
 use crate::platform::metrics::{GAP_KINDS, OFFSET_GAPS};
 use metrics::counter;
 use rdkafka::error::KafkaResult;
@@ -138,8 +138,8 @@ fn kinds(
             }
         });
         match looked {
-            Ok(Look::Done) => Ok(Some((shown, false))),
-            Ok(Look::Gone | Look::TimeUp(_)) => Ok(None),
+            Ok(ScanEnd::Done) => Ok(Some((shown, false))),
+            Ok(ScanEnd::Gone | ScanEnd::TimeUp(_)) => Ok(None),
             // A damaged batch was skipped, and nobody will read it.
             Err(error) if is_unreadable(&error) => Ok(Some((shown, true))),
             Err(error) => Err(error),

@@ -30,7 +30,7 @@ pub fn take(shared: &Shared, statistics: &Statistics) {
     let real = topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
     gauge!(PARTITIONS).set(real.count() as f64);
     for partition in topic.partitions.values() {
-        // Partitions that were taken over share one queue (`kafka/fetched.rs`), and each tells all of it.
+        // Partitions that were taken over share one queue (`kafka/fetch_queue.rs`), and each tells all of it.
         records = partition.fetchq_cnt.max(records);
         bytes = partition.fetchq_size.max(bytes);
         take_lags(shared, partition);

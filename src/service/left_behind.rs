@@ -61,7 +61,7 @@ impl fmt::Display for Difference {
 fn compare(group: &Group, id: &str, held: &[i32]) -> Option<Difference> {
     let listed = group.members.iter().find(|member| !id.is_empty() && member.id == id);
     match (group.state, listed) {
-        (GroupState::Untold, _) => None,
+        (GroupState::NotReported, _) => None,
         (GroupState::Rebalancing, _) => Some(Difference::Awaited),
         (_, None) => Some(Difference::NotListed),
         (_, Some(member)) => {
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(compare(&stable, "me", &[0, 1]), None);
         // A broker that does not tell makes no difference.
         assert_eq!(compare(&group(GroupState::Stable, &[("me", None)]), "me", &[0]), None);
-        assert_eq!(compare(&group(GroupState::Untold, &[]), "me", &[0]), None);
+        assert_eq!(compare(&group(GroupState::NotReported, &[]), "me", &[0]), None);
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl LeftOpen {
     }
 
     /// Names what is open, in words without a full stop.
-    pub fn told(&self) -> String {
+    pub fn message(&self) -> String {
         let mut told = Vec::new();
         for (partition, Open { batch, refused }) in self.locked().iter() {
             let batch = batch.map(|range| format!("batch {range} is announced and not committed"));
@@ -95,12 +95,16 @@ mod tests {
     #[test]
     fn it_names_what_is_announced_until_its_end_is_committed() {
         let left = LeftOpen::default();
-        assert!(left.is_empty() && left.told().starts_with("No announced batch"));
+        assert!(left.is_empty() && left.message().starts_with("No announced batch"));
         left.committed(3, Some(&committed(100, "tallyhouse/1 end=250 rows=150 rejects=0")));
         left.committed(1, Some(&committed(7, "tallyhouse/1")));
-        assert_eq!(left.told(), "Left open: partition 3: batch [100, 250) is announced and not committed");
+        assert_eq!(left.message(), "Left open: partition 3: batch [100, 250) is announced and not committed");
         left.refused(3, "insert: no".to_owned());
-        assert!(left.has_refusal() && left.told().ends_with("not committed; refused: insert: no"), "{}", left.told());
+        assert!(
+            left.has_refusal() && left.message().ends_with("not committed; refused: insert: no"),
+            "{}",
+            left.message()
+        );
         left.forget(3);
         left.committed(1, Some(&committed(7, "of another program")));
         left.committed(2, None);

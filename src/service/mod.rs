@@ -32,7 +32,7 @@ use crate::config::pace::Pace;
 use crate::config::{self, Config, Retry};
 use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
-use crate::kafka::fetched::Fetched;
+use crate::kafka::fetch_queue::FetchQueue;
 use crate::kafka::masked;
 use crate::platform::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
@@ -61,10 +61,10 @@ use tokio_util::sync::CancellationToken;
 pub use left_open::LeftOpen;
 pub use rotated::Reload;
 use windows::Ages;
-pub use windows::{Glance, Windows};
+pub use windows::{WindowSnapshot, Windows};
 
 /// Longest wait for an answer from Kafka at the start.
-const START_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether a partition's task is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ impl Shared {
         self.fills.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn tell_reader(&self, command: Command) {
+    fn send_to_reader(&self, command: Command) {
         // A reader that has ended needs no telling.
         let _ = self.commands.send(command);
     }
@@ -246,17 +246,17 @@ impl Shared {
     }
 
     fn stop(&self, partition: i32, reason: &StopReason) {
-        let told = reason.told();
+        let told = reason.message();
         tracing::error!(partition, reason = reason.code(), "partition stopped: {told}");
         self.windows.close(partition);
-        self.tell_reader(Command::Pause(partition));
+        self.send_to_reader(Command::Pause(partition));
         self.health.set(&format!("partition {partition}"), told);
         self.update_stopped(|stopped| stopped.insert(partition, reason.code()));
     }
 
     fn forget(&self, partition: i32) {
         self.windows.close(partition);
-        self.tell_reader(Command::Forget(partition));
+        self.send_to_reader(Command::Forget(partition));
         self.frozen_ms.remove(&partition);
         self.left_open.forget(partition);
         self.health.clear(&format!("partition {partition}"));
@@ -343,7 +343,7 @@ pub async fn run(
     consumer.subscribe(&[&config.kafka.topics.events]).map_err(|error| RunError::Consumer(masked(&error)))?;
     let tally = Arc::new(Tally::default());
     let reader = Reader {
-        fetched: Fetched::new(Arc::clone(&consumer)),
+        fetched: FetchQueue::new(Arc::clone(&consumer)),
         consumer,
         topic: shared.topic.clone(),
         windows,
@@ -372,11 +372,11 @@ pub async fn run(
     };
     let open = &shared.left_open;
     match clean {
-        false => Err(RunError::Grace { open: open.told(), summary }),
-        true if open.has_refusal() => Err(RunError::Refused { open: open.told(), summary }),
+        false => Err(RunError::Grace { open: open.message(), summary }),
+        true if open.has_refusal() => Err(RunError::Refused { open: open.message(), summary }),
         true => {
             if !open.is_empty() {
-                tracing::warn!("ended with a batch that is not completed by waiting. {}", open.told());
+                tracing::warn!("ended with a batch that is not completed by waiting. {}", open.message());
             }
             Ok(summary)
         }
@@ -414,16 +414,16 @@ async fn until_stopped(
     tracing::info!(grace_ms = config.shutdown.grace_ms, "stopping: flushing what was consumed");
     shared.health.set("shutdown", "the service is stopping");
     let (quiet, is_quiet) = oneshot::channel();
-    shared.tell_reader(Command::Quiesce(quiet));
+    shared.send_to_reader(Command::Quiesce(quiet));
     let flushed = async {
         let _ = is_quiet.await;
         assignment.flush_all(grace).await
     };
     let flushed = tokio::time::timeout(grace, flushed).await.unwrap_or(false);
     shared.left_open.keep();
-    shared.tell_reader(Command::End);
+    shared.send_to_reader(Command::End);
     // Leaving the group takes one answer from the coordinator; without it the others wait for the session timeout.
-    let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;
+    let _ = tokio::time::timeout(ANSWER_TIMEOUT, reader_ended).await;
     Ok(flushed)
 }
 
@@ -435,9 +435,9 @@ async fn give_up(
     reader_ended: oneshot::Receiver<Option<String>>,
 ) {
     // A commit that gets no answer outlives the grace.
-    let _ = tokio::time::timeout(grace + START_TIMEOUT, assignment.abandon_all()).await;
-    shared.tell_reader(Command::End);
-    let _ = tokio::time::timeout(START_TIMEOUT, reader_ended).await;
+    let _ = tokio::time::timeout(grace + ANSWER_TIMEOUT, assignment.abandon_all()).await;
+    shared.send_to_reader(Command::End);
+    let _ = tokio::time::timeout(ANSWER_TIMEOUT, reader_ended).await;
 }
 
 fn limits(config: &Config) -> Limits {

@@ -4,7 +4,7 @@
 //! ClickHouse) is tried again with backoff for as long as the partition is ours.
 
 use super::reader::Command;
-use super::windows::{Due, Held};
+use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared};
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::protocol::stop::StopReason;
-use tallyhouse_core::protocol::{Action, Committed, LOOKS_MAX, LogView, Protocol, Seen, may_commit};
+use tallyhouse_core::protocol::{Action, Committed, LOOKS_MAX, LogView, Outcome, Protocol, may_commit};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
 use tallyhouse_core::window::ARRIVAL_STEP_MS;
 use tallyhouse_core::window::buffer::Halt;
@@ -78,7 +78,7 @@ pub struct Partition {
     shared: Arc<Shared>,
     source: Source,
     /// Frozen and not committed, in order.
-    batches: VecDeque<(Held, Instant)>,
+    batches: VecDeque<(ReservedBatch, Instant)>,
     lease: Lease,
     /// Of the steps that have failed since they succeeded last.
     backoffs: BTreeMap<&'static str, Backoff>,
@@ -150,11 +150,11 @@ impl Partition {
                 break;
             }
             tracing::trace!(partition = number, ?seen, "protocol");
-            action = protocol.observe(seen);
+            action = protocol.on_outcome(seen);
         }
     }
 
-    async fn perform(&mut self, action: Action) -> Seen {
+    async fn perform(&mut self, action: Action) -> Outcome {
         match action {
             Action::ReadCommitted => self.read_committed().await,
             Action::LookAgain(reason) => self.look_again(&reason).await,
@@ -163,17 +163,19 @@ impl Partition {
             Action::AwaitBatch => self.await_batch().await,
             Action::TakeBatch => self.take_batch(),
             // Nobody knows of the batch yet, and the next owner may cut it otherwise.
-            Action::Commit { announces: true, .. } if *self.drain.borrow() == Drain::Abandon => Seen::Drained,
+            Action::Commit { announces: true, .. } if *self.drain.borrow() == Drain::Abandon => Outcome::Drained,
             Action::Commit { expected, wanted, .. } => self.commit(expected, wanted).await,
             Action::Insert { range, insert, attempt } => self.insert(range, insert, attempt).await,
-            Action::ReadMarks { quiet: true, .. } if !self.await_quiet().await => Seen::Drained,
-            Action::ReadMarks { look: look @ 1.., range, .. } if !self.await_shown(range, look).await => Seen::Drained,
+            Action::ReadMarks { quiet: true, .. } if !self.await_quiet().await => Outcome::Drained,
+            Action::ReadMarks { look: look @ 1.., range, .. } if !self.await_shown(range, look).await => {
+                Outcome::Drained
+            }
             Action::ReadMarks { range, .. } => self.read_marks(range).await,
-            Action::Release | Action::Stop(_) => Seen::Drained,
+            Action::Release | Action::Stop(_) => Outcome::Drained,
         }
     }
 
-    async fn read_committed(&mut self) -> Seen {
+    async fn read_committed(&mut self) -> Outcome {
         self.drop_all();
         loop {
             let (name, number) = (self.source.topic.clone(), self.source.partition);
@@ -187,19 +189,19 @@ impl Partition {
                     self.source.topic_id = id;
                     self.shared.left_open.committed(number, view.committed.as_ref());
                     failpoint::hit("committed_read");
-                    return Seen::Log(view);
+                    return Outcome::Log(view);
                 }
                 Err(error) => self.failed("read_committed", &error).await,
             }
             if self.is_draining() {
-                return Seen::Drained;
+                return Outcome::Drained;
             }
         }
     }
 
     /// What Kafka says, and the topic id in the `source` of the partition's rows: without a committed offset the tables are asked for it.
     async fn with_rows(&self, view: KafkaResult<LogView>) -> Result<(LogView, String), String> {
-        let mut view = view.map_err(|error| kafka::told(&error))?;
+        let mut view = view.map_err(|error| kafka::describe_error(&error))?;
         if view.committed.is_none() {
             let ids = self.shared.sink.topic_ids(&self.source).await;
             view.ids_of_rows = ids.map_err(|error| error.to_string())?;
@@ -215,32 +217,32 @@ impl Partition {
     }
 
     /// All looks together last for a session: a broker needs no longer to learn that it leads no more.
-    async fn look_again(&mut self, reason: &StopReason) -> Seen {
+    async fn look_again(&mut self, reason: &StopReason) -> Outcome {
         self.note_failure(LOOK_AGAIN, reason);
         let pause = self.shared.session_timeout / LOOKS_MAX;
         let _ = tokio::time::timeout(pause, self.drain.changed()).await;
         match self.is_draining() {
-            true => Seen::Drained,
+            true => Outcome::Drained,
             false => self.read_committed().await,
         }
     }
 
-    async fn read_progress(&mut self, from: u64) -> Seen {
+    async fn read_progress(&mut self, from: u64) -> Outcome {
         loop {
             match self.shared.sink.progress(from, &self.source).await {
                 Ok(progress) => {
                     self.succeeded("read_progress");
-                    return Seen::Progress(progress);
+                    return Outcome::Progress(progress);
                 }
                 Err(error) => self.failed("read_progress", &error).await,
             }
             if self.is_draining() {
-                return Seen::Drained;
+                return Outcome::Drained;
             }
         }
     }
 
-    async fn read_marks(&mut self, range: OffsetRange) -> Seen {
+    async fn read_marks(&mut self, range: OffsetRange) -> Outcome {
         let months = self.held(range).map(|held| held.batch.months());
         loop {
             let marks = async {
@@ -250,12 +252,12 @@ impl Partition {
             match marks.await {
                 Ok(marks) => {
                     self.succeeded("read_marks");
-                    return Seen::Marks(marks);
+                    return Outcome::Marks(marks);
                 }
                 Err(error) => self.refused("read_marks", &error, error.is_for_good()).await,
             }
             if self.refused {
-                return Seen::Drained;
+                return Outcome::Drained;
             }
         }
     }
@@ -284,7 +286,7 @@ impl Partition {
         !self.is_draining()
     }
 
-    async fn fill(&mut self, from: u64, until: Option<u64>) -> Seen {
+    async fn fill(&mut self, from: u64, until: Option<u64>) -> Outcome {
         self.drop_all();
         self.succeeded(LOOK_AGAIN);
         let number = self.source.partition;
@@ -302,14 +304,14 @@ impl Partition {
         }
         let fill = Fill { partition: number, number: self.shared.next_fill(), from, until };
         self.fill = Some(fill);
-        self.shared.tell_reader(Command::Fill { fill, wake: Arc::clone(&self.wake) });
+        self.shared.send_to_reader(Command::Fill { fill, wake: Arc::clone(&self.wake) });
         self.await_batch().await
     }
 
-    async fn await_batch(&mut self) -> Seen {
+    async fn await_batch(&mut self) -> Outcome {
         let number = self.source.partition;
         let windows = Arc::clone(&self.shared.windows);
-        let Some(fill) = self.fill else { return Seen::PositionLost };
+        let Some(fill) = self.fill else { return Outcome::PositionLost };
         // Where the log ended before the end of a replay, and until when that is waited for.
         let mut short: Option<(u64, Instant)> = None;
         loop {
@@ -322,11 +324,11 @@ impl Partition {
                 return self.frozen(held);
             }
             if drain != Drain::No {
-                return Seen::Drained;
+                return Outcome::Drained;
             }
             let mut look_at = windows.due_at(number, ages, fill.number);
             match windows.halted(number, fill.number) {
-                Some(Halt::PositionLost) => return Seen::PositionLost,
+                Some(Halt::PositionLost) => return Outcome::PositionLost,
                 Some(Halt::TooLarge { records, bytes }) => return too_large(fill, records, bytes),
                 Some(Halt::EndsShort(end)) => {
                     let known = short.filter(|(known, _)| *known == end);
@@ -337,7 +339,7 @@ impl Partition {
                             end,
                             "the log ends before an announced batch: starting over"
                         );
-                        return Seen::PositionLost;
+                        return Outcome::PositionLost;
                     }
                     look_at = Some(patient_until);
                 }
@@ -352,23 +354,23 @@ impl Partition {
         }
     }
 
-    fn take_batch(&mut self) -> Seen {
+    fn take_batch(&mut self) -> Outcome {
         self.note_applied();
         let due = match *self.drain.borrow() {
             Drain::No => Due::Aged(self.shared.flush_ages()),
             Drain::Flush => Due::Now,
-            Drain::Abandon => return Seen::NoBatch,
+            Drain::Abandon => return Outcome::NoBatch,
         };
         let held = self.fill.and_then(|fill| self.shared.windows.take(fill.partition, due, fill.number));
-        held.map_or(Seen::NoBatch, |held| self.frozen(held))
+        held.map_or(Outcome::NoBatch, |held| self.frozen(held))
     }
 
-    fn frozen(&mut self, held: Held) -> Seen {
+    fn frozen(&mut self, held: ReservedBatch) -> Outcome {
         let frozen = held.batch.frozen();
         self.batches.push_back((held, Instant::now()));
         self.note_oldest();
         failpoint::hit("batch_frozen");
-        Seen::Batch(frozen)
+        Outcome::Batch(frozen)
     }
 
     /// Everything of the first batch is in ClickHouse.
@@ -381,7 +383,7 @@ impl Partition {
         }
     }
 
-    async fn commit(&mut self, expected: Option<Committed>, wanted: Committed) -> Seen {
+    async fn commit(&mut self, expected: Option<Committed>, wanted: Committed) -> Outcome {
         let started = Instant::now();
         let (name, number) = (self.source.topic.clone(), self.source.partition);
         let to_commit = wanted.clone();
@@ -418,20 +420,20 @@ impl Partition {
                 self.succeeded("commit");
                 self.drop_committed(wanted.offset);
                 failpoint::hit(if self.batches.is_empty() { "end_committed" } else { "intent_committed" });
-                Seen::CommitDone
+                Outcome::CommitDone
             }
             Ok(Ok(None)) => {
                 counter!(RETRIES, "step" => "overtaken").increment(1);
                 tracing::warn!(partition = number, "the committed offset was changed by another member: starting over");
-                Seen::CommitOvertaken
+                Outcome::CommitOvertaken
             }
             Ok(Err(error)) => {
-                self.refused("commit", &kafka::told(&error), refusal::is_for_good(&error)).await;
-                Seen::CommitFailed
+                self.refused("commit", &kafka::describe_error(&error), refusal::is_for_good(&error)).await;
+                Outcome::CommitFailed
             }
             Err(_) => {
                 self.failed("commit", &"OffsetCommit: no answer in time").await;
-                Seen::CommitFailed
+                Outcome::CommitFailed
             }
         }
     }
@@ -459,7 +461,7 @@ impl Partition {
         self.note_oldest();
         if let Some(fill) = self.fill.take() {
             self.shared.windows.close(fill.partition);
-            self.shared.tell_reader(Command::Pause(fill.partition));
+            self.shared.send_to_reader(Command::Pause(fill.partition));
         }
     }
 
@@ -472,17 +474,17 @@ impl Partition {
         };
     }
 
-    async fn insert(&mut self, range: OffsetRange, insert: Insert, attempt: u32) -> Seen {
+    async fn insert(&mut self, range: OffsetRange, insert: Insert, attempt: u32) -> Outcome {
         // Before the lease is looked at, as this may take long: letters are harmless whoever sends them.
         if insert.table == Table::Rejected && !self.deliver_dead_letters(range).await {
-            return Seen::InsertUnknown;
+            return Outcome::InsertUnknown;
         }
         if !self.lease.holds(boot_time()) {
             tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
-            return Seen::LeaseExpired;
+            return Outcome::LeaseExpired;
         }
         failpoint::hit("lease_checked");
-        let Some(held) = self.held(range) else { return Seen::InsertUnknown };
+        let Some(held) = self.held(range) else { return Outcome::InsertUnknown };
         let table = insert.table;
         let started = Instant::now();
         let outcome = self.shared.sink.insert(&held.batch, &insert, &self.source, attempt).await;
@@ -497,16 +499,16 @@ impl Partition {
                     Table::Daily => "daily_inserted",
                     Table::Rejected => "rejected_inserted",
                 });
-                Seen::Inserted
+                Outcome::Inserted
             }
             Err(error) => {
                 self.refused("insert", &error, error.is_for_good()).await;
-                Seen::InsertUnknown
+                Outcome::InsertUnknown
             }
         }
     }
 
-    fn held(&self, range: OffsetRange) -> Option<&Held> {
+    fn held(&self, range: OffsetRange) -> Option<&ReservedBatch> {
         self.batches.iter().map(|(held, _)| held).find(|held| held.batch.range() == range)
     }
 
@@ -593,8 +595,8 @@ impl Partition {
 }
 
 /// A replay of which so many records took so many bytes.
-fn too_large(fill: Fill, records: u64, bytes: usize) -> Seen {
+fn too_large(fill: Fill, records: u64, bytes: usize) -> Outcome {
     let offsets = fill.until.unwrap_or(fill.from).saturating_sub(fill.from);
     let whole = u128::from(offsets) * bytes as u128 / u128::from(records.max(1));
-    Seen::TooLarge { limit_bytes: limit_for_replay(u64::try_from(whole).unwrap_or(u64::MAX)) }
+    Outcome::TooLarge { limit_bytes: limit_for_replay(u64::try_from(whole).unwrap_or(u64::MAX)) }
 }

@@ -9,7 +9,7 @@ use super::memory::Memory;
 use super::windows::Windows;
 use crate::config::Config;
 use crate::kafka::consumer::{Consumer, is_unreadable, reassign};
-use crate::kafka::fetched::{Fetch, Fetched};
+use crate::kafka::fetch_queue::{Fetch, FetchQueue};
 use crate::kafka::refusal::Refusal;
 use crate::platform::metrics::{CONSUMED, DECODED, PAUSED, PAUSES, READER_BUSY, REJECTED, UNKNOWN_FIELDS};
 use crate::service::health::Health;
@@ -73,7 +73,7 @@ pub struct Tally {
 /// The reader.
 pub struct Reader {
     /// What it has fetched.
-    pub fetched: Fetched,
+    pub fetched: FetchQueue,
     /// The consumer; dropped, and so closed, on this thread.
     pub consumer: Arc<Consumer>,
     /// The event topic.
@@ -98,7 +98,7 @@ pub struct Reader {
     pub tally: Arc<Tally>,
 }
 
-struct Turn {
+struct PollState {
     intake: Intake,
     /// Partitions that pause for want of memory.
     paused: BTreeSet<i32>,
@@ -118,15 +118,15 @@ struct Turn {
     consumed: u64,
     decoded: u64,
     unknown_fields: u64,
-    /// Time without a record to take, in this turn.
+    /// Time without a record to take, in this state.
     waited: Duration,
     /// Time that was not waited, in all turns.
     busy: Duration,
 }
 
-impl Turn {
-    fn new(intake: Intake) -> Turn {
-        Turn {
+impl PollState {
+    fn new(intake: Intake) -> PollState {
+        PollState {
             intake,
             paused: BTreeSet::new(),
             lost: BTreeSet::new(),
@@ -157,17 +157,17 @@ impl Reader {
     /// Polls until told to end, then leaves the group. Gives the reason if Kafka ended it: an error that librdkafka calls fatal
     /// (a static member that was fenced, a group protocol that the broker does not speak) is never over.
     pub fn run(self) -> Option<String> {
-        let mut turn = Turn::new(self.intake.clone());
-        while !turn.ended {
+        let mut state = PollState::new(self.intake.clone());
+        while !state.ended {
             let begun = Instant::now();
             // Rebalances and what else concerns the client, and never a record: of a partition that was not taken over none is wanted.
             while let Some(polled) = self.consumer.poll(Duration::ZERO) {
                 if let Err(error) = polled {
-                    self.on_error(&error, &mut turn);
+                    self.on_error(&error, &mut state);
                 }
             }
             for _ in 0..RECORDS_PER_TURN {
-                if !self.take_fetched(&mut turn) || turn.verdict.is_some() {
+                if !self.take_records(&mut state) || state.verdict.is_some() {
                     break;
                 }
             }
@@ -178,14 +178,14 @@ impl Reader {
                 }
                 None => self.health.clear("unreadable"),
             }
-            self.report(&mut turn, begun);
-            self.carry_out(&mut turn);
-            self.obey(&mut turn);
-            if !turn.quiet {
-                self.resume(&mut turn);
-                self.watch_replay(&mut turn);
-                self.begin_fills(&mut turn);
-                if std::mem::take(&mut turn.rejoin) {
+            self.report(&mut state, begun);
+            self.carry_out(&mut state);
+            self.handle_commands(&mut state);
+            if !state.quiet {
+                self.resume(&mut state);
+                self.watch_replay(&mut state);
+                self.begin_fills(&mut state);
+                if std::mem::take(&mut state.rejoin) {
                     self.rejoin();
                 }
             }
@@ -198,105 +198,105 @@ impl Reader {
 
     /// Takes the next record, and waits for it a little; tells whether there was one. In a backlog there always is, and not to wait needs
     /// no look at the clock.
-    fn take_fetched(&self, turn: &mut Turn) -> bool {
+    fn take_records(&self, state: &mut PollState) -> bool {
         let mut visit = |partition, fetch: Fetch<'_>| match fetch {
-            Fetch::Record(record) => self.take(partition, &record, turn),
+            Fetch::Record(record) => self.take(partition, &record, state),
             Fetch::End(end) => {
-                self.admitted(turn);
+                self.clear_access_error(state);
                 let whole = self.windows.reached_end(partition, end);
-                whole.into_iter().for_each(|number| turn.intake.finish(number));
+                whole.into_iter().for_each(|number| state.intake.finish(number));
             }
             Fetch::PositionLost => {
                 tracing::warn!(partition, "the position is outside of the log: the partition starts over");
-                turn.lost.insert(partition);
+                state.lost.insert(partition);
                 self.windows.lose_position(partition);
             }
-            Fetch::Trouble(error) => self.on_error(&error, turn),
+            Fetch::Error(error) => self.on_error(&error, state),
         };
         if self.fetched.take(Duration::ZERO, &mut visit) {
             return true;
         }
         let begun = Instant::now();
         let came = self.fetched.take(POLL_WAIT, &mut visit);
-        turn.waited += begun.elapsed();
+        state.waited += begun.elapsed();
         came
     }
 
-    fn take(&self, partition: i32, record: &Record<'_>, turn: &mut Turn) {
-        if turn.quiet {
+    fn take(&self, partition: i32, record: &Record<'_>, state: &mut PollState) {
+        if state.quiet {
             return;
         }
-        self.admitted(turn);
+        self.clear_access_error(state);
         let decoded = decode(record.payload, record.timestamp_ms, &self.bounds);
         let Some(taken) = self.windows.push(partition, record, &decoded) else { return };
         if let Some(gap) = taken.passed_over {
             self.gaps.note(partition, gap);
         }
         if let Some(number) = taken.whole {
-            turn.intake.finish(number);
+            state.intake.finish(number);
         }
-        let verdict = turn.intake.after_record(partition, taken.held, taken.used);
+        let verdict = state.intake.after_record(partition, taken.held, taken.used);
         if verdict != Verdict::GoOn {
-            turn.verdict = Some((partition, verdict));
+            state.verdict = Some((partition, verdict));
         }
-        turn.consumed += 1;
+        state.consumed += 1;
         match &decoded {
             Ok(event) => {
-                turn.decoded += 1;
-                turn.unknown_fields += u64::from(event.unknown_fields);
+                state.decoded += 1;
+                state.unknown_fields += u64::from(event.unknown_fields);
             }
             Err(rejection) => counter!(REJECTED, "reason" => Reason::code(rejection.reason)).increment(1),
         }
     }
 
-    fn on_error(&self, error: &KafkaError, turn: &mut Turn) {
+    fn on_error(&self, error: &KafkaError, state: &mut PollState) {
         match error {
             // Told in words through `Context::unreadable`.
             error if is_unreadable(error) => {}
             error => {
                 tracing::warn!("consuming: {error}");
-                let trouble = self.consumer.context().take_trouble();
-                let refusal = Refusal::in_answer(error).or(trouble.refusal);
+                let trouble = self.consumer.context().take_errors();
+                let refusal = Refusal::from_error(error).or(trouble.refusal);
                 // Once, as finding the words can take a second.
-                if let Some(refusal) = refusal.filter(|_| !turn.refused) {
-                    let told = refusal.told(&self.config);
+                if let Some(refusal) = refusal.filter(|_| !state.refused) {
+                    let told = refusal.describe(&self.config);
                     tracing::error!("{told}");
                     self.health.set(ACCESS, told);
-                    turn.refused = true;
+                    state.refused = true;
                 }
             }
         }
     }
 
     /// Kafka gives us something: whatever right was missing is there again.
-    fn admitted(&self, turn: &mut Turn) {
-        if std::mem::take(&mut turn.refused) {
+    fn clear_access_error(&self, state: &mut PollState) {
+        if std::mem::take(&mut state.refused) {
             self.health.clear(ACCESS);
         }
     }
 
-    fn report(&self, turn: &mut Turn, begun: Instant) {
-        turn.busy += begun.elapsed().saturating_sub(std::mem::take(&mut turn.waited));
-        counter!(READER_BUSY).absolute(turn.busy.as_secs());
-        if turn.consumed > 0 {
-            counter!(CONSUMED).increment(turn.consumed);
-            counter!(DECODED).increment(turn.decoded);
-            counter!(UNKNOWN_FIELDS).increment(turn.unknown_fields);
-            self.tally.consumed.fetch_add(turn.consumed, Ordering::Relaxed);
-            self.tally.rejected.fetch_add(turn.consumed - turn.decoded, Ordering::Relaxed);
-            (turn.consumed, turn.decoded, turn.unknown_fields) = (0, 0, 0);
+    fn report(&self, state: &mut PollState, begun: Instant) {
+        state.busy += begun.elapsed().saturating_sub(std::mem::take(&mut state.waited));
+        counter!(READER_BUSY).absolute(state.busy.as_secs());
+        if state.consumed > 0 {
+            counter!(CONSUMED).increment(state.consumed);
+            counter!(DECODED).increment(state.decoded);
+            counter!(UNKNOWN_FIELDS).increment(state.unknown_fields);
+            self.tally.consumed.fetch_add(state.consumed, Ordering::Relaxed);
+            self.tally.rejected.fetch_add(state.consumed - state.decoded, Ordering::Relaxed);
+            (state.consumed, state.decoded, state.unknown_fields) = (0, 0, 0);
         }
         self.memory.report();
     }
 
     /// Does what memory asks for after a record.
-    fn carry_out(&self, turn: &mut Turn) {
-        let Some((partition, verdict)) = turn.verdict.take() else { return };
+    fn carry_out(&self, state: &mut PollState) {
+        let Some((partition, verdict)) = state.verdict.take() else { return };
         self.set_paused(true, &[partition]);
         match verdict {
             Verdict::GoOn => {}
             Verdict::Pause => {
-                if turn.paused.is_empty() {
+                if state.paused.is_empty() {
                     counter!(PAUSES).increment(1);
                     tracing::info!(
                         partition,
@@ -304,87 +304,87 @@ impl Reader {
                         "memory limit reached: consumption pauses"
                     );
                 }
-                turn.paused.insert(partition);
+                state.paused.insert(partition);
                 self.windows.set_paused(partition, true);
             }
             Verdict::GiveWay => {
-                let fill = turn.intake.replays().iter().find(|fill| fill.partition == partition).copied();
-                fill.into_iter().for_each(|fill| turn.intake.defer(fill));
+                let fill = state.intake.replays().iter().find(|fill| fill.partition == partition).copied();
+                fill.into_iter().for_each(|fill| state.intake.defer(fill));
                 self.windows.close(partition);
                 tracing::info!(partition, "memory limit reached: the replay begins anew when there is room");
             }
             Verdict::TooLarge => {
-                let fill = turn.intake.replays().iter().find(|fill| fill.partition == partition).copied();
-                fill.into_iter().for_each(|fill| turn.intake.finish(fill.number));
+                let fill = state.intake.replays().iter().find(|fill| fill.partition == partition).copied();
+                fill.into_iter().for_each(|fill| state.intake.finish(fill.number));
                 self.windows.give_up(partition);
             }
         }
-        gauge!(PAUSED).set(turn.paused.len() as f64);
+        gauge!(PAUSED).set(state.paused.len() as f64);
     }
 
     /// Lets partitions go on for which there is memory again.
-    fn resume(&self, turn: &mut Turn) {
-        if turn.paused.is_empty() {
+    fn resume(&self, state: &mut PollState) {
+        if state.paused.is_empty() {
             return;
         }
         let goes_on = |partition: &i32| match self.windows.held_bytes(*partition) {
-            Some((held, used)) => turn.intake.may_resume(*partition, held, used),
+            Some((held, used)) => state.intake.may_resume(*partition, held, used),
             None => true,
         };
-        let resumed: Vec<i32> = turn.paused.iter().copied().filter(goes_on).collect();
+        let resumed: Vec<i32> = state.paused.iter().copied().filter(goes_on).collect();
         if resumed.is_empty() {
             return;
         }
         for partition in &resumed {
-            turn.paused.remove(partition);
+            state.paused.remove(partition);
             self.windows.set_paused(*partition, false);
         }
         let live: Vec<i32> = resumed.into_iter().filter(|&partition| self.windows.next(partition).is_some()).collect();
         self.set_paused(false, &live);
-        if turn.paused.is_empty() {
+        if state.paused.is_empty() {
             tracing::info!(used_bytes = self.memory.used_bytes(), "memory is free again: consumption goes on");
         }
-        gauge!(PAUSED).set(turn.paused.len() as f64);
+        gauge!(PAUSED).set(state.paused.len() as f64);
     }
 
     /// Gives the permit of the oldest replay to another one, if it gets on no more: its broker may be away for long.
-    fn watch_replay(&self, turn: &mut Turn) {
-        let Some(fill) = turn.intake.replays().first().copied() else { return };
+    fn watch_replay(&self, state: &mut PollState) {
+        let Some(fill) = state.intake.replays().first().copied() else { return };
         let next = self.windows.next(fill.partition).unwrap_or(fill.from);
-        match turn.replay {
+        match state.replay {
             Some((number, known, since)) if (number, known) == (fill.number, next) => {
-                if since.elapsed() > REPLAY_PATIENCE && turn.intake.rotate().is_some() {
+                if since.elapsed() > REPLAY_PATIENCE && state.intake.rotate().is_some() {
                     tracing::info!(partition = fill.partition, "the replay gets on no more: another one goes first");
                     self.windows.close(fill.partition);
                     self.set_paused(true, &[fill.partition]);
-                    turn.replay = None;
+                    state.replay = None;
                 }
             }
-            _ => turn.replay = Some((fill.number, next, Instant::now())),
+            _ => state.replay = Some((fill.number, next, Instant::now())),
         }
     }
 
     /// Begins the fills for which there is room.
-    fn begin_fills(&self, turn: &mut Turn) {
-        turn.intake.note_room();
+    fn begin_fills(&self, state: &mut PollState) {
+        state.intake.note_room();
         let mut again = Vec::new();
-        while let Some(fill) = turn.intake.begin() {
+        while let Some(fill) = state.intake.begin() {
             let partition = fill.partition;
             // A task that has gone meanwhile holds the other half of `wake` no more.
-            let wake = turn.wakes.get(&partition).filter(|wake| Arc::strong_count(wake) > 1).cloned();
+            let wake = state.wakes.get(&partition).filter(|wake| Arc::strong_count(wake) > 1).cloned();
             let Some(wake) = wake else {
-                turn.forget(partition);
+                state.forget(partition);
                 continue;
             };
-            if turn.lost.contains(&partition) {
+            if state.lost.contains(&partition) {
                 match self.place(partition, fill.from).and_then(|place| reassign(&self.consumer, &place)) {
                     Ok(true) => {
-                        turn.lost.remove(&partition);
+                        state.lost.remove(&partition);
                     }
                     // Everything is assigned anew.
                     Ok(false) => {
-                        turn.rejoin = true;
-                        turn.forget(partition);
+                        state.rejoin = true;
+                        state.forget(partition);
                         continue;
                     }
                     Err(error) => tracing::warn!(partition, "assigning the partition again failed: {error}"),
@@ -402,45 +402,45 @@ impl Reader {
                 }
             }
         }
-        again.into_iter().rev().for_each(|fill| turn.intake.defer(fill));
+        again.into_iter().rev().for_each(|fill| state.intake.defer(fill));
     }
 
-    fn obey(&self, turn: &mut Turn) {
+    fn handle_commands(&self, state: &mut PollState) {
         loop {
             match self.commands.try_recv() {
-                Ok(command) => self.obey_one(command, turn),
+                Ok(command) => self.handle_command(command, state),
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => {
-                    turn.ended = true;
+                    state.ended = true;
                     return;
                 }
             }
         }
     }
 
-    fn obey_one(&self, command: Command, turn: &mut Turn) {
+    fn handle_command(&self, command: Command, state: &mut PollState) {
         match command {
             Command::Fill { fill, wake } => {
                 self.windows.close(fill.partition);
                 self.set_paused(true, &[fill.partition]);
-                turn.paused.remove(&fill.partition);
-                turn.wakes.insert(fill.partition, wake);
-                turn.intake.ask(fill);
+                state.paused.remove(&fill.partition);
+                state.wakes.insert(fill.partition, wake);
+                state.intake.ask(fill);
             }
             Command::Pause(partition) => {
                 self.set_paused(true, &[partition]);
-                turn.forget(partition);
+                state.forget(partition);
             }
             Command::Forget(partition) => {
-                turn.forget(partition);
-                turn.lost.remove(&partition);
+                state.forget(partition);
+                state.lost.remove(&partition);
             }
             Command::Quiesce(done) => {
-                turn.quiet = true;
+                state.quiet = true;
                 self.set_paused(true, &self.windows.partitions());
                 let _ = done.send(());
             }
-            Command::End => turn.ended = true,
+            Command::End => state.ended = true,
         }
     }
 
@@ -461,7 +461,7 @@ impl Reader {
     fn seek(&self, partition: i32, from: u64) -> KafkaResult<()> {
         let list = self.consumer.seek_partitions(self.place(partition, from)?, SEEK_TIMEOUT)?;
         list.elements().iter().try_for_each(|element| element.error())?;
-        self.fetched.take_over(&self.topic, partition)
+        self.fetched.redirect(&self.topic, partition)
     }
 
     fn set_paused(&self, paused: bool, partitions: &[i32]) {

@@ -2,7 +2,7 @@
 //!
 //! Must never wait for what waiting does not mend: that ends the service with one message.
 
-use super::{RunError, START_TIMEOUT};
+use super::{ANSWER_TIMEOUT, RunError};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sight;
@@ -80,14 +80,14 @@ pub(super) async fn await_topic(
             Ok(cluster_id) => {
                 health.clear("kafka");
                 // What a broker said while another answered is no reason for what comes later.
-                consumer.context().take_trouble();
+                consumer.context().take_errors();
                 return Ok(Some(cluster_id));
             }
             Err(error) => error,
         };
-        let trouble = consumer.context().take_trouble();
-        if let Some(refusal) = Refusal::in_answer(&error).or(trouble.refusal) {
-            return Err(told(refusal, config).await);
+        let trouble = consumer.context().take_errors();
+        if let Some(refusal) = Refusal::from_error(&error).or(trouble.refusal) {
+            return Err(describe(refusal, config).await);
         }
         let reason = match kafka::code(&error) {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
@@ -113,14 +113,14 @@ pub(super) async fn see_group(consumer: &Arc<Consumer>, config: &Config, health:
     let (asked, cloned) = (Arc::clone(consumer), config.clone());
     let seen = tokio::task::spawn_blocking(move || {
         let (topic, group) = (&cloned.kafka.topics.events, &cloned.kafka.group_id);
-        if let Ok(Some(false)) = topic::may_read(&asked, topic, START_TIMEOUT) {
+        if let Ok(Some(false)) = topic::may_read(&asked, topic, ANSWER_TIMEOUT) {
             return Err(Refusal::Topic);
         }
-        let described = kafka::patiently(START_TIMEOUT, || members::describe(&asked, group, topic, START_TIMEOUT));
+        let described = kafka::retry_until(ANSWER_TIMEOUT, || members::describe(&asked, group, topic, ANSWER_TIMEOUT));
         match described {
             Ok(group) if group.may_read == Some(false) => Err(Refusal::Group),
             Ok(group) => Ok(group.keeps_out(&cloned)),
-            Err(error) => match Refusal::in_answer(&error) {
+            Err(error) => match Refusal::from_error(&error) {
                 Some(refusal) => Err(refusal),
                 None => Ok(kafka::unreachable(&asked, topic)
                     .map(|(address, why)| refusal::unreachable(&cloned, &address, &why))),
@@ -128,7 +128,7 @@ pub(super) async fn see_group(consumer: &Arc<Consumer>, config: &Config, health:
         }
     });
     match seen.await {
-        Ok(Err(refusal)) => Err(told(refusal, config).await),
+        Ok(Err(refusal)) => Err(describe(refusal, config).await),
         Ok(Ok(Some(words))) => {
             tracing::warn!("{words}");
             health.set("assignment", format!("no partitions are assigned yet: {words}"));
@@ -138,9 +138,9 @@ pub(super) async fn see_group(consumer: &Arc<Consumer>, config: &Config, health:
     }
 }
 
-async fn told(refusal: Refusal, config: &Config) -> RunError {
+async fn describe(refusal: Refusal, config: &Config) -> RunError {
     let config = config.clone();
-    let told = tokio::task::spawn_blocking(move || refusal.told(&config));
+    let told = tokio::task::spawn_blocking(move || refusal.describe(&config));
     RunError::Kafka(told.await.unwrap_or_else(|error| error.to_string()))
 }
 
@@ -153,7 +153,7 @@ pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config
         return configured_ms;
     }
     let (asked, group) = (Arc::clone(consumer), config.kafka.group_id.clone());
-    let answer = tokio::task::spawn_blocking(move || group::session(&asked, &group, START_TIMEOUT)).await;
+    let answer = tokio::task::spawn_blocking(move || group::session(&asked, &group, ANSWER_TIMEOUT)).await;
     match answer.unwrap_or(Err(KafkaError::Canceled)) {
         Ok(Some(Session { timeout_ms, heartbeat_ms })) => {
             tracing::info!(
@@ -182,11 +182,11 @@ fn session_after_commit_ms(timeout_ms: u64, heartbeat_ms: u64) -> u64 {
 }
 
 fn cluster_of_topic(consumer: &Consumer, topic: &str) -> KafkaResult<String> {
-    let metadata = kafka::metadata(consumer, topic, START_TIMEOUT)?;
+    let metadata = kafka::metadata(consumer, topic, ANSWER_TIMEOUT)?;
     if let Some(error) = metadata.topics().iter().find_map(|topic| topic.error()) {
         return Err(KafkaError::MetadataFetch(error.into()));
     }
-    Ok(consumer.client().fetch_cluster_id(START_TIMEOUT).unwrap_or_default())
+    Ok(consumer.client().fetch_cluster_id(ANSWER_TIMEOUT).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -29,17 +29,17 @@ const IDLE_RECORDS_MIN: u64 = 1_000;
 /// When it is a partition's turn, where the pace decides and not the age. All windows open at once when a member starts; flushed
 /// a period later, all at once again, they would keep each other waiting (64 partitions on two cores: up to 4 s of 12).
 #[derive(Clone, Copy, Debug)]
-struct Turn {
+struct FlushSlot {
     /// What the turns of all partitions count from.
     origin: Instant,
     /// Where in a period this partition's turn is, from 0 to 1.
     share: f64,
 }
 
-impl Turn {
-    fn new(origin: Instant, partition: i32) -> Turn {
+impl FlushSlot {
+    fn new(origin: Instant, partition: i32) -> FlushSlot {
         // Multiples of the golden ratio lie evenly between two whole numbers, whichever partitions are ours.
-        Turn { origin, share: (f64::from(partition) * GOLDEN_RATIO).fract() }
+        FlushSlot { origin, share: (f64::from(partition) * GOLDEN_RATIO).fract() }
     }
 
     /// The first turn after an instant, at most a period later.
@@ -53,7 +53,7 @@ impl Turn {
 }
 
 struct Live {
-    turn: Turn,
+    slot: FlushSlot,
     buffer: Buffer,
     /// When the window took its first record, or passed its first offset.
     opened: Option<Instant>,
@@ -86,19 +86,19 @@ impl Live {
         let opened = self.opened.filter(|_| self.buffer.until().is_none())?;
         let idle = self.caught_up.filter(|_| self.buffer.window().records() >= IDLE_RECORDS_MIN);
         let idle = idle.map(|since| (since + IDLE).max(opened + ages.idle));
-        let most = if ages.is_paced() { self.turn.after(opened, ages.most) } else { opened + ages.most };
+        let most = if ages.is_paced() { self.slot.after(opened, ages.most) } else { opened + ages.most };
         Some(idle.map_or(most, |idle| idle.min(most)))
     }
 }
 
 /// A batch with its share of the memory, given back when it is dropped.
-pub struct Held {
+pub struct ReservedBatch {
     /// The batch.
     pub batch: Batch,
     account: Arc<Account>,
 }
 
-impl Drop for Held {
+impl Drop for ReservedBatch {
     fn drop(&mut self) {
         self.account.sub(self.batch.bytes());
     }
@@ -144,7 +144,7 @@ pub enum Due {
 
 /// One window, for people.
 #[derive(Debug, Serialize)]
-pub struct Glance {
+pub struct WindowSnapshot {
     start: u64,
     next: u64,
     bytes: usize,
@@ -173,7 +173,7 @@ impl Windows {
         let Fill { partition, number, from, until } = *fill;
         self.close(partition);
         let live = Live {
-            turn: Turn::new(self.origin, partition),
+            slot: FlushSlot::new(self.origin, partition),
             buffer: Buffer::new(number, from, until),
             opened: None,
             caught_up: None,
@@ -210,7 +210,7 @@ impl Windows {
 
     /// Takes a batch if one is due of the windows of this fill. Between a request to fill and the reader's obeying it, the window of
     /// the fill before is still live: taking from that one would announce offsets that nobody asked for.
-    pub fn take(&self, partition: i32, due: Due, fill: u64) -> Option<Held> {
+    pub fn take(&self, partition: i32, due: Due, fill: u64) -> Option<ReservedBatch> {
         let (window, end, account) = {
             let mut live = self.live.get_mut(&partition)?;
             let is_due = match due {
@@ -224,7 +224,7 @@ impl Windows {
             }
             (window, end, Arc::clone(&live.account))
         };
-        Some(Held { batch: Batch::freeze(window, end), account })
+        Some(ReservedBatch { batch: Batch::freeze(window, end), account })
     }
 
     /// When the open window of this fill becomes due; `None` while it is empty or replaying.
@@ -299,10 +299,10 @@ impl Windows {
     }
 
     /// All windows, for people.
-    pub fn glance(&self) -> BTreeMap<i32, Glance> {
-        let glance = |live: &Live| {
+    pub fn snapshot(&self) -> BTreeMap<i32, WindowSnapshot> {
+        let snapshot = |live: &Live| {
             let window = live.buffer.window();
-            Glance {
+            WindowSnapshot {
                 start: window.start(),
                 next: window.next(),
                 bytes: window.bytes(),
@@ -312,7 +312,7 @@ impl Windows {
                 events: EventType::ALL.iter().map(|t| t.name()).zip(window.totals().iter().copied()).collect(),
             }
         };
-        self.live.iter().map(|live| (*live.key(), glance(&live))).collect()
+        self.live.iter().map(|live| (*live.key(), snapshot(&live))).collect()
     }
 }
 
@@ -358,13 +358,13 @@ mod tests {
         for (step, count) in [(1, 32), (2, 32), (3, 40), (1, 1_000)] {
             let opened = origin + Duration::from_millis(12_345);
             let waits: Vec<Duration> =
-                (0..count).map(|n| Turn::new(origin, n * step).after(opened, period) - opened).collect();
+                (0..count).map(|n| FlushSlot::new(origin, n * step).after(opened, period) - opened).collect();
             assert!(waits.iter().all(|wait| *wait > Duration::ZERO && *wait <= period), "{waits:?}");
             let in_each = |eighth: u32| waits.iter().filter(|wait| wait.as_secs() as u32 == eighth).count() as i32;
             assert!((0..8).all(|eighth| in_each(eighth) <= count / 8 * 2), "every {step}th of {count}");
         }
-        let turn = Turn::new(origin, 1);
-        assert_eq!(turn.after(turn.after(origin, period), period), turn.after(origin, period) + period);
+        let slot = FlushSlot::new(origin, 1);
+        assert_eq!(slot.after(slot.after(origin, period), period), slot.after(origin, period) + period);
     }
 
     #[test]
@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn memory_is_given_back() {
         let windows = windows(2);
-        let start = |held: Held| held.batch.range().start;
+        let start = |held: ReservedBatch| held.batch.range().start;
         windows.open(&Fill { number: 1, from: 10, ..FILL }, Arc::default());
         push(&windows, 0, 10..13);
         // The task has asked for another fill, which the reader has not obeyed yet.

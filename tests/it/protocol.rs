@@ -8,7 +8,7 @@ use tallyhouse::clickhouse::sink::Sink;
 use tallyhouse_core::batch::Batch;
 use tallyhouse_core::decode::{TimeBounds, decode};
 use tallyhouse_core::protocol::marks::Progress;
-use tallyhouse_core::protocol::{Action, Committed, LogView, Protocol, Seen, may_commit};
+use tallyhouse_core::protocol::{Action, Committed, LogView, Outcome, Protocol, may_commit};
 use tallyhouse_core::source::Source;
 use tallyhouse_core::window::{Record, Window};
 
@@ -85,7 +85,7 @@ impl Member<'_> {
             let insert = matches!(action, Action::Insert { .. });
             let commit = matches!(action, Action::Commit { .. });
             if insert && fault == Some(Fault::LeaseExpired) {
-                action = protocol.observe(Seen::LeaseExpired);
+                action = protocol.on_outcome(Outcome::LeaseExpired);
                 continue;
             }
             if let Action::Insert { insert, .. } = &mut action
@@ -100,17 +100,17 @@ impl Member<'_> {
                     return step;
                 }
                 Some(Fault::CrashAfter) => return step,
-                Some(Fault::AnswerLost) if insert => protocol.observe(Seen::InsertUnknown),
-                Some(Fault::AnswerLost) if commit => protocol.observe(Seen::CommitFailed),
-                _ => protocol.observe(seen),
+                Some(Fault::AnswerLost) if insert => protocol.on_outcome(Outcome::InsertUnknown),
+                Some(Fault::AnswerLost) if commit => protocol.on_outcome(Outcome::CommitFailed),
+                _ => protocol.on_outcome(seen),
             };
         }
         unreachable!()
     }
 
-    async fn perform(&mut self, action: Action) -> Seen {
+    async fn perform(&mut self, action: Action) -> Outcome {
         match action {
-            Action::ReadCommitted => Seen::Log(LogView {
+            Action::ReadCommitted => Outcome::Log(LogView {
                 committed: self.log.committed.clone(),
                 topic_id: self.source.topic_id.clone(),
                 ids_of_rows: Vec::new(),
@@ -118,30 +118,30 @@ impl Member<'_> {
                 low: 0,
                 high: self.log.high(),
             }),
-            Action::ReadProgress { from } => Seen::Progress(self.sink.progress(from, self.source).await.unwrap()),
+            Action::ReadProgress { from } => Outcome::Progress(self.sink.progress(from, self.source).await.unwrap()),
             Action::Fill { from, until } => {
                 self.position = from;
                 self.frozen.clear();
-                self.freeze(until, usize::MAX).map_or(Seen::Drained, Seen::Batch)
+                self.freeze(until, usize::MAX).map_or(Outcome::Drained, Outcome::Batch)
             }
-            Action::AwaitBatch => self.freeze(None, RECORDS_PER_BATCH).map_or(Seen::Drained, Seen::Batch),
-            Action::TakeBatch => self.freeze(None, RECORDS_PER_BATCH).map_or(Seen::NoBatch, Seen::Batch),
+            Action::AwaitBatch => self.freeze(None, RECORDS_PER_BATCH).map_or(Outcome::Drained, Outcome::Batch),
+            Action::TakeBatch => self.freeze(None, RECORDS_PER_BATCH).map_or(Outcome::NoBatch, Outcome::Batch),
             Action::Commit { expected, wanted, .. } => {
                 if !may_commit(self.log.committed.as_ref(), expected.as_ref(), &wanted) {
-                    return Seen::CommitOvertaken;
+                    return Outcome::CommitOvertaken;
                 }
                 self.frozen.retain(|batch| batch.range().end > wanted.offset);
                 self.log.committed = Some(wanted);
-                Seen::CommitDone
+                Outcome::CommitDone
             }
             Action::Insert { range, insert, attempt } => {
                 let batch = self.frozen.iter().find(|batch| batch.range() == range).unwrap();
                 self.sink.insert(batch, &insert, self.source, attempt).await.unwrap();
-                Seen::Inserted
+                Outcome::Inserted
             }
             Action::ReadMarks { range, .. } => {
                 self.sink.await_ended(range, self.source).await.unwrap();
-                Seen::Marks(self.sink.marks(range, self.source, None).await.unwrap())
+                Outcome::Marks(self.sink.marks(range, self.source, None).await.unwrap())
             }
             Action::Release | Action::Stop(_) | Action::LookAgain(_) => unreachable!("these end the run"),
         }

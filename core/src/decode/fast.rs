@@ -1,7 +1,7 @@
 //! A quick reader of events as `json.dumps` writes them: the six known fields in any order, at most one space after `,` and `:`.
 //!
 //! It only ever says "this is this event", and then exactly the one that serde_json reads. Whatever it does not know for certain (other
-//! white space, fields, number or UUID forms, anything broken) it leaves to [`crate::decode::decode_slowly`], which alone may reject.
+//! white space, fields, number or UUID forms, anything broken) it leaves to [`crate::decode::decode_reference`], which alone may reject.
 //! It must never accept what that does not, never read anything differently, and never look beyond [`DEPTH_MAX`].
 
 use crate::decode::event::{Event, EventType, UuidBytes};
@@ -260,13 +260,13 @@ fn plain_length(bytes: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::{TimeBounds, decode, decode_slowly};
+    use crate::decode::{TimeBounds, decode, decode_reference};
     use proptest::prelude::*;
 
     const BOUNDS: TimeBounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
 
     fn slowly(text: &str) -> Option<Event<'_>> {
-        decode_slowly(Some(text.as_bytes()), None, &BOUNDS).ok()
+        decode_reference(Some(text.as_bytes()), None, &BOUNDS).ok()
     }
 
     fn assert_quick(text: &str) {
@@ -411,7 +411,7 @@ mod tests {
     }
 
     fn agrees(bytes: &[u8]) -> Result<(), TestCaseError> {
-        prop_assert_eq!(decode(Some(bytes), None, &BOUNDS), decode_slowly(Some(bytes), None, &BOUNDS));
+        prop_assert_eq!(decode(Some(bytes), None, &BOUNDS), decode_reference(Some(bytes), None, &BOUNDS));
         Ok(())
     }
 

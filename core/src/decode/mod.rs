@@ -46,7 +46,7 @@ pub fn decode<'a>(
     timestamp_ms: Option<i64>,
     bounds: &TimeBounds,
 ) -> Result<Event<'a>, Rejection> {
-    let read = |text| fast::read(text).map_or_else(|| read_slowly(text), Ok);
+    let read = |text| fast::read(text).map_or_else(|| decode_json(text), Ok);
     let event = text(payload).and_then(read).map_err(|rejection| named(payload, rejection))?;
     plausible(event, timestamp_ms, bounds)
 }
@@ -55,12 +55,12 @@ pub fn decode<'a>(
 ///
 /// # Errors
 /// Those of [`decode`].
-pub fn decode_slowly<'a>(
+pub fn decode_reference<'a>(
     payload: Option<&'a [u8]>,
     timestamp_ms: Option<i64>,
     bounds: &TimeBounds,
 ) -> Result<Event<'a>, Rejection> {
-    let event = text(payload).and_then(read_slowly).map_err(|rejection| named(payload, rejection))?;
+    let event = text(payload).and_then(decode_json).map_err(|rejection| named(payload, rejection))?;
     plausible(event, timestamp_ms, bounds)
 }
 
@@ -77,7 +77,7 @@ fn text(payload: Option<&[u8]>) -> Result<&str, Rejection> {
     simdutf8::basic::from_utf8(bytes).map_err(|_| not_utf8(bytes))
 }
 
-fn read_slowly(text: &str) -> Result<Event<'_>, Rejection> {
+fn decode_json(text: &str) -> Result<Event<'_>, Rejection> {
     let mut note = Note::default();
     let mut json = serde_json::Deserializer::from_str(text);
     let event = json.deserialize_map(EventVisitor { note: &mut note }).and_then(|event| json.end().map(|()| event));

@@ -125,17 +125,17 @@ impl Frozen {
 /// What the shell is to do next.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Read the committed offset with its metadata, the topic id and the log's bounds. Answer: [`Seen::Log`].
+    /// Read the committed offset with its metadata, the topic id and the log's bounds. Answer: [`Outcome::Log`].
     ReadCommitted,
     /// Look again after a pause, as [`Action::ReadCommitted`] does: seen as often as now, this stops the partition. Answers as there.
     LookAgain(StopReason),
-    /// Ask the tables how far the source has come, looking for rows at `from` and later. Answer: [`Seen::Progress`].
+    /// Ask the tables how far the source has come, looking for rows at `from` and later. Answer: [`Outcome::Progress`].
     ReadProgress {
         /// The committed offset, 0 without one.
         from: u64,
     },
     /// Drop what is buffered and consume from `from`; freeze a batch that ends exactly at `until` if it is given, else when
-    /// one is due. Answer: [`Seen::Batch`], [`Seen::Drained`], [`Seen::PositionLost`] or, for a replay, [`Seen::TooLarge`].
+    /// one is due. Answer: [`Outcome::Batch`], [`Outcome::Drained`], [`Outcome::PositionLost`] or, for a replay, [`Outcome::TooLarge`].
     Fill {
         /// First offset to consume.
         from: u64,
@@ -144,10 +144,10 @@ pub enum Action {
     },
     /// Go on consuming and freeze the next batch when it is due. Answers as for [`Action::Fill`].
     AwaitBatch,
-    /// Freeze the next batch if it is due already. Answer: [`Seen::Batch`] or [`Seen::NoBatch`].
+    /// Freeze the next batch if it is due already. Answer: [`Outcome::Batch`] or [`Outcome::NoBatch`].
     TakeBatch,
     /// Read the committed offset; if it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
-    /// Answer: [`Seen::CommitDone`], [`Seen::CommitFailed`], [`Seen::CommitOvertaken`] or, if it `announces`, [`Seen::Drained`].
+    /// Answer: [`Outcome::CommitDone`], [`Outcome::CommitFailed`], [`Outcome::CommitOvertaken`] or, if it `announces`, [`Outcome::Drained`].
     Commit {
         /// What Kafka must still hold.
         expected: Option<Committed>,
@@ -156,8 +156,8 @@ pub enum Action {
         /// It announces a batch that nobody knows of yet: not to be made any more once the partition is being revoked.
         announces: bool,
     },
-    /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Seen::Inserted`],
-    /// [`Seen::InsertUnknown`] or [`Seen::LeaseExpired`].
+    /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Outcome::Inserted`],
+    /// [`Outcome::InsertUnknown`] or [`Outcome::LeaseExpired`].
     Insert {
         /// The batch.
         range: OffsetRange,
@@ -166,14 +166,14 @@ pub enum Action {
         /// How often the same was acknowledged before and left no rows: part of the token.
         attempt: u32,
     },
-    /// Wait until no insert of this batch runs any more, then ask the tables. Answer: [`Seen::Marks`].
+    /// Wait until no insert of this batch runs any more, then ask the tables. Answer: [`Outcome::Marks`].
     ReadMarks {
         /// The batch.
         range: OffsetRange,
-        /// Wait as well until no insert of an earlier owner can arrive any more. Then the answer may be [`Seen::Drained`] too.
+        /// Wait as well until no insert of an earlier owner can arrive any more. Then the answer may be [`Outcome::Drained`] too.
         quiet: bool,
         /// Above 0: an acknowledged insert was not shown, and this is the next look. Pause first, longer each time. Then the answer may be
-        /// [`Seen::Drained`] too.
+        /// [`Outcome::Drained`] too.
         look: u32,
     },
     /// Give the partition up: everything frozen is committed. Final.
@@ -184,7 +184,7 @@ pub enum Action {
 
 /// What the shell saw when it carried an [`Action`] out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Seen {
+pub enum Outcome {
     /// What Kafka says of the partition.
     Log(LogView),
     /// How far the source has come in the tables.
@@ -221,13 +221,13 @@ pub enum Seen {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
-    /// Waiting for [`Seen::Log`].
+    /// Waiting for [`Outcome::Log`].
     Reading,
-    /// Waiting for [`Seen::Progress`] to see whether an announced batch is the one to complete.
+    /// Waiting for [`Outcome::Progress`] to see whether an announced batch is the one to complete.
     Judging { log: LogView, intent: Intent },
     /// The counters end where an announced batch does: waiting for marks that show all its rows.
     CheckingCounted { log: LogView, intent: Intent, progress: Progress },
-    /// Waiting for [`Seen::Progress`] to find where to start from.
+    /// Waiting for [`Outcome::Progress`] to find where to start from.
     Locating { log: LogView },
     /// The announced batch's records are gone: waiting for marks that show it applied.
     CheckingGone { intent: Intent, low: u64 },
@@ -314,25 +314,25 @@ impl Protocol {
 
     /// Takes what was seen and tells what to do next. An answer that does not belong to the last action starts the
     /// partition over from what is committed, which is always safe.
-    pub fn observe(&mut self, seen: Seen) -> Action {
+    pub fn on_outcome(&mut self, seen: Outcome) -> Action {
         let state = std::mem::replace(&mut self.state, State::Ended);
         match (state, seen) {
-            (State::Reading, Seen::Log(log)) => self.on_log(log),
-            (State::Judging { .. } | State::Locating { .. }, Seen::Progress(progress)) if self.is_behind(progress) => {
+            (State::Reading, Outcome::Log(log)) => self.on_log(log),
+            (State::Judging { .. } | State::Locating { .. }, Outcome::Progress(progress)) if self.is_behind(progress) => {
                 self.doubt(StopReason::SinkBehind { marked: self.marked.unwrap_or(0) })
             }
-            (State::Judging { log, intent }, Seen::Progress(progress)) => self.on_announced(log, intent, progress),
-            (State::CheckingCounted { log, intent, progress }, Seen::Marks(marks)) => {
+            (State::Judging { log, intent }, Outcome::Progress(progress)) => self.on_announced(log, intent, progress),
+            (State::CheckingCounted { log, intent, progress }, Outcome::Marks(marks)) => {
                 match intent.counts == Some(marks.counts()) {
                     true => self.on_progress(&log, progress),
                     false => self.replay(intent, &log),
                 }
             }
-            (State::Locating { log }, Seen::Progress(progress)) => self.on_progress(&log, progress),
-            (State::CheckingGone { intent, low }, Seen::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
-            (State::Replaying { intent }, Seen::Batch(batch)) => self.on_rebuilt(intent, batch),
-            (State::Replaying { intent }, Seen::TooLarge { limit_bytes }) => self.shrink(intent, limit_bytes, false),
-            (State::Shrinking { intent, limit_bytes, quiet }, Seen::Marks(marks)) => {
+            (State::Locating { log }, Outcome::Progress(progress)) => self.on_progress(&log, progress),
+            (State::CheckingGone { intent, low }, Outcome::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
+            (State::Replaying { intent }, Outcome::Batch(batch)) => self.on_rebuilt(intent, batch),
+            (State::Replaying { intent }, Outcome::TooLarge { limit_bytes }) => self.shrink(intent, limit_bytes, false),
+            (State::Shrinking { intent, limit_bytes, quiet }, Outcome::Marks(marks)) => {
                 match intent.counts.is_some() && marks.show_nothing(intent.range) {
                     false => Action::Stop(StopReason::ReplayTooLarge { range: intent.range, limit_bytes }),
                     true if !quiet && guard::is_on(Guard::Quiet) => self.shrink(intent, limit_bytes, true),
@@ -344,8 +344,8 @@ impl Protocol {
                 }
             }
             // The reader has passed transaction markers and nothing else: there is nothing to announce.
-            (State::Filling { .. }, Seen::Batch(batch)) if batch.is_empty() => self.finish(batch.range.end, None),
-            (State::Filling { first }, Seen::Batch(batch)) => {
+            (State::Filling { .. }, Outcome::Batch(batch)) if batch.is_empty() => self.finish(batch.range.end, None),
+            (State::Filling { first }, Outcome::Batch(batch)) => {
                 let applied_unknown = first || self.reads_again(&batch);
                 self.announce(batch, applied_unknown, None)
             }
@@ -361,9 +361,9 @@ impl Protocol {
                 | State::Announcing { applied_unknown: false, .. }
                 // Acknowledged and not shown: the next owner looks on.
                 | State::Asking { .. },
-                Seen::Drained,
+                Outcome::Drained,
             ) => Action::Release,
-            (State::Announcing { batch, applied_unknown, repeated }, Seen::CommitDone) => {
+            (State::Announcing { batch, applied_unknown, repeated }, Outcome::CommitDone) => {
                 self.known = self.wanted.take();
                 match (applied_unknown, repeated) {
                     (false, _) => self.insert_all(batch),
@@ -376,32 +376,32 @@ impl Protocol {
                     }
                 }
             }
-            (State::Asking { batch, differs, repeated, look }, Seen::Marks(marks)) => {
+            (State::Asking { batch, differs, repeated, look }, Outcome::Marks(marks)) => {
                 self.on_marks(batch, differs, repeated, look, &marks)
             }
-            (State::Inserting { batch, mut left, attempt }, Seen::Inserted) => {
+            (State::Inserting { batch, mut left, attempt }, Outcome::Inserted) => {
                 let Insert { table, .. } = left.remove(0);
                 match attempt.filter(|_| guard::is_on(Guard::Verify)) {
                     Some(attempt) => self.ask(batch, None, Some((table, attempt + 1))),
                     None => self.insert(batch, left, attempt),
                 }
             }
-            (State::Inserting { batch, .. }, Seen::InsertUnknown) => self.ask(batch, None, None),
-            (State::Inserting { batch, left, attempt }, Seen::LeaseExpired) => {
+            (State::Inserting { batch, .. }, Outcome::InsertUnknown) => self.ask(batch, None, None),
+            (State::Inserting { batch, left, attempt }, Outcome::LeaseExpired) => {
                 let inserts = attempt.filter(|&inserts| inserts > 0);
                 let repeated = left.first().map(|insert| insert.table).zip(inserts);
                 self.announce(batch, true, repeated)
             }
-            (State::Applied { .. }, Seen::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
-            (State::Applied { batch }, Seen::Batch(next)) => self.finish(batch.range.end, Some(next)),
-            (State::Applied { batch }, Seen::NoBatch | Seen::Drained) => self.finish(batch.range.end, None),
+            (State::Applied { .. }, Outcome::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
+            (State::Applied { batch }, Outcome::Batch(next)) => self.finish(batch.range.end, Some(next)),
+            (State::Applied { batch }, Outcome::NoBatch | Outcome::Drained) => self.finish(batch.range.end, None),
             // Without the announcement, of which nobody knows yet; then there is nothing left to do.
-            (State::Finishing { next: Some(next) }, Seen::Drained) => {
+            (State::Finishing { next: Some(next) }, Outcome::Drained) => {
                 let wanted = self.position(next.range.start, None);
                 self.commit(State::Leaving, wanted)
             }
-            (State::Leaving, Seen::CommitDone | Seen::CommitOvertaken) => Action::Release,
-            (State::Finishing { next }, Seen::CommitDone) => {
+            (State::Leaving, Outcome::CommitDone | Outcome::CommitOvertaken) => Action::Release,
+            (State::Finishing { next }, Outcome::CommitDone) => {
                 self.known = self.wanted.take();
                 match next {
                     Some(batch) if self.reads_again(&batch) => self.ask(batch, None, None),
@@ -411,7 +411,7 @@ impl Protocol {
             }
             (
                 state @ (State::Announcing { .. } | State::Finishing { .. } | State::Leaving | State::Settling),
-                Seen::CommitFailed,
+                Outcome::CommitFailed,
             ) => {
                 match self.wanted.clone() {
                     Some(wanted) => self.commit(state, wanted),
@@ -724,11 +724,11 @@ mod tests {
         let daily = [(202_610, 1), (202_611, 2)].into();
         let after = |rows: &[(u32, u64)]| {
             let (mut protocol, _) = Protocol::start();
-            assert_eq!(protocol.observe(Seen::Log(announced(2, 2, 2))), Action::ReadProgress { from: 0 });
-            let action = protocol.observe(Seen::Progress(progress));
+            assert_eq!(protocol.on_outcome(Outcome::Log(announced(2, 2, 2))), Action::ReadProgress { from: 0 });
+            let action = protocol.on_outcome(Outcome::Progress(progress));
             assert!(matches!(action, Action::ReadMarks { .. }), "{action:?}");
             let raw = rows.iter().copied().collect();
-            protocol.observe(Seen::Marks(Marks { raw, daily: BTreeMap::clone(&daily), ..Marks::default() }))
+            protocol.on_outcome(Outcome::Marks(Marks { raw, daily: BTreeMap::clone(&daily), ..Marks::default() }))
         };
         assert!(matches!(after(&raw), Action::Commit { wanted: Committed { offset: 2, .. }, .. }));
         // A row that a time to live has taken away says nothing of its counters: the batch decides.
@@ -739,8 +739,8 @@ mod tests {
     fn a_log_that_seems_too_short_stops_the_partition_only_if_it_stays_so() {
         let (mut protocol, _) = Protocol::start();
         let short = |protocol: &mut Protocol| {
-            protocol.observe(Seen::Log(announced(9, 9, 5)));
-            protocol.observe(Seen::Progress(Progress::default()))
+            protocol.on_outcome(Outcome::Log(announced(9, 9, 5)));
+            protocol.on_outcome(Outcome::Progress(Progress::default()))
         };
         for _ in 1..LOOKS_MAX {
             assert!(matches!(
@@ -749,9 +749,9 @@ mod tests {
             ));
         }
         // The broker knows better by now.
-        protocol.observe(Seen::Log(announced(9, 9, 9)));
-        assert!(matches!(protocol.observe(Seen::Progress(Progress::default())), Action::Fill { .. }));
-        protocol.observe(Seen::PositionLost);
+        protocol.on_outcome(Outcome::Log(announced(9, 9, 9)));
+        assert!(matches!(protocol.on_outcome(Outcome::Progress(Progress::default())), Action::Fill { .. }));
+        protocol.on_outcome(Outcome::PositionLost);
         for _ in 1..LOOKS_MAX {
             assert!(matches!(short(&mut protocol), Action::LookAgain(_)));
         }
@@ -776,9 +776,9 @@ mod tests {
         let metadata = Metadata { topic_id: "id".into(), marked: Some(48), ..Metadata::default() };
         let (mut protocol, _) = Protocol::start();
         let mut look = |counted_end| {
-            let action = protocol.observe(Seen::Log(plain(metadata.clone(), "")));
+            let action = protocol.on_outcome(Outcome::Log(plain(metadata.clone(), "")));
             assert_eq!(action, Action::ReadProgress { from: 47 });
-            protocol.observe(Seen::Progress(Progress { counted_end, ..Progress::default() }))
+            protocol.on_outcome(Outcome::Progress(Progress { counted_end, ..Progress::default() }))
         };
         for _ in 1..LOOKS_MAX {
             assert!(matches!(look(Some(47)), Action::LookAgain(_)));
@@ -786,9 +786,9 @@ mod tests {
         let reason = StopReason::SinkBehind { marked: 48 };
         assert_eq!(look(None), Action::Stop(reason));
         let (mut protocol, _) = Protocol::start();
-        protocol.observe(Seen::Log(plain(metadata.clone(), "")));
+        protocol.on_outcome(Outcome::Log(plain(metadata.clone(), "")));
         let shown = Progress { counted_end: Some(48), ..Progress::default() };
-        assert_eq!(protocol.observe(Seen::Progress(shown)), Action::Fill { from: 50, until: None });
+        assert_eq!(protocol.on_outcome(Outcome::Progress(shown)), Action::Fill { from: 50, until: None });
     }
 
     /// Brokers that begin to tell topic ids, and one that tells none again: the partition goes on under the name of its rows.
@@ -811,9 +811,11 @@ mod tests {
             let log = look(metadata, told);
             assert_eq!(log.id_of_rows().unwrap(), of_rows, "{metadata} {told}");
             let (mut protocol, _) = Protocol::start();
-            assert_eq!(protocol.observe(Seen::Log(log)), Action::ReadProgress { from: 50 }, "{metadata} {told}");
+            assert_eq!(protocol.on_outcome(Outcome::Log(log)), Action::ReadProgress { from: 50 }, "{metadata} {told}");
             let counted = Progress { counted_end: Some(60), ..Progress::default() };
-            let Action::Commit { wanted, .. } = protocol.observe(Seen::Progress(counted)) else { panic!("{metadata}") };
+            let Action::Commit { wanted, .. } = protocol.on_outcome(Outcome::Progress(counted)) else {
+                panic!("{metadata}")
+            };
             assert_eq!(String::from_utf8(wanted.metadata).unwrap(), format!("tallyhouse/2{next} marked=60"));
         }
         let recreated = look("tallyhouse/2 topic=X source=plain", "Y");
@@ -838,21 +840,23 @@ mod tests {
     fn what_was_stored_before_is_asked_for_until_its_end() {
         let (mut protocol, _) = Protocol::start();
         let lost = LogView { committed: None, ..plain(Metadata::default(), "") };
-        protocol.observe(Seen::Log(lost));
+        protocol.on_outcome(Outcome::Log(lost));
         let counted = Progress { counted_end: Some(40), ..Progress::default() };
-        let Action::Commit { wanted, .. } = protocol.observe(Seen::Progress(counted)) else { panic!("no commit") };
+        let Action::Commit { wanted, .. } = protocol.on_outcome(Outcome::Progress(counted)) else {
+            panic!("no commit")
+        };
         assert_eq!(wanted.metadata, b"tallyhouse/2 topic=id marked=40 again=90");
         let batch = |start, end| {
             let expected = Expected { raw: [(20_261_031, end - start)].into(), daily: vec![202_610], rejected: 0 };
-            Seen::Batch(Frozen { range: OffsetRange { start, end }, expected })
+            Outcome::Batch(Frozen { range: OffsetRange { start, end }, expected })
         };
         // A member that is started in the middle of it.
         let (mut protocol, _) = Protocol::start();
-        protocol.observe(Seen::Log(LogView { committed: Some(wanted), ..plain(Metadata::default(), "") }));
-        protocol.observe(Seen::Progress(counted));
+        protocol.on_outcome(Outcome::Log(LogView { committed: Some(wanted), ..plain(Metadata::default(), "") }));
+        protocol.on_outcome(Outcome::Progress(counted));
         for (start, end, asks) in [(40, 60, true), (60, 90, true), (90, 95, false)] {
-            assert!(matches!(protocol.observe(batch(start, end)), Action::Commit { .. }), "{start}");
-            let action = protocol.observe(Seen::CommitDone);
+            assert!(matches!(protocol.on_outcome(batch(start, end)), Action::Commit { .. }), "{start}");
+            let action = protocol.on_outcome(Outcome::CommitDone);
             assert_eq!(matches!(action, Action::ReadMarks { .. }), asks, "{start}: {action:?}");
             let mut action = action;
             let mut raw = BTreeMap::new();
@@ -864,17 +868,17 @@ mod tests {
                             Table::Raw => raw = [(20_261_031, end - start)].into(),
                             _ => daily = [(202_610, end)].into(),
                         }
-                        protocol.observe(Seen::Inserted)
+                        protocol.on_outcome(Outcome::Inserted)
                     }
-                    _ => protocol.observe(Seen::Marks(Marks {
+                    _ => protocol.on_outcome(Outcome::Marks(Marks {
                         raw: raw.clone(),
                         daily: daily.clone(),
                         ..Marks::default()
                     })),
                 };
             }
-            assert!(matches!(protocol.observe(Seen::NoBatch), Action::Commit { .. }));
-            assert_eq!(protocol.observe(Seen::CommitDone), Action::AwaitBatch);
+            assert!(matches!(protocol.on_outcome(Outcome::NoBatch), Action::Commit { .. }));
+            assert_eq!(protocol.on_outcome(Outcome::CommitDone), Action::AwaitBatch);
         }
     }
 
@@ -883,7 +887,7 @@ mod tests {
     fn offsets_of_another_cluster_stop_the_partition() {
         let of = |committed: &str, found: &str| {
             let metadata = Metadata { topic_id: "old".into(), cluster_id: committed.into(), ..Metadata::default() };
-            Protocol::start().0.observe(Seen::Log(plain(metadata, found)))
+            Protocol::start().0.on_outcome(Outcome::Log(plain(metadata, found)))
         };
         assert!(matches!(of("one", "other"), Action::Stop(StopReason::OtherCluster { offset: 50, .. })));
         // As metadata of format 1 leaves it: a topic that was made anew is counted from its beginning.

@@ -2,7 +2,7 @@
 //!
 //! Pure. What `run` would do is not described here a second time: it is asked of the protocol itself.
 
-use super::{Action, Committed, LogView, Protocol, Seen};
+use super::{Action, Committed, LogView, Outcome, Protocol};
 use crate::protocol::intent::{Counts, Metadata, MetadataError};
 use crate::protocol::marks::{Marks, Progress};
 use crate::protocol::stop::StopReason;
@@ -86,10 +86,10 @@ impl Position {
     /// Why `tallyhouse run` stops the partition whatever the tables have; `None` where it depends on them.
     pub fn stops_by_log(log: &LogView) -> Option<StopReason> {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.observe(Seen::Log(marked(log, None)));
+        let mut action = protocol.on_outcome(Outcome::Log(marked(log, None)));
         if matches!(action, Action::ReadProgress { .. }) {
             // The committed offset lies beyond the log's end: no progress changes that.
-            action = protocol.observe(Seen::Progress(Progress::default()));
+            action = protocol.on_outcome(Outcome::Progress(Progress::default()));
             if matches!(action, Action::Stop(_)) {
                 return None;
             }
@@ -103,12 +103,12 @@ impl Position {
     /// What `tallyhouse run` does with the partition as it stands.
     pub fn outlook(&self) -> Outlook {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.observe(Seen::Log(marked(&self.log, self.marked)));
+        let mut action = protocol.on_outcome(Outcome::Log(marked(&self.log, self.marked)));
         if matches!(action, Action::ReadProgress { .. }) {
-            action = protocol.observe(Seen::Progress(self.progress));
+            action = protocol.on_outcome(Outcome::Progress(self.progress));
         }
         if let (Action::ReadMarks { .. }, Some(marks)) = (&action, &self.marks) {
-            action = protocol.observe(Seen::Marks(marks.clone()));
+            action = protocol.on_outcome(Outcome::Marks(marks.clone()));
         }
         match action {
             Action::Stop(reason) | Action::LookAgain(reason) => Outlook::Stops(reason),

@@ -200,7 +200,7 @@ impl StopReason {
     }
 
     /// The reason and its page: what the log and `/readyz` show.
-    pub fn told(&self) -> String {
+    pub fn message(&self) -> String {
         format!("{self}. Step by step: `{}`", self.page())
     }
 }
@@ -274,7 +274,7 @@ mod tests {
     fn what_is_told_names_the_page() {
         for reason in one_of_each() {
             assert!(
-                reason.told().ends_with(&format!(". Step by step: `tallyhouse explain {}`", reason.code())),
+                reason.message().ends_with(&format!(". Step by step: `tallyhouse explain {}`", reason.code())),
                 "{reason}"
             );
         }

@@ -98,16 +98,16 @@ pub fn svg(charts: &[Chart]) -> Result<String, AnyError> {
     let mut text = String::new();
     let width = CHART.0 * charts.len() as u32;
     let area = SVGBackend::with_string(&mut text, (width, CHART.1)).into_drawing_area();
-    area.fill(&WHITE).map_err(in_words)?;
+    area.fill(&WHITE).map_err(describe_error)?;
     for (chart, area) in charts.iter().zip(area.split_evenly((1, charts.len()))) {
-        draw(chart, &area).map_err(in_words)?;
+        draw(chart, &area).map_err(describe_error)?;
     }
-    area.present().map_err(in_words)?;
+    area.present().map_err(describe_error)?;
     drop(area);
     Ok(text)
 }
 
-fn in_words(error: impl std::fmt::Display) -> AnyError {
+fn describe_error(error: impl std::fmt::Display) -> AnyError {
     format!("the plot: {error}").into()
 }
 

@@ -58,7 +58,7 @@ impl Topic {
         let (admin, asker) = (config.create()?, config.create()?);
         let topic = Topic { name: name.to_owned(), config, admin, asker, runtime };
         let wanted = NewTopic::new(name, partitions, TopicReplication::Fixed(3)).set("min.insync.replicas", "2");
-        patiently(|| {
+        retry_until(|| {
             let created = topic.runtime.block_on(topic.admin.create_topics([&wanted], &options()))?;
             match created.into_iter().next().ok_or("no answer")? {
                 // An attempt before may have been carried out without our hearing of it.
@@ -84,7 +84,7 @@ impl Topic {
     /// Asks the client that is there, and a new one if that fails: after a broker's restart one was seen to take a partition for
     /// unknown for 90 s.
     fn ask<T>(&self, question: impl Fn(&BaseConsumer) -> KafkaResult<T>) -> Result<T, AnyError> {
-        patiently(|| Ok(question(&self.asker).or_else(|_| question(&self.config.create()?))?))
+        retry_until(|| Ok(question(&self.asker).or_else(|_| question(&self.config.create()?))?))
     }
 
     /// The group's committed offset of each partition that has one.
@@ -111,13 +111,13 @@ impl Topic {
     pub fn reset_offset(&self, partition: i32, offset: i64) -> Result<(), AnyError> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
-        patiently(|| Ok(self.config.create::<BaseConsumer>()?.commit(&list, CommitMode::Sync)?))
+        retry_until(|| Ok(self.config.create::<BaseConsumer>()?.commit(&list, CommitMode::Sync)?))
     }
 
     /// Sets the size that the largest batch of the topic may have.
     pub fn limit_batches(&self, bytes: u64) -> Result<(), AnyError> {
         let bytes = bytes.to_string();
-        patiently(|| {
+        retry_until(|| {
             // Unnamed settings fall back to their defaults.
             let change = AlterConfig::new(ResourceSpecifier::Topic(&self.name)).set("min.insync.replicas", "2");
             let change = change.set("max.message.bytes", &bytes);
@@ -168,7 +168,7 @@ impl Topic {
         for &(partition, offset) in offsets {
             list.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
         }
-        patiently(|| {
+        retry_until(|| {
             // A client that knew another leader goes on asking that one.
             let admin: AdminClient<DefaultClientContext> = self.config.create()?;
             let deleted = self.runtime.block_on(admin.delete_records(&list, &options()))?;
@@ -179,7 +179,7 @@ impl Topic {
     /// Raises the number of partitions to this.
     pub fn raise_partitions(&self, count: i32) -> Result<(), AnyError> {
         let wanted = NewPartitions::new(&self.name, usize::try_from(count)?);
-        patiently(|| {
+        retry_until(|| {
             if self.partitions()? >= count {
                 return Ok(());
             }
@@ -190,12 +190,12 @@ impl Topic {
 
     /// Deletes the topic.
     pub fn delete(&self) -> Result<(), AnyError> {
-        patiently(|| Ok(self.runtime.block_on(self.admin.delete_topics(&[&self.name], &options())).map(drop)?))
+        retry_until(|| Ok(self.runtime.block_on(self.admin.delete_topics(&[&self.name], &options())).map(drop)?))
     }
 }
 
 /// Asks again while brokers are away.
-fn patiently<T>(ask: impl Fn() -> Result<T, AnyError>) -> Result<T, AnyError> {
+fn retry_until<T>(ask: impl Fn() -> Result<T, AnyError>) -> Result<T, AnyError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match ask() {

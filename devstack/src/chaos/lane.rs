@@ -342,15 +342,15 @@ impl<'a> Lane<'a> {
 
     /// Asks ClickHouse directly, in the lane's database as `{db}`; waits while it is away.
     pub fn ask(&self, sql: &str) -> Result<String, AnyError> {
-        self.patiently(sql, |sql| self.servers.clickhouse.query(sql))
+        self.retry_until(sql, |sql| self.servers.clickhouse.query(sql))
     }
 
     /// The same for an answer that is no text.
     pub fn ask_bytes(&self, sql: &str) -> Result<Vec<u8>, AnyError> {
-        self.patiently(sql, |sql| self.servers.clickhouse.query_bytes(sql))
+        self.retry_until(sql, |sql| self.servers.clickhouse.query_bytes(sql))
     }
 
-    fn patiently<T>(&self, sql: &str, ask: impl Fn(&str) -> crate::Result<T>) -> Result<T, AnyError> {
+    fn retry_until<T>(&self, sql: &str, ask: impl Fn(&str) -> crate::Result<T>) -> Result<T, AnyError> {
         let sql = sql.replace("{db}", &self.name);
         let deadline = Instant::now() + ASK_TIMEOUT;
         loop {

@@ -80,8 +80,8 @@ impl<'a> Transactions<'a> {
         }
         self.producer.flush(TIMEOUT)?;
         match is_committed {
-            true => patiently(|| self.producer.commit_transaction(TIMEOUT))?,
-            false => patiently(|| self.producer.abort_transaction(TIMEOUT))?,
+            true => retry_until(|| self.producer.commit_transaction(TIMEOUT))?,
+            false => retry_until(|| self.producer.abort_transaction(TIMEOUT))?,
         }
         let placed = std::mem::take(&mut *self.placed.0.lock().unwrap_or_else(PoisonError::into_inner));
         let mut ledger = self.lane.ledger.lock();
@@ -92,7 +92,7 @@ impl<'a> Transactions<'a> {
     }
 }
 
-fn patiently(end: impl Fn() -> KafkaResult<()>) -> KafkaResult<()> {
+fn retry_until(end: impl Fn() -> KafkaResult<()>) -> KafkaResult<()> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         match end() {

@@ -10,7 +10,7 @@ use super::read::Reader;
 use super::report::Outcome;
 use super::tables;
 use crate::clickhouse::retention::{Retention, Ttl};
-use crate::kafka::observer::Look;
+use crate::kafka::observer::ScanEnd;
 use crate::platform::clock::unix_ms;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -146,9 +146,9 @@ async fn look_up(
                 runs.push(record.offset);
             })?;
             match look {
-                Look::Done => {}
-                Look::Gone => found.unchecked.push((span, "they are gone from the log")),
-                Look::TimeUp(next) => {
+                ScanEnd::Done => {}
+                ScanEnd::Gone => found.unchecked.push((span, "they are gone from the log")),
+                ScanEnd::TimeUp(next) => {
                     found.unchecked.push((OffsetRange { start: next, ..span }, "reading the log took too long"));
                 }
             }

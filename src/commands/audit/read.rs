@@ -61,8 +61,8 @@ impl Reader {
     ) -> Result<T, AuditError> {
         let observer = Arc::clone(&self.observer);
         let patient = move || {
-            let answer = kafka::patiently(TAKE_OVER_TIME, || ask(&observer));
-            answer.map_err(|error| AuditError::Kafka(observer.in_words(&error)))
+            let answer = kafka::retry_until(TAKE_OVER_TIME, || ask(&observer));
+            answer.map_err(|error| AuditError::Kafka(observer.describe_error(&error)))
         };
         tokio::task::spawn_blocking(patient).await?
     }

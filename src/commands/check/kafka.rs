@@ -2,7 +2,7 @@
 
 use super::{Code, Outcome, judge, with_skipped};
 use crate::config::{Config, GroupProtocol};
-use crate::kafka::observer::{ANSWER_TIMEOUT, dead_letter_in_words};
+use crate::kafka::observer::{ANSWER_TIMEOUT, describe_dead_letter_error};
 use crate::kafka::{self, observer::Observer, refusal::Refusal};
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
@@ -38,15 +38,15 @@ pub async fn checks(config: &Config, observer: Observer) -> Vec<Outcome> {
 /// The checks up to the first one without which the others cannot be made.
 fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     let mut made = Vec::new();
-    let fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.in_words(error));
-    let group_fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.group_in_words(error));
+    let fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.describe_error(error));
+    let group_fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.describe_group_error(error));
     match observer.cluster() {
         Ok((brokers, cluster_id)) => {
             made.push(Outcome::ok(Code::Brokers, format!("{brokers} brokers, cluster id {cluster_id}")));
         }
         Err(error) => return vec![fails(Code::Brokers, &error)],
     }
-    let sources = match kafka::patiently(ANSWER_TIMEOUT, || observer.sources()) {
+    let sources = match kafka::retry_until(ANSWER_TIMEOUT, || observer.sources()) {
         Ok(sources) => sources,
         Err(error) => {
             made.push(fails(Code::Topic, &error));
@@ -60,7 +60,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
         Err(error) => fails(Code::TopicRights, &error),
     });
     if let Some(dead_letter) = &config.kafka.topics.dead_letter {
-        made.push(match dead_letter_in_words(dead_letter, observer.may_write(dead_letter)) {
+        made.push(match describe_dead_letter_error(dead_letter, observer.may_write(dead_letter)) {
             Ok(()) => Outcome::ok(Code::DeadLetter, format!("{dead_letter} is there")),
             Err(error) => Outcome::failed_with(Code::DeadLetter, &error),
         });
@@ -70,7 +70,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     // The first question for offsets makes the coordinator in a fresh cluster.
     let ends = observer.ends(&sources);
     let logs = logs(observer, &sources);
-    let group = kafka::patiently(COORDINATOR_TIME, || observer.group());
+    let group = kafka::retry_until(COORDINATOR_TIME, || observer.group());
     match logs {
         Ok(logs) => {
             let committed = logs.iter().filter(|(_, view)| view.committed.is_some()).count();
@@ -80,7 +80,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             made.push(judge::log(&logs, &observer.held_back(&ends, &stable)));
         }
         // Whoever may not see the group is given no coordinator to ask, and waits in vain.
-        Err(_) if group.as_ref().is_err_and(|error| Refusal::in_answer(error).is_some()) => {
+        Err(_) if group.as_ref().is_err_and(|error| Refusal::from_error(error).is_some()) => {
             made.extend([Code::Offsets, Code::Log].map(|code| Outcome::skipped(code, Code::GroupRights)));
         }
         Err(error) => {
@@ -115,7 +115,7 @@ fn logs(observer: &Observer, sources: &[Source]) -> Result<Vec<(i32, LogView)>, 
         if within.is_zero() {
             return Err(KafkaError::OffsetFetch(rdkafka::types::RDKafkaErrorCode::OperationTimedOut));
         }
-        logs.push((source.partition, kafka::patiently(within, || observer.log_view(source))?));
+        logs.push((source.partition, kafka::retry_until(within, || observer.log_view(source))?));
     }
     Ok(logs)
 }

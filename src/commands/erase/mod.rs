@@ -43,7 +43,7 @@ pub struct Options {
 }
 
 /// Told what is done, in lines for people.
-pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
+pub type ProgressFn<'a> = &'a (dyn Fn(&str) + Sync);
 
 /// Why an erasure was not done, or not to its end.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,12 @@ pub enum EraseError {
 ///
 /// # Errors
 /// Any of [`EraseError`]; whatever was done stays done.
-pub async fn run(client: &Client, schema: &Schema, options: &Options, say: Say<'_>) -> Result<Summary, EraseError> {
+pub async fn run(
+    client: &Client,
+    schema: &Schema,
+    options: &Options,
+    say: ProgressFn<'_>,
+) -> Result<Summary, EraseError> {
     schema.check(client).await?;
     let tables = Tables::new(client, schema, address::pattern(&options.addresses));
     say("looking for rows; ClickHouse reads the texts of both tables");
@@ -93,7 +98,7 @@ pub async fn run(client: &Client, schema: &Schema, options: &Options, say: Say<'
     Ok(summary)
 }
 
-async fn blank(tables: &Tables<'_>, plan: &Plan, say: Say<'_>) -> Result<(), ClickHouseError> {
+async fn blank(tables: &Tables<'_>, plan: &Plan, say: ProgressFn<'_>) -> Result<(), ClickHouseError> {
     for part in plan.parts() {
         say(&format!("blanking {} rows of {}", part.rows(), part.what.table()));
         tables.blank(&part, say).await?;

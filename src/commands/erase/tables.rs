@@ -2,7 +2,7 @@
 //!
 //! Must never put the pattern into a statement, nor pass on the text of an error of a query that works with it.
 
-use super::Say;
+use super::ProgressFn;
 use super::plan::{Part, Plan, What};
 use super::print::Counts;
 use crate::clickhouse::client::{Client, Statement};
@@ -57,7 +57,7 @@ impl<'a> Tables<'a> {
         let session = format!("tallyhouse-erase-{:032x}", rand::random::<u128>());
         let create = "CREATE TEMPORARY TABLE erase_pattern (pattern String)";
         self.in_session(create, &session).execute().await?;
-        patiently(async || self.send_pattern(&session).await).await?;
+        retry_until(async || self.send_pattern(&session).await).await?;
         let pattern = "assumeNotNull((SELECT any(pattern) FROM erase_pattern))";
         let events = format!(
             "SELECT toString(source) AS source, source_offset AS offset, toString(campaign_id) AS campaign_id, \
@@ -69,10 +69,10 @@ impl<'a> Tables<'a> {
             "SELECT toString(source), source_offset FROM rejected_events \
              WHERE match(toValidUTF8(payload), {pattern}) OR match(toValidUTF8(key), {pattern}) OR match(error, {pattern})"
         );
-        let events = patiently(async || self.in_session(&events, &session).rows().await).await?;
-        let rejects = patiently(async || self.in_session(&rejects, &session).rows().await).await?;
+        let events = retry_until(async || self.in_session(&events, &session).rows().await).await?;
+        let rejects = retry_until(async || self.in_session(&rejects, &session).rows().await).await?;
         let drop = "DROP TEMPORARY TABLE erase_pattern";
-        patiently(async || self.in_session(drop, &session).execute().await).await?;
+        retry_until(async || self.in_session(drop, &session).execute().await).await?;
         Ok(Plan { events, rejects })
     }
 
@@ -98,7 +98,7 @@ impl<'a> Tables<'a> {
     }
 
     /// Blanks rows by their offsets, and waits until ClickHouse has done it.
-    pub(super) async fn blank(&self, part: &Part, say: Say<'_>) -> Result<(), ClickHouseError> {
+    pub(super) async fn blank(&self, part: &Part, say: ProgressFn<'_>) -> Result<(), ClickHouseError> {
         let blanks = match part.what {
             What::Event => "email = '', metadata = ''",
             What::Mention => "metadata = ''",
@@ -151,7 +151,7 @@ impl<'a> Tables<'a> {
 
 /// Asks again for a while where the session is in use: the server gives it back a moment after it has answered. Hides what it
 /// says if it fails.
-async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ClickHouseError>) -> Result<T, ClickHouseError> {
+async fn retry_until<T>(ask: impl AsyncFn() -> Result<T, ClickHouseError>) -> Result<T, ClickHouseError> {
     let deadline = Instant::now() + SESSION_WAIT;
     loop {
         match ask().await {

@@ -64,7 +64,11 @@ impl<'c> Rows<'c> {
     }
 }
 
-fn read_lines(lines: &mut dyn BufRead, path: &str, number: &mut u64) -> Result<Vec<export::Given>, RejectsError> {
+fn read_lines(
+    lines: &mut dyn BufRead,
+    path: &str,
+    number: &mut u64,
+) -> Result<Vec<export::ExportedRecord>, RejectsError> {
     let (mut given, mut bytes) = (Vec::new(), 0);
     while given.len() < LINES && bytes < LINES_BYTES {
         let mut line = String::new();

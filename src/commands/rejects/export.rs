@@ -52,7 +52,7 @@ pub fn line(row: &Rejected) -> serde_json::Result<String> {
 
 /// What is taken from a line: which row it is about, and the value to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Given {
+pub(super) struct ExportedRecord {
     /// The row.
     pub origin: Origin,
     /// Its value; `None` for a tombstone.
@@ -71,7 +71,7 @@ struct Read<'a> {
 
 /// Reads a line of an export that was perhaps edited. Everything but the payload is only for people: the row has the rest. A payload
 /// that is no text is taken as the JSON that it is, so that an edited object needs no quoting.
-pub(super) fn read(line: &str) -> Result<Given, String> {
+pub(super) fn read(line: &str) -> Result<ExportedRecord, String> {
     let read: Read<'_> = serde_json::from_str(line).map_err(|error| format!("is no line of an export: {error}"))?;
     let payload = match (read.payload, read.payload_base64) {
         (Some(_), Some(_)) => return Err("has both payload and payload_base64; remove one".to_owned()),
@@ -86,7 +86,7 @@ pub(super) fn read(line: &str) -> Result<Given, String> {
         }
         (Some(json), None) => Some(json.get().to_owned().into()),
     };
-    Ok(Given { origin: Origin { source: read.source, offset: read.source_offset }, payload })
+    Ok(ExportedRecord { origin: Origin { source: read.source, offset: read.source_offset }, payload })
 }
 
 #[cfg(test)]
@@ -112,7 +112,7 @@ mod tests {
                 let row = rejected(key.clone(), payload);
                 let line = line(&row).unwrap();
                 prop_assert_eq!(line.matches('\n').count(), 1);
-                prop_assert_eq!(read(&line).unwrap(), Given { origin: row.origin, payload: row.payload });
+                prop_assert_eq!(read(&line).unwrap(), ExportedRecord { origin: row.origin, payload: row.payload });
             }
         }
 

@@ -107,7 +107,7 @@ impl Ledger {
             error,
             remedy: "Check that the brokers run, and that this user may read the topic of kafka.topics.replays",
         };
-        let consumer = observer::apart(config).map_err(failed)?;
+        let consumer = observer::standalone_consumer(config).map_err(failed)?;
         let Some(partitions) = partitions(&consumer, &topic, until, within).map_err(failed)? else {
             return Ok(Ledger::default());
         };
@@ -116,7 +116,7 @@ impl Ledger {
             let remedy = "It must have one: set kafka.topics.replays to another topic, which is made";
             return Err(RejectsError::Ledger { topic, what, remedy });
         }
-        let bounds = kafka::patiently(within, || consumer.fetch_watermarks(&topic, 0, within));
+        let bounds = kafka::retry_until(within, || consumer.fetch_watermarks(&topic, 0, within));
         let (low, _) = bounds.map_err(failed)?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&topic, 0, Offset::Offset(low)).map_err(failed)?;

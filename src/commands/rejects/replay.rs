@@ -19,7 +19,7 @@ use crate::clickhouse::client::Client;
 use crate::config::Config;
 use crate::kafka::observer;
 use crate::kafka::producer::{Outgoing, Producer};
-use crate::kafka::settings::{self, Of};
+use crate::kafka::settings::{self, ConfigResource};
 use crate::platform::clock::unix_ms;
 use crate::platform::failpoint;
 use rdkafka::consumer::Consumer as _;
@@ -184,10 +184,12 @@ async fn read_ledger(config: &Config, until: Until) -> Result<Ledger, RejectsErr
 /// A topic's settings; `None` where it does not exist.
 async fn settings_of(config: &Config, topic: &str) -> KafkaResult<Option<HashMap<String, String>>> {
     let (config, topic) = (config.clone(), topic.to_owned());
-    blocking(move || match settings::read(&observer::apart(&config)?, Of::Topic(&topic), ANSWER_TIMEOUT) {
-        Ok(settings) => Ok(Some(settings)),
-        Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition)) => Ok(None),
-        Err(error) => Err(error),
+    blocking(move || {
+        match settings::read(&observer::standalone_consumer(&config)?, ConfigResource::Topic(&topic), ANSWER_TIMEOUT) {
+            Ok(settings) => Ok(Some(settings)),
+            Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition)) => Ok(None),
+            Err(error) => Err(error),
+        }
     })
     .await
 }
@@ -199,7 +201,7 @@ async fn target(config: &Config) -> Result<Target, RejectsError> {
     let described = described.ok_or_else(|| RejectsError::NoTopic(topic.clone()))?;
     let (config, asked) = (config.clone(), topic.clone());
     let partitions = blocking(move || {
-        let metadata = observer::apart(&config)?.fetch_metadata(Some(&asked), ANSWER_TIMEOUT)?;
+        let metadata = observer::standalone_consumer(&config)?.fetch_metadata(Some(&asked), ANSWER_TIMEOUT)?;
         let partitions = metadata.topics().first().map(|topic| topic.partitions()).unwrap_or_default();
         Ok((partitions.len(), partitions.first().map_or(1, |partition| partition.replicas().len())))
     });

@@ -1,6 +1,6 @@
 //! The constraint that keeps members from counting one month while it is swapped, and its removal.
 
-use super::Say;
+use super::ProgressFn;
 use super::error::RepairError;
 use super::staging::Staging;
 use crate::clickhouse::client::Client;
@@ -94,7 +94,7 @@ pub(super) async fn take_down(
     staging: &Staging<'_>,
     fence: &Fence,
     result: Result<(), RepairError>,
-    say: Say<'_>,
+    say: ProgressFn<'_>,
 ) -> Result<(), RepairError> {
     let client = staging.client();
     if fence.standing.fence().is_some() {
@@ -144,7 +144,7 @@ async fn unfence(client: &Client, id: &str, name: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// Any of [`ClickHouseError`]; then run it again.
-pub async fn clean(client: &Client, say: Say<'_>) -> Result<(), RepairError> {
+pub async fn clean(client: &Client, say: ProgressFn<'_>) -> Result<(), RepairError> {
     let (fences, stagings) = tables::leftovers(client).await?;
     for table in stagings {
         client.query(&format!("DROP TABLE IF EXISTS {table} SYNC")).execute().await?;

@@ -76,7 +76,7 @@ pub struct Interrupts {
 }
 
 /// Told what is done, in lines for people.
-pub type Say<'a> = &'a (dyn Fn(&str) + Sync);
+pub type ProgressFn<'a> = &'a (dyn Fn(&str) + Sync);
 
 /// Counts the months again; gives the number of counters that differ afterwards (with `dry_run`: now).
 ///
@@ -87,7 +87,7 @@ pub async fn daily(
     reader: &Reader,
     options: &Options,
     interrupts: &Interrupts,
-    say: Say<'_>,
+    say: ProgressFn<'_>,
 ) -> Result<u64, RepairError> {
     Schema::single().check(reader.client()).await?;
     let leftovers = tables::leftovers(reader.client()).await?;
@@ -112,7 +112,7 @@ async fn repair_month(
     month: Month,
     options: &Options,
     interrupts: &Interrupts,
-    say: Say<'_>,
+    say: ProgressFn<'_>,
 ) -> Result<u64, RepairError> {
     let stop = &interrupts.stop;
     let number = month.number();
@@ -202,7 +202,7 @@ async fn differences(config: &Config, reader: &Reader, span: &Span) -> Result<(V
     Ok(counters::differences(reader.client(), span, &bounds, SHOWN_MAX).await?)
 }
 
-fn show(differences: &[Difference], all: u64, say: Say<'_>) {
+fn show(differences: &[Difference], all: u64, say: ProgressFn<'_>) {
     for difference in differences {
         let Difference { day, event_type, campaign_id, source, rows, total, .. } = difference;
         say(&format!("  {day} {event_type} campaign {campaign_id} source {source}: daily {total}, rows {rows}"));
@@ -219,7 +219,7 @@ async fn rebuild(
     fence: &Fence,
     options: &Options,
     stop: &CancellationToken,
-    say: Say<'_>,
+    say: ProgressFn<'_>,
 ) -> Result<(), RepairError> {
     let before = borders(reader, staging, options).await?;
     staging.create().await?;

@@ -52,12 +52,12 @@ pub struct Asked {
     /// Its address.
     pub url: String,
     /// Its answer.
-    pub told: Result<Told, String>,
+    pub answer: Result<MemberAnswer, String>,
 }
 
 /// A member's own words.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Told {
+pub struct MemberAnswer {
     /// Why it is not ready: reasons by cause, as in `/readyz`. None means ready.
     pub reasons: BTreeMap<String, String>,
     /// Number of its partitions that are stopped, by reason.
@@ -122,14 +122,15 @@ impl Asker {
             Ok(told) => told,
             Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
         };
-        Asked { url: url.to_string(), told }
+        Asked { url: url.to_string(), answer: told }
     }
 
     async fn get(&self, url: &str) -> Result<(StatusCode, String), String> {
         let uri: Uri = url.parse().map_err(|error| format!("{error}"))?;
-        let answer = self.client.get(uri).await.map_err(|error| in_words(&error))?;
+        let answer = self.client.get(uri).await.map_err(|error| describe_error(&error))?;
         let status = answer.status();
-        let body = to_bytes(Body::new(answer.into_body()), ANSWER_BYTES_MAX).await.map_err(|error| in_words(&error))?;
+        let body =
+            to_bytes(Body::new(answer.into_body()), ANSWER_BYTES_MAX).await.map_err(|error| describe_error(&error))?;
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 }
@@ -138,7 +139,7 @@ impl Asker {
 ///
 /// # Errors
 /// The answers are no member's, or of a member of another topic.
-pub fn read(readiness: &str, metrics: &str, topic: &str) -> Result<Told, String> {
+pub fn read(readiness: &str, metrics: &str, topic: &str) -> Result<MemberAnswer, String> {
     let readiness: Readiness = serde_json::from_str(readiness)
         .map_err(|_| "something other than a member of Tallyhouse answers".to_owned())?;
     let info = samples(metrics, INFO).next();
@@ -152,7 +153,7 @@ pub fn read(readiness: &str, metrics: &str, topic: &str) -> Result<Told, String>
     let flush_age = samples(metrics, FLUSH_AGE).next();
     // A problem is one line, whatever a server's own text in it is.
     let one_line = |text: String| text.replace(table::is_odd, " ");
-    Ok(Told {
+    Ok(MemberAnswer {
         reasons: readiness.reasons.into_iter().map(|(name, reason)| (one_line(name), one_line(reason))).collect(),
         stopped: stopped.collect(),
         flush_age: flush_age.and_then(|(_, seconds)| Duration::try_from_secs_f64(seconds).ok()),
@@ -175,7 +176,7 @@ fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// An error with what is behind it, which says more.
-fn in_words(error: &dyn Error) -> String {
+fn describe_error(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut behind = error.source();
     while let Some(source) = behind {

@@ -196,7 +196,11 @@ impl Status {
                 Err(message) => add(Code::PartitionUnknown, Some(number), format!("partition {number}: {message}")),
                 Ok(standing) => {
                     if let Some(Outlook::Stops(reason)) = &standing.outlook {
-                        add(Code::PartitionStops, Some(number), format!("partition {number} stops: {}", reason.told()));
+                        add(
+                            Code::PartitionStops,
+                            Some(number),
+                            format!("partition {number} stops: {}", reason.message()),
+                        );
                     }
                     if let Some(message) = self.stands_still(number, standing) {
                         add(Code::PartitionStandsStill, Some(number), message);
@@ -221,7 +225,7 @@ impl Status {
     /// Problems that a member tells of.
     fn told(&self, member: &Asked) -> Vec<Problem> {
         let url = &member.url;
-        let told = match &member.told {
+        let told = match &member.answer {
             Ok(told) => told,
             Err(error) => {
                 let message = format!(
@@ -259,7 +263,7 @@ impl Status {
     fn stops(&self, partition: i32) -> Option<String> {
         let standing = self.standings().find(|&(number, _)| number == partition)?.1;
         match &standing.outlook {
-            Some(Outlook::Stops(reason)) => Some(reason.told()),
+            Some(Outlook::Stops(reason)) => Some(reason.message()),
             _ => None,
         }
     }
@@ -269,7 +273,7 @@ impl Status {
         let all = || self.partitions.as_ref().map_or(0, Vec::len);
         let of_holder = self.holder(partition).and_then(|index| self.members()[index].partitions.as_ref());
         let by_settings = self.pace.flush_age(of_holder.map_or_else(all, Vec::len));
-        let told = self.asked.iter().filter_map(|member| member.told.as_ref().ok()?.flush_age).max();
+        let told = self.asked.iter().filter_map(|member| member.answer.as_ref().ok()?.flush_age).max();
         by_settings.max(told.unwrap_or_default()) + GRACE
     }
 

@@ -156,7 +156,7 @@ impl Status {
                 GroupState::Rebalancing => "partitions are being shared out",
                 GroupState::Empty => "nobody is in it, nothing is counted",
                 GroupState::Unknown => "Kafka does not know it yet, nothing is counted",
-                GroupState::Untold => "Kafka does not tell its state",
+                GroupState::NotReported => "Kafka does not tell its state",
             };
             let _ = writeln!(text, "group: {state}");
             if !group.members.is_empty() {
@@ -167,7 +167,7 @@ impl Status {
             let _ = writeln!(text, "\n{}", self.partitions_table());
         }
         if let Some(rates) = rates {
-            let _ = writeln!(text, "\n{}", in_words(&rates, self.lag()));
+            let _ = writeln!(text, "\n{}", describe_rates(&rates, self.lag()));
         }
         table::printable(&text)
     }
@@ -241,7 +241,7 @@ impl Status {
 
     fn standing_cells(&self, number: i32, standing: &Standing) -> [String; 7] {
         let dash = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
-        // Told by its place in the table of members.
+        // MemberAnswer by its place in the table of members.
         let member = match self.holder(number) {
             Some(index) => (index + 1).to_string(),
             None if self.members().iter().any(|member| member.partitions.is_none()) => "?".to_owned(),
@@ -268,10 +268,10 @@ impl Status {
 }
 
 fn json_asked(asked: &Asked) -> JsonAsked<'_> {
-    let told = asked.told.as_ref().ok();
+    let told = asked.answer.as_ref().ok();
     JsonAsked {
         url: &asked.url,
-        error: asked.told.as_ref().err().map(String::as_str),
+        error: asked.answer.as_ref().err().map(String::as_str),
         ready: told.map(|told| told.reasons.is_empty()),
         reasons: told.map(|told| &told.reasons),
         stopped_partitions: told.map(|told| &told.stopped),
@@ -297,7 +297,7 @@ fn members_table(members: &[Member]) -> Table {
     table
 }
 
-fn in_words(rates: &Rates, lag: u64) -> String {
+fn describe_rates(rates: &Rates, lag: u64) -> String {
     let Rates { produced_per_s, committed_per_s, catch_up_s } = rates;
     let end = match catch_up_s {
         _ if lag == 0 => "nothing waits".to_owned(),

@@ -11,7 +11,7 @@ use crate::config::pace::Pace;
 use crate::kafka;
 use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::Group;
-use crate::kafka::observer::{ANSWER_TIMEOUT, Observer, dead_letter_in_words};
+use crate::kafka::observer::{ANSWER_TIMEOUT, Observer, describe_dead_letter_error};
 use rdkafka::error::KafkaResult;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl Watcher {
             asked: Vec::new(),
         };
         let asker = Asker::new(&empty.topic);
-        let observer = Arc::new(Observer::hurried(config, ANSWER_TIMEOUT)?);
+        let observer = Arc::new(Observer::with_timeout(config, ANSWER_TIMEOUT)?);
         let sink = Sink::new(client.clone(), Schema::single());
         let dead_letter = config.kafka.topics.dead_letter.clone();
         let (started, history) = (Instant::now(), History::default());
@@ -86,7 +86,7 @@ impl Watcher {
         let asked: Vec<_> = asked.collect();
         let mut status = self.look_once().await;
         for (url, answer) in self.members.iter().zip(asked) {
-            let failed = |error| Asked { url: url.to_string(), told: Err(format!("{error}")) };
+            let failed = |error| Asked { url: url.to_string(), answer: Err(format!("{error}")) };
             status.asked.push(answer.await.unwrap_or_else(failed));
         }
         self.history.note(&mut status, begun, self.started.elapsed());
@@ -163,11 +163,11 @@ impl Watcher {
     async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
         let dead_letter = self.dead_letter.clone();
         let read = move |observer: &Observer| {
-            let sources = observer.cluster().and_then(|_| kafka::patiently(ANSWER_TIMEOUT, || observer.sources()));
-            let sources = sources.map_err(|error| observer.in_words(&error))?;
-            let group = kafka::patiently(ANSWER_TIMEOUT, || observer.group());
-            let group =
-                group.map_err(|error| format!("the group cannot be asked for: {}", observer.group_in_words(&error)));
+            let sources = observer.cluster().and_then(|_| kafka::retry_until(ANSWER_TIMEOUT, || observer.sources()));
+            let sources = sources.map_err(|error| observer.describe_error(&error))?;
+            let group = kafka::retry_until(ANSWER_TIMEOUT, || observer.group());
+            let group = group
+                .map_err(|error| format!("the group cannot be asked for: {}", observer.describe_group_error(&error)));
             let view = |source: &Source| match Instant::now() < deadline {
                 true => log_view(observer, source),
                 false => Err("not asked: Kafka answered too slowly".to_owned()),
@@ -178,7 +178,7 @@ impl Watcher {
             let stable = both.filter_map(|(source, view)| Some((source.partition, view.as_ref().ok()?.high))).collect();
             let held_back = observer.held_back(&ends, &stable);
             let dead_letter =
-                dead_letter.map_or(Ok(()), |topic| dead_letter_in_words(&topic, observer.may_write(&topic)));
+                dead_letter.map_or(Ok(()), |topic| describe_dead_letter_error(&topic, observer.may_write(&topic)));
             Ok(Logs { sources, views, held_back, group, dead_letter })
         };
         self.blocking(read).await
@@ -266,5 +266,6 @@ fn seen(source: Source, log: LogView) -> Position {
 }
 
 fn log_view(observer: &Observer, source: &Source) -> Result<LogView, String> {
-    kafka::patiently(ANSWER_TIMEOUT, || observer.log_view(source)).map_err(|error| observer.group_in_words(&error))
+    kafka::retry_until(ANSWER_TIMEOUT, || observer.log_view(source))
+        .map_err(|error| observer.describe_group_error(&error))
 }

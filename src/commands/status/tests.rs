@@ -1,6 +1,6 @@
 //! What is wrong, the rates, and what a status looks like.
 
-use super::asked::{Cause, Told, read};
+use super::asked::{Cause, MemberAnswer, read};
 use super::{Asked, Code, History, MemberUrl, Motion, Partition, Problem, Progress, Rates, Standing, Status};
 use crate::config::pace::Pace;
 use crate::kafka::held_back::HeldBack;
@@ -76,7 +76,7 @@ fn open(end: u64, committed: u64, batch_end: u64) -> Standing {
 fn told(reasons: &[(&str, &str)], stopped: &[(&str, u64)]) -> Asked {
     let reasons = reasons.iter().map(|&(name, reason)| (name.to_owned(), reason.to_owned())).collect();
     let stopped = stopped.iter().map(|&(reason, count)| (reason.to_owned(), count)).collect();
-    Asked { url: "http://a:9464".into(), told: Ok(Told { reasons, stopped, flush_age: None }) }
+    Asked { url: "http://a:9464".into(), answer: Ok(MemberAnswer { reasons, stopped, flush_age: None }) }
 }
 
 fn healthy() -> Status {
@@ -237,7 +237,7 @@ fn patience_is_a_flush_and_some_seconds() {
     assert_eq!((seconds(&seen, 0), seconds(&seen, 400)), (110.0, 70.0));
     seen.asked = vec![Asked {
         url: String::new(),
-        told: Ok(Told { flush_age: Some(Duration::from_secs(300)), ..Told::default() }),
+        answer: Ok(MemberAnswer { flush_age: Some(Duration::from_secs(300)), ..MemberAnswer::default() }),
     }];
     assert_eq!(seconds(&seen, 0), 310.0);
 }
@@ -261,7 +261,7 @@ fn a_member_tells_what_it_refuses_and_what_is_stopped() {
     seen.asked = vec![told(&[], &[("conflict", 2)])];
     let message = "stopped partitions: 2, see `tallyhouse explain conflict` (told by http://a:9464)";
     assert_eq!(seen.problems(), [Problem { code: Code::PartitionStopped, partition: None, message: message.into() }]);
-    seen.asked = vec![Asked { url: "http://a:9464".into(), told: Err("connection refused".into()) }];
+    seen.asked = vec![Asked { url: "http://a:9464".into(), answer: Err("connection refused".into()) }];
     assert_eq!(codes(&seen), [Code::MemberUnknown]);
     assert!(
         seen.problems()[0].message.starts_with("the member at http://a:9464 cannot be asked: connection refused. ")
@@ -274,7 +274,7 @@ fn a_stop_is_told_once() {
     let reason = StopReason::RetentionGap { next: 5, low: 10 };
     let outlook = Some(Outlook::Stops(reason.clone()));
     let mut seen = counting(vec![Standing { outlook, ..standing(1_000, Some(5)) }]);
-    seen.asked = vec![told(&[("partition 0", &reason.told())], &[("retention_gap", 1)])];
+    seen.asked = vec![told(&[("partition 0", &reason.message())], &[("retention_gap", 1)])];
     assert_eq!(codes(&seen), [Code::PartitionStops]);
 }
 
@@ -320,7 +320,7 @@ fn a_members_answers_are_read() {
                    tallyhouse_flush_age_seconds 16\n\
                    tallyhouse_info{version=\"0.1.0\",topic=\"events\"} 1\n";
     let readiness = r#"{"ready":false,"reasons":{"partition 0":"stopped:\nlook"}}"#;
-    let mut wanted = told(&[("partition 0", "stopped: look")], &[("conflict", 2)]).told.unwrap();
+    let mut wanted = told(&[("partition 0", "stopped: look")], &[("conflict", 2)]).answer.unwrap();
     wanted.flush_age = Some(Duration::from_secs(16));
     assert_eq!(read(readiness, metrics, "events"), Ok(wanted));
     assert_eq!(read(readiness, metrics, "other"), Err("it is a member for the topic events, not other".into()));

@@ -4,7 +4,7 @@ mod connections;
 
 use crate::platform::metrics::{self, QUERYABLE};
 use crate::service::health::Health;
-use crate::service::{Glance, Windows};
+use crate::service::{WindowSnapshot, Windows};
 use axum::extract::State as Extract;
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -81,6 +81,6 @@ async fn readyz(Extract(state): Extract<State>) -> (StatusCode, Json<Value>) {
     (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons })))
 }
 
-async fn windows(Extract(state): Extract<State>) -> Json<BTreeMap<i32, Glance>> {
-    Json(state.windows.glance())
+async fn windows(Extract(state): Extract<State>) -> Json<BTreeMap<i32, WindowSnapshot>> {
+    Json(state.windows.snapshot())
 }

@@ -10,7 +10,7 @@
 //! does not die twice between the token and the rows of one batch and table, and forgets no token, nor is a late
 //! commit accepted, while it shows rows late.
 
-mod happen;
+mod apply;
 
 use super::log::Log;
 use super::sink::{Content, Sink};

@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, Progress};
 use crate::protocol::stop::StopReason;
-use crate::protocol::{Action, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Protocol, Seen, may_commit};
+use crate::protocol::{Action, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, may_commit};
 use crate::simulation::sink::{Content, Sent};
 use crate::source::{OffsetRange, Source};
 use crate::window::buffer::{Buffer, Halt};
@@ -26,7 +26,7 @@ impl World {
             }
             Move::Resume(m) => self.resume(m),
             Move::Take(p, t) => self.take(p, t),
-            Move::Refuse(p, i) => self.answer_insert(p, i, Seen::InsertUnknown),
+            Move::Refuse(p, i) => self.answer_insert(p, i, Outcome::InsertUnknown),
             Move::Compare(p, i) => self.compare(p, i),
             Move::Deliver(p, i) => self.deliver(p, i, true),
             Move::Begin(p, i) => self.begin(p, i),
@@ -42,7 +42,7 @@ impl World {
                     self.violation = Some(format!("partition {p}: offset {doubled}"));
                 }
             }
-            Move::Acknowledge(p, i) => self.answer_insert(p, i, Seen::Inserted),
+            Move::Acknowledge(p, i) => self.answer_insert(p, i, Outcome::Inserted),
             Move::Forget(m) => self.forget(m),
             Move::Rejoin(m) => self.rejoin(m),
             Move::Fault(fault) => {
@@ -62,13 +62,13 @@ impl World {
                     self.drop_task(p, owner);
                 }
             }
-            Fault::Drain(p, t) => self.observe(p, t, Seen::Drained),
+            Fault::Drain(p, t) => self.on_outcome(p, t, Outcome::Drained),
             Fault::LoseCommitAnswer(p, i) => self.deliver(p, i, false),
             Fault::AbandonCommit(p, i) => {
                 let commit = &mut self.partitions[p].commits[i];
                 commit.waiting = false;
                 let member = commit.member;
-                self.answer(p, member, Seen::CommitFailed);
+                self.answer(p, member, Outcome::CommitFailed);
             }
             Fault::Restamp(p, i) => {
                 let generation = self.generation;
@@ -79,16 +79,16 @@ impl World {
                 }
                 self.deliver(p, i, true);
             }
-            Fault::DropInsert(p, i) => self.answer_insert(p, i, Seen::InsertUnknown),
+            Fault::DropInsert(p, i) => self.answer_insert(p, i, Outcome::InsertUnknown),
             Fault::AbandonInsert(p, i) => {
                 if let Some(member) = self.partitions[p].sink.sent[i].waiting.take() {
-                    self.answer(p, member, Seen::InsertUnknown);
+                    self.answer(p, member, Outcome::InsertUnknown);
                 }
             }
             Fault::KillSink { halfway } => {
                 for p in 0..self.partitions.len() {
                     for member in self.partitions[p].sink.kill(halfway) {
-                        self.answer(p, member, Seen::InsertUnknown);
+                        self.answer(p, member, Outcome::InsertUnknown);
                     }
                 }
             }
@@ -208,8 +208,8 @@ impl World {
                 task.doing = Doing::Progress { from, ends: sink.ends() };
                 return;
             }
-            Doing::Progress { .. } if !sink.shows(&task.id) => Seen::Progress(Progress::default()),
-            Doing::Progress { from, ends } => Seen::Progress(sink.progress(from, &ends, log)),
+            Doing::Progress { .. } if !sink.shows(&task.id) => Outcome::Progress(Progress::default()),
+            Doing::Progress { from, ends } => Outcome::Progress(sink.progress(from, &ends, log)),
             Doing::Next(Action::Fill { from, until }) => {
                 task.frozen.clear();
                 self.fills += 1;
@@ -220,11 +220,11 @@ impl World {
             }
             Doing::Awaiting | Doing::Next(Action::AwaitBatch) => {
                 match task.buffer.as_ref().and_then(|buffer| buffer.halted(task.fill)) {
-                    Some(Halt::TooLarge { .. }) => Seen::TooLarge { limit_bytes: PLENTY as u64 },
-                    _ => Seen::PositionLost,
+                    Some(Halt::TooLarge { .. }) => Outcome::TooLarge { limit_bytes: PLENTY as u64 },
+                    _ => Outcome::PositionLost,
                 }
             }
-            Doing::Next(Action::TakeBatch) => Seen::NoBatch,
+            Doing::Next(Action::TakeBatch) => Outcome::NoBatch,
             Doing::Next(Action::Commit { expected, wanted, .. }) => {
                 let member = task.member;
                 task.doing = Doing::Committing;
@@ -239,7 +239,7 @@ impl World {
                     task.doing = Doing::Sending { range, insert, attempt };
                     return;
                 }
-                Seen::LeaseExpired
+                Outcome::LeaseExpired
             }
             Doing::Sending { range, insert, attempt } => return self.send(p, t, range, insert, attempt),
             Doing::Next(Action::ReadMarks { range, quiet, .. }) => {
@@ -251,7 +251,7 @@ impl World {
                 task.doing = Doing::Marks { range, marks, tables: 1 };
                 return;
             }
-            Doing::Marks { .. } if !sink.shows(&task.id) => Seen::Marks(Marks::default()),
+            Doing::Marks { .. } if !sink.shows(&task.id) => Outcome::Marks(Marks::default()),
             Doing::Marks { range, mut marks, tables: 1 } => {
                 sink.daily_marks(&mut marks);
                 task.doing = Doing::Marks { range, marks, tables: 2 };
@@ -259,11 +259,11 @@ impl World {
             }
             Doing::Marks { range, mut marks, .. } => {
                 sink.rejected_marks(range, &mut marks);
-                Seen::Marks(marks)
+                Outcome::Marks(marks)
             }
             Doing::Next(Action::Release | Action::Stop(_)) | Doing::Committing | Doing::Inserting => return,
         };
-        self.observe(p, t, seen);
+        self.on_outcome(p, t, seen);
     }
 
     fn look(&mut self, p: usize, t: usize, high: u64) {
@@ -275,7 +275,7 @@ impl World {
         let ids_of_rows = if committed.is_none() { partition.sink.ids() } else { Vec::new() };
         let log = LogView { committed, topic_id, ids_of_rows, cluster_id: String::new(), low, high };
         partition.tasks[t].id = log.id_of_rows().unwrap_or_default();
-        self.observe(p, t, Seen::Log(log));
+        self.on_outcome(p, t, Outcome::Log(log));
     }
 
     fn send(&mut self, p: usize, t: usize, range: OffsetRange, insert: Insert, attempt: u32) {
@@ -378,12 +378,12 @@ impl World {
         let (rows, rejects) = batch.offsets();
         let frozen = batch.frozen();
         task.frozen.push(Held { frozen: frozen.clone(), content: Content { rows, rejects }, bytes: batch.bytes() });
-        self.observe(p, t, Seen::Batch(frozen));
+        self.on_outcome(p, t, Outcome::Batch(frozen));
     }
 
     fn begin(&mut self, p: usize, i: usize) {
         if !self.partitions[p].sink.begin(i) {
-            self.answer_insert(p, i, Seen::InsertUnknown);
+            self.answer_insert(p, i, Outcome::InsertUnknown);
         }
     }
 
@@ -396,7 +396,7 @@ impl World {
         } else {
             let commit = partition.commits.remove(i);
             if commit.waiting {
-                self.answer(p, commit.member, Seen::CommitOvertaken);
+                self.answer(p, commit.member, Outcome::CommitOvertaken);
             }
         }
     }
@@ -418,32 +418,32 @@ impl World {
             return;
         }
         if !(accepted && answered) {
-            return self.answer(p, commit.member, Seen::CommitFailed);
+            return self.answer(p, commit.member, Outcome::CommitFailed);
         }
         if let Some(task) = partition.tasks.iter_mut().find(|task| task.member == commit.member) {
             task.lease.renew(sent);
             task.renewed = Some(sent);
             task.frozen.retain(|held| held.frozen.range.end > commit.wanted.offset);
         }
-        self.answer(p, commit.member, Seen::CommitDone);
+        self.answer(p, commit.member, Outcome::CommitDone);
     }
 
-    fn answer_insert(&mut self, p: usize, i: usize, seen: Seen) {
+    fn answer_insert(&mut self, p: usize, i: usize, seen: Outcome) {
         if let Some(member) = self.partitions[p].sink.sent.remove(i).waiting {
             self.answer(p, member, seen);
         }
     }
 
-    fn answer(&mut self, p: usize, member: usize, seen: Seen) {
+    fn answer(&mut self, p: usize, member: usize, seen: Outcome) {
         if let Some(t) = self.partitions[p].tasks.iter().position(|task| task.member == member) {
-            self.observe(p, t, seen);
+            self.on_outcome(p, t, seen);
         }
     }
 
-    fn observe(&mut self, p: usize, t: usize, seen: Seen) {
+    fn on_outcome(&mut self, p: usize, t: usize, seen: Outcome) {
         let partition = &mut self.partitions[p];
         let task = &mut partition.tasks[t];
-        let action = task.protocol.observe(seen);
+        let action = task.protocol.on_outcome(seen);
         match &action {
             // The operator's remedy is a member with more memory.
             Action::Stop(StopReason::ReplayTooLarge { .. }) if self.members[task.member].share_bytes < PLENTY => {

@@ -29,25 +29,25 @@ pub enum Fetch<'a> {
     /// Its position is outside of the log, or was cut out of it (`auto.offset.reset=error`): nothing comes any more.
     PositionLost,
     /// Any other trouble; librdkafka goes on by itself.
-    Trouble(KafkaError),
+    Error(KafkaError),
 }
 
 /// The queue of all partitions that were taken over.
-pub struct Fetched {
+pub struct FetchQueue {
     // Freed before the client that it belongs to.
     queue: Owned<c::rd_kafka_queue_t>,
     consumer: Arc<Consumer>,
 }
 
 // SAFETY: librdkafka's queues may be used from any thread.
-unsafe impl Send for Fetched {}
+unsafe impl Send for FetchQueue {}
 
-impl Fetched {
+impl FetchQueue {
     /// Nothing is taken over yet.
-    pub fn new(consumer: Arc<Consumer>) -> Fetched {
+    pub fn new(consumer: Arc<Consumer>) -> FetchQueue {
         // SAFETY: the client lives as long as `consumer`, which is kept beside the queue.
         let queue = unsafe { c::rd_kafka_queue_new(consumer.client().native_ptr()) };
-        Fetched { queue: Owned(queue, c::rd_kafka_queue_destroy), consumer }
+        FetchQueue { queue: Owned(queue, c::rd_kafka_queue_destroy), consumer }
     }
 
     /// From now on records of this partition come here, until it is revoked. The partition must be paused, so that none is on its
@@ -55,7 +55,7 @@ impl Fetched {
     ///
     /// # Errors
     /// librdkafka does not know the partition.
-    pub fn take_over(&self, topic: &str, partition: i32) -> KafkaResult<()> {
+    pub fn redirect(&self, topic: &str, partition: i32) -> KafkaResult<()> {
         let topic = CString::new(topic)?;
         let client = self.consumer.client().native_ptr();
         // SAFETY: the client lives, `topic` ends with a null byte, and the partition's queue is freed once; what is forwarded keeps
@@ -136,7 +136,7 @@ impl Fetched {
             // The offset is the one that librdkafka would fetch next, control records included.
             RDKafkaErrorCode::PartitionEOF => Fetch::End(offset.max(0).unsigned_abs()),
             RDKafkaErrorCode::AutoOffsetReset => Fetch::PositionLost,
-            code => Fetch::Trouble(KafkaError::MessageConsumption(code)),
+            code => Fetch::Error(KafkaError::MessageConsumption(code)),
         }
     }
 }
