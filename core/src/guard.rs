@@ -21,6 +21,12 @@ pub enum Guard {
     Overtaken,
     /// One look that finds the log too short stops no partition.
     Doubt,
+    /// A partition whose rows were shown and are gone stops.
+    Behind,
+    /// Later owners know as well which records may have been inserted before and taken away.
+    Again,
+    /// Rows of days that a time to live has reached are not missing.
+    Expired,
     /// Counters are written last.
     CountersLast,
     /// Nothing is inserted by a member whose last commit is too old.

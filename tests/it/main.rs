@@ -187,6 +187,7 @@ fn main() -> ExitCode {
         belief::a_profile_or_policy_that_falsifies_ends_the_start,
         belief::rows_that_are_never_shown_stop_their_partition,
         belief::a_view_of_ones_own_gets_each_row_once,
+        belief::a_view_that_fails_within_an_insert_is_named,
         erase::a_person_is_erased_and_counts_stay,
         erase::only_the_address_itself_is_found,
         erase::an_erasure_that_was_killed_is_completed,

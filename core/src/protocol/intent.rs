@@ -13,7 +13,7 @@
 //! `again=N`: records before offset N may have been stored before, and their rows were lost or their offset was.
 //!
 //! Format 2 can grow. A word whose name begins with `x-` may be ignored by who does not know it; any other unknown word is an error, as
-//! the commit means something else with it. Format 1 has no `cluster`, no `marked` and no further words; it is read and not written.
+//! the commit means something else with it. Format 1 has no `cluster`, `marked`, `again` and no further words; it is read and not written.
 
 use crate::source::OffsetRange;
 use std::fmt::Write as _;

@@ -346,7 +346,7 @@ impl Protocol {
             // The reader has passed transaction markers and nothing else: there is nothing to announce.
             (State::Filling { .. }, Outcome::Batch(batch)) if batch.is_empty() => self.finish(batch.range.end, None),
             (State::Filling { first }, Outcome::Batch(batch)) => {
-                let applied_unknown = first || self.reads_again(&batch);
+                let applied_unknown = first || self.is_read_again(&batch);
                 self.announce(batch, applied_unknown, None)
             }
             (
@@ -404,7 +404,7 @@ impl Protocol {
             (State::Finishing { next }, Outcome::CommitDone) => {
                 self.known = self.wanted.take();
                 match next {
-                    Some(batch) if self.reads_again(&batch) => self.ask(batch, None, None),
+                    Some(batch) if self.is_read_again(&batch) => self.ask(batch, None, None),
                     Some(batch) => self.insert_all(batch),
                     None => self.enter(State::Filling { first: false }, Action::AwaitBatch),
                 }
@@ -487,9 +487,14 @@ impl Protocol {
         self.marked.map_or(from, |marked| from.min(marked.saturating_sub(1)))
     }
 
+    /// It may have been inserted before.
+    fn is_read_again(&self, batch: &Frozen) -> bool {
+        self.again.is_some_and(|again| batch.range.start < again)
+    }
+
     /// Rows that were shown are gone: ClickHouse was restored from a backup, or has lost a part.
     fn is_behind(&self, progress: Progress) -> bool {
-        self.marked > progress.counted_end
+        self.marked > progress.counted_end && guard::is_on(Guard::Behind)
     }
 
     /// An announced batch is completed, unless the marks have passed it or cut through it. Then the announcement is an
@@ -639,15 +644,10 @@ impl Protocol {
         }
     }
 
-    /// What is read of the batch may have been inserted before, and its tokens used.
-    fn reads_again(&self, batch: &Frozen) -> bool {
-        self.again.is_some_and(|again| batch.range.start < again)
-    }
-
     fn position(&self, offset: u64, next: Option<&Frozen>) -> Committed {
         let next = next.filter(|_| guard::is_on(Guard::Intent)).map(|batch| (batch.range.end, batch.counts()));
         let (topic_id, cluster_id) = (self.topic_id.clone(), self.cluster_id.clone());
-        let again = self.again.filter(|&again| offset < again);
+        let again = self.again.filter(|&again| offset < again && guard::is_on(Guard::Again));
         let metadata = Metadata { topic_id, is_plain: self.is_plain, cluster_id, marked: self.marked, again, next };
         Committed { offset, metadata: metadata.encode().into_bytes() }
     }

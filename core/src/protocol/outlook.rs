@@ -131,7 +131,8 @@ fn marked(log: &LogView, marked: Option<u64>) -> LogView {
     if let Some(committed) = &mut log.committed
         && let Ok(Some(metadata)) = Metadata::decode(&committed.metadata)
     {
-        committed.metadata = Metadata { marked: metadata.marked.and(marked), ..metadata }.encode().into_bytes();
+        committed.metadata =
+            Metadata { marked: metadata.marked.and(marked), again: None, ..metadata }.encode().into_bytes();
     }
     log
 }

@@ -177,13 +177,20 @@ fn without_any_one_guard_a_violation_is_found() {
     let real = Rules::REAL;
     let (plenty, unequal) = (Rules { memory: Memory::Plenty, ..real }, Rules { memory: Memory::Unequal, ..real });
     let for_good = Rules { hides: Hides::ForGood, ..real };
-    let ours: [(Guard, Rules, &'static [&'static str]); 17] = [
+    let ours: [(Guard, Rules, &'static [&'static str]); 24] = [
         (Guard::Intent, real, &[]),
         (Guard::Token, real, &[]),
         (Guard::Mark, real, &[]),
         (Guard::Verify, real, &[]),
         (Guard::Shown, real, &[]),
         (Guard::Shown, for_good, &["Hide", "Crash"]),
+        (Guard::Shown, for_good, &["HideTable", "Crash"]),
+        (Guard::Shown, for_good, &["ShowOld", "Crash"]),
+        (Guard::Behind, real, &["Restore", "Crash"]),
+        (Guard::Again, real, &["Restore", "Crash"]),
+        (Guard::Doubt, real, &["ShowOld", "Crash"]),
+        (Guard::Verify, real, &["Restore", "Crash"]),
+        (Guard::Expired, real, &["Age", "RemoveExpired", "Crash"]),
         (Guard::CountersLast, real, &[]),
         (Guard::Overtaken, plenty, &["Restamp", "Revoke"]),
         (Guard::Doubt, real, &["StaleLog", "Crash"]),
@@ -207,6 +214,8 @@ fn without_any_one_guard_a_violation_is_found() {
     let no_tokens = Rules { tokens: false, ..real };
     let no_wait = Rules { await_ended: false, ..no_tokens };
     found.push(("waiting for running inserts".into(), first_violation(None, no_wait, no_tokens, &[])));
+    let believes = Rules { proves_answers: false, ..real };
+    found.push(("proof of an acknowledgement".into(), first_violation(None, believes, real, &["Answer"])));
     for (guard, violation) in &found {
         println!("without {guard}: {violation:?}");
     }

@@ -1,6 +1,7 @@
 //! A fake of one source's rows in ClickHouse, with the habits of the real one: an insert applies one ClickHouse partition
 //! after the other, goes on after its sender is gone, may begin long after it was sent, and is dropped per partition while
-//! its token is remembered; two queries of one id do not run at once; and it may show rows late, or never.
+//! its token is remembered; two queries of one id do not run at once. It may show rows late, or never, or an older state; a restored
+//! backup takes rows away, and so does a time to live.
 //!
 //! Must never be kinder than the server that `tests/it/protocol.rs` talks to.
 
@@ -36,28 +37,49 @@ pub struct Sent {
 
 /// The rows, as the number of times that each offset is in each table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Sink {
+struct Rows {
     raw: Vec<u8>,
     rejected: Vec<u8>,
     counted: Vec<u8>,
-    ends: BTreeMap<PartitionId, u64>,
+    /// The ends of the batches that have counters in each month.
+    ends: BTreeMap<PartitionId, BTreeSet<u64>>,
+}
+
+/// One source's rows in ClickHouse.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Sink {
+    rows: Rows,
     tokens: BTreeSet<(String, PartitionId)>,
     /// Batches and tables of which a token was written down without rows.
     halved: BTreeSet<(OffsetRange, Table)>,
-    /// An older state that is shown in the place of this one.
-    shown: Option<Shown>,
+    /// Other rows that are shown in the place of these, for so many looks or for good.
+    shown: Option<(Rows, Option<u32>)>,
+    /// A time to live takes away rows of `email_events` of days before this one, sooner or later.
+    expired_before: PartitionId,
+    /// It has taken them away of days before this one, and takes new ones away at once.
+    removed_before: PartitionId,
+    /// A backup was restored: rows that were shown are gone.
+    pub restored: bool,
+    /// It has shown other rows than there are.
+    pub has_hidden: bool,
+    /// Tokens of rows were forgotten.
+    pub has_forgotten: bool,
     /// The topic id in the `source` of the rows.
     id: String,
     pub sent: Vec<Sent>,
 }
 
-/// An older state, which is shown for so many looks, or for good.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Shown {
-    raw: Vec<u8>,
-    rejected: Vec<u8>,
-    ends: BTreeMap<PartitionId, u64>,
-    looks: Option<u32>,
+impl Rows {
+    /// The rows as they were before anything at or after this end of a batch was inserted.
+    fn as_of(&self, end: u64) -> Rows {
+        let mut rows = self.clone();
+        for table in [&mut rows.raw, &mut rows.rejected, &mut rows.counted] {
+            table.iter_mut().skip(end as usize).for_each(|times| *times = 0);
+        }
+        rows.ends.values_mut().for_each(|ends| ends.retain(|&known| known <= end));
+        rows.ends.retain(|_, ends| !ends.is_empty());
+        rows
+    }
 }
 
 impl Sink {
@@ -65,31 +87,99 @@ impl Sink {
         let none = vec![0; offsets];
         let (raw, rejected, counted) = (none.clone(), none.clone(), none);
         Sink {
-            raw,
-            rejected,
-            counted,
-            ends: BTreeMap::new(),
+            rows: Rows { raw, rejected, counted, ends: BTreeMap::new() },
             tokens: BTreeSet::new(),
             halved: BTreeSet::new(),
             shown: None,
             id: String::new(),
+            expired_before: 0,
+            removed_before: 0,
+            restored: false,
+            has_hidden: false,
+            has_forgotten: false,
             sent: Vec::new(),
         }
     }
 
     /// Goes on to show what it shows now, for so many looks or for good.
     pub fn hide(&mut self, looks: Option<u32>) {
-        let (raw, rejected, ends) = (self.raw.clone(), self.rejected.clone(), self.ends.clone());
-        self.shown = Some(Shown { raw, rejected, ends, looks });
+        self.show(self.rows.clone(), looks);
+    }
+
+    /// Shows nothing of one table, as a row policy on it does.
+    pub fn hide_table(&mut self, table: Table, looks: Option<u32>) {
+        let mut rows = self.rows.clone();
+        match table {
+            Table::Raw => rows.raw.fill(0),
+            Table::Rejected => rows.rejected.fill(0),
+            Table::Daily => rows.ends.clear(),
+        }
+        self.show(rows, looks);
+    }
+
+    /// Shows an older state, as a cache does, or a replica that lags.
+    pub fn show_old(&mut self, end: u64, looks: Option<u32>) {
+        self.show(self.rows.as_of(end), looks);
+    }
+
+    fn show(&mut self, rows: Rows, looks: Option<u32>) {
+        self.shown = Some((rows, looks));
+        self.has_hidden = true;
     }
 
     pub fn hides(&self) -> bool {
         self.shown.is_some()
     }
 
+    /// Older states that lack counters of this one: the one before the last batch with counters, and the one with nothing.
+    pub fn older(&self) -> Vec<u64> {
+        let ends: BTreeSet<u64> = self.rows.ends.values().flatten().copied().collect();
+        let before_last = ends.iter().rev().nth(1).copied().filter(|&end| end > 0);
+        if ends.is_empty() { Vec::new() } else { before_last.into_iter().chain([0]).collect() }
+    }
+
+    /// A token was once written down without its rows.
+    pub fn has_halved(&self) -> bool {
+        !self.halved.is_empty()
+    }
+
+    /// A backup is restored, or all parts after this end are lost. The tokens may be kept.
+    pub fn restore(&mut self, end: u64, keeps_tokens: bool) {
+        self.rows = self.rows.as_of(end);
+        (self.shown, self.restored) = (None, true);
+        if !keeps_tokens {
+            self.forget_tokens();
+        }
+    }
+
+    /// The first day that a time to live has not reached.
+    pub fn expired_before(&self) -> PartitionId {
+        self.expired_before
+    }
+
+    /// A time to live reaches the days before this one.
+    pub fn age(&mut self, day: PartitionId) {
+        self.expired_before = day;
+    }
+
+    /// Rows that a time to live has reached are still there.
+    pub fn may_remove_expired(&self) -> bool {
+        self.removed_before < self.expired_before
+    }
+
+    /// The time to live takes the rows away that it has reached.
+    pub fn remove_expired(&mut self, log: &Log) {
+        self.removed_before = self.expired_before;
+        for (at, times) in self.rows.raw.iter_mut().enumerate() {
+            if matches!(log.record(at as u64), Record::Event { day } if day < self.removed_before) {
+                *times = 0;
+            }
+        }
+    }
+
     /// The tables are looked at so many times more.
     pub fn note_looks(&mut self, more: u32) {
-        let Some(looks) = self.shown.as_mut().and_then(|shown| shown.looks.as_mut()) else { return };
+        let Some(looks) = self.shown.as_mut().and_then(|(_, looks)| looks.as_mut()) else { return };
         match looks.checked_sub(more) {
             Some(left) => *looks = left,
             None => self.shown = None,
@@ -98,7 +188,8 @@ impl Sink {
 
     /// There are no rows.
     fn is_empty(&self) -> bool {
-        [&self.raw, &self.rejected, &self.counted].iter().all(|rows| rows.iter().all(|&times| times == 0))
+        let Rows { raw, rejected, counted, .. } = &self.rows;
+        [raw, rejected, counted].iter().all(|rows| rows.iter().all(|&times| times == 0))
     }
 
     /// The topic ids in the `source` of the rows.
@@ -119,12 +210,8 @@ impl Sink {
         self.id != self.sent[index].id
     }
 
-    fn raw(&self) -> &[u8] {
-        self.shown.as_ref().map_or(&self.raw, |shown| &shown.raw)
-    }
-
-    fn rejected(&self) -> &[u8] {
-        self.shown.as_ref().map_or(&self.rejected, |shown| &shown.rejected)
+    fn shown(&self) -> &Rows {
+        self.shown.as_ref().map_or(&self.rows, |(rows, _)| rows)
     }
 
     /// A sent insert reaches the server; `false` when it is refused as its query id is running.
@@ -147,16 +234,18 @@ impl Sink {
         let Content { rows, rejects } = &self.sent[index].content;
         match table {
             Table::Raw => {
-                rows.iter().filter(|(day, _)| *day == partition).for_each(|(_, at)| self.raw[*at as usize] += 1)
+                if partition < self.removed_before {
+                    return;
+                }
+                rows.iter().filter(|(day, _)| *day == partition).for_each(|(_, at)| self.rows.raw[*at as usize] += 1)
             }
             Table::Daily => {
                 rows.iter()
                     .filter(|(day, _)| day / 100 == partition)
-                    .for_each(|(_, at)| self.counted[*at as usize] += 1);
-                let end = self.ends.entry(partition).or_default();
-                *end = range.end.max(*end);
+                    .for_each(|(_, at)| self.rows.counted[*at as usize] += 1);
+                self.rows.ends.entry(partition).or_default().insert(range.end);
             }
-            Table::Rejected => rejects.iter().for_each(|at| self.rejected[*at as usize] += 1),
+            Table::Rejected => rejects.iter().for_each(|at| self.rows.rejected[*at as usize] += 1),
         }
     }
 
@@ -179,11 +268,12 @@ impl Sink {
 
     fn can_be_halved(&self, sent: &Sent) -> bool {
         let is_first = !self.halved.contains(&(sent.range, sent.insert.table));
-        sent.begun && !sent.left.is_empty() && !sent.token.is_empty() && is_first
+        sent.begun && !sent.left.is_empty() && !sent.token.is_empty() && is_first && !self.restored
     }
 
     pub fn forget_tokens(&mut self) {
         self.tokens.clear();
+        self.has_forgotten = true;
     }
 
     pub fn is_running(&self, range: OffsetRange) -> bool {
@@ -191,8 +281,9 @@ impl Sink {
     }
 
     pub fn raw_marks(&self, range: OffsetRange, log: &Log, marks: &mut Marks) {
+        marks.expired_before = self.expired_before;
         for offset in range.start..range.end {
-            if let (Record::Event { day }, rows @ 1..) = (log.record(offset), self.raw()[offset as usize]) {
+            if let (Record::Event { day }, rows @ 1..) = (log.record(offset), self.shown().raw[offset as usize]) {
                 *marks.raw.entry(day).or_default() += u64::from(rows);
             }
         }
@@ -203,11 +294,12 @@ impl Sink {
     }
 
     pub fn rejected_marks(&self, range: OffsetRange, marks: &mut Marks) {
-        marks.rejected = (range.start..range.end).map(|offset| u64::from(self.rejected()[offset as usize])).sum();
+        marks.rejected = (range.start..range.end).map(|offset| u64::from(self.shown().rejected[offset as usize])).sum();
     }
 
     pub fn ends(&self) -> BTreeMap<PartitionId, u64> {
-        self.shown.as_ref().map_or(&self.ends, |shown| &shown.ends).clone()
+        let greatest = |(month, ends): (&PartitionId, &BTreeSet<u64>)| Some((*month, *ends.last()?));
+        self.shown().ends.iter().filter_map(greatest).collect()
     }
 
     /// How far the source has come, with the counters' ends as they were read a moment ago.
@@ -216,35 +308,37 @@ impl Sink {
             Record::Event { day } => ends.get(&(day / 100)).is_some_and(|&end| offset < end),
             _ => true,
         };
-        let all = self.raw.len() as u64;
+        let shown = self.shown();
+        let all = shown.raw.len() as u64;
         let counted_end = ends.values().max().copied();
         let stored = |rows: &[u8], offset: &u64| rows[*offset as usize] > 0;
-        let uncounted = (from..counted_end.unwrap_or(0)).find(|o| stored(self.raw(), o) && !is_counted(*o));
+        let uncounted = (from..counted_end.unwrap_or(0)).find(|o| stored(&shown.raw, o) && !is_counted(*o));
         let from = from.max(counted_end.unwrap_or(0));
-        let first_raw = (from..all).find(|offset| stored(self.raw(), offset)).unwrap_or(all);
-        let rejected_end = (from..first_raw).rfind(|offset| stored(self.rejected(), offset)).map(|offset| offset + 1);
-        let is_stored = |offset: &u64| stored(self.raw(), offset) || stored(self.rejected(), offset);
+        let first_raw = (from..all).find(|offset| stored(&shown.raw, offset)).unwrap_or(all);
+        let rejected_end = (from..first_raw).rfind(|offset| stored(&shown.rejected, offset)).map(|offset| offset + 1);
+        let is_stored = |offset: &u64| stored(&shown.raw, offset) || stored(&shown.rejected, offset);
         let stored_end = (from..all).rfind(is_stored).map(|offset| offset + 1);
         Progress { counted_end, uncounted, rejected_end, stored_end }
     }
 
     /// An offset that is in a table more often than so many times.
     pub fn more_than(&self, times_max: u8) -> Option<String> {
-        let tables = [("email_events", &self.raw), ("rejected_events", &self.rejected), ("daily", &self.counted)];
+        let Rows { raw, rejected, counted, .. } = &self.rows;
+        let tables = [("email_events", raw), ("rejected_events", rejected), ("daily", counted)];
         tables.iter().find_map(|(table, times)| {
             let at = times.iter().position(|&times| times > times_max)?;
             Some(format!("{at} is {} times in {table}", times[at]))
         })
     }
 
-    /// A record below `end` that is missing in a table.
+    /// A record below `end` that is missing in a table, and that no time to live has reached.
     pub fn missing_below(&self, end: u64, log: &Log) -> Option<String> {
         (0..end).find_map(|offset| {
             let at = offset as usize;
             let table = match log.record(offset) {
-                Record::Event { .. } if self.raw[at] == 0 => "email_events",
-                Record::Event { .. } if self.counted[at] == 0 => "daily",
-                Record::Broken if self.rejected[at] == 0 => "rejected_events",
+                Record::Event { day } if self.rows.raw[at] == 0 && day >= self.expired_before => "email_events",
+                Record::Event { .. } if self.rows.counted[at] == 0 => "daily",
+                Record::Broken if self.rows.rejected[at] == 0 => "rejected_events",
                 _ => return None,
             };
             Some(format!("{offset} is not in {table}"))

@@ -18,6 +18,10 @@ const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(3);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const PARTITIONS_MAX: i32 = 8;
+/// An answer from memory is no older than this: members look for rows that are not shown for 3.5 s.
+const ANSWER_AGE: Duration = Duration::from_secs(2);
+/// Longer than an insert's timeout in a small group.
+const HELD: Duration = Duration::from_millis(3_500);
 /// What a member says that finds out about having been away for too long.
 const NOTICES: [&str; 3] = ["lost=true", "the lease has expired", "changed by another member"];
 
@@ -62,6 +66,16 @@ pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
         Kind::DelayClickhouse => Ok(trouble(&clickhouse, delay, fault.percent, lasts)),
         Kind::HalfClickhouse => Ok(trouble(&clickhouse, Trouble::Half, fault.percent, lasts)),
         Kind::LoseClickhouse => Ok(trouble(&clickhouse, Trouble::LoseAnswer, fault.percent, lasts)),
+        Kind::AnswerForClickhouse => Ok(trouble(&clickhouse, Trouble::Answer, 100, lasts)),
+        Kind::StaleClickhouse => {
+            // Members that have begun ask nothing: one that begins does.
+            let mut member = slot.lock();
+            let _ = member.terminate(TERMINATE_TIMEOUT);
+            lane.replace(slot, &mut member, None)?;
+            drop(member);
+            Ok(trouble(&clickhouse, Trouble::Remember(ANSWER_AGE), 100, lasts))
+        }
+        Kind::HoldClickhouse => Ok(trouble(&clickhouse, Trouble::Hold(HELD), fault.percent, lasts)),
         Kind::CutKafka => Ok(trouble(&kafka, Trouble::Cut, fault.percent, lasts)),
         Kind::DelayKafka => Ok(trouble(&kafka, delay, fault.percent, lasts)),
         Kind::HalfKafka => Ok(trouble(&kafka, Trouble::Half, fault.percent, lasts)),

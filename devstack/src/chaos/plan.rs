@@ -69,6 +69,12 @@ pub enum Kind {
     HalfClickhouse,
     /// ClickHouse receives requests, the answers are lost
     LoseClickhouse,
+    /// Something in the place of ClickHouse answers every request with status 200
+    AnswerForClickhouse,
+    /// A cache answers repeated reads with what was true a while ago
+    StaleClickhouse,
+    /// INSERTs are held, and reach ClickHouse after their sender has given them up
+    HoldClickhouse,
     /// Connections to Kafka are cut
     CutKafka,
     /// Bytes to and from Kafka arrive late
@@ -111,6 +117,9 @@ impl Kind {
         Kind::DelayClickhouse,
         Kind::HalfClickhouse,
         Kind::LoseClickhouse,
+        Kind::AnswerForClickhouse,
+        Kind::StaleClickhouse,
+        Kind::HoldClickhouse,
         Kind::CutKafka,
         Kind::DelayKafka,
         Kind::HalfKafka,
@@ -151,7 +160,8 @@ impl Kind {
             // An insert that arrives after its token is forgotten is applied again: no more than the deduplication window is
             // promised there (docs/reliability.md), so nothing may delay one past it.
             EvictTokens => {
-                matches!(other, DelayClickhouse | Pause | PauseClickhouse | Zombie | SlowConsumers | InheritBatches)
+                matches!(other, DelayClickhouse | HoldClickhouse | Pause | PauseClickhouse | Zombie)
+                    || matches!(other, SlowConsumers | InheritBatches)
             }
             // The log says which offsets are control records, as long as it has them.
             Transactions => matches!(other, DeleteRecords | RetentionGap),
@@ -253,7 +263,8 @@ fn draw(kind: Kind, dice: &mut Dice) -> Fault {
         Kind::KillMember => dice.within(0..=1_500),
         Kind::KillClickhouse | Kind::KillBroker => dice.within(0..=2_500),
         Kind::PauseClickhouse | Kind::PauseBroker => dice.within(1_000..=5_000),
-        Kind::SlowConsumers => dice.within(3_000..=5_000),
+        Kind::SlowConsumers | Kind::AnswerForClickhouse | Kind::StaleClickhouse => dice.within(3_000..=5_000),
+        Kind::HoldClickhouse => dice.within(4_000..=6_000),
         _ => dice.within(300..=2_500),
     };
     let point = if kind == Kind::EvictTokens { dice.pick(&POINTS_WITHIN) } else { dice.pick(&POINTS) };
@@ -336,7 +347,13 @@ mod tests {
             for from_deck in [1, 3] {
                 let plan = Plan::of(7, round, Kind::ALL, from_deck);
                 let has = |kind| plan.faults.iter().any(|fault| fault.kind == kind);
-                let delays = [Kind::DelayClickhouse, Kind::Zombie, Kind::SlowConsumers, Kind::InheritBatches];
+                let delays = [
+                    Kind::DelayClickhouse,
+                    Kind::HoldClickhouse,
+                    Kind::Zombie,
+                    Kind::SlowConsumers,
+                    Kind::InheritBatches,
+                ];
                 assert!(!(has(Kind::EvictTokens) && delays.into_iter().any(has)), "{plan:?}");
             }
         }

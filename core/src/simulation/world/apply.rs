@@ -1,11 +1,12 @@
 //! What each move does to the world.
 
-use super::{Commit, Doing, Fault, Held, Hides, Move, PLENTY, SESSION, Task, World};
+use super::{Commit, Doing, Fault, Held, Hides, Move, PLENTY, Partition, SESSION, Task, World};
 use crate::batch::Batch;
 use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, Progress};
 use crate::protocol::stop::StopReason;
 use crate::protocol::{Action, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, may_commit};
+use crate::simulation::log::DAYS;
 use crate::simulation::sink::{Content, Sent};
 use crate::source::{OffsetRange, Source};
 use crate::window::buffer::{Buffer, Halt};
@@ -45,6 +46,10 @@ impl World {
             Move::Acknowledge(p, i) => self.answer_insert(p, i, Outcome::Inserted),
             Move::Forget(m) => self.forget(m),
             Move::Rejoin(m) => self.rejoin(m),
+            Move::Remedy(p) => {
+                let partition = &mut self.partitions[p];
+                (partition.committed, partition.owner, partition.behind) = (None, None, false);
+            }
             Move::Fault(fault) => {
                 self.faults_left -= 1;
                 self.fail(fault);
@@ -53,6 +58,10 @@ impl World {
     }
 
     fn fail(&mut self, fault: Fault) {
+        let looks = match self.rules.hides {
+            Hides::ForAWhile => Some(LOOKS_FOR_ROWS),
+            Hides::ForGood => None,
+        };
         match fault {
             Fault::Crash(m) => self.crash(m),
             Fault::Expire(m) => self.forget(m),
@@ -93,12 +102,21 @@ impl World {
                 }
             }
             Fault::ForgetTokens(p) => self.partitions[p].sink.forget_tokens(),
-            Fault::Hide(p) => {
-                let looks = match self.rules.hides {
-                    Hides::ForAWhile => Some(LOOKS_FOR_ROWS),
-                    Hides::ForGood => None,
-                };
-                self.partitions[p].sink.hide(looks);
+            Fault::Hide(p) => self.partitions[p].sink.hide(looks),
+            // It may begin within a look, which is one look less.
+            Fault::HideTable(p, table) => self.partitions[p].sink.hide_table(table, looks.map(|looks| looks - 1)),
+            Fault::ShowOld(p, end) => self.partitions[p].sink.show_old(end, looks.map(|looks| looks - 1)),
+            Fault::Restore(p, end, keeps_tokens) => self.partitions[p].sink.restore(end, keeps_tokens),
+            Fault::Answer(p, i) if self.rules.proves_answers => self.answer_insert(p, i, Outcome::InsertUnknown),
+            Fault::Answer(p, i) => self.answer_insert(p, i, Outcome::Inserted),
+            Fault::Age(p) => {
+                let sink = &mut self.partitions[p].sink;
+                let next = DAYS.iter().map(|(day, _)| *day).find(|day| *day > sink.expired_before());
+                next.into_iter().for_each(|day| sink.age(day));
+            }
+            Fault::RemoveExpired(p) => {
+                let Partition { sink, log, .. } = &mut self.partitions[p];
+                sink.remove_expired(log);
             }
             Fault::TellIds(p) => self.partitions[p].tells_id ^= true,
             Fault::DeleteRecords(p) => {
@@ -462,7 +480,21 @@ impl World {
                 if self.rules.hides == Hides::ForGood && partition.sink.hides() =>
             {
                 partition.not_shown = true;
-                partition.tasks.remove(t);
+                let task = partition.tasks.remove(t);
+                self.members[task.member].intake.forget(p as i32);
+                return;
+            }
+            Action::Stop(StopReason::SinkBehind { .. }) if partition.sink.restored => {
+                partition.behind = true;
+                let task = partition.tasks.remove(t);
+                self.members[task.member].intake.forget(p as i32);
+                return;
+            }
+            // Deleted by retention, the records cannot be counted again.
+            Action::Stop(StopReason::RetentionGap { .. }) if partition.sink.restored => {
+                partition.not_shown = true;
+                let task = partition.tasks.remove(t);
+                self.members[task.member].intake.forget(p as i32);
                 return;
             }
             Action::Stop(reason) if !partition.restamped => {

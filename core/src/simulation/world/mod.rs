@@ -8,17 +8,19 @@
 //! What it takes for granted, as `docs/limits.md` does: a token is remembered for longer than a lease lasts and than an insert is
 //! under way, the committed offset is lost only while nobody writes, and so is a commit of an older generation accepted. ClickHouse
 //! does not die twice between the token and the rows of one batch and table, and forgets no token, nor is a late
-//! commit accepted, while it shows rows late.
+//! commit accepted, while it shows rows late. It remembers the tokens of rows that were shown and are hidden again. A backup is
+//! restored only while nobody writes, and with tokens only where each has its rows. A time to live reaches no rows while the committed
+//! offset is lost, or was set back.
 
 mod apply;
 
-use super::log::Log;
+use super::log::{DAYS, Log};
 use super::sink::{Content, Sink};
 use crate::protocol::intent::Metadata;
 use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, PartitionId};
 use crate::protocol::{Action, Committed, Frozen, LOOKS_MAX, Protocol};
-use crate::source::{OffsetRange, Source};
+use crate::source::{OffsetRange, Source, Table};
 use crate::window::Limits;
 use crate::window::buffer::{Buffer, Halt};
 use crate::window::intake::{Fill, Intake};
@@ -42,6 +44,8 @@ pub struct Rules {
     pub memory: Memory,
     /// The time for which ClickHouse does not show applied rows, where that happens.
     pub hides: Hides,
+    /// Members tell ClickHouse's own acknowledgement from that of something in its place.
+    pub proves_answers: bool,
 }
 
 impl Rules {
@@ -52,6 +56,7 @@ impl Rules {
         refuses: false,
         memory: Memory::Any,
         hides: Hides::ForAWhile,
+        proves_answers: true,
     };
 }
 
@@ -158,8 +163,10 @@ struct Partition {
     set_back: bool,
     /// A replay was once handed over before it was whole.
     cut_short: bool,
-    /// It stopped because its rows are hidden for good: an accepted end.
+    /// It stopped because its rows are hidden for good, or are gone together with their records: an accepted end.
     not_shown: bool,
+    /// It stopped because rows that were shown are gone: an operator has to delete the committed offset.
+    behind: bool,
     /// Times that a broker told old bounds of the log. A broker learns better before a task has looked too often.
     stale_logs: u32,
 }
@@ -204,6 +211,8 @@ pub enum Move {
     Forget(usize),
     /// A member that is not in the group notices, or is started again.
     Rejoin(usize),
+    /// The operator's remedy of a partition whose rows are gone.
+    Remedy(usize),
     Fault(Fault),
 }
 
@@ -238,6 +247,18 @@ pub enum Fault {
     Hide(usize),
     /// Brokers begin to tell topic ids, or one that tells none answers from now on.
     TellIds(usize),
+    /// Nothing of a table is shown.
+    HideTable(usize, Table),
+    /// The state before this offset is shown.
+    ShowOld(usize, u64),
+    /// Rows from this offset on are gone, their tokens may be kept: a backup is restored, or parts are lost.
+    Restore(usize, u64, bool),
+    /// Something in the place of ClickHouse acknowledges an insert.
+    Answer(usize, usize),
+    /// A time to live reaches one day more.
+    Age(usize),
+    /// A time to live takes away the rows that it has reached.
+    RemoveExpired(usize),
     /// Retention removes what is committed.
     DeleteRecords(usize),
     /// The committed offset is lost.
@@ -289,6 +310,7 @@ impl World {
             set_back: false,
             cut_short: false,
             not_shown: false,
+            behind: false,
             stale_logs: 0,
             log,
         };
@@ -402,7 +424,10 @@ impl World {
         if partition.log.high < partition.log.end() {
             moves.push(Move::Produce(p));
         }
-        if partition.owner.is_none() {
+        if partition.behind && partition.is_idle() {
+            moves.push(Move::Remedy(p));
+        }
+        if partition.owner.is_none() && !partition.behind {
             let able = |m: &usize| self.members[*m].alive && self.members[*m].joined;
             moves.extend((0..self.members.len()).filter(able).map(|m| Move::Assign(p, m)));
         }
@@ -511,7 +536,9 @@ impl World {
                     add(Fault::Drain(p, t));
                 }
                 let looks = matches!(task.doing, Doing::Next(Action::ReadCommitted | Action::LookAgain(_)));
-                if looks && partition.stale_logs + 1 < LOOKS_MAX {
+                // What the log has when the committed offset is gone is what may be there already.
+                let knows = partition.committed.is_some() || !partition.sink.restored;
+                if looks && knows && partition.stale_logs + 1 < LOOKS_MAX {
                     add(Fault::StaleLog(p, t));
                 }
                 let Some((buffer, _)) = task.buffer.as_ref().zip(task.position) else { continue };
@@ -531,7 +558,7 @@ impl World {
                     let member = &self.members[commit.member];
                     if member.joined && generation == self.generation {
                         add(Fault::LoseCommitAnswer(p, i));
-                    } else if member.joined && member.alive && self.nobody_inserts(partition) && !partition.sink.hides()
+                    } else if member.joined && member.alive && self.nobody_inserts(partition) && partition.is_healthy()
                     {
                         add(Fault::Restamp(p, i));
                     }
@@ -544,21 +571,56 @@ impl World {
                 if sent.waiting.is_some() {
                     add(Fault::AbandonInsert(p, i));
                 }
+                if sent.waiting.is_some() && !sent.begun {
+                    add(Fault::Answer(p, i));
+                }
             }
             add(Fault::TellIds(p));
             if self.rules.tokens && self.nobody_inserts(partition) && !partition.sink.hides() {
                 add(Fault::ForgetTokens(p));
             }
-            if self.rules.tokens && !partition.sink.hides() && !partition.restamped && !partition.sink.sent.is_empty() {
+            // Twice in a row would be longer than the protocol looks.
+            if self.rules.tokens
+                && !partition.sink.has_hidden
+                && !partition.restamped
+                && !partition.sink.sent.is_empty()
+            {
                 add(Fault::Hide(p));
             }
+            let may_hide_old = self.rules.tokens && !partition.sink.has_hidden && !partition.restamped;
+            if may_hide_old && !partition.sink.has_forgotten && partition.committed.is_some() {
+                partition.sink.older().into_iter().for_each(|end| add(Fault::ShowOld(p, end)));
+                Table::ALL.into_iter().for_each(|table| add(Fault::HideTable(p, table)));
+            }
             match &partition.committed {
-                Some(committed) if committed.offset > partition.log.low => add(Fault::DeleteRecords(p)),
+                Some(committed) if committed.offset > partition.log.low && !partition.sink.restored => {
+                    add(Fault::DeleteRecords(p));
+                }
                 _ => {}
             }
-            let idle = partition.tasks.is_empty() && partition.commits.is_empty() && partition.sink.sent.is_empty();
-            if idle && partition.committed.is_some() && partition.log.low == 0 && !partition.sink.hides() {
+            let ages = partition.sink.expired_before();
+            if partition.is_idle() && partition.committed.is_some() && partition.log.low == 0 && partition.is_healthy()
+            {
                 add(Fault::LoseCommitted(p));
+            }
+            if partition.is_idle() && partition.is_healthy() && !partition.restamped {
+                // With no row left, nothing says which deleted records were never counted again.
+                // Of what was never known to be shown, nobody can say that it is gone.
+                let is_noticed = |end: &u64| partition.marked() > Some(*end) && (*end > 0 || partition.log.low == 0);
+                for end in partition.sink.older().into_iter().filter(is_noticed) {
+                    // Nor can a table without any row be told from a new one.
+                    if end > 0 && !partition.sink.has_halved() {
+                        add(Fault::Restore(p, end, true));
+                    }
+                    add(Fault::Restore(p, end, false));
+                }
+            }
+            let may_age = !partition.restamped && !partition.sink.restored && partition.committed.is_some();
+            if may_age && DAYS.iter().any(|(day, _)| *day > ages) {
+                add(Fault::Age(p));
+            }
+            if partition.sink.may_remove_expired() {
+                add(Fault::RemoveExpired(p));
             }
         }
     }
@@ -609,6 +671,21 @@ impl Task {
 }
 
 impl Partition {
+    /// The greatest mark that its tables are known to have shown.
+    fn marked(&self) -> Option<u64> {
+        Metadata::decode(&self.committed.as_ref()?.metadata).ok()??.marked
+    }
+
+    /// Nobody works on it, and nothing is on its way.
+    fn is_idle(&self) -> bool {
+        self.tasks.is_empty() && self.commits.is_empty() && self.sink.sent.is_empty()
+    }
+
+    /// Its tables show all that was ever applied.
+    fn is_healthy(&self) -> bool {
+        !self.sink.hides() && !self.sink.restored && self.sink.expired_before() == 0
+    }
+
     /// The committed offset announces a batch, so its number of records is known.
     fn is_announced(&self) -> bool {
         let metadata =
