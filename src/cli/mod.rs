@@ -10,6 +10,7 @@ mod pages;
 mod rejects;
 mod repair;
 mod report;
+mod resume;
 mod status;
 
 use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
@@ -21,6 +22,7 @@ use crate::commands::erase::{Address, EraseError, NotAnAddress};
 use crate::commands::explain::UnknownCode;
 use crate::commands::rejects::RejectsError;
 use crate::commands::repair::RepairError;
+use crate::commands::resume::ResumeError;
 use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
 use crate::kafka::observer::ANSWER_TIMEOUT;
 use crate::platform::cgroup;
@@ -101,6 +103,9 @@ enum Command {
     /// Repair the findings of an audit.
     #[command(subcommand)]
     Repair(repair::Command),
+    /// Let stopped partitions go on, as you decide, with a plan first.
+    #[command(after_help = resume::HELP)]
+    Resume(resume::Arguments),
     /// Blank a person's data in raw and rejected rows, after a plan. Counters stay.
     #[command(after_help = erase::HELP)]
     Erase(erase::Arguments),
@@ -173,6 +178,9 @@ pub enum CliError {
     /// A repair was not done.
     #[error(transparent)]
     Repair(#[from] RepairError),
+    /// A partition was not resumed.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
     /// An erasure was not done, or not to its end.
     #[error(transparent)]
     Erase(#[from] EraseError),
@@ -247,6 +255,7 @@ impl Cli {
         match &self.command {
             Command::Migrate { dry_run, .. } => !dry_run,
             Command::Repair(command) => command.changes_something(),
+            Command::Resume(arguments) => arguments.changes_something(),
             Command::Erase(arguments) => arguments.changes_something(),
             Command::Rejects(command) => command.changes_something(),
             _ => false,
@@ -280,6 +289,7 @@ impl Cli {
             }
             Command::Audit(arguments) => audit::run(&settings.load()?.config, arguments).await,
             Command::Repair(command) => repair::run(&settings.load()?.config, command).await,
+            Command::Resume(arguments) => resume::run(&settings.load()?.config, arguments).await,
             Command::Erase(arguments) => erase::run(&settings.load()?.config, arguments).await,
             Command::Report(arguments) => report::run(&settings.load()?.config, arguments).await,
             Command::Rejects(command) => rejects::run(&settings.load()?.config, command).await,

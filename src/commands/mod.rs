@@ -7,5 +7,6 @@ pub mod explain;
 pub mod rejects;
 pub mod repair;
 pub mod report;
+pub mod resume;
 pub mod status;
 mod table;

@@ -17,7 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tallyhouse_core::protocol::LogView;
+use tallyhouse_core::protocol::{Committed, LogView};
 use tallyhouse_core::source::{OffsetRange, Source};
 
 /// Longest wait for one answer from Kafka.
@@ -215,6 +215,14 @@ impl Observer {
             partition,
         };
         Ok(numbers.into_iter().map(source).collect())
+    }
+
+    /// The committed offset of one partition alone.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or answers with an error.
+    pub fn committed(&self, source: &Source) -> KafkaResult<Option<Committed>> {
+        offsets::committed(&self.consumer, self.topic(), source.partition, self.within)
     }
 
     /// The committed offset of one partition, then the log's bounds.

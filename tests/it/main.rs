@@ -145,6 +145,7 @@ fn main() -> ExitCode {
         stops::an_offset_ahead_of_the_log_is_deleted,
         stops::a_restored_backup_stops,
         stops::offsets_of_another_cluster_stop,
+        stops::brokers_that_begin_to_tell_topic_ids_change_nothing,
         stops::marks_ahead_of_the_log_stop,
         stops::a_log_cut_before_an_announced_end_stops,
         stops::metadata_that_cannot_be_read_stops,

@@ -100,10 +100,32 @@ impl Bench {
         self.consumer_groups(&["--delete-offsets", "--topic", &format!("{}:{partitions}", self.topic)]).await;
     }
 
-    /// `--reset-offsets` for one partition.
-    pub async fn reset_offsets(&self, partition: i32, to: &[&str]) {
-        let topic = format!("{}:{partition}", self.topic);
-        self.consumer_groups(&[&["--reset-offsets", "--execute", "--topic", &topic], to].concat()).await;
+    /// `tallyhouse resume --yes` for these partitions (`0,2`), as soon as the group has no members any more.
+    pub async fn resume(&self, partitions: &str, choice: &str) -> String {
+        let arguments = ["resume", "--partition", partitions, choice, "--yes"];
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let (status, printed, error) = self.run(&arguments, &[]);
+            if status == Some(0) {
+                return printed;
+            }
+            let has_members = error.contains("end all of them with SIGTERM first");
+            assert!(has_members && Instant::now() < deadline, "{arguments:?}: {printed}{error}");
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// Gives the rows and counters of a partition another topic id, or none, as if they were of another log or of an older broker.
+    pub async fn rename_rows(&self, partition: i32, topic_id: &str) {
+        let old = self.source(partition).await;
+        let id = if topic_id.is_empty() { String::new() } else { format!("@{topic_id}") };
+        let new = format!("{}/{partition}{id}", self.topic);
+        for table in ["email_events", "rejected_events", "daily"] {
+            let all =
+                format!("SELECT * REPLACE ('{new}' AS source) FROM (SELECT * FROM {table} WHERE source = '{old}')");
+            self.execute(&format!("INSERT INTO {table} {all}")).await;
+            self.execute(&format!("DELETE FROM {table} WHERE source = '{old}'")).await;
+        }
     }
 
     pub async fn delete_records(&self, partition: i32, before: u64) {

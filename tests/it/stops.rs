@@ -24,7 +24,16 @@ pub async fn a_retention_gap_is_left_behind(url: &str, database: &str) {
     bench.await_stored(2 * RECORDS - PER_PARTITION, &[&member]).await;
     await_stop(&member, "retention_gap", "offsets 2000 up to 2500 were removed").await;
     end(&member);
-    bench.reset_offsets(1, &["--to-earliest"]).await;
+    // While the member is there, and without --yes, nothing is changed.
+    let before = bench.committed(1);
+    let (status, plan, _) = bench.run(&["resume", "--partition", "1", "--continue"], &[]);
+    assert_eq!(status, Some(1), "{plan}");
+    assert_eq!(bench.committed(1), before);
+    let told = bench.resume("1", "--continue").await;
+    assert!(
+        told.contains("partition 1 is stopped, retention_gap") && told.contains("reads on from offset 2500"),
+        "{told}"
+    );
     let member = bench.start(&[]);
     bench.await_stored(2 * RECORDS - 500, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
@@ -48,7 +57,8 @@ pub async fn an_announced_batch_that_is_gone_stops(url: &str, database: &str) {
         bench.await_stored(RECORDS - PER_PARTITION + start, &[&member]).await;
         end(&member);
 
-        bench.reset_offsets(partition, &["--to-offset", &batch_end.to_string()]).await;
+        bench.resume(&partition.to_string(), "--continue").await;
+        assert_eq!(bench.committed(partition).unwrap().0, batch_end);
         if applied == HALF_APPLIED {
             let source = bench.source(partition).await;
             bench.count_leftovers(&source, start, batch_end).await;
@@ -100,11 +110,12 @@ pub async fn an_offset_ahead_of_the_log_is_deleted(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after the offset was deleted").await;
 }
 
-/// ClickHouse restored from a backup: all partitions stop, and after the remedy nothing is missing or doubled. The batches that are read
-/// again are cut as before, and ClickHouse remembers their tokens.
+/// ClickHouse restored from a backup: all partitions stop. Two are counted again, and nothing of them is missing or doubled. The batches that
+/// are read again are cut as before, and ClickHouse remembers their tokens. The third goes on without what is lost.
 pub async fn a_restored_backup_stops(url: &str, database: &str) {
-    // One batch more in each partition: each insert under a used token waits for looks at what it left.
-    const ALL: u64 = RECORDS + 3_000;
+    // Two batches more in each partition: each insert under a used token waits for looks at what it left.
+    const LOST: u64 = 2_000;
+    const ALL: u64 = RECORDS + 3 * LOST;
     const TABLES: [&str; 3] = ["email_events", "rejected_events", "daily"];
     let bench = Bench::new(url, database).await;
     let rows_max = [("TALLYHOUSE__FLUSH__ROWS_MAX", "1000"), ("TALLYHOUSE__FLUSH__AGE_MS", "600000")];
@@ -116,22 +127,37 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
         bench.execute(&format!("INSERT INTO backup_{table} SELECT * FROM {table}")).await;
     }
     producer.send_events(&Events::default(), RECORDS..ALL).unwrap();
-    let ledger = producer.finish().unwrap();
+    producer.finish().unwrap();
     bench.consume_with(ALL, &rows_max).await;
     for table in TABLES {
         bench.execute(&format!("ALTER TABLE {table} DELETE WHERE 1 SETTINGS mutations_sync = 2")).await;
         bench.execute(&format!("INSERT INTO {table} SELECT * FROM backup_{table}")).await;
     }
     let member = bench.start(&rows_max);
-    await_stop(&member, "sink_behind", "up to offset 3000, and shows them no more").await;
+    await_stop(&member, "sink_behind", "up to offset 4000, and shows them no more").await;
     await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 3").await;
     end(&member);
-    bench.delete_offsets("0,1,2").await;
-    bench.consume_with(ALL, &rows_max).await;
-    bench.assert_exact(&ledger, "after a restored backup").await;
+    // The others foretell it as well.
+    let (status, audit, error) = bench.run(&["audit", "--json"], &[]);
+    assert!(status == Some(2) && audit.contains("up to offset 4000, and shows them no more"), "{audit}{error}");
+    let (status, told, error) = bench.run(&["status", "--json", "--interval-s", "0"], &[]);
+    assert!(status == Some(1) && told.contains("up to offset 4000, and shows them no more"), "{told}{error}");
+    bench.resume("0,1", "--count-anew").await;
+    bench.resume("2", "--continue").await;
+    let member = bench.start(&rows_max);
+    bench.await_stored(ALL - LOST, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    for partition in 0..PARTITIONS {
+        await_http(&member, "/metrics", &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\"}} 0"))
+            .await;
+    }
+    end(&member);
+    bench.assert_consistent("after a restored backup").await;
+    assert_eq!(bench.stored().await, ALL - LOST);
 }
 
-/// Offsets copied from another cluster: nothing is consumed until somebody says what they mean. Here the log is a copy.
+/// Offsets copied from another cluster: nothing is consumed until somebody says what they mean. Of partition 1 the log is a copy, that of
+/// partition 2 is counted from its beginning.
 pub async fn offsets_of_another_cluster_stop(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
@@ -139,21 +165,59 @@ pub async fn offsets_of_another_cluster_stop(url: &str, database: &str) {
     bench.consume(RECORDS).await;
     producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
     let ledger = producer.finish().unwrap();
-    let (offset, metadata) = bench.committed(1).unwrap();
-    let words = metadata.split(' ').map(|word| match word.starts_with("cluster=") {
-        true => "cluster=another",
-        false => word,
-    });
-    let copied = words.collect::<Vec<_>>().join(" ");
-    assert_ne!(copied, metadata);
-    bench.commit_by_hand(1, offset, copied.as_bytes()).await;
+    let old_id = "o".repeat(22);
+    for partition in [1, 2] {
+        let (offset, metadata) = bench.committed(partition).unwrap();
+        let words = metadata.split(' ').map(|word| match word.split_once('=') {
+            Some(("cluster", _)) => "cluster=another".to_owned(),
+            Some(("topic", _)) => format!("topic={old_id}"),
+            _ => word.to_owned(),
+        });
+        let copied = words.collect::<Vec<_>>().join(" ");
+        assert_ne!(copied, metadata);
+        bench.rename_rows(partition, &old_id).await;
+        bench.commit_by_hand(partition, offset, copied.as_bytes()).await;
+    }
     let member = bench.start(&[]);
-    bench.await_stored(2 * RECORDS - PER_PARTITION, &[&member]).await;
+    bench.await_stored(2 * RECORDS - 2 * PER_PARTITION, &[&member]).await;
     await_stop(&member, "other_cluster", "belongs to the Kafka cluster another").await;
     end(&member);
-    bench.reset_offsets(1, &["--to-current"]).await;
+    bench.resume("1", "--continue").await;
+    bench.resume("2", "--count-anew").await;
+    let all = ledger.produced + PER_PARTITION;
+    bench.consume(all).await;
+    bench.assert_consistent("after both remedies").await;
+    assert_eq!(bench.stored().await, all);
+    let name = format!("{}/2@", bench.topic);
+    let of_new =
+        format!("SELECT count() FROM email_events WHERE startsWith(source, '{name}') AND source != '{name}{old_id}'");
+    let rejects = of_new.replace("email_events", "rejected_events");
+    assert_eq!(bench.count(&of_new).await + bench.count(&rejects).await, 2 * PER_PARTITION);
+}
+
+/// Brokers that begin to tell topic ids: the rows that there are have a name without one. Partition 0 goes on at a committed offset,
+/// partition 1 completes a batch, and of partition 2 the offset is lost. Each event is counted once.
+pub async fn brokers_that_begin_to_tell_topic_ids_change_nothing(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..RECORDS).unwrap();
+    bench.consume(RECORDS).await;
+    producer.send_events(&Events::default(), RECORDS..2 * RECORDS).unwrap();
+    let ledger = producer.finish().unwrap();
+    for partition in 0..PARTITIONS {
+        bench.rename_rows(partition, "").await;
+    }
+    bench.commit_by_hand(0, PER_PARTITION, b"tallyhouse/1").await;
+    bench.commit_by_hand(1, PER_PARTITION, b"tallyhouse/1 end=2500 rows=500 rejects=0").await;
+    bench.delete_offsets("2").await;
     bench.consume(2 * RECORDS).await;
-    bench.assert_exact(&ledger, "after the offset was committed anew").await;
+    bench.assert_exact(&ledger, "with a name without a topic id").await;
+    assert_eq!(bench.count("SELECT count() FROM daily WHERE source LIKE '%@%'").await, 0);
+    assert!(bench.committed(0).unwrap().1.contains(" source=plain cluster="), "{:?}", bench.committed(0));
+    let (status, audit, error) = bench.run(&["audit"], &[]);
+    assert_eq!(status, Some(0), "{audit}{error}");
+    let (status, told, error) = bench.run(&["resume", "--partition", "0", "--continue", "--yes"], &[]);
+    assert!(status == Some(1) && error.contains("partition 0 does not stop"), "{told}{error}");
 }
 
 /// Marks beyond the log's end: rows written by hand under this source are deleted, and it goes on.
@@ -243,7 +307,7 @@ pub async fn a_topic_recreated_under_an_open_batch_stops(url: &str, database: &s
     let text = format!("while batch [{}, {}) of the old topic was open", batch.start, batch.end);
     await_stop(&member, "topic_recreated", &text).await;
     end(&member);
-    bench.delete_offsets(&batch.partition.to_string()).await;
+    bench.resume(&batch.partition.to_string(), "--count-anew").await;
     for old in &olds {
         let counted = bench.count(&format!("SELECT max(end_offset) FROM daily WHERE source = '{old}'")).await;
         let stored = bench.count(&format!("SELECT max(source_offset) FROM email_events WHERE source = '{old}'")).await;

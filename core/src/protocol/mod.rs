@@ -492,9 +492,13 @@ impl Protocol {
         self.again.is_some_and(|again| batch.range.start < again)
     }
 
-    /// Rows that were shown are gone: ClickHouse was restored from a backup, or has lost a part.
+    /// Rows that were shown are gone: ClickHouse was restored from a backup, has lost a part, or shows an older state. A row before
+    /// the committed offset was counted, so one that is in no counter says the same.
     fn is_behind(&self, progress: Progress) -> bool {
-        self.marked > progress.counted_end && guard::is_on(Guard::Behind)
+        let committed = self.known.as_ref().map(|known| known.offset);
+        let is_missing = progress.uncounted.zip(committed).is_some_and(|(row, committed)| row < committed);
+        let is_behind = self.marked > progress.counted_end || self.marked.is_some() && is_missing;
+        is_behind && guard::is_on(Guard::Behind)
     }
 
     /// An announced batch is completed, unless the marks have passed it or cut through it. Then the announcement is an

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tallyhouse_core::decode::TimeBounds;
 use tallyhouse_core::protocol::LogView;
+use tallyhouse_core::protocol::marks::{Marks, Progress};
 use tallyhouse_core::protocol::outlook::Position;
-use tallyhouse_core::source::Source;
+use tallyhouse_core::source::{OffsetRange, Source};
 
 /// How long a group or partition may be without a broker.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
@@ -72,9 +73,22 @@ impl Reader {
     /// # Errors
     /// Any of [`AuditError`].
     pub async fn positions(&self) -> Result<Vec<Position>, AuditError> {
+        self.positions_of(None).await
+    }
+
+    /// As [`Reader::positions`], of these partitions only.
+    ///
+    /// # Errors
+    /// Any of [`AuditError`].
+    pub async fn positions_of(&self, only: Option<&[i32]>) -> Result<Vec<Position>, AuditError> {
         let mut named = Vec::new();
-        for told in self.kafka(Observer::sources).await? {
-            let log = self.log_view(&told).await?;
+        let sources = self.kafka(Observer::sources).await?;
+        for told in sources.into_iter().filter(|told| only.is_none_or(|only| only.contains(&told.partition))) {
+            let asked = told.clone();
+            let committed = self.kafka(move |observer| observer.committed(&asked)).await?;
+            let (topic_id, cluster_id) = (told.topic_id.clone(), String::new());
+            let log = LogView { committed, topic_id, ids_of_rows: Vec::new(), cluster_id, low: 0, high: 0 };
+            let log = self.with_ids(&told, log).await?;
             let topic_id = log.id_of_rows().unwrap_or_default();
             let marked = Position::marked_by(&log);
             named.push((Source { topic_id, ..told.clone() }, told, marked));
@@ -84,7 +98,9 @@ impl Reader {
         let mut positions = Vec::with_capacity(named.len());
         for (source, told, marked) in named {
             let progress = self.sink.progress(0, &source).await?;
-            let log = self.log_view(&told).await?;
+            let asked = told.clone();
+            let log = self.kafka(move |observer| observer.log_view(&asked)).await?;
+            let log = self.with_ids(&told, log).await?;
             let first_stored = first.get(&source.name()).copied();
             let mut position = Position { source, progress, log, first_stored, marks: None, marked };
             if let Some((range, _)) = position.intent() {
@@ -95,10 +111,25 @@ impl Reader {
         Ok(positions)
     }
 
-    /// What Kafka says of a partition and, without a committed offset, which topic ids its rows have.
-    async fn log_view(&self, told: &Source) -> Result<LogView, AuditError> {
-        let asked = told.clone();
-        let mut log = self.kafka(move |observer| observer.log_view(&asked)).await?;
+    /// How far a source is in the tables.
+    ///
+    /// # Errors
+    /// Any of [`AuditError`].
+    pub async fn progress(&self, from: u64, source: &Source) -> Result<Progress, AuditError> {
+        Ok(self.sink.progress(from, source).await?)
+    }
+
+    /// What the tables hold of a batch, once no insert of it runs any more.
+    ///
+    /// # Errors
+    /// Any of [`AuditError`].
+    pub async fn marks(&self, range: OffsetRange, source: &Source) -> Result<Marks, AuditError> {
+        self.sink.await_ended(range, source).await?;
+        Ok(self.sink.marks(range, source, None).await?)
+    }
+
+    /// Without a committed offset the tables say which topic ids the rows of a partition have.
+    async fn with_ids(&self, told: &Source, mut log: LogView) -> Result<LogView, AuditError> {
         if log.committed.is_none() {
             log.ids_of_rows = self.sink.topic_ids(told).await?;
         }

@@ -10,6 +10,7 @@ use crate::kafka::members::Group;
 use crate::kafka::refusal;
 use std::collections::BTreeMap;
 use tallyhouse_core::protocol::LogView;
+use tallyhouse_core::protocol::intent::Metadata;
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::Table;
 
@@ -76,6 +77,7 @@ pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outc
     if held > 0 {
         seen += &format!("; {held} more behind open transactions");
     }
+    let unnamed = logs.iter().filter(|(_, view)| has_unnamed_cluster(view)).count();
     let long = held_back.iter().find_map(|(partition, held)| Some((partition, held.open_too_long()?)));
     let gone = logs.iter().find(|(_, view)| view.committed_offset().is_some_and(|offset| offset < view.low));
     match gone {
@@ -92,9 +94,22 @@ pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outc
                 format!("{seen}; the one of partition {partition} has been open for {} s", open_for.as_secs()),
                 "nothing behind it can be counted before it ends: do what `tallyhouse explain TallyhouseOpenTransaction` says",
             ),
+            None if unnamed > 0 => Outcome::warning(
+                Code::Log,
+                format!(
+                    "{seen}; the commits of {unnamed} partitions do not name their cluster, as builds before format 2 left them"
+                ),
+                "before a move to another cluster let this build commit each of them once, or the move is not noticed: docs/upgrade.md",
+            ),
             None => Outcome::ok(Code::Log, seen),
         },
     }
+}
+
+/// A commit of ours that does not say which cluster it belongs to, where the cluster has an id.
+fn has_unnamed_cluster(view: &LogView) -> bool {
+    let metadata = view.committed.as_ref().and_then(|committed| Metadata::decode(&committed.metadata).ok().flatten());
+    metadata.is_some_and(|metadata| metadata.cluster_id.is_empty()) && !view.cluster_id.is_empty()
 }
 
 /// `answer` is the broker's own session timeout, or why it is not known; not asked with the classic protocol.

@@ -62,6 +62,19 @@ fn the_log_fails_where_run_stops_whatever_the_tables_have() {
     assert!(open(59).seen.ends_with("; 7 more behind open transactions"), "{:?}", open(59));
 }
 
+/// A move to another cluster is noticed by the cluster's id in the commit, which format 1 does not have.
+#[test]
+fn a_commit_that_does_not_name_its_cluster_is_warned_of() {
+    let of = |committed: &str, cluster_id: &str| {
+        let view = LogView { cluster_id: cluster_id.to_owned(), ..view(Some(committed), 40, 10, 100) };
+        judge::log(&[(3, view)], &BTreeMap::new())
+    };
+    let warned = of("tallyhouse/1 topic=id", "c");
+    assert!(warned.status == State::Warning && warned.seen.contains("1 partitions do not name"), "{warned:?}");
+    assert_eq!(of("tallyhouse/2 topic=id cluster=c", "c").status, State::Ok);
+    assert_eq!(of("tallyhouse/1 topic=id", "").status, State::Ok);
+}
+
 #[test]
 fn a_right_that_is_refused_is_granted_by_name() {
     let of = |answers: &[_]| judge::grants(Code::InsertRights, "INSERT", answers);
