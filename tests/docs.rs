@@ -25,13 +25,13 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Every Markdown file below a folder.
-fn markdown(folder: &Path, found: &mut Vec<PathBuf>) {
+/// Every file below a folder whose name ends so.
+fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            markdown(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "md") {
+            files(&path, ending, found);
+        } else if path.extension().is_some_and(|extension| extension == ending) {
             found.push(path);
         }
     }
@@ -89,7 +89,7 @@ fn dead(document: &Path, link: &str) -> Option<String> {
 #[test]
 fn no_link_is_dead() {
     let mut documents: Vec<PathBuf> = OTHERS.map(|path| root().join(path)).to_vec();
-    markdown(&root().join("docs"), &mut documents);
+    files(&root().join("docs"), "md", &mut documents);
     let mut count = 0;
     for document in documents {
         for link in links(&read(&document)) {
@@ -109,7 +109,7 @@ fn the_site_and_the_program_have_every_page() {
     let folder = root().join("docs");
     let listed = links(&read(&folder.join("SUMMARY.md")));
     let mut found = Vec::new();
-    markdown(&folder, &mut found);
+    files(&folder, "md", &mut found);
     let found: BTreeSet<String> =
         found.iter().map(|path| path.strip_prefix(&folder).unwrap().to_str().unwrap().to_owned()).collect();
     let mut wanted: BTreeSet<String> = listed.iter().cloned().collect();
@@ -146,6 +146,25 @@ fn each_code_has_a_page_that_explain_prints() {
     for entry in &entries {
         assert!(list.contains(&format!("\n  {} ", entry.code)), "{} is not in the list", entry.code);
     }
+}
+
+/// The image has no `docs/`, so messages and help name a code of `tallyhouse explain`.
+#[test]
+fn no_message_names_a_path_of_the_repository() {
+    let mut sources = Vec::new();
+    for folder in ["src", "core"].map(|folder| root().join(folder)).iter().filter(|folder| folder.is_dir()) {
+        files(folder, "rs", &mut sources);
+    }
+    assert!(sources.len() > 50);
+    for source in sources.iter().filter(|path| !path.ends_with("explain.rs") && !path.ends_with("tests.rs")) {
+        let text = read(source);
+        let program = text.split("#[cfg(test)]").next().unwrap();
+        let tests = source.components().any(|part| part.as_os_str() == "tests");
+        let named = program.lines().find(|line| line.contains("docs/") && !line.trim_start().starts_with("//"));
+        assert!(tests || named.is_none(), "{}: {}", source.display(), named.unwrap_or_default());
+    }
+    assert!(!read(&root().join("docs/commands.md")).contains("docs/"), "a help text names a path");
+    assert!(!read(&root().join("docs/metrics.md")).contains("docs/"), "a help text of a metric names a path");
 }
 
 /// The help of a command and of its subcommands, in the order of `tallyhouse help`.

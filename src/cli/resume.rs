@@ -16,7 +16,7 @@ Examples:
   tallyhouse resume --partition 3 --continue --yes       go on, and accept what the stop warns of
 
 End all members with SIGTERM first: Kafka lets nobody change the offsets of a group that has some. The
-page of each reason, docs/stops/REASON.md, says which of the two is right:
+page of each reason, `tallyhouse explain REASON`, says which of the two is right:
 
   sink_behind      --count-anew from the greatest mark shown; --continue leaves the lost rows out
   other_cluster    --count-anew this log from its beginning; --continue if it is a copy of the other
