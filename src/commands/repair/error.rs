@@ -1,10 +1,10 @@
-//! Why a repair was not done.
+//! Reasons why a repair was not done.
 
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::SchemaProblem;
 use crate::commands::audit::AuditError;
 
-/// Why a repair was not done.
+/// The reason why a repair was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
     /// A server could not be asked.
@@ -37,9 +37,9 @@ pub enum RepairError {
     FenceStands {
         /// The constraint's name.
         fence: String,
-        /// Why it could not be taken down.
+        /// The reason why it could not be taken down.
         error: String,
-        /// What had failed before, if anything had.
+        /// The error that came before, if there was one.
         first: Option<Box<RepairError>>,
     },
 }
