@@ -1,4 +1,4 @@
-//! The storeys of the source tree: a module imports only from storeys below its own.
+//! Tests the storeys of the source tree: a module imports only from storeys below its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The storeys that a source file names in code; comments may name any.
+/// Returns the storeys that a source file names in code. Comments may name any.
 fn named(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).expect("a source file");
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));

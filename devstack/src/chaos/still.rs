@@ -18,7 +18,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// The longest time that a partition stood still.
 #[derive(Debug, Default)]
 pub struct Still {
-    /// The time.
+    /// Length of that time.
     pub longest: Duration,
     /// The time from which on it is a violation.
     most: Duration,

@@ -1,7 +1,7 @@
 //! The one thread that starts every child.
 //!
-//! A child is killed by the kernel when the *thread* that started it ends (PR_SET_PDEATHSIG). Test threads come and go,
-//! so all children are started by a thread that lives as long as the process.
+//! The kernel kills a child when the *thread* that started it ends (PR_SET_PDEATHSIG). Test threads come and go, so a
+//! thread that lives as long as the process starts all children.
 //!
 //! Must never end, and must never start a child that could outlive this process.
 

@@ -56,7 +56,7 @@ pub struct Asked {
     pub answer: Result<MemberAnswer, String>,
 }
 
-/// The causes and counts that a member reports.
+/// The causes, the counts and the flush age that a member reports.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MemberAnswer {
     /// The reasons why it is not ready, by cause, as in `/readyz`. None means ready.

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const KAFKA_ENGINE: &str = include_str!("kafka_engine.sql");
 const PLAIN_TABLES: &str = include_str!("tables.sql");
 
-/// A program that is measured.
+/// A contender, as named on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Contender {
     /// Tallyhouse, left alone until everything is counted.
