@@ -17,7 +17,7 @@ use std::{
 
 const FOLDER: &str = "tallyhouse-devstack";
 
-/// The cache folder.
+/// The cache folder, with one sub-folder for each version.
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,

@@ -143,7 +143,7 @@ impl ClickHouse {
     ///
     /// Fails as [`ClickHouse::query`] does.
     pub fn query_bytes(&self, sql: &str) -> Result<Vec<u8>> {
-        // Only a whole answer has the status of a success.
+        // With this option only a whole answer has the status of a success.
         let url = format!("{}/?wait_end_of_query=1", self.url);
         bytes(&url, sql, QUERY_TIMEOUT).map_err(|message| Error::Query { sql: sql.to_owned(), message })
     }

@@ -4,7 +4,7 @@
 
 use std::{io, path::Path, process::ExitStatus, time::Duration};
 
-/// The crate's result.
+/// Result of this crate, with [`Error`] as its error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 const DOCKER: &str = "or use other servers instead, such as the repository's docker-compose.yml, and name them in \
@@ -17,7 +17,7 @@ pub enum Error {
     /// A program that fetching or running a server needs is not on the `PATH`.
     #[error("`{tool}` is needed {purpose} and was not found: `apt-get install {package}`, {DOCKER}")]
     ToolMissing {
-        /// The program.
+        /// Name of the program.
         tool: &'static str,
         /// The purpose for which it is needed.
         purpose: &'static str,
@@ -39,15 +39,15 @@ pub enum Error {
     /// The servers are not published for this machine.
     #[error("no ClickHouse library is published for {os} on {arch}: use Linux on x86_64 or aarch64, {DOCKER}")]
     UnsupportedPlatform {
-        /// The operating system.
+        /// The operating system of this machine.
         os: &'static str,
-        /// The processor architecture.
+        /// The processor architecture of this machine.
         arch: &'static str,
     },
     /// A command that devstack ran ended badly.
     #[error("`{command}` failed ({status}): run it by hand to see more. It said:\n{output}")]
     CommandFailed {
-        /// The command line.
+        /// The command line of the command.
         command: String,
         /// Its exit status.
         status: ExitStatus,
@@ -71,7 +71,7 @@ pub enum Error {
     /// A process ended although it was still needed.
     #[error("{name} ended by itself ({status}). The end of its log:\n{log_tail}")]
     Died {
-        /// The process.
+        /// Name of the process.
         name: String,
         /// Its exit status.
         status: ExitStatus,
@@ -81,7 +81,7 @@ pub enum Error {
     /// A server did not become healthy in time.
     #[error("{name} is not healthy after {within:?}: {last}. The end of its log:\n{log_tail}")]
     NotHealthy {
-        /// The server.
+        /// Name of the server.
         name: String,
         /// The time limit.
         within: Duration,
@@ -93,7 +93,7 @@ pub enum Error {
     /// A process did not end in time.
     #[error("{name} is still running {within:?} after it should have ended. The end of its log:\n{log_tail}")]
     StillRunning {
-        /// The process.
+        /// Name of the process.
         name: String,
         /// The time limit.
         within: Duration,
@@ -103,13 +103,13 @@ pub enum Error {
     /// A signal or a measurement was asked of a process that has ended.
     #[error("{name} is not running: restart it first")]
     NotRunning {
-        /// The process.
+        /// Name of the process.
         name: String,
     },
     /// The server belongs to somebody else, so it must not be killed, stopped or restarted.
     #[error("{name} was not started by this process: unset {variable} to test against a server that may be killed")]
     NotOurs {
-        /// The server.
+        /// Name of the server.
         name: &'static str,
         /// The environment variable that named it.
         variable: &'static str,
@@ -134,7 +134,7 @@ pub enum Error {
     /// Prometheus refused an expression.
     #[error("Prometheus refused `{expression}`: {message}")]
     Expression {
-        /// The expression.
+        /// The refused expression.
         expression: String,
         /// Prometheus' own text, or the reason why there was none.
         message: String,
@@ -148,7 +148,7 @@ pub enum Error {
     /// ClickHouse refused a query.
     #[error("ClickHouse refused `{sql}`: {message}")]
     Query {
-        /// The query.
+        /// The refused query.
         sql: String,
         /// ClickHouse's own text, or the reason why there was none.
         message: String,

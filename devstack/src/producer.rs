@@ -53,7 +53,7 @@ impl Default for Events {
 /// One record's value and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
-    /// The bytes.
+    /// The bytes of the value.
     pub bytes: Vec<u8>,
     /// The event type; `None` for a broken record.
     pub event_type: Option<&'static str>,
@@ -155,7 +155,7 @@ pub fn uuid(number: u64) -> String {
 pub struct Ledger {
     /// Records, broken ones included.
     pub produced: u64,
-    /// Broken records.
+    /// Number of broken records.
     pub broken: u64,
     /// Events by type, in the order of [`EVENT_TYPES`].
     pub by_type: [u64; 5],
@@ -193,7 +193,7 @@ pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32) -> Result<(),
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|_| KafkaError::Canceled)?;
         runtime.block_on(admin.create_topics(&wanted, &options))
     };
-    // A thread of its own, as the caller may be in a runtime already.
+    // It runs on a thread of its own, as the caller may be in a runtime already.
     let created = std::thread::scope(|scope| scope.spawn(create).join().unwrap_or(Err(KafkaError::Canceled)))?;
     match created.into_iter().next() {
         Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),

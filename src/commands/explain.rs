@@ -98,7 +98,7 @@ pub struct Entry {
     pub code: String,
     /// The subject of the code.
     pub kind: Kind,
-    /// One line.
+    /// Summary in one line.
     pub summary: String,
     text: String,
 }

@@ -17,7 +17,7 @@ use tallyhouse_core::source::{OffsetRange, Source};
 
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The operator's decision.
+/// The operator's decision about a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Choice {
@@ -64,9 +64,9 @@ pub struct Plan {
 /// A committed offset, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Commit {
-    /// The offset.
+    /// The committed offset.
     pub offset: u64,
-    /// Its metadata.
+    /// Metadata of the commit.
     pub metadata: String,
 }
 
@@ -121,7 +121,7 @@ pub enum ResumeError {
         "the committed offset of partition {0} has changed since the plan was made. Nothing was changed for it; run it again"
     )]
     Overtaken(i32),
-    /// The commit failed.
+    /// Kafka refused the commit.
     #[error("partition {partition}: the offset cannot be committed: {error}. Run it again")]
     #[expect(missing_docs, reason = "told in its text")]
     Commit { partition: i32, error: String },

@@ -132,8 +132,8 @@ pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, datab
     bench.assert_exact(&ledger, "nothing was inserted by the others").await;
 }
 
-/// A TTL that takes rows away as soon as they are written stops the partition after one repeat, also where answers
-/// take a while (tried 5). The remedy of the page makes the tables exact.
+/// A TTL that takes rows away as soon as they are written stops the partition after one repeat (tried 5). It also
+/// does so where answers take a while. The remedy of the page makes the tables exact.
 pub async fn rows_that_are_never_shown_stop_their_partition(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.execute("ALTER TABLE daily MODIFY TTL day + INTERVAL 1 YEAR").await;

@@ -40,8 +40,8 @@ fn has_all(seed: u64) -> bool {
     sizes == [false, true] && drawn.len() == Kind::ALL.len() && plans.last().is_some_and(inherits_undisturbed)
 }
 
-/// True if the last round has batches to inherit, and no fault that keeps members from announcing them or has a
-/// member to itself for long.
+/// True if the last round has batches to inherit, and no fault that disturbs this. Such a fault keeps members from
+/// announcing batches, or has a member to itself for long.
 fn inherits_undisturbed(plan: &Plan) -> bool {
     use Kind::*;
     let has = |kind: &Kind| plan.faults.iter().any(|fault| fault.kind == *kind);

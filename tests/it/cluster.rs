@@ -1,8 +1,8 @@
-//! The cluster form of the schema on two servers, as the two shards of one cluster.
+//! Tests the cluster form of the schema on two servers, as the two shards of one cluster.
 //!
-//! The servers here have no interserver port and no ON CLUSTER, so every statement runs on each server, and the local tables are
-//! what Replicated ones are without replication. The Distributed tables and the views are those of `sql/cluster/`, word for word.
-//! Replication itself is not run.
+//! The servers here have no interserver port and no ON CLUSTER. So every statement runs on each server, and the local
+//! tables are Replicated ones without replication. The Distributed tables and the views are those of `sql/cluster/`,
+//! word for word. Replication itself is not run.
 
 use devstack::clickhouse::CLUSTER;
 use devstack::{ClickHouse, ClickHouseOptions};

@@ -247,7 +247,7 @@ pub async fn only_the_address_itself_is_found(url: &str, database: &str) {
         "ann@example.com",
         "annnnx@example.com",
         "person@example.com",
-        // Each of these is searched by itself.
+        // Each of these is found only by itself.
         "x' OR '1'='1@example.com",
         "x') OR 1=1 -- @example.com",
         ".*@example.com",

@@ -21,7 +21,7 @@ const DEAD_LETTER: &str = "TALLYHOUSE__KAFKA__TOPICS__DEAD_LETTER";
 /// evenly, and slowly.
 const ONE_BATCH_A_FETCH: [(&str, &str); 3] = [
     ("TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MESSAGE_MAX_BYTES", "1"),
-    // librdkafka wants the third to be at least the second.
+    // librdkafka requires the third to be at least the second.
     ("TALLYHOUSE__KAFKA__PROPERTIES__MESSAGE_MAX_BYTES", "1000"),
     ("TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MAX_BYTES", "1000"),
 ];

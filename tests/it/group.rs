@@ -138,7 +138,8 @@ pub async fn a_second_static_member_ends_in_the_consumer_protocol(url: &str, dat
     one_of_two_with_one_name_ends(&bench, &[CONSUMER], "instance", true).await;
 }
 
-/// The consumer protocol end to end: members join, one is killed with -9, one leaves; the lease counts on the broker's session.
+/// The test runs the consumer protocol end to end: members join, one is killed with -9, one leaves. The lease counts
+/// on the broker's session.
 pub async fn the_consumer_protocol_is_exact(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let settings = [CONSUMER, ("TALLYHOUSE__KAFKA__SESSION_TIMEOUT_MS", "45000")];
@@ -165,7 +166,7 @@ pub async fn the_consumer_protocol_is_exact(url: &str, database: &str) {
     bench.assert_exact(&ledger, "in the consumer protocol").await;
 }
 
-/// A zombie in the consumer protocol.
+/// The test stops and wakes a member in the consumer protocol.
 pub async fn a_zombie_in_the_consumer_protocol(url: &str, database: &str) {
     a_zombie_doubles_nothing(&Bench::new(url, database).await, "lease_checked:5:stop", &[CONSUMER]).await;
 }
@@ -278,7 +279,8 @@ pub async fn another_strategy_in_the_group_is_named(url: &str, database: &str) {
     assert!(status == Some(1) && checked.contains(theirs), "{checked}");
     end(&member);
     await_http(&kept_out, "/readyz", "\"ready\":true").await;
-    // It starts before the member joins. Kafka may then turn the group into one of the consumer protocol.
+    // The message comes before this member joins. At its join Kafka may turn the group into one of the consumer
+    // protocol.
     let other = bench.start(&[CONSUMER]);
     let deadline = Instant::now() + DEADLINE;
     let told =

@@ -53,7 +53,7 @@ fn json(url: &str, database: &str, arguments: &[&str]) -> Value {
     serde_json::from_str(&output).unwrap()
 }
 
-/// The three forms of the whole set, and each filter.
+/// The test reads the three forms of the whole set, and each filter.
 pub async fn the_report_is_the_known_set(url: &str, database: &str) {
     known_set(&migrated(url, database).await).await;
     let printed = |arguments: &[&str]| {

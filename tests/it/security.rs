@@ -1,5 +1,6 @@
-//! Tests TLS, client certificates, passwords and rights on a real Kafka with all of them, and on a real ClickHouse
-//! behind a proxy that ends TLS (the library form of ClickHouse has no HTTPS listener of its own).
+//! Tests TLS, client certificates, passwords and rights on a real Kafka with all of them, and on a real ClickHouse.
+//!
+//! A proxy in front of ClickHouse ends TLS, as the library form of ClickHouse has no HTTPS listener of its own.
 //!
 //! Correct settings work end to end. Wrong ones end the start with one message that names the key and what to do.
 
@@ -90,7 +91,8 @@ fn last_words(member: &Server, status: i32, case: &str) -> String {
     one.to_owned()
 }
 
-/// Both servers encrypted, with certificates of an authority that only the configuration names. `check` and `status` get through too.
+/// Both servers are encrypted, with certificates of an authority that only the configuration names. `check` and
+/// `status` get through too.
 pub async fn tls_with_an_own_authority_is_exact(url: &str, database: &str) {
     let bench = Bench::at(secure().plain(), url, database).await;
     let (front, authority) = (terminator(url, false, false), secure().authority());
@@ -101,7 +103,8 @@ pub async fn tls_with_an_own_authority_is_exact(url: &str, database: &str) {
     assert_eq!(json(&bench, "status", &borrowed(&settings)).0, Some(0));
 }
 
-/// Client certificates to both; then a password for Kafka, by SCRAM-SHA-512 and by PLAIN, with only the rights that docs name.
+/// The test uses client certificates to both servers. Then it uses a password for Kafka, by SCRAM-SHA-512 and by
+/// PLAIN, with only the rights that docs name.
 pub async fn client_certificates_and_a_password_are_exact(url: &str, database: &str) {
     let (front, authority) = (terminator(url, true, false), secure().authority());
     let clickhouse = [https(front.url(), &authority), https_client(&secure().client())].concat();

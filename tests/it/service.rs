@@ -121,7 +121,8 @@ impl Bench {
     pub async fn consume_with(&self, records: u64, settings: &[(&str, &str)]) {
         let member = self.start(settings);
         self.await_stored(records, &[&member]).await;
-        // All may be stored before this one is up, but a signal before it listens to signals ends it the hard way.
+        // All may be stored before this member is up. But a signal before it listens to signals would end it the hard
+        // way.
         await_http(&member, "/readyz", "\"ready\":true").await;
         end(&member);
     }

@@ -166,7 +166,7 @@ fn until_members_wait(mut child: std::process::Child, hangs_up: bool) -> (Option
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// A watch ends by a closed terminal as by Ctrl-C.
+/// A closed terminal ends a watch as Ctrl-C does.
 pub async fn a_watch_ends_when_the_terminal_is_closed(url: &str, database: &str) {
     take_signals_that_are_ignored();
     let bench = Bench::new(url, database).await;

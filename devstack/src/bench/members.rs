@@ -16,11 +16,11 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// The settings of the members of one group.
 #[derive(Clone, Copy)]
 pub struct Deployment<'a> {
-    /// The program `tallyhouse`.
+    /// Path of the program `tallyhouse`.
     pub program: &'a Path,
-    /// Kafka.
+    /// Addresses of the Kafka brokers.
     pub brokers: &'a str,
-    /// ClickHouse.
+    /// The ClickHouse server that counts.
     pub clickhouse: &'a ClickHouse,
     /// Name of the event topic.
     pub topic: &'a str,
@@ -32,7 +32,7 @@ pub struct Deployment<'a> {
 
 /// A running `tallyhouse run`.
 pub struct Member {
-    /// The process.
+    /// The process of the member.
     pub server: Server,
     admin: SocketAddr,
 }
@@ -133,8 +133,8 @@ pub fn end_all(members: &[Member]) -> Result<(), AnyError> {
 /// Starts `members` members on a full topic, lets them count it, and ends them.
 ///
 /// # Errors
-/// The counts are not those of the ledger, the members did not share the partitions evenly from the first record on, one ended
-/// by itself, or a signal came.
+/// The counts are not those of the ledger, a member ended by itself, or a signal came. It is also an error if the
+/// members did not share the partitions evenly from the first record on.
 pub fn catch_up(
     deployment: &Deployment<'_>,
     members: usize,

@@ -68,7 +68,7 @@ impl Interrupt {
 /// A topic and its content.
 #[derive(Clone, Debug)]
 pub struct Topic {
-    /// Its name.
+    /// Name of the topic.
     pub name: String,
     /// Number of its partitions.
     pub partitions: i32,

@@ -21,7 +21,7 @@ static COLOURS: [RGBColor; 6] = [
 /// The scale of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Evenly, from 0.
+    /// Evenly divided, from 0.
     Linear,
     /// In powers of ten; values must be above 0.
     Log,
@@ -39,7 +39,7 @@ pub struct Axis {
 /// One line.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// Its name.
+    /// Name of the line, shown in the chart.
     pub name: String,
     /// Its points, in order of x.
     pub points: Vec<(f64, f64)>,
@@ -54,7 +54,7 @@ pub struct Chart {
     pub x: Axis,
     /// The axis from below to above.
     pub y: Axis,
-    /// Its lines.
+    /// The chart's lines.
     pub series: Vec<Series>,
 }
 

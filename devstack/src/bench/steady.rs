@@ -17,7 +17,7 @@ const TICK: Duration = Duration::from_millis(2);
 /// A steady rate: event `n` is due `n / rate` after the start.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Events per second.
+    /// Number of events per second.
     pub per_second: f64,
     /// Number of events in all.
     pub events: u64,
@@ -37,7 +37,7 @@ impl Pace {
 
     /// Returns the number of events that are due at this time after the start.
     pub fn due(&self, elapsed: Duration) -> u64 {
-        // The first one is due at once.
+        // The first event is due at once.
         ((elapsed.as_secs_f64() * self.per_second) as u64 + 1).min(self.events)
     }
 }

@@ -64,7 +64,7 @@ const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A place for a member, whose process comes and goes.
 pub struct Slot {
-    /// Counted from 0.
+    /// Number of the slot, counted from 0.
     pub number: usize,
     log: PathBuf,
     /// The address of the member's endpoint.
@@ -125,7 +125,6 @@ pub struct Lane<'a> {
     pub clickhouse_proxy: Proxy,
     /// The members.
     pub slots: Vec<Slot>,
-    /// The producer.
     feed: Mutex<Feed>,
     /// The fate that each record must have.
     pub ledger: SharedLedger,

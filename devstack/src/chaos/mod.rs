@@ -73,7 +73,7 @@ pub struct Options {
     pub program: PathBuf,
     /// The seed from which all random values follow.
     pub seed: u64,
-    /// The first round.
+    /// Number of the first round.
     pub first: u64,
     /// Number of rounds.
     pub rounds: u64,

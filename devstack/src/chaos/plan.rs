@@ -184,7 +184,7 @@ pub struct Fault {
     pub lasts_ms: u64,
     /// The member or broker that it hits.
     pub victim: usize,
-    /// The fail point.
+    /// The fail point at which the member dies.
     pub point: &'static str,
     /// The passing of the fail point at which the member dies; also how often members come and go.
     pub times: u64,
@@ -197,7 +197,7 @@ pub struct Fault {
 /// The faults of a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The round.
+    /// Number of the round.
     pub round: u64,
     /// The seed of the round itself. All other random values of the round follow from it.
     pub seed: u64,
@@ -245,7 +245,7 @@ impl Plan {
 
 /// True if the groups of an epoch make large batches: one in three does, or all if the kinds need it.
 pub fn is_large(seed: u64, epoch: u64, kinds: &[Kind]) -> bool {
-    // Not in step with the three memberships.
+    // This is not in step with the three memberships.
     (seed.wrapping_add(epoch).wrapping_add(epoch / 3)) % 3 == 1 || kinds.iter().all(|kind| kind.needs_large())
 }
 

@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 /// The SASL user, for SCRAM-SHA-512 and PLAIN. Without ACLs it may do nothing.
 pub const USER: &str = "writer";
-/// Its password.
+/// Password of [`USER`].
 pub const PASSWORD: &str = "marked-kafka-password-7f3a";
 /// Subject of the client certificate, which may do everything.
 pub const CLIENT: &str = "tallyhouse-client";

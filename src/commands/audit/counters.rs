@@ -51,19 +51,19 @@ impl Bounds {
 /// A counter that is not the number of its rows.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
 pub struct Difference {
-    /// UTC day.
+    /// UTC day of the counter.
     pub day: String,
-    /// Event type.
+    /// Event type of the counter.
     pub event_type: String,
-    /// Campaign.
+    /// Campaign of the counter.
     pub campaign_id: String,
-    /// Workspace.
+    /// Workspace of the campaign.
     pub workspace_id: String,
-    /// Source.
+    /// Source of the rows, `topic/partition@topic_id`.
     pub source: String,
-    /// Rows in `email_events`.
+    /// Number of rows in `email_events`.
     pub rows: u64,
-    /// Sum in `daily`.
+    /// Sum of the counter in `daily`.
     pub total: u64,
     all: u64,
 }

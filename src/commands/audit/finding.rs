@@ -143,9 +143,9 @@ pub struct CounterName {
     pub day: String,
     /// `delivered`, `open`, `click`, `bounce` or `unsubscribe`.
     pub event_type: String,
-    /// Campaign.
+    /// Campaign of the counter.
     pub campaign_id: String,
-    /// Its owner.
+    /// Workspace that owns the campaign.
     pub workspace_id: String,
 }
 
@@ -161,22 +161,22 @@ pub struct Finding {
     /// `topic/partition@topic_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// First offset concerned.
+    /// First offset that the finding concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_offset: Option<u64>,
-    /// One past the last offset concerned.
+    /// One past the last offset that the finding concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_offset: Option<u64>,
-    /// The counter concerned.
+    /// Counter that the finding concerns.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub counter: Option<CounterName>,
-    /// Rows or records concerned.
+    /// Number of rows or records that the finding concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
     /// The number in `daily`, which differs from `rows`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// Table concerned.
+    /// Table that the finding concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
     /// The reason why `run` stops: a code of `StopReason`.

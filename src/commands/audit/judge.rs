@@ -121,7 +121,7 @@ pub fn spans(ranges: &[OffsetRange]) -> Vec<OffsetRange> {
 /// Offsets, kept as ranges of neighbours. They must be given in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
-    /// The first ranges.
+    /// The first ranges, [`Runs::RANGES_MAX`] at most.
     pub ranges: Vec<OffsetRange>,
     /// Number of offsets, including those beyond the kept ranges.
     pub offsets: u64,

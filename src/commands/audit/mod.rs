@@ -45,9 +45,9 @@ use tallyhouse_core::protocol::outlook::Position;
 /// The days of an audit, and the limit of its lists.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// First day.
+    /// First UTC day to look at, if there is a limit.
     pub since: Option<Day>,
-    /// Last day.
+    /// Last UTC day to look at, inclusive, if there is a limit.
     pub until: Option<Day>,
     /// Maximum number of findings listed per check.
     pub limit: usize,

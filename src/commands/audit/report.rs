@@ -19,7 +19,7 @@ pub struct Outcome {
     pub violations: u64,
     /// Number of notices, including those that are not listed.
     pub notices: u64,
-    /// The first findings.
+    /// The first findings of each severity, up to the limit.
     pub findings: Vec<Finding>,
 }
 
@@ -28,11 +28,11 @@ pub struct Outcome {
 pub struct Report {
     /// ClickHouse database.
     pub database: String,
-    /// Topic.
+    /// Event topic.
     pub topic: String,
     /// The topic's id today.
     pub topic_id: String,
-    /// Consumer group.
+    /// Consumer group of the members.
     pub group_id: String,
     /// First day of the audit.
     pub since: Option<String>,

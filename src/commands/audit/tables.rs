@@ -16,11 +16,11 @@ use tallyhouse_core::source::{OffsetRange, Table};
 pub struct Duplicate {
     /// The source of the rows.
     pub source: String,
-    /// The offset.
+    /// Offset that has more than one row.
     pub offset: u64,
-    /// Rows in `email_events`.
+    /// Number of its rows in `email_events`.
     pub raw: u64,
-    /// Rows in `rejected_events`.
+    /// Number of its rows in `rejected_events`.
     pub rejected: u64,
     all: u64,
 }

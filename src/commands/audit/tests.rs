@@ -90,7 +90,8 @@ fn an_intent_says_how_far_its_batch_is() {
     assert_eq!(judge::intent(&position(Some((200, metadata(None))), None, None)), None);
 }
 
-/// The border of a repair: everything before it is in the month's counters or was lost from them; the rest will be counted.
+/// A repair has a border: everything before it is in the month's counters or was lost from them, and the rest will be
+/// counted.
 #[test]
 fn a_month_is_counted_up_to_what_is_finished_in_it() {
     let committed = |next| position(Some((200, metadata(next))), Some(200), None);

@@ -79,7 +79,8 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             let stable = logs.iter().map(|(partition, view)| (*partition, view.high)).collect();
             made.push(judge::log(&logs, &observer.held_back(&ends, &stable)));
         }
-        // Kafka names no coordinator to a user that may not see the group. The question then waits in vain.
+        // Kafka names no coordinator to a user that may not see the group. The question then waits for an answer that
+        // never comes.
         Err(_) if group.as_ref().is_err_and(|error| Refusal::from_error(error).is_some()) => {
             made.extend([Code::Offsets, Code::Log].map(|code| Outcome::skipped(code, Code::GroupRights)));
         }

@@ -64,7 +64,7 @@ pub enum Code {
     DedupWindows,
     /// The time for which rows are kept.
     Retention,
-    /// The clocks agree.
+    /// ClickHouse's clock agrees with this computer's.
     Clock,
 }
 
@@ -72,7 +72,7 @@ pub enum Code {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// As it should be.
+    /// Everything is as it should be.
     Ok,
     /// `run` works, and there is something to know or to fix.
     Warning,
@@ -82,7 +82,7 @@ pub enum State {
     Skipped,
 }
 
-/// One check.
+/// One check with its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Outcome {
     /// The code of the check.
@@ -96,7 +96,7 @@ pub struct Outcome {
     pub fix: Option<String>,
 }
 
-/// All checks.
+/// The results of all checks.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// `kafka.brokers`.

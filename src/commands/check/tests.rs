@@ -35,7 +35,7 @@ fn a_clock_warns_above_two_seconds_and_fails_above_a_minute() {
 fn memory_warns_where_batches_or_partitions_pause_consumption() {
     let mib = |count: usize| count << 20;
     let status = |limit, batch, partitions| judge::memory(mib(limit), mib(batch), partitions).status;
-    // The defaults, with many partitions and with too many.
+    // These are the defaults, with many partitions and with too many.
     assert_eq!([status(512, 128, 4), status(512, 128, 255)], [State::Ok; 2]);
     assert_eq!([status(512, 128, 256), status(512, 129, 4)], [State::Warning; 2]);
     assert_eq!(status(64, 16, 0), State::Ok);

@@ -53,7 +53,7 @@ pub fn line(row: &Rejected) -> serde_json::Result<String> {
 /// The part of a line that a replay takes: the row's origin, and the value to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ExportedRecord {
-    /// The row.
+    /// Origin of the row.
     pub origin: Origin,
     /// Its value; `None` for a tombstone.
     pub payload: Option<Bytes>,

@@ -9,7 +9,7 @@ use tallyhouse_core::decode::{TimeBounds, decode};
 /// The facts about the event topic that a replay into it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    /// Its name.
+    /// Name of the event topic.
     pub topic: String,
     /// Number of its partitions.
     pub partitions: i32,
@@ -26,9 +26,9 @@ pub(super) struct Target {
 /// A row with the value to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
-    /// The row.
+    /// The rejected row.
     pub row: Rejected,
-    /// The value.
+    /// The value to replay; `None` for a tombstone.
     pub payload: Option<Bytes>,
 }
 

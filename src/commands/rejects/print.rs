@@ -119,7 +119,7 @@ fn one_line(bytes: &[u8], chars_max: usize) -> String {
 /// The rows of one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Count {
-    /// The reason.
+    /// The reason of these rows.
     pub reason: String,
     /// Number of rows.
     pub rows: u64,
@@ -129,7 +129,7 @@ pub struct Count {
     pub sources: u64,
     /// Earliest Kafka timestamp, in milliseconds since 1970.
     pub first_ms: i64,
-    /// Latest Kafka timestamp.
+    /// Latest Kafka timestamp, in milliseconds since 1970.
     pub last_ms: i64,
 }
 
@@ -200,7 +200,7 @@ impl Counts {
 
 /// One row, with this version's judgement of it.
 pub struct Shown {
-    /// The row.
+    /// The rejected row.
     pub row: Rejected,
     /// The bounds of event times that Tallyhouse accepts.
     pub bounds: TimeBounds,

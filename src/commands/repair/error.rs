@@ -19,7 +19,7 @@ pub enum RepairError {
     /// It would lose counts, or double them.
     #[error("nothing was changed: {0}")]
     Refused(String),
-    /// A signal came.
+    /// A signal ended the repair.
     #[error("interrupted; the month at hand was not changed")]
     Interrupted,
     /// After the swap the month is not what was staged.
@@ -35,7 +35,7 @@ pub enum RepairError {
         .first.as_ref().map_or(String::new(), |first| format!(". Before that: {first}"))
     )]
     FenceStands {
-        /// The constraint's name.
+        /// Name of the constraint that stands.
         fence: String,
         /// The reason why it could not be taken down.
         error: String,

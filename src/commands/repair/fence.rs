@@ -33,7 +33,7 @@ impl Standing {
 
     /// Waits until no constraint stands.
     pub async fn is_down(&self) {
-        // The sender lives as long as this.
+        // The sender lives as long as this value.
         let _ = self.0.subscribe().wait_for(Option::is_none).await;
     }
 }

@@ -18,7 +18,7 @@ Open rate = opens / delivered. Click rate = clicks / delivered. Click-to-open ra
 Bounce rate = bounces / (delivered + bounces). Unsubscribe rate = unsubscribes / delivered.
 Opens and clicks are all opens and clicks, not distinct recipients: their rates can be above 100 %.";
 
-/// What to add up.
+/// The subject of a report's rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
@@ -98,7 +98,7 @@ pub struct Report {
     pub filter: Filter,
     /// The subject of a row.
     pub by: By,
-    /// The rows.
+    /// The rows of the report.
     pub lines: Vec<Line>,
 }
 

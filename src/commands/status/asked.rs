@@ -50,9 +50,9 @@ impl fmt::Display for MemberUrl {
 /// A member that was asked, and its answer. An `Err` is in words, for people.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// Its address.
+    /// URL of the member's endpoint.
     pub url: String,
-    /// Its answer.
+    /// The member's answer, or an error in words.
     pub answer: Result<MemberAnswer, String>,
 }
 

@@ -56,7 +56,7 @@ pub struct Status {
 /// One partition of the topic.
 #[derive(Clone, Debug)]
 pub struct Partition {
-    /// Its number.
+    /// Number of the partition.
     pub number: i32,
     /// Its position, or the reason why it is not known.
     pub seen: Result<Standing, String>,
@@ -113,7 +113,7 @@ pub enum Code {
     PartitionWithoutMember,
 }
 
-/// Something that is wrong.
+/// A problem that the status shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// The kind of the problem.
@@ -250,7 +250,7 @@ impl Status {
             Some(Problem { code, partition, message })
         };
         let mut problems: Vec<Problem> = told.reasons.iter().filter_map(problem).collect();
-        // Its metrics may be a moment younger than its causes.
+        // A member's metrics may be a moment younger than its causes.
         if !told.reasons.keys().any(|name| matches!(Cause::of(name), Cause::Stopped(_))) {
             problems.extend(told.stopped.iter().map(|(reason, count)| Problem {
                 code: Code::PartitionStopped,

@@ -175,7 +175,7 @@ fn an_idle_partition_is_idle() {
     let idle = || standing(100, Some(100));
     assert_eq!(fares(vec![(0, idle())]), Progress::Idle);
     assert_eq!(fares(vec![(0, idle()), (90, idle())]), Progress::Idle);
-    // A record that has come since is not as old as the look.
+    // A record that has come since then is not as old as the look.
     assert_eq!(fares(vec![(0, idle()), (90, standing(130, Some(100)))]), Progress::Moves);
     assert_eq!(
         fares(vec![(0, idle()), (90, standing(130, Some(100))), (106, standing(150, Some(100)))]),
@@ -212,7 +212,7 @@ fn an_unmoved_offset_is_a_problem() {
     let seen = looks(16);
     assert_eq!((codes(&seen), seen.unjudged()), (vec![Code::PartitionStandsStill], vec![]));
     assert_eq!(seen.problems()[0].partition, Some(0));
-    // A group that has not committed anything yet.
+    // This group has not committed anything yet.
     assert_eq!(fares(vec![(0, standing(100, None)), (16, standing(100, None))]), Progress::StandsStill);
 }
 

@@ -67,21 +67,21 @@ impl Contender {
 pub struct Bench<'a> {
     /// Source of names that nobody else uses.
     pub stack: &'a Stack,
-    /// Kafka.
+    /// Addresses of the Kafka brokers.
     pub brokers: &'a str,
-    /// ClickHouse.
+    /// The ClickHouse server of all contenders.
     pub clickhouse: &'a ClickHouse,
-    /// The Rust programs.
+    /// The built Rust programs.
     pub programs: Programs,
     /// A Python that has the packages of the consumer.
     pub python: Option<PathBuf>,
-    /// All events.
+    /// The topic with all events.
     pub all: Topic,
-    /// The part for the Python consumer.
+    /// The topic with fewer events for the Python consumer.
     pub python_part: Topic,
-    /// As many records as events, half of them hostile.
+    /// The topic with as many records as events, half of them hostile.
     pub hostile: Topic,
-    /// Settings of Tallyhouse.
+    /// Settings of Tallyhouse, as in `tallyhouse run --set`.
     pub set: Vec<String>,
     /// The signal to end.
     pub interrupt: Interrupt,

@@ -10,7 +10,7 @@ use crate::run::Run;
 use devstack::bench::Cost;
 use devstack::bench::figures::{MIB, median};
 
-/// Tallyhouse's default `memory.limit_bytes`.
+/// Tallyhouse's default `memory.limit_bytes`, in bytes.
 const MEMORY_LIMIT_BYTES: u64 = 512 << 20;
 
 /// One target with its outcome.
@@ -27,9 +27,9 @@ pub struct Target {
 /// The bound of a figure.
 #[derive(Debug, Clone, Copy)]
 pub enum Bound {
-    /// This or more.
+    /// The figure must be this or more.
     AtLeast(f64),
-    /// This or less.
+    /// The figure must be this or less.
     AtMost(f64),
 }
 
