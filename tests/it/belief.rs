@@ -22,8 +22,8 @@ fn server(url: &str) -> SocketAddr {
     url.trim_start_matches("http://").trim_end_matches('/').to_socket_addrs().unwrap().next().unwrap()
 }
 
-/// Starts an HTTP proxy that sees each request's first line. It passes on the result of `change`, or answers `200
-/// Ok.` itself.
+/// Starts an HTTP proxy that sees each request's first line. It passes on the result of `change`, or answers
+/// `200 Ok.` itself.
 async fn http_proxy(url: &str, change: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (here, there, change) = (listener.local_addr().unwrap(), server(url), Arc::new(change));

@@ -126,8 +126,8 @@ impl Outcome {
         Outcome { status: State::Failed, ..Outcome::warning(code, seen, fix) }
     }
 
-    /// Makes a failed check of an error whose text also says what to do, as ClickHouse's errors do: `what. What to
-    /// do`.
+    /// Makes a failed check of an error whose text also says what to do, as ClickHouse's errors do:
+    /// `what. What to do`.
     fn failed_with(code: Code, error: &str) -> Outcome {
         match error.rsplit_once(". ") {
             Some((seen, fix)) => Outcome::failed(code, seen, fix),

@@ -17,8 +17,8 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Makes a witness that has seen nothing yet. Event `n` is in partition `n % partitions`, at offset `n /
-    /// partitions`.
+    /// Makes a witness that has seen nothing yet. Event `n` is in partition `n % partitions`, at offset
+    /// `n / partitions`.
     pub fn new(pace: Pace, partitions: usize) -> Witness {
         Witness { pace, ends: vec![0; partitions], halves: Default::default() }
     }
