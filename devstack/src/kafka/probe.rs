@@ -1,9 +1,11 @@
 //! Asks a broker which brokers it knows. The answer proves that it serves clients, which an open port does not.
 //!
 //! It sends one Metadata request (version 1, no topics) of Kafka's binary protocol, whose integers are big-endian:
-//! `length i32 | api_key i16 | api_version i16 | correlation_id i32 | client_id i16-string | topic count
-//! i32`. The answer is `length i32 | correlation_id i32 | broker count i32 | brokers…`. A broker is `node_id i32 |
-//! host i16-string | port i32 | rack nullable i16-string`.
+//!
+//! - A request is
+//!   `length i32 | api_key i16 | api_version i16 | correlation_id i32 | client_id i16-string | topic count i32`.
+//! - The answer is `length i32 | correlation_id i32 | broker count i32 | brokers…`.
+//! - A broker is `node_id i32 | host i16-string | port i32 | rack nullable i16-string`.
 //!
 //! Must never grow into a client.
 
