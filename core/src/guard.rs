@@ -17,6 +17,8 @@ pub enum Guard {
     Verify,
     /// An insert that was acknowledged and is not shown is looked for again, and repeated once at the most.
     Shown,
+    /// Rows that were shown before and are hidden now are not inserted under another token.
+    Hidden,
     /// An announced batch that the marks show to be overtaken is not replayed.
     Overtaken,
     /// One look that finds the log too short stops no partition.
@@ -45,6 +47,8 @@ pub enum Guard {
     Permit,
     /// One partition holds no more memory than is free.
     Share,
+    /// A topic id on one side only is the same topic.
+    Identity,
     /// A smaller batch takes an announced one's place only when no insert of it can still arrive.
     Quiet,
 }

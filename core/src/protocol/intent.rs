@@ -15,6 +15,7 @@
 //! Format 2 can grow. A word whose name begins with `x-` may be ignored by who does not know it; any other unknown word is an error, as
 //! the commit means something else with it. Format 1 has no `cluster`, `marked`, `again` and no further words; it is read and not written.
 
+use crate::guard::{self, Guard};
 use crate::source::OffsetRange;
 use std::fmt::Write as _;
 
@@ -121,7 +122,8 @@ impl Metadata {
     /// Says if the offset is one of the topic with the id that the brokers tell now. Without an id on one side it is the same topic: brokers
     /// begin to tell ids with an upgrade.
     pub fn is_of(&self, told: &str) -> bool {
-        self.topic_id == told || self.topic_id.is_empty() || told.is_empty()
+        let has_both = !self.topic_id.is_empty() && !told.is_empty();
+        self.topic_id == told || !has_both && guard::is_on(Guard::Identity)
     }
 
     /// The topic id in the `source` of the rows; empty where that has none.

@@ -9,6 +9,7 @@
 use crate::decode::event::Event;
 use crate::decode::reject::Rejection;
 use crate::guard::{self, Guard};
+use crate::window::intake::Fill;
 use crate::window::{Limits, Record, Window};
 use std::collections::VecDeque;
 
@@ -46,6 +47,8 @@ pub struct Buffer {
     window: Window,
     /// Where the window must be closed, in a replay.
     until: Option<u64>,
+    /// The most records of a window that is no replay, where larger batches were refused.
+    records_max: Option<u64>,
     closed: VecDeque<(Window, u64)>,
     halt: Option<Halt>,
 }
@@ -53,7 +56,12 @@ pub struct Buffer {
 impl Buffer {
     /// An empty buffer of this fill, whose first window ends exactly at `until` if that is given.
     pub fn new(fill: u64, from: u64, until: Option<u64>) -> Buffer {
-        Buffer { fill, window: Window::new(from), until, closed: VecDeque::new(), halt: None }
+        Buffer { fill, window: Window::new(from), until, records_max: None, closed: VecDeque::new(), halt: None }
+    }
+
+    /// An empty buffer for a fill.
+    pub fn of(fill: &Fill) -> Buffer {
+        Buffer { records_max: fill.records_max, ..Buffer::new(fill.number, fill.from, fill.until) }
     }
 
     /// Takes a record.
@@ -70,7 +78,8 @@ impl Buffer {
         }
         let passed_over = record.offset.saturating_sub(self.window.next());
         let added = self.window.push(record, decoded);
-        if self.until.is_none() && self.window.is_full(limits) {
+        let rows_max = self.records_max.map_or(limits.rows_max, |most| most.min(limits.rows_max));
+        if self.until.is_none() && self.window.is_full(&Limits { rows_max, ..*limits }) {
             self.close(self.window.next());
             closed = true;
         }

@@ -20,6 +20,8 @@ pub struct Fill {
     pub from: u64,
     /// Where the first window must end: then this is a replay.
     pub until: Option<u64>,
+    /// Windows after that have no more records than this, where larger batches were refused.
+    pub records_max: Option<u64>,
 }
 
 impl Fill {
@@ -181,7 +183,13 @@ mod tests {
     const SHARE: usize = 1_000;
 
     fn fill(partition: i32, records: Option<u64>) -> Fill {
-        Fill { partition, number: partition as u64, from: 5, until: records.map(|records| 5 + records) }
+        Fill {
+            partition,
+            number: partition as u64,
+            from: 5,
+            until: records.map(|records| 5 + records),
+            records_max: None,
+        }
     }
 
     fn begun(intake: &mut Intake) -> Vec<i32> {

@@ -243,6 +243,8 @@ pub enum Fault {
     KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
     ForgetTokens(usize),
+    /// ClickHouse refuses batches of more than so many records from now on, or takes all again.
+    Narrow(usize, Option<u64>),
     /// Rows that are applied from now on are not shown.
     Hide(usize),
     /// Brokers begin to tell topic ids, or one that tells none answers from now on.
@@ -576,6 +578,10 @@ impl World {
                 }
             }
             add(Fault::TellIds(p));
+            match partition.sink.records_max {
+                Some(_) => add(Fault::Narrow(p, None)),
+                None => [1, 3].into_iter().for_each(|most| add(Fault::Narrow(p, Some(most)))),
+            }
             if self.rules.tokens && self.nobody_inserts(partition) && !partition.sink.hides() {
                 add(Fault::ForgetTokens(p));
             }
@@ -649,6 +655,8 @@ impl World {
     fn nobody_inserts(&self, partition: &Partition) -> bool {
         let inserts = |task: &Task| match &task.doing {
             Doing::Sending { .. } => true,
+            // It waits itself until nothing can arrive, for longer than its lease lasts.
+            Doing::Next(Action::ReadMarks { quiet: true, .. }) => false,
             Doing::Next(Action::Insert { .. } | Action::ReadMarks { .. }) | Doing::Marks { .. } => {
                 task.renewed == Some(self.members[task.member].now)
             }
