@@ -80,7 +80,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     }
 }
 
-/// Looks once, and again if only a second look shows that partitions move. The second look follows when all have
+/// Looks once, and again if only a second look can show if partitions move. The second look follows when all have
 /// moved, or after `interval`.
 async fn look_twice(watcher: &mut Watcher, interval: Option<Duration>) -> Status {
     let status = watcher.look().await;

@@ -16,8 +16,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(120);
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(10);
 /// Number of distinct payloads of a backlog. Making a new one for each record would take longer than storing it.
 const POOL: u64 = 4_096;
-/// Size of a backlog's record. They are small, so a batch of 100,000 takes a third of what a member's windows may
-/// hold.
+/// Size of a backlog's record, in bytes. The records are small, so a batch of 100,000 takes a third of what a member's
+/// windows may hold.
 const BACKLOG_BYTES: usize = 256;
 /// Number of records for one partition in a row.
 const RUN: u64 = 500;

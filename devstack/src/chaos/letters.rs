@@ -11,7 +11,7 @@ use std::sync::PoisonError;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Size of a letter that is larger than the topic's limit for a time, and smaller than Kafka's default.
+/// Size of a letter, in bytes. It is larger than the topic's limit for a time, and smaller than Kafka's default.
 const LARGE_BYTES: usize = 200_000;
 const REFUSING_BYTES: u64 = 100_000;
 const DEFAULT_BYTES: u64 = 1_048_588;

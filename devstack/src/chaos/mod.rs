@@ -56,7 +56,7 @@ const BURST: u64 = 60;
 const BURST_INTERVAL: Duration = Duration::from_millis(60);
 /// ... minimum number of these bursts, some of them after the faults ...
 const BURSTS_MIN: u64 = 30;
-/// ... and number of bursts at full speed, of which long faults see more than enough.
+/// ... and number of bursts after which they become slower, as long faults have then seen more than enough.
 const BURSTS_FAST: u64 = 50;
 const BURST_INTERVAL_SLOW: Duration = Duration::from_millis(500);
 

@@ -7,7 +7,8 @@
 //!
 //! **Why a fence.** The swap (`REPLACE PARTITION`) is atomic, but it replaces everything in the partition. A member
 //! may insert counters between the repair's count and its swap. They would be gone although ClickHouse confirmed them
-//! to the member. ClickHouse has no conditional swap, and counters cannot be separated by rows once they are merged.
+//! to the member. ClickHouse has no conditional swap. Once counters are merged into rows of `daily`, they cannot be
+//! taken out of these again.
 //!
 //! So for the short end of the work a constraint on `daily` (`CHECK toYYYYMM(day) NOT IN (month)`) refuses inserts
 //! into this month. Tried on ClickHouse 26.7:

@@ -24,7 +24,7 @@ use tallyhouse_core::source::Source;
 /// Time after which a look asks for no more partitions.
 const LOOK_TIME: Duration = Duration::from_secs(20);
 
-/// Time between two questions if partitions have moved.
+/// Time between two questions about the movement of partitions.
 const MOVED_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The data of all partitions that is read before ClickHouse is asked.
