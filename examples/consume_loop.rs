@@ -1,7 +1,7 @@
 //! The bare consume loop that `cargo peers` measures Tallyhouse against: librdkafka, well tuned, and nothing else.
 //!
-//! With `--decode` each value is also read by Tallyhouse's own decoder. Prints one line of JSON at the end. Must never do
-//! anything per record beyond what its name says: it is the floor of what a consumer costs.
+//! With `--decode` Tallyhouse's own decoder also reads each value. It prints one line of JSON at the end. Must never
+//! do anything per record beyond what its name says: it is the floor of what a consumer costs.
 
 use clap::Parser;
 use rdkafka::config::ClientConfig;
@@ -14,7 +14,7 @@ use tallyhouse_core::decode::{TimeBounds, decode};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// Ten years back and two days ahead: the defaults of `decode.*`.
+/// The bounds of event times, with the defaults of `decode.*`: ten years back and two days ahead.
 const BOUNDS: TimeBounds = TimeBounds { past_seconds_max: 3_650 * 86_400, future_seconds_max: 2 * 86_400 };
 
 /// Reads a topic from its beginning, and does nothing with it.

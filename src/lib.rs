@@ -1,9 +1,9 @@
 //! Tallyhouse turns a Kafka stream of email-campaign events into exact, queryable counts in ClickHouse.
 //!
-//! The crate `tallyhouse-core` decides and does no I/O. This crate carries out: [`service`] runs, [`commands`] look and mend.
-//! Each module imports only modules that stand above it in this list, which `tests/storeys.rs` checks.
+//! The crate `tallyhouse-core` decides and does no I/O. This crate carries out: [`service`] runs, [`commands`] look
+//! and fix. Each module imports only modules that stand above it in this list, which `tests/storeys.rs` checks.
 
-// `println!` panics when the reader of the output has gone: `output` does not.
+// `println!` panics when the reader of the output has gone. `output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod cli;

@@ -10,23 +10,23 @@ use std::time::Duration;
 use tallyhouse::cli::{Cli, EXIT_USAGE};
 use tallyhouse::platform::output;
 
-// For C as well (librdkafka): one of its threads allocates each record and another frees it, over which glibc's malloc makes them wait for
-// each other. `docs/performance.md` has the figures.
+// C code (librdkafka) uses this allocator as well. One of its threads allocates each record and another frees it.
+// With glibc's malloc the two wait for each other. `docs/performance.md` has the figures.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Options of jemalloc, which reads them by this name before `main`. On a machine of 64 cores it would have 256 arenas, each with memory
-/// that it has not given back yet. Eight are what it has on two cores, where it was measured. The variable `MALLOC_CONF` has the last
-/// word.
+/// Options of jemalloc, which reads them by this name before `main`. On a machine of 64 cores it would have 256
+/// arenas, each with memory that it has not given back yet. Eight arenas are its number on two cores, where it was
+/// measured. The variable `MALLOC_CONF` overrides these options.
 #[unsafe(export_name = "malloc_conf")]
 pub static MALLOC_CONF: Option<&'static c_char> = {
     // SAFETY: the literal ends with a null byte and lives as long as the program.
     unsafe { c"narenas:8".as_ptr().as_ref() }
 };
 
-/// Threads for tasks, at most: they freeze and encode batches that one thread reads, and wait for servers.
+/// Maximum number of threads for tasks. They freeze and encode batches that one thread reads, and wait for servers.
 const WORKERS_MAX: usize = 4;
-/// Threads for calls of librdkafka that block, at most. Further calls wait for one of them.
+/// Maximum number of threads for calls of librdkafka that block. Further calls wait for one of them.
 const BLOCKING_MAX: usize = 64;
 
 /// Longest wait for the threads at the end.
@@ -58,7 +58,7 @@ async fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            // Not clap's own 2, which is an audit's word for violations.
+            // Clap's own status would be 2, which is an audit's status for violations.
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };

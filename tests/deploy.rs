@@ -1,6 +1,7 @@
-//! What `deploy/`, `docker-compose.yml` and the `Dockerfile` say of the program is true of it: keys, ports, paths, times, memory.
+//! Checks that `deploy/`, `docker-compose.yml` and the `Dockerfile` fit the program: keys, ports, paths, times,
+//! memory.
 //!
-//! Nothing is started here. Whether the files are valid for the tools that read them is asked by `deploy/validate`.
+//! Nothing is started here. `deploy/validate` asks the tools that read the files if these are valid.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -12,9 +13,9 @@ use tallyhouse::cli::{Cli, EXIT_USAGE};
 use tallyhouse::config::{self, Config, Sources};
 
 const KUBERNETES: &str = "deploy/kubernetes";
-/// Where the pods find their secrets.
+/// Folder in which the pods find their secrets.
 const SECRETS: &str = "/run/secrets/tallyhouse";
-/// What leaving the group may take after `shutdown.grace_ms`: `ANSWER_TIMEOUT` in `src/service/mod.rs`.
+/// Time limit in ms for leaving the group after `shutdown.grace_ms`: `ANSWER_TIMEOUT` in `src/service/mod.rs`.
 const LEAVE_MS: u64 = 5_000;
 
 fn read(path: impl AsRef<Path>) -> String {
@@ -38,21 +39,21 @@ fn number(value: &Value, pointer: &str) -> u64 {
     at(value, pointer).as_u64().unwrap_or_else(|| panic!("{pointer} is no number"))
 }
 
-/// Bytes from `768Mi`, `768m` or `768M`, as Kubernetes, compose and systemd write the binary ones.
+/// Returns the bytes of `768Mi`, `768m` or `768M`, as Kubernetes, compose and systemd write the binary ones.
 fn mebibytes(text: &str) -> usize {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     assert!(["Mi", "m", "M"].contains(&&text[digits.len()..]), "{text}");
     digits.parse::<usize>().unwrap() << 20
 }
 
-/// A configuration file and an environment in a folder of their own, where the secrets that they name are.
+/// A configuration file and an environment in a folder of their own, which also holds the secrets that they name.
 struct Pod {
     folder: tempfile::TempDir,
     env: BTreeMap<String, String>,
 }
 
 impl Pod {
-    /// `secrets` are the files below `mounted`.
+    /// Makes the folder. `secrets` are the files below `mounted`.
     fn new(toml: Option<&str>, env: BTreeMap<String, String>, mounted: &str, secrets: &[String]) -> Pod {
         let folder = tempfile::tempdir().unwrap();
         let here = folder.path().to_str().unwrap();
@@ -68,13 +69,14 @@ impl Pod {
         Pod { folder, env }
     }
 
-    /// What the program makes of it: every key exists, every value is allowed, every secret is there.
+    /// Returns the program's configuration. Every key exists, every value is allowed, every secret is there.
     fn config(&self) -> Config {
         let sources = Sources { env: self.env.clone(), file: self.empty_unless_given(), ..Sources::default() };
         config::load(&sources).unwrap_or_else(|error| panic!("{error}")).config
     }
 
-    /// Without a file of its own it must not find the one of a developer in the working directory.
+    /// Returns the path of an empty file if there is no file of its own. Otherwise the program could find a
+    /// developer's file in the working directory.
     fn empty_unless_given(&self) -> Option<PathBuf> {
         (!self.env.contains_key("TALLYHOUSE_CONFIG")).then(|| {
             let path = self.folder.path().join("empty.toml");
@@ -88,7 +90,7 @@ fn container(workload: &Value) -> &Value {
     at(workload, "/spec/template/spec/containers/0")
 }
 
-/// The environment of a container; `TALLYHOUSE_CONFIG` is where the configuration is mounted.
+/// Returns the environment of a container. `TALLYHOUSE_CONFIG` is the path of the mounted configuration.
 fn environment(workload: &Value) -> BTreeMap<String, String> {
     let list = at(container(workload), "/env").as_array().unwrap();
     let mut env: BTreeMap<_, _> = list.iter().map(|entry| (text(entry, "/name"), text(entry, "/value"))).collect();
@@ -99,7 +101,7 @@ fn environment(workload: &Value) -> BTreeMap<String, String> {
     env
 }
 
-/// The keys that the overlay's commands put into a secret.
+/// Returns the keys that the overlay's commands put into a secret.
 fn keys_of_secret(name: &str) -> Vec<String> {
     let overlay = read(format!("{KUBERNETES}/overlays/example/kustomization.yaml"));
     let commands = overlay.replace("\\\n#", "");
@@ -112,7 +114,7 @@ fn workloads() -> [Value; 2] {
     ["deployment", "migrate"].map(|name| yaml(&format!("{KUBERNETES}/base/{name}.yaml")))
 }
 
-/// The configurations that pods start with: members and migrations, of the base and of the example.
+/// Returns the configurations that pods start with: members and migrations, of the base and of the example.
 fn pods() -> Vec<Config> {
     let mut configs = Vec::new();
     for folder in ["base", "overlays/example"] {
@@ -134,7 +136,7 @@ fn compose() -> (Value, Config) {
     (compose, Pod::new(None, env, SECRETS, &[]).config())
 }
 
-/// The values of a key in the unit, in order.
+/// Returns the values of a key in the unit, in order.
 fn unit(key: &str) -> Vec<String> {
     let unit = read("deploy/systemd/tallyhouse.service");
     let lines = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned));
@@ -225,7 +227,7 @@ fn a_graceful_end_has_the_time_it_needs() {
 #[test]
 fn the_memory_limit_leaves_room_above_the_programs_own() {
     let [member, _] = workloads();
-    // Allocators and the program itself are not in memory.limit_bytes.
+    // memory.limit_bytes does not include allocators and the program itself.
     let roomy = |given: &str, config: &Config| {
         assert!(mebibytes(given) * 3 / 4 >= config.memory.limit_bytes, "{given} for {}", config.memory.limit_bytes);
     };

@@ -1,4 +1,5 @@
-//! The documents are true: the site lists every page, no link is dead, and each code that the program prints has a page.
+//! Checks the documents: the site lists every page, no link is dead, and each code that the program prints has a
+//! page.
 //!
 //! Nothing is started here. The anchors of headings are those of GitHub and of mdBook.
 
@@ -25,7 +26,7 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Every file below a folder whose name ends so.
+/// Finds every file below a folder whose name ends with `ending`.
 fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -37,7 +38,7 @@ fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The text outside of fenced code and of code spans, where a link is a link.
+/// Returns the text outside of fenced code and of code spans, where a link is a link.
 fn prose(text: &str) -> String {
     let mut fenced = false;
     let mut prose = String::new();
@@ -58,7 +59,7 @@ fn links(text: &str) -> Vec<String> {
     targets.map(|(target, _)| target.to_owned()).filter(|target| !target.contains("://")).collect()
 }
 
-/// The anchor of each heading: lower case, without punctuation, dashes for spaces.
+/// Returns the anchor of each heading: lower case, without punctuation, dashes for spaces.
 fn anchors(text: &str) -> BTreeSet<String> {
     let mut fenced = false;
     let mut anchors = BTreeSet::new();
@@ -73,7 +74,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
     anchors
 }
 
-/// Why a link of a document leads nowhere.
+/// Returns why a link of a document leads nowhere.
 fn dead(document: &Path, link: &str) -> Option<String> {
     let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
     let target = if path.is_empty() { document.to_owned() } else { document.parent().unwrap().join(path) };
@@ -122,7 +123,7 @@ fn the_site_and_the_program_have_every_page() {
     assert!(titles.is_empty(), "{titles:?} do not begin with a heading");
 }
 
-/// The rules' names, from the file that Prometheus loads.
+/// Returns the rules' names, from the file that Prometheus loads.
 fn alerts() -> Vec<String> {
     let rules = read(&root().join("prometheus/alerts.yml"));
     rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_owned).collect()
@@ -167,7 +168,7 @@ fn no_message_names_a_path_of_the_repository() {
     assert!(!read(&root().join("docs/metrics.md")).contains("docs/"), "a help text of a metric names a path");
 }
 
-/// The help of a command and of its subcommands, in the order of `tallyhouse help`.
+/// Appends the help of a command and of its subcommands, in the order of `tallyhouse help`.
 fn help(command: &mut Command, page: &mut String) {
     let name = command.get_bin_name().unwrap().to_owned();
     let text = command.render_long_help().to_string();

@@ -1,6 +1,8 @@
-//! The short run of the fuzz targets, as part of `cargo test`: every seed, and random changes of them. `CONTRIBUTING.md` has the long one.
+//! Runs the fuzz targets shortly, as part of `cargo test`: every seed, and random changes of them. `CONTRIBUTING.md`
+//! has the long run.
 //!
-//! `TALLYHOUSE_FUZZ_SEED=7` repeats a run (a failing one prints its seed and the input), `TALLYHOUSE_FUZZ_RUNS=1000000` makes it longer.
+//! `TALLYHOUSE_FUZZ_SEED=7` repeats a run (a failing one prints its seed and the input),
+//! `TALLYHOUSE_FUZZ_RUNS=1000000` makes it longer.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +24,7 @@ use tallyhouse_core::decode::{decode, decode_reference, fast};
 const RUNS: u64 = 20_000;
 const CHANGES_MAX: usize = 6;
 
-/// The seeds of a target, by name.
+/// Returns the seeds of a target, by name.
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let mut seeds: Vec<(String, Vec<u8>)> = fs::read_dir(folder)
@@ -35,7 +37,8 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// The words of `fuzz/words.dict`, which libFuzzer reads as well: one in quotes a line, `\` before `"` and `\`.
+/// Returns the words of `fuzz/words.dict`, which libFuzzer reads as well: one in quotes a line, `\` before `"` and
+/// `\`.
 fn words() -> Vec<Vec<u8>> {
     let dictionary = include_str!("../fuzz/words.dict").lines().filter(|line| line.starts_with('"'));
     let words: Vec<Vec<u8>> = dictionary
@@ -65,7 +68,7 @@ fn changed(input: &mut Vec<u8>, dice: &mut StdRng, words: &[Vec<u8>], seeds: &[(
         6 => dice.random_range(-5i128 << 60..5 << 60).to_string().into_bytes(),
         _ => input[from..to].iter().map(|byte| byte ^ 1 << dice.random_range(0..8)).collect(),
     };
-    // Half of the time in place of what is there, half of the time before it.
+    // Half of the time it replaces the bytes there; half of the time it goes before them.
     let to = if dice.random() { to } else { from };
     input.splice(from..to, insert);
 }
@@ -109,7 +112,7 @@ fn metadata_is_read_only_as_it_is_written() {
     run("intent", "intent", checks::intent);
 }
 
-/// A seed's name begins with what becomes of it: `event`, or a reason.
+/// A seed's name begins with its outcome: `event`, or a reason.
 #[test]
 fn every_seed_is_what_its_name_says() {
     for (name, value) in seeds("decode") {

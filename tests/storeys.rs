@@ -1,11 +1,11 @@
-//! The storeys of the source tree: a module imports only from storeys below its own.
+//! Tests the storeys of the source tree: a module imports only from storeys below its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The storeys of `src/` from the lowest to the highest. `tallyhouse-core` lies below all of them: Cargo refuses a circle of crates.
 const STOREYS: [&str; 7] = ["config", "platform", "clickhouse", "kafka", "service", "commands", "cli"];
-/// Neighbours that do not know each other although one is listed first.
+/// Pairs of neighbours that must not import each other, although one is listed first.
 const STRANGERS: [(&str, &str); 2] = [("kafka", "clickhouse"), ("commands", "service")];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -21,7 +21,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The storeys that a source file names in code; comments may name any.
+/// Returns the storeys that a source file names in code. Comments may name any.
 fn named(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).expect("a source file");
     let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -68,7 +68,7 @@ fn every_folder_has_its_door_inside() {
     }
 }
 
-/// The numbered steps of ARCHITECTURE.md: a file, and a function in it.
+/// The numbered steps of ARCHITECTURE.md name a file, and a function in it.
 #[test]
 fn each_step_of_the_architecture_is_a_function() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

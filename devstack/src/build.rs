@@ -1,13 +1,13 @@
-//! Builds what a demo, chaos or a benchmark runs.
+//! Builds the programs that a demo, chaos or a benchmark runs.
 
 use crate::error::{Context, Error, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds targets of the `tallyhouse` package with the cargo at hand, such as `["--release", "--bin", "tallyhouse"]`. Gives where
-/// the program `tallyhouse` lies then: beside this one, if both are of the same profile.
+/// Builds targets of the `tallyhouse` package with the cargo at hand, such as `["--release", "--bin", "tallyhouse"]`.
+/// Returns the path of the program `tallyhouse`: beside this one, if both are of the same profile.
 ///
-/// Fails when cargo cannot be started, or the build fails; cargo has then said why.
+/// Fails when cargo cannot be started, or the build fails. Cargo has then printed the reason.
 pub fn tallyhouse(arguments: &[&str]) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(&cargo);

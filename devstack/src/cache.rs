@@ -17,14 +17,14 @@ use std::{
 
 const FOLDER: &str = "tallyhouse-devstack";
 
-/// The cache folder.
+/// The cache folder, with one sub-folder for each version.
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
 }
 
 impl Cache {
-    /// The cache at `$TALLYHOUSE_CACHE`, else `$XDG_CACHE_HOME/tallyhouse-devstack`, else
+    /// Opens the cache at `$TALLYHOUSE_CACHE`, else `$XDG_CACHE_HOME/tallyhouse-devstack`, else
     /// `~/.cache/tallyhouse-devstack`. Fails when the folder cannot be made.
     pub fn open() -> Result<Cache> {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -35,22 +35,22 @@ impl Cache {
         Cache::at(root)
     }
 
-    /// The cache at `root`. Fails when the folder cannot be made.
+    /// Opens the cache at `root`. Fails when the folder cannot be made.
     pub fn at(root: impl Into<PathBuf>) -> Result<Cache> {
         let root = root.into();
         fs::create_dir_all(&root).context("make the cache folder", &root)?;
         Ok(Cache { root })
     }
 
-    /// Where the cache lies.
+    /// Returns the path of the cache.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The folder `name` (which must carry a version), filled by `fill` if it is not there yet.
+    /// Returns the folder `name` (which must carry a version). `fill` fills the folder if it does not exist yet.
     ///
-    /// `fill` gets an empty folder to write to; it runs in one process at a time, the others wait for its result. Fails
-    /// as `fill` fails, and then keeps nothing.
+    /// `fill` gets an empty folder to write to. It runs in one process at a time, and the others wait for its result.
+    /// Fails as `fill` fails, and then keeps nothing.
     pub fn ensure(&self, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let ready = self.root.join(name);
         if ready.is_dir() {
@@ -73,7 +73,7 @@ impl Cache {
         Ok(ready)
     }
 
-    /// Removes what a killed process left behind. Only for the holder of the lock.
+    /// Removes the remains of a killed process. Only the holder of the lock may call it.
     fn sweep(&self, partial_prefix: &str) -> Result<()> {
         for entry in fs::read_dir(&self.root).context("list", &self.root)? {
             let path = entry.context("list", &self.root)?.path();

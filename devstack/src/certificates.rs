@@ -19,7 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const DAY_S: i64 = 86_400;
 
-/// Who signs certificates.
+/// An authority that signs certificates.
 #[derive(Debug)]
 pub struct Authority {
     key: PKey<Private>,
@@ -36,7 +36,7 @@ pub struct Identity {
 }
 
 impl Authority {
-    /// A new authority of this name; what it signs is worth nothing to whoever trusts another.
+    /// Makes a new authority of this name. A client that trusts another authority does not trust its signatures.
     pub fn new(name: &str) -> Result<Authority> {
         let make = || -> Result<Authority, ErrorStack> {
             let key = new_key()?;
@@ -51,22 +51,22 @@ impl Authority {
         make().map_err(failed)
     }
 
-    /// The certificate that clients and servers trust, as PEM.
+    /// Returns the certificate that clients and servers trust, as PEM.
     pub fn pem(&self) -> Result<String> {
         pem(self.certificate.to_pem())
     }
 
-    /// For a server with this DNS name.
+    /// Makes a certificate for a server with this DNS name.
     pub fn server(&self, name: &str) -> Result<Identity> {
         self.sign(name, 1)
     }
 
-    /// As [`Authority::server`], and not valid any more since yesterday.
+    /// Makes the same as [`Authority::server`], but expired since yesterday.
     pub fn expired_server(&self, name: &str) -> Result<Identity> {
         self.sign(name, -1)
     }
 
-    /// For a client whose subject is `CN=name`.
+    /// Makes a certificate for a client whose subject is `CN=name`.
     pub fn client(&self, name: &str) -> Result<Identity> {
         self.sign(name, 1)
     }
@@ -90,14 +90,14 @@ impl Authority {
 }
 
 impl Identity {
-    /// The key, encrypted with this password (PKCS #8, AES-256).
+    /// Returns the key, encrypted with this password (PKCS #8, AES-256).
     pub fn encrypted_key(&self, password: &str) -> Result<String> {
         let key = PKey::private_key_from_pem(self.key.as_bytes()).map_err(failed)?;
         pem(key.private_key_to_pem_pkcs8_passphrase(Cipher::aes_256_cbc(), password.as_bytes()))
     }
 
-    /// Writes `<name>.pem` (key and certificate in one, as Kafka's PEM stores want it), `<name>-cert.pem` and `<name>-key.pem`.
-    /// Gives the three paths in this order.
+    /// Writes `<name>.pem`, `<name>-cert.pem` and `<name>-key.pem`, and returns the three paths in this order. The
+    /// first has key and certificate in one, as Kafka's PEM stores want it.
     pub fn write(&self, folder: &Path, name: &str) -> Result<[PathBuf; 3]> {
         let paths = ["", "-cert", "-key"].map(|kind| folder.join(format!("{name}{kind}.pem")));
         let texts = [self.key.clone() + &self.certificate, self.certificate.clone(), self.key.clone()];
@@ -113,7 +113,8 @@ fn new_key() -> Result<PKey<Private>, ErrorStack> {
     PKey::from_ec_key(EcKey::generate(&group)?)
 }
 
-/// A certificate from a month ago until so many days from now, without issuer and signature.
+/// Begins a certificate, without issuer and signature. It is valid from a month ago until this number of days from
+/// now.
 fn begin(name: &str, key: &PKey<Private>, until_days: i64) -> Result<X509Builder, ErrorStack> {
     let mut builder = X509::builder()?;
     builder.set_version(2)?;

@@ -1,7 +1,7 @@
 //! A ClickHouse server, or several as the shards of a cluster.
 //!
-//! It is the library server of [`crate::init`], so it differs from a packaged one: SQL cannot create users (give
-//! [`User`]s instead), there is no interserver port (Replicated tables stay read-only) and ON CLUSTER is disabled.
+//! It is the library server of [`crate::init`], so it differs from a packaged one. SQL cannot create users (give
+//! [`User`]s instead). There is no interserver port (Replicated tables stay read-only), and ON CLUSTER is disabled.
 //!
 //! Must never listen on anything but 127.0.0.1.
 
@@ -25,20 +25,20 @@ pub const EXTERNAL_VARIABLE: &str = "TALLYHOUSE_TEST_CLICKHOUSE";
 /// The name of the cluster that [`ClickHouse::start_cluster`] defines.
 pub const CLUSTER: &str = "tallyhouse";
 
-/// Starting takes well under a second; a machine that also compiles takes longer.
+/// Time limit for the start. Starting takes well under a second; a machine that also compiles takes longer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
-/// More than any answer to a test.
+/// Maximum size of an answer, in bytes. No answer to a test is that large.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
 /// The server serves until this query ends, which it does after decades.
 const SERVE: &str = "SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP; \
                      SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS max_block_size=1 FORMAT Null";
 
-/// How to start a server. The default is temporary data and the user `default` with an empty password.
+/// The options of a server. The default is temporary data and the user `default` with an empty password.
 #[derive(Debug, Clone, Default)]
 pub struct ClickHouseOptions {
-    /// Where data, configuration and log lie; kept. A temporary folder if None.
+    /// Folder of data, configuration and log; it is kept. A temporary folder if None.
     pub directory: Option<PathBuf>,
     /// Users besides `default`.
     pub users: Vec<User>,
@@ -53,7 +53,8 @@ pub struct User {
     pub name: String,
     /// The password in plain text.
     pub password: String,
-    /// `GRANT` queries without `TO`, such as `GRANT SELECT ON campaigns.*`. All rights of `default` if empty.
+    /// `GRANT` queries without `TO`, such as `GRANT SELECT ON campaigns.*`. If empty, the user has all rights of
+    /// `default`.
     pub grants: Vec<String>,
     /// XML of its settings profile, such as `<use_query_cache>1</use_query_cache>` or `<constraints>…</constraints>`.
     pub profile: String,
@@ -101,32 +102,32 @@ impl ClickHouse {
         ports.into_iter().enumerate().map(start_shard).collect()
     }
 
-    /// A server that somebody else runs at `url`, whose user and password may be query parameters.
+    /// Uses a server that somebody else runs at `url`, whose user and password may be query parameters.
     pub fn external(url: impl Into<String>) -> ClickHouse {
         ClickHouse { url: url.into(), owned: None }
     }
 
-    /// The address of the HTTP interface: `http://host:port`.
+    /// Returns the address of the HTTP interface: `http://host:port`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// `host:port` of the HTTP interface. Fails for an external server.
+    /// Returns `host:port` of the HTTP interface. Fails for an external server.
     pub fn http_addr(&self) -> Result<String> {
         Ok(format!("127.0.0.1:{}", http_port(&self.owned()?.ports)))
     }
 
-    /// `host:port` of the native interface. Fails for an external server.
+    /// Returns `host:port` of the native interface. Fails for an external server.
     pub fn tcp_addr(&self) -> Result<String> {
         Ok(format!("127.0.0.1:{}", tcp_port(&self.owned()?.ports)))
     }
 
-    /// The process. Fails for an external server.
+    /// Returns the process. Fails for an external server.
     pub fn server(&self) -> Result<&Server> {
         Ok(&self.owned()?.server)
     }
 
-    /// Where data and log lie: `server.log`. None for an external server.
+    /// Returns the folder of data and log (`server.log`). None for an external server.
     pub fn directory(&self) -> Option<&Path> {
         self.owned.as_ref().map(|owned| owned.data.path())
     }
@@ -142,12 +143,12 @@ impl ClickHouse {
     ///
     /// Fails as [`ClickHouse::query`] does.
     pub fn query_bytes(&self, sql: &str) -> Result<Vec<u8>> {
-        // Only a whole answer has the status of a success.
+        // With this option only a whole answer has the status of a success.
         let url = format!("{}/?wait_end_of_query=1", self.url);
         bytes(&url, sql, QUERY_TIMEOUT).map_err(|message| Error::Query { sql: sql.to_owned(), message })
     }
 
-    /// The one number that a query gives.
+    /// Returns the one number that a query gives.
     ///
     /// Fails as [`ClickHouse::query`] does, and when the answer is no number.
     pub fn number(&self, sql: &str) -> Result<u64> {
@@ -207,7 +208,7 @@ fn query(url: &str, sql: &str, timeout: Duration) -> Result<String, String> {
     Ok(text.trim_end_matches('\n').to_owned())
 }
 
-/// A new connection for each query: a pooled one could belong to a server killed since.
+/// Asks on a new connection for each query: a pooled one could belong to a server killed since.
 fn bytes(url: &str, sql: &str, timeout: Duration) -> Result<Vec<u8>, String> {
     let mut answer = http::agent(timeout).post(url).send(sql).map_err(|error| error.to_string())?;
     // An exception can follow a status of 200 that has been sent already.

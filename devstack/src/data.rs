@@ -1,4 +1,4 @@
-//! Where a server keeps its data: a folder of the caller's, or a temporary one that goes when the server goes.
+//! The data folder of a server: one of the caller's, or a temporary one that is removed when the server ends.
 //!
 //! A temporary folder is locked while it is used. A process killed with -9 cannot remove its own, so the next one to
 //! make such a folder removes those that nobody has locked.
@@ -16,20 +16,20 @@ use std::{
 use tempfile::TempDir;
 
 const PREFIX: &str = "tallyhouse-devstack-";
-/// Younger folders may be between being made and being locked.
+/// Minimum age of an abandoned folder. Younger folders may be between being made and being locked.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
 /// A data folder.
 #[derive(Debug)]
 pub(crate) enum DataFolder {
-    /// Ours: removed when dropped.
+    /// A folder of this process: it is removed when dropped.
     Temporary { folder: TempDir, _lock: File },
-    /// The caller's: kept.
+    /// The caller's folder: it is kept.
     Kept(PathBuf),
 }
 
 impl DataFolder {
-    /// The folder at `directory`, made if need be, or a temporary one.
+    /// Returns the folder at `directory`, made if need be, or a temporary one.
     pub(crate) fn make(directory: Option<&Path>) -> Result<DataFolder> {
         if let Some(path) = directory {
             fs::create_dir_all(path).context("make", path)?;
@@ -60,7 +60,7 @@ impl DataFolder {
     }
 }
 
-/// Best effort: what cannot be removed (another user's, say) stays.
+/// Removes abandoned folders. Folders that cannot be removed (another user's, say) stay.
 fn sweep(root: &Path) {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     for path in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX)).map(|e| e.path()) {

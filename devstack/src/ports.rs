@@ -1,7 +1,7 @@
-//! Ports on 127.0.0.1 that stay ours while a server is down.
+//! Ports on 127.0.0.1 that stay reserved for a server while it is down.
 //!
-//! They lie below the kernel's ephemeral range: a port inside it could be handed to anybody's outgoing connection while
-//! its server is being restarted. A lock file for each block keeps other devstack processes off.
+//! They lie below the kernel's ephemeral range: a port inside it could be handed to anybody's outgoing connection
+//! while its server is being restarted. A lock file for each block keeps other devstack processes off.
 //!
 //! Must never hand out a port that something listens on.
 
@@ -17,7 +17,7 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
-/// Enough for a cluster of three Kafka nodes with two ports each.
+/// Number of ports in a block: enough for a cluster of three Kafka nodes with two ports each.
 const BLOCK_SIZE: u16 = 8;
 const BLOCKS: u16 = 1_000;
 const DEFAULT_EPHEMERAL_START: u16 = 32_768;
@@ -51,7 +51,7 @@ impl PortBlock {
         Err(Error::NoFreePorts { count: BLOCK_SIZE })
     }
 
-    /// The port at `index` of the block.
+    /// Returns the port at `index` of the block.
     pub(crate) fn port(&self, index: u16) -> u16 {
         assert!(index < BLOCK_SIZE, "a block holds {BLOCK_SIZE} ports");
         self.first + index

@@ -1,7 +1,8 @@
-//! The Django app's events, made up: the same JSON, a known share of it broken, and what was produced counted.
+//! Makes events as the Django app does: the same JSON, a known share of it broken, and a count of all that was
+//! produced.
 //!
-//! The n-th payload is a function of `n` and the seed alone, so a run can be repeated and its outcome is known beforehand.
-//! Must write exactly what `json.dumps` of the producer writes, separators and all.
+//! The n-th payload is a function of `n` and the seed alone, so a run can be repeated and its outcome is known
+//! beforehand. Must write exactly what `json.dumps` of the producer writes, separators and all.
 
 use crate::dice::mix;
 use chrono::{Days, NaiveDate, Utc};
@@ -18,7 +19,7 @@ pub const EVENT_TYPES: [&str; 5] = ["delivered", "open", "click", "bounce", "uns
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(120);
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(10);
 
-/// What is produced.
+/// The source of the events, with its settings.
 #[derive(Debug, Clone)]
 pub struct Events {
     /// Other seeds give other events.
@@ -29,10 +30,10 @@ pub struct Events {
     pub last_day: NaiveDate,
     /// Number of distinct days.
     pub days: u64,
-    /// Of a hundred records, so many are broken on average.
+    /// Average percentage of broken records.
     pub broken_percent: u64,
-    /// Bytes of an event: `metadata` is grown to reach them, or left out where that is too much already. None: as the app's are,
-    /// about 290.
+    /// Size of an event in bytes. `metadata` is grown to reach it, or left out where the event is too large already.
+    /// None: the size of the app's events, about 290.
     pub size_bytes: Option<usize>,
 }
 
@@ -49,17 +50,17 @@ impl Default for Events {
     }
 }
 
-/// One record's value, and what becomes of it.
+/// One record's value and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
-    /// The bytes.
+    /// The bytes of the value.
     pub bytes: Vec<u8>,
     /// The event type; `None` for a broken record.
     pub event_type: Option<&'static str>,
 }
 
 impl Events {
-    /// The n-th payload.
+    /// Returns the n-th payload.
     pub fn payload(&self, n: u64) -> Payload {
         let dice = mix(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ n);
         let event_type = match dice % 100 {
@@ -100,7 +101,7 @@ impl Events {
     }
 }
 
-/// An event of so many bytes, by a text in `metadata` that compresses to about half.
+/// Returns an event of this size, with a text in `metadata` that compresses to about half.
 fn padded(head: &str, dice: u64, bytes: usize) -> String {
     const AROUND: &str = ", \"metadata\": {\"text\": \"\"}}";
     let Some(missing) = bytes.checked_sub(head.len() + AROUND.len()) else { return format!("{head}}}") };
@@ -114,7 +115,7 @@ fn padded(head: &str, dice: u64, bytes: usize) -> String {
     format!("{head}, \"metadata\": {{\"text\": \"{}\"}}}}", &text[..missing])
 }
 
-/// One of many ways to break an event.
+/// Breaks an event in one of many ways.
 fn broken(json: &str, dice: u64) -> Vec<u8> {
     match dice / 100 % 16 {
         0 => json.as_bytes()[..json.len() / 2].to_vec(),
@@ -136,7 +137,7 @@ fn broken(json: &str, dice: u64) -> Vec<u8> {
     }
 }
 
-/// A UUID's text, the same for the same number.
+/// Returns a UUID's text, the same for the same number.
 pub fn uuid(number: u64) -> String {
     let (high, low) = (mix(number), mix(number ^ 0x5555));
     format!(
@@ -149,19 +150,19 @@ pub fn uuid(number: u64) -> String {
     )
 }
 
-/// What was produced.
+/// The numbers of produced records and events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Records, broken ones included.
     pub produced: u64,
-    /// Broken records.
+    /// Number of broken records.
     pub broken: u64,
     /// Events by type, in the order of [`EVENT_TYPES`].
     pub by_type: [u64; 5],
 }
 
 impl Ledger {
-    /// Both together.
+    /// Returns both together.
     pub fn plus(&self, other: &Ledger) -> Ledger {
         Ledger {
             produced: self.produced + other.produced,
@@ -192,7 +193,7 @@ pub fn create_topic(bootstrap: &str, topic: &str, partitions: i32) -> Result<(),
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|_| KafkaError::Canceled)?;
         runtime.block_on(admin.create_topics(&wanted, &options))
     };
-    // A thread of its own, as the caller may be in a runtime already.
+    // It runs on a thread of its own, as the caller may be in a runtime already.
     let created = std::thread::scope(|scope| scope.spawn(create).join().unwrap_or(Err(KafkaError::Canceled)))?;
     match created.into_iter().next() {
         Some(Err((_, code))) => Err(KafkaError::AdminOp(code)),
@@ -210,7 +211,7 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer as fast as the machine allows, acknowledged by all replicas and idempotent.
+    /// Makes a producer as fast as the machine allows, acknowledged by all replicas and idempotent.
     ///
     /// # Errors
     /// librdkafka cannot start.
@@ -265,7 +266,7 @@ impl Producer {
         Ok(())
     }
 
-    /// Waits until all is acknowledged; tells what the events were.
+    /// Waits until all is acknowledged. Returns the ledger of the events.
     ///
     /// # Errors
     /// Not all was acknowledged in time.

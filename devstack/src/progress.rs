@@ -1,4 +1,4 @@
-//! What a long wait shows: a spinner on a terminal, one plain line elsewhere.
+//! Shows a long wait: a spinner on a terminal, one plain line elsewhere.
 //!
 //! Must never print to standard output, which belongs to the caller.
 

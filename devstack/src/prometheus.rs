@@ -12,7 +12,7 @@ use crate::{
 };
 use std::{fs, path::Path, process::Command, time::Duration};
 
-/// Starting takes well under a second; a machine that also compiles takes longer.
+/// Time limit for the start. Starting takes well under a second; a machine that also compiles takes longer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -51,7 +51,8 @@ impl Prometheus {
         Ok(Prometheus { url, _server: server, _data: data, _ports: ports })
     }
 
-    /// Evaluates an expression now; the JSON answer. Fails, with Prometheus' own text, when it refuses the expression.
+    /// Evaluates an expression now and returns the JSON answer. Fails, with Prometheus' own text, when it refuses the
+    /// expression.
     pub fn query(&self, expression: &str) -> Result<String> {
         get(&format!("{}/api/v1/query", self.url), &[("query", expression)])
             .map_err(|message| Error::Expression { expression: expression.to_owned(), message })

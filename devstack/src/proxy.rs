@@ -1,14 +1,15 @@
-//! A TCP proxy that can be told to hurt what passes through it: the network between the service and a server.
+//! A TCP proxy between the service and a server. It can be made to hurt the bytes that pass through it.
 //!
 //! ```text
 //! client ──chunk──► [ delay │ cut │ half │ hold │ answer │ remember ] ──► server
 //! client ◄───────── [ delay │ cut │ lost ] ◄──chunk── server
 //! ```
 //!
-//! One thread for each direction of each connection. A trouble counts only when it hits a chunk of bytes on its way.
+//! One thread serves each direction of each connection. A trouble counts only when it hits a chunk of bytes on its
+//! way.
 //!
-//! Must never change a byte that it delivers: that is what was sent, or the beginning of it. Only the troubles that stand for an HTTP proxy
-//! answer by themselves. Must never listen on anything but 127.0.0.1.
+//! Must never change a byte that it delivers: it delivers the bytes that were sent, or the beginning of them. Only
+//! the troubles that stand for an HTTP proxy answer by themselves. Must never listen on anything but 127.0.0.1.
 
 use crate::dice::{Dice, mix};
 use crate::error::{Context, Result};
@@ -25,16 +26,17 @@ use std::{
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Small against a batch's insert, so that a body passes in several chunks and can be cut anywhere.
+/// Size of a chunk in bytes. It is small against a batch's insert, so a body passes in several chunks and can be cut
+/// anywhere.
 const CHUNK_BYTES: usize = 8 << 10;
-/// Longest wait for the rest of what one side says, where the proxy answers or asks by itself.
+/// Longest wait for the rest of one side's message, where the proxy answers or asks by itself.
 const REST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Answers that are remembered.
+/// Number of answers that are remembered.
 const ANSWERS_MAX: usize = 64;
-/// Every read on which members decide asks for its own query id.
+/// Text of every read on which members decide: it asks for its own query id.
 const DECIDING: &[u8] = b"queryID()";
 
-/// What can happen to a chunk of bytes.
+/// A trouble for a chunk of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
     /// It is dropped and the connection closed, in either direction.
@@ -47,9 +49,11 @@ pub enum Trouble {
     LoseAnswer,
     /// An HTTP request does not reach the server. The proxy answers with status 200, and `Ok.` or nothing, as a maintenance page does.
     Answer,
-    /// A read of tables gets the answer that the same one got before, if that is no older than this. Another query id makes no other read.
+    /// A read of tables gets the answer that the same read got before, if that is no older than this. A read with
+    /// another query id is still the same read.
     Remember(Duration),
-    /// All that comes of an INSERT in this time is held, and reaches the server after it, also when the sender has gone meanwhile.
+    /// All bytes of an INSERT in this time are held. They reach the server after it, also when the sender has gone in
+    /// the meantime.
     Hold(Duration),
 }
 
@@ -67,7 +71,7 @@ pub struct Proxy {
 struct Shared {
     seed: u64,
     upstream: OnceLock<SocketAddr>,
-    /// What happens at the moment: its number, what, and to how many of a hundred chunks.
+    /// The current troubles: number, trouble, and the percentage of chunks that it hits.
     troubles: Mutex<Vec<(u64, Trouble, u64)>>,
     begun: AtomicU64,
     hits: AtomicU64,
@@ -103,24 +107,24 @@ impl Proxy {
         let _ = self.shared.upstream.set(server);
     }
 
-    /// Where clients connect.
+    /// Returns the address to which clients connect.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on this happens to so many of a hundred chunks; gives the number to [`Proxy::end`] it with.
+    /// Begins a trouble that hits this percentage of the chunks. Returns the number to [`Proxy::end`] it with.
     pub fn begin(&self, trouble: Trouble, percent: u64) -> u64 {
         let number = self.shared.begun.fetch_add(1, Ordering::Relaxed);
         self.shared.troubles().push((number, trouble, percent));
         number
     }
 
-    /// It happens no more.
+    /// Ends the trouble with this number.
     pub fn end(&self, number: u64) {
         self.shared.troubles().retain(|(other, ..)| *other != number);
     }
 
-    /// How many chunks were hit by any trouble so far.
+    /// Returns the number of chunks that any trouble has hit so far.
     pub fn hits(&self) -> u64 {
         self.shared.hits.load(Ordering::Relaxed)
     }
@@ -129,7 +133,7 @@ impl Proxy {
 impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Relaxed);
-        // Wakes the accepting thread, which then ends; if it cannot be woken the process is ending anyway.
+        // This wakes the accepting thread, which then ends. If it cannot be woken, the process is ending anyway.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -139,7 +143,7 @@ impl Shared {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What happens to the next chunk in this direction.
+    /// Draws the trouble of the next chunk in this direction.
     fn draw(&self, to_server: bool, bytes: &[u8], dice: &mut Dice) -> Option<Trouble> {
         let applies = |trouble: Trouble| match trouble {
             Trouble::Cut | Trouble::Delay(_) => true,
@@ -152,7 +156,7 @@ impl Shared {
         let troubles = self.troubles();
         let drawn = troubles.iter().find(|(_, trouble, percent)| applies(*trouble) && dice.percent(*percent));
         drawn.map(|(_, trouble, _)| {
-            // An answer from memory counts once it is given.
+            // An answer from memory counts only once it is given.
             if !matches!(trouble, Trouble::Remember(_)) {
                 self.hits.fetch_add(1, Ordering::Relaxed);
             }
@@ -160,7 +164,7 @@ impl Shared {
         })
     }
 
-    /// The answer to a read: from memory if it is young enough, else the server's.
+    /// Returns the answer to a read: from memory if it is young enough, else the server's.
     fn recall(&self, request: &[u8], age: Duration) -> Option<Vec<u8>> {
         let key = without_query_id(request);
         let answers = || self.answers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,17 +187,17 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// An HTTP request begins here: a client begins each one in a write of its own.
+/// True if an HTTP request begins here: a client begins each one in a write of its own.
 fn is_request(bytes: &[u8]) -> bool {
     bytes.starts_with(b"POST ") || bytes.starts_with(b"GET ")
 }
 
-/// A whole request for a read of tables on which a member decides.
+/// True if it is a whole request for a read of tables on which a member decides.
 fn is_read(bytes: &[u8]) -> bool {
     is_request(bytes) && is_whole(bytes) && contains(bytes, DECIDING) && !contains(bytes, b"system.")
 }
 
-/// The bytes have all of a request's body.
+/// True if the bytes have all of a request's body.
 fn is_whole(bytes: &[u8]) -> bool {
     let Some(head) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
     let text = String::from_utf8_lossy(&bytes[..head]).to_ascii_lowercase();
@@ -201,7 +205,7 @@ fn is_whole(bytes: &[u8]) -> bool {
     length == Some(bytes.len() - head - 4)
 }
 
-/// A request without the value of its query id, which is another one each time.
+/// Returns a request without the value of its query id, which differs each time.
 fn without_query_id(request: &[u8]) -> Vec<u8> {
     const NAME: &[u8] = b"query_id=";
     let Some(at) = request.windows(NAME.len()).position(|window| window == NAME) else { return request.to_vec() };
@@ -221,7 +225,8 @@ fn ask(upstream: SocketAddr, request: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// Answers a request in the server's place, and reads the rest of it: closed before, the answer would be lost with the connection.
+/// Answers a request in the server's place, and reads the rest of it. If the connection closed before, the answer
+/// would be lost.
 fn answer(client: &mut TcpStream, body: &str) {
     let length = body.len();
     let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
@@ -230,7 +235,7 @@ fn answer(client: &mut TcpStream, body: &str) {
     }
 }
 
-/// All that comes within a time, or until the sender ends.
+/// Reads all bytes that come within a time, or until the sender ends.
 fn gather(from: &mut TcpStream, within: Duration) -> Vec<u8> {
     let (mut all, mut chunk, deadline) = (Vec::new(), [0; CHUNK_BYTES], Instant::now() + within);
     while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -254,7 +259,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let (Ok(client), Some(&upstream)) = (client, shared.upstream.get()) else { continue };
         let (shared, seed) = (Arc::clone(shared), mix(shared.seed ^ mix(number)));
         thread::spawn(move || {
-            // A server that is away: the client's connection closes, as that of a host without a listener.
+            // If the server is away, the client's connection closes, as with a host without a listener.
             if let Ok(server) = TcpStream::connect_timeout(&upstream, CONNECT_TIMEOUT) {
                 connect(client, server, &shared, seed);
             }
@@ -310,7 +315,7 @@ fn pump(mut from: TcpStream, mut to: TcpStream, to_server: bool, shared: &Shared
                 }
             }
             Ok(0) => {
-                // The other direction may still have something to say.
+                // The other direction may still carry bytes.
                 let _ = to.shutdown(Shutdown::Write);
                 return;
             }
@@ -325,7 +330,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc::{Receiver, channel};
 
-    /// A server that tells what it received on each connection and answers every chunk with "answer".
+    /// Starts a server that sends on what it received on each connection, and answers every chunk with "answer".
     fn server() -> (SocketAddr, Receiver<Vec<u8>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -347,7 +352,8 @@ mod tests {
         (address, inbox)
     }
 
-    /// Sends "question" through a proxy with this trouble; gives what the server got, the client got, and the hits.
+    /// Sends "question" through a proxy with this trouble. Returns the bytes that the server got and the client got,
+    /// and the hits.
     fn ask(trouble: Option<Trouble>) -> (Vec<u8>, Vec<u8>, u64) {
         let (address, inbox) = server();
         let proxy = Proxy::new(1).unwrap();
@@ -373,7 +379,7 @@ mod tests {
         assert_eq!(ask(Some(late)), (b"question".to_vec(), b"answer".to_vec(), 2));
     }
 
-    /// A server that answers with the number of the connection and ends it.
+    /// Starts a server that answers with the number of the connection and ends it.
     fn counting_server() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -414,7 +420,7 @@ mod tests {
         let proxy = Proxy::new(1).unwrap();
         proxy.lead_to(counting_server());
         proxy.begin(Trouble::Remember(Duration::from_secs(60)), 100);
-        // The first one is the server's, the second is not, and neither is one that is no read of tables remembered.
+        // The first answer is the server's, the second is not. A request that is no read of tables is not remembered.
         let first = request(&proxy, &read_of("daily", 1));
         assert_eq!((request(&proxy, &read_of("daily", 2)), proxy.hits()), (first.clone(), 1));
         assert_ne!(request(&proxy, &read_of("email_events", 3)), first);

@@ -16,7 +16,8 @@ use std::{
     },
 };
 
-/// One Kafka, one secured Kafka and one ClickHouse, each started when first asked for, so that a run that needs one does not wait for both.
+/// One Kafka, one secured Kafka and one ClickHouse. Each starts when it is first asked for, so a run that needs one
+/// does not wait for both.
 ///
 /// `TALLYHOUSE_TEST_KAFKA` (`host:port,…`) and `TALLYHOUSE_TEST_CLICKHOUSE` (URL) name servers to use instead of
 /// starting any; asking for their processes then fails with [`Error::NotOurs`].
@@ -30,7 +31,7 @@ pub struct Stack {
 static SHARED: Stack = Stack { kafka: OnceLock::new(), secure_kafka: OnceLock::new(), clickhouse: OnceLock::new() };
 
 impl Stack {
-    /// The one of this process. Its servers end, and their temporary data goes, when the process exits.
+    /// Returns the stack of this process. Its servers end, and their temporary data goes, when the process exits.
     pub fn shared() -> &'static Stack {
         static AT_EXIT: OnceLock<()> = OnceLock::new();
         AT_EXIT.get_or_init(|| {
@@ -41,7 +42,8 @@ impl Stack {
         &SHARED
     }
 
-    /// Kafka, started now if this is the first call. Fails, each time alike, when it could not be started.
+    /// Returns Kafka, started now if this is the first call. Fails, each time in the same way, when it could not be
+    /// started.
     pub fn kafka(&self) -> Result<&Kafka, &Error> {
         let start = || match set_variable(kafka::EXTERNAL_VARIABLE) {
             Some(bootstrap) => Ok(Kafka::external(bootstrap)),
@@ -50,12 +52,14 @@ impl Stack {
         self.kafka.get_or_init(start).as_ref()
     }
 
-    /// The secured Kafka, started now if this is the first call; always of our own. Fails as [`Stack::kafka`] does.
+    /// Returns the secured Kafka, started now if this is the first call. It is never an external one. Fails as
+    /// [`Stack::kafka`] does.
     pub fn secure_kafka(&self) -> Result<&SecureKafka, &Error> {
         self.secure_kafka.get_or_init(SecureKafka::start).as_ref()
     }
 
-    /// ClickHouse, started now if this is the first call. Fails, each time alike, when it could not be started.
+    /// Returns ClickHouse, started now if this is the first call. Fails, each time in the same way, when it could not
+    /// be started.
     pub fn clickhouse(&self) -> Result<&ClickHouse, &Error> {
         let start = || match set_variable(clickhouse::EXTERNAL_VARIABLE) {
             Some(url) => Ok(ClickHouse::external(url)),
@@ -64,12 +68,12 @@ impl Stack {
         self.clickhouse.get_or_init(start).as_ref()
     }
 
-    /// A topic name that nobody else uses, on a shared server either. Does not create the topic.
+    /// Returns a topic name that nobody else uses, on a shared server either. Does not create the topic.
     pub fn fresh_topic_name(&self, prefix: &str) -> String {
         fresh_name(prefix)
     }
 
-    /// A database name that nobody else uses, fit to stand unquoted. Does not create the database.
+    /// Returns a database name that nobody else uses, fit to stand unquoted. Does not create the database.
     pub fn fresh_database_name(&self, prefix: &str) -> String {
         fresh_name(&prefix.replace(|c: char| !c.is_ascii_alphanumeric(), "_"))
     }
@@ -91,7 +95,7 @@ fn set_variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Unique in this process by a counter, and among processes by a random number.
+/// Returns a name that is unique in this process by a counter, and among processes by a random number.
 fn fresh_name(prefix: &str) -> String {
     static RUN: OnceLock<u64> = OnceLock::new();
     static COUNT: AtomicU64 = AtomicU64::new(0);

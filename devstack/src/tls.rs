@@ -1,5 +1,5 @@
-//! TLS in front of a server that has none, as a company puts nginx or stunnel there. The library form of ClickHouse has no HTTPS
-//! listener (`SYSTEM START LISTEN HTTPS` is refused: it "supports only TCP and HTTP listeners").
+//! TLS in front of a server that has none, as a company puts nginx or stunnel there. The library form of ClickHouse
+//! has no HTTPS listener (`SYSTEM START LISTEN HTTPS` is refused: it "supports only TCP and HTTP listeners").
 //!
 //! Must never change a byte of what it passes on. Must never listen on anything but 127.0.0.1.
 
@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObj
 use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
-/// What a terminator shows and demands.
+/// The files of a terminator: its own certificate, and the authority of its clients.
 #[derive(Debug)]
 pub struct TerminatorOptions {
     /// PEM files of its certificate and key.
@@ -26,7 +26,7 @@ pub struct TerminatorOptions {
     pub client_authority: Option<PathBuf>,
 }
 
-/// Takes TLS connections and passes on what is inside. Ends with its runtime, which it drops.
+/// Takes TLS connections and passes on their content. It ends with its runtime, which it drops.
 #[derive(Debug)]
 pub struct Terminator {
     port: u16,
@@ -40,7 +40,7 @@ impl Terminator {
     pub fn start(options: &TerminatorOptions, server: SocketAddr) -> Result<Terminator> {
         let here = Path::new("127.0.0.1");
         let acceptor = TlsAcceptor::from(Arc::new(server_config(options)?));
-        // Not tokio's own bind, since the caller may be in a runtime already.
+        // This is not tokio's own bind, since the caller may be in a runtime already.
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listen on", here)?;
         listener.set_nonblocking(true).context("listen on", here)?;
         let port = listener.local_addr().context("listen on", here)?.port();
@@ -50,12 +50,12 @@ impl Terminator {
         Ok(Terminator { port, runtime: Some(runtime) })
     }
 
-    /// Its address by the name that certificates are for: `https://localhost:port`.
+    /// Returns its address by the name that certificates are for: `https://localhost:port`.
     pub fn url(&self) -> String {
         format!("https://localhost:{}", self.port)
     }
 
-    /// Its address by number, which no certificate is for.
+    /// Returns its address by number, which no certificate is for.
     pub fn url_by_number(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)
     }
@@ -75,7 +75,7 @@ async fn accept(listener: std::net::TcpListener, acceptor: TlsAcceptor, server: 
     while let Ok((stream, _)) = listener.accept().await {
         let acceptor = acceptor.clone();
         tokio::spawn(async move {
-            // A client that is refused or goes away is none of the terminator's trouble.
+            // A client that is refused or goes away is no failure of the terminator.
             let (Ok(mut client), Ok(mut server)) = (acceptor.accept(stream).await, TcpStream::connect(server).await)
             else {
                 return;

@@ -1,4 +1,4 @@
-//! The programs that fetching and running the servers needs, looked for before they are used.
+//! Looks for the programs that fetching and running the servers needs, before they are used.
 //!
 //! Must never install anything.
 
@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{env, process::Command};
 
-/// Kafka 4 runs on nothing older.
+/// Oldest major version of Java for Kafka 4.
 const JAVA_NEEDED: u32 = 17;
 const JAVA_PACKAGE: &str = "openjdk-17-jre-headless";
 
@@ -36,7 +36,7 @@ pub(crate) fn need_java() -> Result<()> {
     Err(Error::JavaTooOld { found, needed: JAVA_NEEDED, package: JAVA_PACKAGE })
 }
 
-/// The major version in a line such as `openjdk 17.0.15 2025-04-15`.
+/// Returns the major version in a line such as `openjdk 17.0.15 2025-04-15`.
 fn java_major(line: &str) -> Option<u32> {
     let version = line.split_whitespace().nth(1)?;
     version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()

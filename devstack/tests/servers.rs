@@ -1,4 +1,4 @@
-//! Runs the real servers: needs Java, and on the first run Maven, npm and the network.
+//! Runs the real servers. It needs Java, and on the first run Maven, npm and the network.
 
 use devstack::{ClickHouse, ClickHouseOptions, Error, Kafka, KafkaOptions, Output, Server, Stack, User, process};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -32,7 +32,7 @@ fn main() {
 type Tested = Result<(), Box<dyn std::error::Error>>;
 type Test = fn() -> Tested;
 
-/// Waits until `probe` gives a value.
+/// Waits until `probe` returns a value.
 fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
@@ -153,7 +153,7 @@ fn external_servers_are_not_ours_to_kill() -> Tested {
     Ok(())
 }
 
-/// `devstack up`, and the process ids it printed, once everything runs.
+/// Starts `devstack up`. Returns it and the process ids it printed, once everything runs.
 fn up() -> Result<(Server, Vec<u32>), Box<dyn std::error::Error>> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_devstack"));
     command.arg("up");

@@ -35,7 +35,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
     let Arguments { since, until, json, limit, query_timeout_s } = arguments;
     let reader = reader(config, query_timeout_s)?;
-    // 0 would find nothing to say "and n more" about.
+    // With 0 there would be no finding to follow with "and n more".
     let options = Options { since, until, limit: limit.max(1) as usize };
     let shown = std::io::stderr().is_terminal();
     let progress = |step: &str| {
@@ -48,7 +48,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     Ok(Done { output, status: if report.violations() > 0 { EXIT_VIOLATIONS } else { 0 } })
 }
 
-/// Connections with a limit of their own: these queries read whole tables.
+/// Makes connections with a time limit of their own, as these queries read whole tables.
 pub(super) fn reader(config: &Config, query_timeout_s: u64) -> Result<Reader, CliError> {
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = query_timeout_s * 1_000;

@@ -71,7 +71,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     Ok(Done { output, status: if summary.is_unfinished() { EXIT_VIOLATIONS } else { 0 } })
 }
 
-/// The addresses given, without repeating one that cannot be used.
+/// Returns the given addresses. An error does not repeat an address that cannot be used.
 fn addresses(emails: &[String]) -> Result<Vec<Address>, CliError> {
     let mut texts = Vec::new();
     for email in emails {

@@ -1,4 +1,4 @@
-//! The command line: what `tallyhouse` can be told to do, and the words that teach it.
+//! The command line: the commands of `tallyhouse`, and the texts that explain them.
 //!
 //! Must never print a secret, and never do work itself: each command calls the module that does it.
 
@@ -38,13 +38,13 @@ use tokio_util::sync::CancellationToken;
 /// Exit status for a command line or configuration that cannot be used (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
 
-/// Exit status of an audit that found violations, or of a repair that left some.
+/// Exit status of an audit that found violations, or of a repair that left violations.
 pub const EXIT_VIOLATIONS: u8 = 2;
 
-/// Exit status of a check that failed, or of a status that has something wrong.
+/// Exit status of a check that failed, or of a status with a problem.
 pub const EXIT_WRONG: u8 = 1;
 
-/// Exit status of a command that has changed something to its end, while its output could not be written (`EX_IOERR` of sysexits.h).
+/// Exit status of a command that completed its changes but could not write its output (`EX_IOERR` of sysexits.h).
 pub const EXIT_OUTPUT: u8 = 74;
 
 const MIGRATE_LEFT: &str = "statements that were done stay done; run `tallyhouse migrate` again to complete the tables";
@@ -141,7 +141,7 @@ enum ConfigCommand {
     Explain,
 }
 
-/// Why a command failed.
+/// The reason why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// A `--set` that is not `KEY=VALUE`.
@@ -219,10 +219,10 @@ impl CliError {
     }
 }
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Done {
-    /// What is to be printed.
+    /// The text to print.
     pub output: String,
     /// The exit status.
     pub status: u8,
@@ -235,8 +235,9 @@ impl From<String> for Done {
 }
 
 impl Done {
-    /// The exit status, and a message for standard error. `changes`: the command may have changed something, so whoever started it must
-    /// learn that its words were lost. `| head` has seen enough of the others.
+    /// Returns the exit status, and a message for standard error. `changes` is true if the command may have changed
+    /// something. Its caller must then learn that its words were lost. For other commands a lost reader is no error:
+    /// `| head` has seen enough.
     pub fn end(&self, changes: bool, lost: Option<Lost>) -> (u8, Option<String>) {
         match lost {
             Some(lost) if changes => {
@@ -250,7 +251,7 @@ impl Done {
 }
 
 impl Cli {
-    /// Says if the command may change tables or topics. `run` does as well, but reports in its log.
+    /// True if the command may change tables or topics. `run` does as well, but reports in its log.
     pub fn changes_something(&self) -> bool {
         match &self.command {
             Command::Migrate { dry_run, .. } => !dry_run,
@@ -262,7 +263,7 @@ impl Cli {
         }
     }
 
-    /// Carries the command out and gives what is to be printed.
+    /// Carries the command out and returns the text to print.
     ///
     /// # Errors
     /// Any of [`CliError`].
@@ -271,7 +272,7 @@ impl Cli {
             Command::Migrate { dry_run: false, .. } => signals::end_at_once(MIGRATE_LEFT)?,
             Command::Repair(repair::Command::Clean { .. }) => signals::end_at_once(CLEAN_LEFT)?,
             Command::Erase(arguments) if arguments.changes_something() => signals::end_at_once(ERASE_LEFT)?,
-            // These listen themselves, as they end in order.
+            // These listen to signals themselves, as they end in order.
             Command::Run
             | Command::Status(_)
             | Command::Repair(repair::Command::Daily { .. })
@@ -295,7 +296,7 @@ impl Cli {
             Command::Rejects(command) => rejects::run(&settings.load()?.config, command).await,
             Command::Check(arguments) => check::run(&settings.load()?.config, arguments).await,
             Command::Status(arguments) => status::run(&settings.load()?.config, arguments).await,
-            // These need no configuration, so a broken one is not looked at.
+            // These need no configuration, so they do not read a broken one.
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Completions(arguments) => Ok(pages::completions(&arguments)),
             Command::Man(arguments) => pages::man(&arguments),
@@ -304,7 +305,7 @@ impl Cli {
 }
 
 impl Settings {
-    /// The configuration that these, the environment and the file make together.
+    /// Returns the configuration from these settings, the environment and the file.
     fn load(self) -> Result<Resolved, CliError> {
         Ok(config::load(&self.sources()?)?)
     }
@@ -342,7 +343,7 @@ async fn run(sources: Sources) -> Result<String, CliError> {
     Ok(format!("{summary}\n"))
 }
 
-/// `keep`: of rejected rows or not, and for how long, where that is to be changed.
+/// Makes the tables. `keep` says for how long raw or rejected rows are kept, where that is to be changed.
 async fn migrate(
     config: &Config,
     dry_run: bool,
@@ -387,7 +388,7 @@ fn clickhouse_options(config: &Config) -> ClickHouseOptions {
     }
 }
 
-/// A client that does not wait long: people wait for the answer.
+/// Makes a client with a short time limit, because people wait for the answer.
 fn short_timeout_client(config: &Config) -> Result<Client, CliError> {
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = options.query_timeout_ms.min(ANSWER_TIMEOUT.as_millis() as u64);

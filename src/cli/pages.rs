@@ -1,4 +1,4 @@
-//! `tallyhouse completions` and `tallyhouse man`: what is made of the command line's own description.
+//! `tallyhouse completions` and `tallyhouse man`: pages made from the command line's own description.
 //!
 //! Must never need a configuration: both run where the program is packaged.
 
@@ -57,7 +57,7 @@ fn page(command: clap::Command) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The page of a command, then those of its subcommands: `tallyhouse-repair-daily.1`.
+/// Writes the page of a command, then those of its subcommands: `tallyhouse-repair-daily.1`.
 fn write_pages(folder: &Path, command: clap::Command, names: &mut Vec<String>) -> Result<(), CliError> {
     let subcommands: Vec<_> = command.get_subcommands().filter(|sub| sub.get_name() != "help").cloned().collect();
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();

@@ -171,7 +171,7 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
     }
 }
 
-/// Says if somebody still reads.
+/// Prints the bytes. Returns true if the output still has a reader.
 fn print(bytes: &[u8]) -> Result<bool, CliError> {
     match output::print(bytes) {
         Err(lost) if lost.reader_gone => Ok(false),

@@ -77,7 +77,7 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
     }
 }
 
-/// Says what stands, and gives the repair a little time to take it down.
+/// Prints the constraint that stands, and gives the repair a little time to take it down.
 async fn leave(signal: Signal, standing: Standing) {
     let Some(fence) = standing.fence() else {
         output::note(&format!(

@@ -89,7 +89,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     Ok(Done { output, status: if done { 0 } else { EXIT_WRONG } })
 }
 
-/// Asks on a terminal. Elsewhere nobody can answer.
+/// Asks on a terminal, and returns true after a yes. Elsewhere nobody can answer, so it returns false.
 fn is_confirmed() -> Result<bool, CliError> {
     if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
         return Ok(false);

@@ -66,7 +66,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     loop {
         let looked = tokio::select! {
             looked = look_and_print(&mut watcher, &mut earlier, json) => looked,
-            // Ctrl-C is how this ends; what was seen last is its exit status.
+            // Ctrl-C ends the watch. The last look decides the exit status.
             () = stop.cancelled() => Ok(None),
         };
         match looked? {
@@ -80,7 +80,8 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     }
 }
 
-/// Looks, and once more if only that can tell whether partitions move. The second look follows when all have moved, or after `interval`.
+/// Looks once, and again if only a second look can show if partitions move. The second look follows when all have
+/// moved, or after `interval`.
 async fn look_twice(watcher: &mut Watcher, interval: Option<Duration>) -> Status {
     let status = watcher.look().await;
     let Some(patience) = status.unjudged().into_iter().map(|(_, patience)| patience).max() else { return status };
@@ -98,7 +99,7 @@ async fn look_twice(watcher: &mut Watcher, interval: Option<Duration>) -> Status
 
 type Look = (Instant, Status);
 
-/// Whether all is well; `None` when nobody reads any more.
+/// Returns true if all is well; `None` when nobody reads the output any more.
 async fn look_and_print(
     watcher: &mut Watcher,
     earlier: &mut Option<Look>,
@@ -117,7 +118,7 @@ async fn look_and_print(
     }
 }
 
-/// On a terminal in the place of the last one, else below it.
+/// Returns the text so that it replaces the last one on a terminal, or follows it elsewhere.
 fn placed(text: &str, json: bool) -> String {
     match (std::io::stdout().is_terminal(), json) {
         (_, true) => text.to_owned(),

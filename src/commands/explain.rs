@@ -1,7 +1,7 @@
 //! The pages of `docs/`, inside the program: `tallyhouse explain CODE` prints one where no repository is at hand.
 //!
-//! Messages name a code and never a path, because an image has no `docs/`. Must never do I/O: every page is part of the binary.
-//! `tests/docs.rs` keeps [`PAGES`] the same as the folder, and proves that each code has a page.
+//! Messages name a code and never a path, because an image has no `docs/`. Must never do I/O: every page is part of
+//! the binary. `tests/docs.rs` keeps [`PAGES`] the same as the folder, and proves that each code has a page.
 
 use std::fmt::Write as _;
 
@@ -99,7 +99,7 @@ pub struct Entry {
     pub code: String,
     /// The subject of the code.
     pub kind: Kind,
-    /// One line.
+    /// Summary in one line.
     pub summary: String,
     text: String,
 }
@@ -113,12 +113,12 @@ pub struct UnknownCode {
     nearest: Vec<String>,
 }
 
-/// Unknown codes get this many names in return.
+/// Number of names that the answer to an unknown code lists.
 const NEAREST_COUNT: usize = 3;
-/// A line of the list is this long at most.
+/// Maximum length of a line of the list, in characters.
 const LINE_CHARS_MAX: usize = 118;
 
-/// Every code that [`explain`] knows.
+/// Returns every code that [`explain`] knows.
 pub fn entries() -> Vec<Entry> {
     let mut entries: Vec<Entry> = PAGES.iter().map(|&(path, text)| page(path, text)).collect();
     entries.extend(rejects());
@@ -127,7 +127,7 @@ pub fn entries() -> Vec<Entry> {
     entries
 }
 
-/// Gives the text of a code: its page, its section or its row. A word that is a code and a page gets both.
+/// Returns the text of a code: its page, its section or its row. A word that is a code and a page gets both.
 ///
 /// # Errors
 /// The code is unknown.
@@ -141,7 +141,7 @@ pub fn explain(code: &str) -> Result<String, UnknownCode> {
     Ok(found.join("\n"))
 }
 
-/// Gives all codes by subject, each with one line.
+/// Returns all codes by subject, each with one line.
 pub fn list() -> String {
     let entries = entries();
     let width = entries.iter().map(|entry| entry.code.len()).max().unwrap_or_default();
@@ -185,7 +185,7 @@ fn page(path: &str, text: &str) -> Entry {
     Entry { code: code.to_owned(), kind, summary: plain(summary), text: with_codes(text, folder) }
 }
 
-/// `stops/conflict` is asked for as `conflict`, and `stops/README` as `stops`.
+/// Returns the code of a page: `conflict` for `stops/conflict`, and `stops` for `stops/README`.
 fn code_of(path: &str) -> &str {
     match path.rsplit_once('/') {
         Some((folder, "README")) => folder,
@@ -198,7 +198,7 @@ fn text_of(path: &str) -> &'static str {
     PAGES.iter().find(|(name, _)| *name == path).map_or("", |(_, text)| text)
 }
 
-/// The rows of the table of reasons, each as a page of its own.
+/// Returns the rows of the table of reasons, each as a page of its own.
 fn rejects() -> Vec<Entry> {
     let rows = text_of("rejects").lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
     rows.filter_map(|row| match row.split(" | ").collect::<Vec<_>>()[..] {
@@ -217,7 +217,7 @@ fn rejects() -> Vec<Entry> {
     .collect()
 }
 
-/// The sections of the page on audits; one section may explain two codes.
+/// Returns the sections of the page on audits. One section may explain two codes.
 fn findings() -> Vec<Entry> {
     let sections = text_of("audit").split("\n### ").skip(1);
     let mut entries = Vec::new();
@@ -239,7 +239,7 @@ fn findings() -> Vec<Entry> {
     entries
 }
 
-/// The rows of the table of checks; one row may explain two codes.
+/// Returns the rows of the table of checks. One row may explain two codes.
 fn checks() -> Vec<Entry> {
     let rows = text_of("check").lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
     rows.filter_map(|row| row.split_once(" | "))
@@ -253,7 +253,7 @@ fn checks() -> Vec<Entry> {
         .collect()
 }
 
-/// Gives a page for the terminal: `[text](page.md#part)` becomes the text and the command that prints the page.
+/// Returns a page for the terminal: `[text](page.md#part)` becomes the text and the command that prints the page.
 fn with_codes(page: &str, folder: &str) -> String {
     let mut text = String::with_capacity(page.len());
     let mut rest = page;
@@ -277,7 +277,7 @@ fn with_codes(page: &str, folder: &str) -> String {
     text + rest
 }
 
-/// The text without Markdown's marks.
+/// Returns the text without Markdown's marks.
 fn plain(text: &str) -> String {
     with_codes(text, "").replace(['`', '*'], "")
 }

@@ -1,4 +1,4 @@
-//! The commands that look at a deployment and mend it. `tallyhouse run` is [`crate::service`].
+//! The commands that look at a deployment and fix it. `tallyhouse run` is [`crate::service`].
 
 pub mod audit;
 pub mod check;

@@ -1,4 +1,4 @@
-//! `tallyhouse resume`: lets a stopped partition go on, by a commit that says what an operator has decided.
+//! `tallyhouse resume`: lets a stopped partition go on, by a commit that carries an operator's decision.
 //!
 //! Must never commit while the group has members, nor over an offset that the plan did not see.
 
@@ -17,7 +17,7 @@ use tallyhouse_core::source::{OffsetRange, Source};
 
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The operator's decision.
+/// The operator's decision about a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Choice {
@@ -36,24 +36,24 @@ impl Choice {
     }
 }
 
-/// What is about to be committed for one partition.
+/// The commit that is planned for one partition.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// The partition.
     pub partition: i32,
-    /// Why it stops, as a word.
+    /// The reason of its stop, as a word.
     pub stopped: &'static str,
-    /// The same in words.
+    /// The reason in words.
     pub reason: String,
-    /// What is done about it.
+    /// The operator's decision about it.
     pub choice: Choice,
-    /// What is committed now.
+    /// The current commit.
     pub committed: Option<Commit>,
-    /// What is to be committed.
+    /// The commit to make.
     pub commits: Commit,
     /// The name of the partition's rows from then on.
     pub source: String,
-    /// What `tallyhouse run` then does.
+    /// The next action of `tallyhouse run`.
     pub then: String,
     #[serde(skip)]
     found: Option<Committed>,
@@ -64,9 +64,9 @@ pub struct Plan {
 /// A committed offset, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Commit {
-    /// The offset.
+    /// The committed offset.
     pub offset: u64,
-    /// Its metadata.
+    /// Metadata of the commit.
     pub metadata: String,
 }
 
@@ -78,7 +78,7 @@ impl Commit {
 }
 
 impl Plan {
-    /// In lines.
+    /// Returns the commit in lines of text.
     pub fn text(&self) -> String {
         let Plan { partition, stopped, reason, commits, source, then, .. } = self;
         let of = |at: &Commit| format!("offset {}, {:?}", at.offset, at.metadata);
@@ -91,7 +91,7 @@ impl Plan {
     }
 }
 
-/// Why a partition is not resumed.
+/// The reason why a partition is not resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum ResumeError {
     /// A server cannot be asked.
@@ -101,11 +101,11 @@ pub enum ResumeError {
     #[error("the topic {topic} has no partition {partition}. Name one that it has")]
     #[expect(missing_docs, reason = "told in its text")]
     NoPartition { topic: String, partition: i32 },
-    /// It does not stop.
+    /// The partition does not stop.
     #[error("partition {partition} does not stop: `tallyhouse run` {then}. There is nothing to resume")]
     #[expect(missing_docs, reason = "told in its text")]
     NotStopped { partition: i32, then: String },
-    /// This is no remedy for this stop.
+    /// The choice is no remedy for this stop.
     #[error("partition {partition} is stopped, {code}, and {flag} is no remedy for that: {why}. Do what {page} says")]
     #[expect(missing_docs, reason = "told in its text")]
     NoRemedy { partition: i32, code: &'static str, flag: &'static str, why: String, page: String },
@@ -116,18 +116,18 @@ pub enum ResumeError {
     )]
     #[expect(missing_docs, reason = "told in its text")]
     Members { group: String, members: usize },
-    /// Somebody has committed since.
+    /// Somebody has committed since the plan.
     #[error(
         "the committed offset of partition {0} has changed since the plan was made. Nothing was changed for it; run it again"
     )]
     Overtaken(i32),
-    /// The commit failed.
+    /// Kafka refused the commit.
     #[error("partition {partition}: the offset cannot be committed: {error}. Run it again")]
     #[expect(missing_docs, reason = "told in its text")]
     Commit { partition: i32, error: String },
 }
 
-/// What would be committed for each partition. Changes nothing.
+/// Returns the commit that would be made for each partition. Changes nothing.
 ///
 /// # Errors
 /// Any of [`ResumeError`]: one partition that cannot be resumed is enough.
@@ -190,7 +190,7 @@ async fn plan_of(reader: &Reader, position: &Position, choice: Choice) -> Result
         Position { source: source.clone(), progress, log, marked: metadata.marked, ..position.clone() }.outlook();
     let then = match then {
         Outlook::GoesOn(then) => then,
-        // Offsets that retention has removed are another decision.
+        // Offsets that retention has removed need a decision of their own.
         Outlook::Stops(next @ StopReason::RetentionGap { .. }) => format!("stops once more: {next}"),
         Outlook::Stops(next) => return Err(no_remedy(format!("it would stop once more: {next}"))),
     };
@@ -208,7 +208,7 @@ async fn plan_of(reader: &Reader, position: &Position, choice: Choice) -> Result
     })
 }
 
-/// How much is stored of a batch that was open in another log.
+/// The stored part of a batch that was open in another log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OpenBatch {
     Nothing,
@@ -226,10 +226,10 @@ impl OpenBatch {
     }
 }
 
-/// The offset and metadata to commit. Pure.
+/// Returns the offset and metadata to commit. Pure.
 ///
 /// # Errors
-/// Why the choice is no remedy.
+/// The reason why the choice is no remedy.
 fn decide(
     position: &Position,
     old: &Metadata,
@@ -240,7 +240,7 @@ fn decide(
     let log = &position.log;
     let shown = position.progress.counted_end;
     let topic_id = if log.topic_id.is_empty() { &old.topic_id } else { &log.topic_id };
-    // The same log under the name that its rows have.
+    // This is the same log, under the name that its rows have.
     let same = Metadata {
         topic_id: topic_id.clone(),
         is_plain: position.source.topic_id.is_empty() && !topic_id.is_empty(),
@@ -249,7 +249,7 @@ fn decide(
         again: old.again,
         next: None,
     };
-    // Another log, whose rows have a name of their own.
+    // This is another log, whose rows have a name of their own.
     let other = Metadata { topic_id: log.topic_id.clone(), cluster_id: log.cluster_id.clone(), ..Metadata::default() };
     let committed = log.committed.as_ref().map(|committed| committed.offset);
     match (reason, choice) {
@@ -288,7 +288,7 @@ fn decide(
     }
 }
 
-/// Commits what was planned, if Kafka still has what the plan saw.
+/// Commits the plans, if Kafka still has what they saw.
 ///
 /// # Errors
 /// Any of [`ResumeError`]; the plans before have been carried out.
@@ -363,7 +363,7 @@ mod tests {
         assert_eq!(decided(&old, "X", Some(60), &reason, None, Choice::Continue), Ok((100, goes_on)));
         let anew = "tallyhouse/2 topic=X cluster=here marked=60 again=150".to_owned();
         assert_eq!(decided(&old, "X", Some(60), &reason, None, Choice::CountAnew), Ok((60, anew)));
-        // Nothing is left: the log's beginning. And rows without a topic id keep their name.
+        // Nothing is left, so it is the log's beginning. And rows without a topic id keep their name.
         let plain = Metadata { is_plain: true, next: None, ..old };
         let anew = "tallyhouse/2 topic=X source=plain cluster=here again=100".to_owned();
         assert_eq!(decided(&plain, "", None, &reason, None, Choice::CountAnew), Ok((10, anew)));

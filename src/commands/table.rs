@@ -1,13 +1,13 @@
-//! What the tables for people have alike. Pure.
+//! The common parts of the tables for people. Pure.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
-/// Width of a table, in columns: it must read well in a mail of cron's.
+/// Width of a table, in columns. It must read well in a mail of cron's.
 const WIDTH: u16 = 120;
 
-/// An empty table that breaks long cells into lines.
+/// Makes an empty table that breaks long cells into lines.
 pub fn new(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_BORDERS_ONLY_CONDENSED);
@@ -15,23 +15,23 @@ pub fn new(header: &[&str]) -> Table {
     table
 }
 
-/// Whether a character moves a cursor, turns the direction of writing, or is not seen.
+/// True if a character moves a cursor, turns the direction of writing, or is not seen.
 pub fn is_odd(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// The text without odd characters: line ends are ours, all others came from outside.
+/// Returns the text without odd characters. Line ends are Tallyhouse's; all others came from outside.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if is_odd(c) && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
-/// A code as it stands in JSON.
+/// Returns a code as it stands in JSON.
 pub fn word(code: impl Serialize) -> String {
     serde_json::to_string(&code).unwrap_or_default().trim_matches('"').to_owned()
 }
 
-/// A time in milliseconds since 1970-01-01 UTC as text; what lies before that as that.
+/// Returns a time in milliseconds since 1970-01-01 UTC as text. An earlier time becomes 1970-01-01.
 pub fn utc_text(ms: i64) -> String {
     let time = DateTime::from_timestamp_millis(ms.max(0)).unwrap_or(DateTime::<Utc>::MAX_UTC);
     time.to_rfc3339_opts(SecondsFormat::Millis, true)

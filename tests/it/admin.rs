@@ -1,4 +1,4 @@
-//! The HTTP endpoint under clients that mean harm, on raw sockets: the service goes on, and people still get answers.
+//! Tests the HTTP endpoint under hostile clients, on raw sockets: the service goes on, and people still get answers.
 
 use crate::service::{Bench, address, await_http, end};
 use devstack::Server;
@@ -7,10 +7,11 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Within this four answers come on a busy machine; less than any limit of the endpoint, which would otherwise pass for an answer.
+/// Time limit for four answers on a busy machine. It is less than any limit of the endpoint, which would otherwise
+/// pass for an answer.
 const PROMPT: Duration = Duration::from_secs(4);
 const IDLE_CONNECTIONS: usize = 1_000;
-/// Files that a member may have open with all these clients: 128 connections, Kafka, ClickHouse and its own.
+/// Maximum number of open files of a member with all these clients: 128 connections, Kafka, ClickHouse and its own.
 const FILES_MAX: usize = 250;
 
 fn connect(address: &str) -> TcpStream {
@@ -19,12 +20,12 @@ fn connect(address: &str) -> TcpStream {
     stream
 }
 
-/// Everything until the other side closes, which it must.
+/// Reads everything until the other side closes, which it must.
 fn rest_of(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
         Ok(_) => {}
-        // What was sent and not read makes the closing a reset.
+        // Bytes that were sent and not read make the closing a reset.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {}
         Err(error) => panic!("the connection was not closed: {error}"),
     }
@@ -48,8 +49,8 @@ fn open_files(member: &Server) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", member.pid())).unwrap().count()
 }
 
-/// Slow headers, large headers, large bodies, answers that nobody reads and a thousand idle connections: each is ended, none
-/// keeps others from their answers, and all that is produced meanwhile is counted.
+/// Slow headers, large headers, large bodies, answers that nobody reads and a thousand idle connections: the endpoint
+/// ends each. None keeps others from their answers, and all events produced meanwhile are counted.
 pub async fn clients_that_mean_harm_hurt_nobody(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let member = bench.start(&[]);
@@ -64,7 +65,7 @@ pub async fn clients_that_mean_harm_hurt_nobody(url: &str, database: &str) {
     let begun = Instant::now();
     let trickle = std::thread::spawn(move || {
         let mut slow = slow;
-        // A byte at a time: what is sent never ends, and the connections must.
+        // One byte is sent at a time: the data never ends, and the connections must.
         while !slow.is_empty() {
             assert!(begun.elapsed() < DEADLINE, "{} slow connections are still open", slow.len());
             slow.retain_mut(|stream| stream.write_all(b"G").is_ok());

@@ -1,4 +1,4 @@
-//! `tallyhouse audit` and `tallyhouse repair` on real servers: what is wrong is named exactly, and nothing else is.
+//! Tests `tallyhouse audit` and `tallyhouse repair` on real servers: they name each error exactly, and nothing else.
 
 use crate::operator::{admin, options};
 use crate::service::{Bench, await_http, end, kafka};
@@ -18,7 +18,7 @@ fn audit(bench: &Bench, arguments: &[&str]) -> (Option<i32>, Value) {
     (status, serde_json::from_str(&output).unwrap())
 }
 
-/// All findings with this severity, as code and finding.
+/// Returns all findings with this severity, as code and finding.
 fn findings(report: &Value, severity: &str) -> Vec<(String, Value)> {
     let checks = report["checks"].as_array().unwrap().iter();
     checks
@@ -28,25 +28,25 @@ fn findings(report: &Value, severity: &str) -> Vec<(String, Value)> {
         .collect()
 }
 
-/// An audit finds nothing.
+/// Checks that an audit finds nothing.
 pub fn assert_clean(bench: &Bench, what: &str) {
     let (status, report) = audit(bench, &[]);
     assert_eq!((status, &report["clean"]), (Some(0), &Value::Bool(true)), "{what}: {report:#}");
 }
 
-/// Three days on both sides of the turn of a month.
+/// Returns events of three days on both sides of the turn of a month.
 fn two_months() -> Events {
     Events { last_day: NaiveDate::from_ymd_opt(2026, 11, 2).unwrap(), ..Events::default() }
 }
 
-/// Everything that is stored and counted, so that "nothing was changed" can be said.
+/// Returns everything that is stored and counted, to prove that nothing was changed.
 async fn content(bench: &Bench) -> Vec<(String, String, u64, u64)> {
     let sql = "SELECT toString((day, event_type, campaign_id)), toString(source), sum(total), max(end_offset) FROM daily \
                GROUP BY day, event_type, campaign_id, source ORDER BY ALL";
     bench.rows(sql).await
 }
 
-/// No violation before, while and after members write, and every check has looked at something.
+/// There is no violation before, while and after members write, and every check has looked at something.
 pub async fn an_ordinary_run_is_clean_at_any_moment(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
@@ -72,13 +72,14 @@ pub async fn an_ordinary_run_is_clean_at_any_moment(url: &str, database: &str) {
     }
 }
 
-/// A row deleted, a row doubled and a counter doubled by hand: each is named with all it belongs to, and nothing else is.
+/// A row is deleted, a row doubled and a counter doubled by hand. The audit names each with all it belongs to, and
+/// nothing else.
 pub async fn what_is_changed_by_hand_is_named_exactly(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(9_000);
     bench.consume(ledger.produced).await;
     assert_clean(&bench, "before anything is changed");
-    // The last day of the order, the first and one in between: three rows of different counters.
+    // These are the last day of the order, the first and one in between: three rows of different counters.
     let sql = "SELECT toString(toDate(event_time)) AS day, toString(event_type), toString(campaign_id), toString(source), \
                source_offset FROM email_events WHERE source LIKE '%/1@%' AND source_offset IN (1, 1000, 2999) ORDER BY source_offset";
     type Row = (String, String, String, String, u64);
@@ -130,19 +131,20 @@ pub async fn what_is_changed_by_hand_is_named_exactly(url: &str, database: &str)
         assert_eq!(status, Some(1), "{error}");
         assert!(error.contains("offset 1000 has 2 rows") || error.contains("[1, 2)"), "{error}");
     }
-    // For people it says the same; only one a check is listed, all are counted.
+    // The table for people shows the same. It lists only one finding a check, and counts all.
     let (status, table, _) = bench.run(&["audit", "--limit", "1"], &[]);
     assert!(status == Some(2) && table.contains("5 violations") && table.contains("and 2 more"), "{table}");
-    // Other days have nothing to do with it, but the gap has no day: it is looked for by the record's timestamp.
+    // Other days do not concern it. But the gap has no day, so the audit looks for it by the record's timestamp.
     let (_, report) = audit(&bench, &["--until", "2020-01-01"]);
     assert_eq!(report["violations"], 0, "{report:#}");
-    // What is gone from the log cannot be looked up any more, and nothing is claimed of it.
+    // Records that are gone from the log cannot be looked up any more, so the audit claims nothing about them.
     bench.delete_records(1, 2).await;
     let (_, report) = audit(&bench, &[]);
     assert!(findings(&report, "violation").iter().all(|(code, _)| code != "missing"), "{report:#}");
 }
 
-/// The committed offset is deleted, then set back: named for each partition, with what `run` makes of it.
+/// The committed offset is deleted, then set back. The audit names each for its partition, with the next action of
+/// `run`.
 pub async fn a_lost_committed_offset_is_named(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(6_000);
@@ -167,7 +169,7 @@ pub async fn a_lost_committed_offset_is_named(url: &str, database: &str) {
     bench.assert_exact(&ledger, "an audit changes nothing").await;
 }
 
-/// Markers and aborted records leave gaps in the offsets that are no loss; a real one among them is still found.
+/// Markers and aborted records leave gaps in the offsets that are no loss. A real gap among them is still found.
 pub async fn gaps_of_transactions_are_no_losses(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let producer: BaseProducer =
@@ -200,7 +202,7 @@ pub async fn gaps_of_transactions_are_no_losses(url: &str, database: &str) {
     assert_eq!(missing[0].1["first_offset"], 50, "{report:#}");
 }
 
-/// A member killed with a batch half applied leaves an open intent: told, and no violation.
+/// A member killed with a batch half applied leaves an open intent. The audit reports it, and not as a violation.
 pub async fn a_kill_leaves_an_open_intent_that_is_told(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(6_000);
@@ -233,7 +235,7 @@ pub async fn double_a_counter(bench: &Bench, month: u32) {
     bench.execute(&sql).await;
 }
 
-/// Events of two months, in the tables.
+/// Stores events of two months in the tables.
 pub async fn store_two_months(bench: &Bench, events: u64) -> Ledger {
     let mut producer = bench.producer();
     producer.send_events(&two_months(), 0..events).unwrap();
@@ -242,7 +244,8 @@ pub async fn store_two_months(bench: &Bench, events: u64) -> Ledger {
     ledger
 }
 
-/// `--dry-run` changes nothing; without it the month is right again, marks included, and the other month is left alone.
+/// `--dry-run` changes nothing. Without it the month is right again, marks included, and the other month is left
+/// alone.
 pub async fn repair_counts_a_month_again(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = store_two_months(&bench, 9_000).await;
@@ -263,7 +266,7 @@ pub async fn repair_counts_a_month_again(url: &str, database: &str) {
     assert_eq!(marks_after, marks_before);
     bench.assert_exact(&ledger, "after a repair").await;
     assert_clean(&bench, "after a repair");
-    // Counters and marks of a whole month lost: the committed offset tells up to where to count.
+    // Counters and marks of a whole month are lost. The committed offset gives the end of the count.
     bench.execute("ALTER TABLE daily DROP PARTITION 202611").await;
     let (status, output, error) = bench.run(&repair, &[]);
     assert_eq!(status, Some(0), "{output}{error}");
@@ -271,7 +274,7 @@ pub async fn repair_counts_a_month_again(url: &str, database: &str) {
     assert_clean(&bench, "after a lost month");
 }
 
-/// Where rows are gone, counting again would lose counts: refused unless asked for.
+/// Where rows are gone, counting again would lose counts. The repair refuses it unless asked for.
 pub async fn repair_refuses_what_would_lose_counts(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     store_two_months(&bench, 3_000).await;
@@ -288,7 +291,7 @@ pub async fn repair_refuses_what_would_lose_counts(url: &str, database: &str) {
     assert_eq!(left, bench.count("SELECT count() FROM email_events WHERE toYYYYMM(event_time) = 202611").await);
 }
 
-/// Months are counted again and again while members write into them: in the end everything is there once.
+/// Months are counted again and again while members write into them. In the end everything is there once.
 pub async fn repair_beside_a_member_is_exact(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let settings = [("TALLYHOUSE__FLUSH__AGE_MS", "50"), ("TALLYHOUSE__FLUSH__ROWS_MAX", "200")];
@@ -310,7 +313,7 @@ pub async fn repair_beside_a_member_is_exact(url: &str, database: &str) {
     assert_clean(&bench, "after repairs beside a member");
 }
 
-/// When the fence stands, no insert is under way any more, and later ones are refused for that month and no other.
+/// When the fence stands, no insert is under way any more. Later inserts are refused for that month and no other.
 pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     store_two_months(&bench, 1_500).await;
@@ -343,12 +346,13 @@ pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &st
     bench.execute(&insert("2026-11-01", "1", 1)).await;
 }
 
-/// Counters that a member inserts between the long count and the fence are in the month that is swapped in, mark and all.
+/// Counters that a member inserts between the long count and the fence are in the month that is swapped in, with
+/// their mark.
 pub async fn repair_counts_what_is_inserted_meanwhile(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     store_two_months(&bench, 1_500).await;
     double_a_counter(&bench, 202611).await;
-    // What a member does with a batch of eight, but slowly: rows, then counters.
+    // This does the same as a member with a batch of eight, but slowly: rows, then counters.
     let of_source = "source LIKE '%/1@%' AND toYYYYMM(event_time) = 202611";
     bench
         .execute(&format!(
@@ -382,7 +386,8 @@ pub async fn await_insert(bench: &Bench, database: &str) {
     }
 }
 
-/// A repair killed at each step leaves a fence that is reported and holds members; the next one removes it and is exact.
+/// A repair killed at each step leaves a fence that is reported and holds members. The next repair removes it and is
+/// exact.
 pub async fn a_repair_that_was_killed_is_taken_over(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let member = bench.start(&[]);

@@ -1,4 +1,5 @@
-//! ClickHouse, or something in its place, is believed only with a reason, and nothing is repeated without a bound.
+//! Tests that Tallyhouse believes ClickHouse, or a server in its place, only with a reason, and repeats nothing
+//! without a bound.
 
 use crate::operate::{check, json};
 use crate::operator::await_stop;
@@ -21,7 +22,8 @@ fn server(url: &str) -> SocketAddr {
     url.trim_start_matches("http://").trim_end_matches('/').to_socket_addrs().unwrap().next().unwrap()
 }
 
-/// An HTTP proxy that sees each request's first line: it passes on what `change` makes of it, or answers `200 Ok.` itself.
+/// Starts an HTTP proxy that sees each request's first line. It passes on the result of `change`, or answers
+/// `200 Ok.` itself.
 async fn http_proxy(url: &str, change: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (here, there, change) = (listener.local_addr().unwrap(), server(url), Arc::new(change));
@@ -34,7 +36,7 @@ async fn http_proxy(url: &str, change: impl Fn(&str) -> Option<String> + Send + 
     format!("http://{here}")
 }
 
-/// One request for each connection, so that each first line is seen.
+/// Passes one request for each connection, so that each first line is seen.
 async fn pass_one(mut client: TcpStream, there: SocketAddr, change: &(dyn Fn(&str) -> Option<String> + Send + Sync)) {
     let mut line = Vec::new();
     while !line.ends_with(b"\r\n") {
@@ -43,7 +45,8 @@ async fn pass_one(mut client: TcpStream, there: SocketAddr, change: &(dyn Fn(&st
     }
     let Some(line) = change(&String::from_utf8(line).unwrap()) else {
         let _ = client.write_all(OK.as_bytes()).await;
-        // The rest is read until the client has enough of it: closed before, the answer would be lost with the connection.
+        // The rest is read until the client has enough of it. If the connection closed before, the answer would be
+        // lost with it.
         let mut rest = vec![0; 1 << 16];
         while client.read(&mut rest).await.is_ok_and(|bytes| bytes > 0) {}
         return;
@@ -94,7 +97,8 @@ pub async fn a_proxy_that_changes_requests_ends_the_start(url: &str, database: &
     }
 }
 
-/// A profile or a row policy that makes exactness impossible ends the start and fails the check (tried 4 and 11). Other settings are pinned (tried 3).
+/// A profile or a row policy that makes exactness impossible ends the start and fails the check (tried 4 and 11).
+/// Other settings are pinned (tried 3).
 pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, database: &str) {
     let user = |name: &str, profile: &str| User { name: name.into(), profile: profile.into(), ..User::default() };
     let constant = "<async_insert>1</async_insert><constraints><async_insert><const/></async_insert></constraints>";
@@ -128,8 +132,8 @@ pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, datab
     bench.assert_exact(&ledger, "nothing was inserted by the others").await;
 }
 
-/// A TTL that takes rows away as soon as they are written stops the partition after one repeat, also where answers take a while (tried 5). The
-/// remedy of the page makes the tables exact.
+/// A TTL that takes rows away as soon as they are written stops the partition after one repeat (tried 5). It also
+/// does so where answers take a while. The remedy of the page makes the tables exact.
 pub async fn rows_that_are_never_shown_stop_their_partition(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.execute("ALTER TABLE daily MODIFY TTL day + INTERVAL 1 YEAR").await;
@@ -156,7 +160,8 @@ pub async fn rows_that_are_never_shown_stop_their_partition(url: &str, database:
     bench.assert_exact(&ledger, "after the TTL was removed").await;
 }
 
-/// A materialized view of the users' own gets each row once. One that fails is named as theirs, and holds what it refuses (tried 9).
+/// A materialized view of the users' own gets each row once. A failing one is named as the users' own, and holds the
+/// rows that it refuses (tried 9).
 pub async fn a_view_of_ones_own_gets_each_row_once(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.execute("CREATE TABLE people (email String) ENGINE = MergeTree ORDER BY email").await;
@@ -182,8 +187,8 @@ pub async fn a_view_of_ones_own_gets_each_row_once(url: &str, database: &str) {
     assert!(seen <= rows && seen >= rows - before, "{seen} of {rows}, {before} of them before the table was dropped");
 }
 
-/// A view of the users' own that fails in the middle of an insert is named as theirs, and our tables stay exact. The view may miss rows of the
-/// inserts that it failed in, and none else.
+/// A view of the users' own that fails in the middle of an insert is named as the users' own, and Tallyhouse's tables
+/// stay exact. The view may miss rows of the inserts that it failed in, and no other rows.
 pub async fn a_view_that_fails_within_an_insert_is_named(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.execute("CREATE TABLE broken (why String) ENGINE = Memory").await;

@@ -7,14 +7,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Kinds of faults in a round.
+/// Number of kinds of faults in a round.
 const FROM_DECK: u64 = 4;
 /// The last rounds of a group with small batches, and the first of one with large ones.
 const ROUNDS: Range<u64> = ROUNDS_PER_EPOCH - 5..ROUNDS_PER_EPOCH + 2;
 
 /// Every kind of fault takes its turn, and every record is there once. The faults are the same in each run.
 pub async fn every_kind_of_fault_once(_url: &str, database: &str) {
-    // Kinds that do not go together drop one another: the first seed whose rounds have all of them.
+    // Kinds that do not go together drop one another. So this takes the first seed whose rounds have all of them.
     let seed = (0..).find(|&seed| has_all(seed)).unwrap();
     let options = Options {
         program: crate::program(),
@@ -27,7 +27,7 @@ pub async fn every_kind_of_fault_once(_url: &str, database: &str) {
         folder: std::env::temp_dir().join(database),
         stop: Arc::new(AtomicBool::new(false)),
     };
-    // The harness blocks, and is no place for this runtime's threads.
+    // The harness blocks, so it must not run on this runtime's threads.
     let report = tokio::task::spawn_blocking(move || run(&options)).await.unwrap().unwrap();
     println!("{report}");
     assert_eq!((report.rounds(), report.violations()), (ROUNDS.end - ROUNDS.start, 0), "the logs are named above");
@@ -40,7 +40,8 @@ fn has_all(seed: u64) -> bool {
     sizes == [false, true] && drawn.len() == Kind::ALL.len() && plans.last().is_some_and(inherits_undisturbed)
 }
 
-/// The last round has batches to inherit, and no fault that keeps members from announcing them or has a member to itself for long.
+/// True if the last round has batches to inherit, and no fault that disturbs this. Such a fault keeps members from
+/// announcing batches, or has a member to itself for long.
 fn inherits_undisturbed(plan: &Plan) -> bool {
     use Kind::*;
     let has = |kind: &Kind| plan.faults.iter().any(|fault| fault.kind == *kind);

@@ -1,14 +1,14 @@
-//! The real binary, as a person runs it.
+//! Runs the real binary, as a person does.
 
 use std::process::{Command, Output};
 
-/// Runs `tallyhouse` in a clean environment, without leave to find a configuration file.
+/// Runs `tallyhouse` in a clean environment, in which it finds no configuration file.
 fn tallyhouse(arguments: &[&str]) -> Output {
     let mut command = Command::new(crate::program());
     command.env_clear().current_dir(std::env::temp_dir()).args(arguments).output().unwrap()
 }
 
-/// As [`tallyhouse`], with a password.
+/// Runs the same as [`tallyhouse`], with a password.
 fn with_password(arguments: &[&str]) -> Output {
     let mut command = Command::new(crate::program());
     command.env_clear().env("TALLYHOUSE__CLICKHOUSE__PASSWORD", "s3cret");
@@ -19,7 +19,7 @@ fn error_of(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// `migrate` makes the tables, says so, and the second time finds them there; `--dry-run` touches nothing.
+/// `migrate` makes the tables, says so, and the second time finds them there. `--dry-run` touches nothing.
 pub async fn migrate_makes_the_tables_once(url: &str, database: &str) {
     let (url, database) = (format!("clickhouse.url={url}"), format!("clickhouse.database={database}"));
     let migrate = ["migrate", "--set", &url, "--set", &database];
@@ -32,7 +32,8 @@ pub async fn migrate_makes_the_tables_once(url: &str, database: &str) {
     }
 }
 
-/// A wrong key, a wrong value, a wrong password and a server that is not there: one clear message each, and no secret.
+/// A wrong key, a wrong value, a wrong password and a server that is not there each get one clear message, and no
+/// secret.
 pub async fn mistakes_get_one_clear_message(url: &str, _database: &str) {
     let url = format!("clickhouse.url={url}");
     let cases: [(&[&str], i32, &str); 5] = [

@@ -1,14 +1,14 @@
-//! The cluster form of the schema on two servers, as the two shards of one cluster.
+//! Tests the cluster form of the schema on two servers, as the two shards of one cluster.
 //!
-//! The servers here have no interserver port and no ON CLUSTER, so every statement runs on each server, and the local tables are
-//! what Replicated ones are without replication. The Distributed tables and the views are those of `sql/cluster/`, word for word.
-//! Replication itself is not run.
+//! The servers here have no interserver port and no ON CLUSTER. So every statement runs on each server, and the local
+//! tables are Replicated ones without replication. The Distributed tables and the views are those of `sql/cluster/`,
+//! word for word. Replication itself is not run.
 
 use devstack::clickhouse::CLUSTER;
 use devstack::{ClickHouse, ClickHouseOptions};
 use tallyhouse::clickhouse::schema::Schema;
 
-/// The statements of `tallyhouse migrate --cluster`, as these servers can run them.
+/// Returns the statements of `tallyhouse migrate --cluster`, in a form that these servers can run.
 fn statements(database: &str) -> Vec<String> {
     let plan = Schema::cluster(CLUSTER).unwrap().plan(database).unwrap();
     let code: String = plan.lines().filter(|line| !line.starts_with("--")).map(|line| format!("{line}\n")).collect();
@@ -28,13 +28,13 @@ fn statements(database: &str) -> Vec<String> {
     code.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()).map(str::to_owned).collect()
 }
 
-/// Rows of both shards are read through each server: tables, published queries, views and their sums.
+/// Each server reads rows of both shards: tables, published queries, views and their sums.
 pub async fn two_shards_are_read_as_one(_url: &str, database: &str) {
     let shards = ClickHouse::start_cluster(2, &ClickHouseOptions::default()).unwrap();
     for shard in &shards {
         statements(database).iter().for_each(|statement| drop(shard.query(statement).unwrap()));
     }
-    // A campaign on both shards, one on the second alone; on different days.
+    // One campaign is on both shards, one on the second alone; on different days.
     let [both, second] = ["00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"];
     let rows: [&[(&str, &str, &str, u32)]; 2] = [
         &[(both, "2026-11-24", "delivered", 8), (both, "2026-11-24", "open", 3)],
@@ -71,7 +71,7 @@ pub async fn two_shards_are_read_as_one(_url: &str, database: &str) {
              ORDER BY event_time DESC"
         ));
         assert_eq!(opens, "a@b.c\t2026-11-25 12:00:00\na@b.c\t2026-11-24 12:00:00");
-        // What is on both shards is one row, and its rates are of the sums.
+        // A campaign on both shards is one row, and its rates are of the sums.
         let report = "SELECT first_day, last_day, delivered, opens, open_rate, bounce_rate FROM campaign_report \
                       ORDER BY campaign_id";
         assert_eq!(ask(report), "2026-11-24\t2026-11-25\t10\t4\t0.4\t0\n2026-11-25\t2026-11-25\t0\t0\t\\N\t1");
@@ -82,7 +82,7 @@ pub async fn two_shards_are_read_as_one(_url: &str, database: &str) {
         assert_eq!(ask("SELECT day, campaigns FROM workspace_daily ORDER BY day"), "2026-11-24\t1\n2026-11-25\t2");
         assert_eq!(ask(&format!("SELECT count() FROM daily WHERE campaign_id = '{second}'")), "1");
     }
-    // They are for reading: a batch that went through them would be torn apart, and its marks with it.
+    // These tables are for reading: a batch that went through them would be torn apart, and its marks with it.
     let torn = format!("INSERT INTO {database}.daily (day, total) VALUES ('2026-11-24', 1)");
     let refused = shards[0].query(&torn).unwrap_err().to_string();
     assert!(refused.contains("sharding key"), "{refused}");

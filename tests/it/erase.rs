@@ -1,4 +1,5 @@
-//! `tallyhouse erase` on real servers: the person is gone from everything that can be read, and nothing is uncounted.
+//! Tests `tallyhouse erase` on real servers: the person is gone from everything that can be read, and all counts
+//! stay.
 
 use crate::audit::assert_clean;
 use crate::operator::HALF_APPLIED;
@@ -21,7 +22,7 @@ const PERSON: &str = "maria.unique4711@example.com";
 const SHOUTED: &str = "MARIA.Unique4711@Example.com";
 const OTHER_ADDRESS: &str = "m.unique4711@work.example";
 
-/// An erasure of the person; what it prints never names her.
+/// Erases the person. The output never names her.
 fn erase(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let (status, output, error) =
         bench.run(&[&["erase", "--email", SHOUTED, "--email", OTHER_ADDRESS], arguments].concat(), settings);
@@ -41,13 +42,14 @@ fn event(n: u64, email: &str, event_type: &str, metadata: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What [`produce`] has made: records, the person's events, others' events that name her, rejected records that do.
+/// The numbers that [`produce`] makes: records, the person's events, others' events that name her, rejected records
+/// that do.
 const PRODUCED: u64 = 6_004;
 const EVENTS: u64 = 90;
 const MENTIONS: u64 = 60;
 const REJECTS: u64 = 33;
 
-/// Events of 50 people, one of whom is the person, and rejected records of any kind.
+/// Produces events of 50 people, one of whom is the person, and rejected records of any kind.
 fn produce(bench: &Bench) {
     let mut producer = bench.producer();
     for n in 0..6_000 {
@@ -78,7 +80,7 @@ fn produce(bench: &Bench) {
     producer.poll(Duration::ZERO);
 }
 
-/// How many values of any String column of any table have the person's name in them.
+/// Returns the number of values of any String column of any table that have the person's name in them.
 async fn naming(bench: &Bench, database: &str) -> u64 {
     let columns: Vec<(String, String)> = bench
         .rows(&format!(
@@ -98,7 +100,7 @@ async fn naming(bench: &Bench, database: &str) -> u64 {
 
 type Count = (String, String, String, u64);
 
-/// Counters, and rows, by campaign and type.
+/// Returns counters, and rows, by campaign and type.
 async fn counts(bench: &Bench) -> (Vec<Count>, Vec<Count>) {
     let sql = |table: &str, day: &str, count: &str| {
         format!(
@@ -111,7 +113,7 @@ async fn counts(bench: &Bench) -> (Vec<Count>, Vec<Count>) {
     )
 }
 
-/// Files below the folder that have these bytes.
+/// Returns the files below the folder that have these bytes.
 fn files_with(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -125,7 +127,7 @@ fn files_with(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
     found
 }
 
-/// What is kept of an erasure, without its times.
+/// A line of `erasures`, without its times.
 #[derive(Debug, PartialEq, Row, Deserialize)]
 struct Line {
     state: String,
@@ -144,7 +146,8 @@ async fn lines(bench: &Bench) -> Vec<Line> {
     bench.rows(sql).await
 }
 
-/// One of fifty people is erased, by two addresses: she is in no table, no mutation and no file, and everything is still counted.
+/// One of fifty people is erased, by two addresses. She is in no table, no mutation and no file, and everything is
+/// still counted.
 pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     for table in ["email_events", "rejected_events"] {
@@ -161,7 +164,7 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
     let files = |needle: &str| -> usize {
         folders.iter().map(|folder| files_with(Path::new(folder), needle.as_bytes()).len()).sum()
     };
-    // Of a server on another machine there are no files to look at.
+    // The files of a server on another machine cannot be looked at.
     let is_here = folders.iter().any(|folder| Path::new(folder).is_dir());
     assert!(naming(&bench, database).await > 0 && (!is_here || files("unique4711") > 0), "{folders:?}");
 
@@ -226,24 +229,25 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
     assert_eq!(files("unique4711"), 0, "the name is on the disk");
 }
 
-/// Every spelling of an address is found; what only looks like it is not, and neither is anything by what would be SQL or a pattern.
+/// The erasure finds every spelling of an address. It does not find similar addresses, nor anything by texts that
+/// would be SQL or a pattern.
 pub async fn only_the_address_itself_is_found(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let texts = [
-        // Of ann+x@example.com.
+        // These are spellings of ann+x@example.com.
         "ANN+X@example.com",
         "{\"to\": \"ann\\u002bx\\u0040example.com\"}",
         "\"{\\\"to\\\": \\\"\\\\u0061nn+x@example.com\\\"}\"",
         "?to=%3Dann%2Bx%40example.com%26",
         "Ann <ann+x@example.com>, and others.",
         "ask ann+x@example.com.",
-        // Of nobody who is asked for.
+        // These belong to nobody who is searched.
         "joann+x@example.com",
         "ann+x@example.com.au",
         "ann@example.com",
         "annnnx@example.com",
         "person@example.com",
-        // Each of itself.
+        // Each of these is found only by itself.
         "x' OR '1'='1@example.com",
         "x') OR 1=1 -- @example.com",
         ".*@example.com",
@@ -286,7 +290,8 @@ pub async fn only_the_address_itself_is_found(url: &str, database: &str) {
     assert_eq!(bench.count("SELECT count() FROM email_events WHERE email = 'person@example.com'").await, 1);
 }
 
-/// Killed before the first row and between two statements, it is completed by running it again; what it noted tells so.
+/// An erasure killed before the first row and between two statements is completed by running it again. Its notes say
+/// so.
 pub async fn an_erasure_that_was_killed_is_completed(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     produce(&bench);

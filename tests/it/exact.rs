@@ -1,4 +1,5 @@
-//! Faults that lost events or stopped them for good, at the sizes people run. Each test fails on 682310c, where the fault was found.
+//! Tests faults that lost events or stopped them permanently, at the sizes people run. Each test fails on 682310c,
+//! where the fault was found.
 
 use crate::operator::{alter_topic, await_stop};
 use crate::service::{Bench, address, await_http, end, http, kafka};
@@ -18,14 +19,15 @@ const ROWS_MAX: &str = "TALLYHOUSE__FLUSH__ROWS_MAX";
 const BYTES_MAX: &str = "TALLYHOUSE__FLUSH__BYTES_MAX";
 const AGE_MS: &str = "TALLYHOUSE__FLUSH__AGE_MS";
 const DEAD_LETTER: &str = "TALLYHOUSE__KAFKA__TOPICS__DEAD_LETTER";
-/// Each answer of a broker has one of its batches of each partition. Partitions are read evenly then, and slowly.
+/// Settings by which each answer of a broker has one of its batches of each partition. Partitions are then read
+/// evenly, and slowly.
 const ONE_BATCH_A_FETCH: [(&str, &str); 3] = [
     ("TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MESSAGE_MAX_BYTES", "1"),
-    // librdkafka wants the third to be at least the second.
+    // librdkafka requires the third to be at least the second.
     ("TALLYHOUSE__KAFKA__PROPERTIES__MESSAGE_MAX_BYTES", "1000"),
     ("TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MAX_BYTES", "1000"),
 ];
-/// Longer than any test: a window is flushed for its size alone.
+/// Age in ms that no test reaches: a window is flushed for its size alone.
 const NEVER: &str = "600000";
 
 /// Sends records to one partition and waits until Kafka has acknowledged all of them.
@@ -35,7 +37,7 @@ struct ToPartition<'a> {
 }
 
 impl ToPartition<'_> {
-    /// Batches have at most so many records.
+    /// Makes a sender whose batches have at most this number of records.
     fn new(bench: &Bench, batch_records: u32) -> ToPartition<'_> {
         let producer = ClientConfig::new()
             .set("bootstrap.servers", kafka())
@@ -62,13 +64,13 @@ impl ToPartition<'_> {
     }
 }
 
-/// So many events, none of them broken.
+/// Returns this number of events, none of them broken.
 fn events(count: u64) -> impl Iterator<Item = Vec<u8>> {
     let events = Events { broken_percent: 0, ..Events::default() };
     (0..count).map(move |n| events.payload(n).bytes)
 }
 
-/// So many events of half a megabyte each, which is almost all in the address.
+/// Returns this number of events of half a megabyte each, which is almost all in the address.
 fn large_events(count: u64) -> impl Iterator<Item = Vec<u8>> {
     let address = "x".repeat(500_000);
     events(count).map(move |bytes| String::from_utf8(bytes).unwrap().replace("person", &address).into_bytes())
@@ -86,19 +88,19 @@ async fn await_that(condition: impl AsyncFn() -> bool, told: impl AsyncFn() -> S
 }
 
 impl Bench {
-    /// Rows of a partition in `email_events`.
+    /// Returns the number of rows of a partition in `email_events`.
     async fn rows_of(&self, partition: i32) -> u64 {
         let source = format!("source LIKE '{}/{partition}@%'", self.topic);
         self.count(&format!("SELECT count() FROM email_events WHERE {source}")).await
     }
 
-    /// Counted events of a partition. Counters are written last.
+    /// Returns the number of counted events of a partition. Counters are written last.
     async fn counted_of(&self, partition: i32) -> u64 {
         let source = format!("source LIKE '{}/{partition}@%'", self.topic);
         self.count(&format!("SELECT sum(total) FROM daily WHERE {source}")).await
     }
 
-    /// Waits until so many events of a partition are counted.
+    /// Waits until this number of a partition's events is counted.
     async fn await_counted_of(&self, partition: i32, events: u64, member: &Server) {
         let told = async || {
             let (counted, committed) = (self.counted_of(partition).await, self.committed(partition));
@@ -108,7 +110,7 @@ impl Bench {
     }
 }
 
-/// The next offset that a member will read of a partition, if it has a window.
+/// Returns the next offset that a member will read of a partition, if it has a window.
 async fn next_offset(member: &Server, partition: i32) -> Option<u64> {
     let answer = http(member, "/windows").await;
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -116,8 +118,8 @@ async fn next_offset(member: &Server, partition: i32) -> Option<u64> {
     windows.get(partition.to_string())?.get("next")?.as_u64()
 }
 
-/// A batch is announced and a member dies. The next member reads the batch again. In the middle of that, retention removes what
-/// another partition stands at. Every event of the announced batch is counted once.
+/// A batch is announced and a member dies. The next member reads the batch again. In the middle of that, retention
+/// removes the records at another partition's position. Every event of the announced batch is counted once.
 pub async fn a_replay_beside_an_out_of_range_error_loses_nothing(url: &str, database: &str) {
     const EVENTS: u64 = 40_000;
     let bench = Bench::new(url, database).await;
@@ -139,14 +141,14 @@ pub async fn a_replay_beside_an_out_of_range_error_loses_nothing(url: &str, data
         is_up && is_reading(0).await && is_reading(1).await
     };
     await_that(is_in_the_middle, async || member.stderr()).await;
-    // While it stands still it cannot come to the end of what is removed.
+    // While it stands still it cannot come to the end of the removed records.
     member.stop().unwrap();
     bench.delete_records(1, EVENTS).await;
     assert_eq!(bench.rows_of(0).await, 0, "the batch was read before the records were removed");
     member.cont().unwrap();
 
     bench.await_counted_of(0, EVENTS, &member).await;
-    // A stop of partition 1 for its gap is right, and is of partition 1 alone.
+    // A stop of partition 1 for its gap is right, and only partition 1 may stop.
     await_that(
         async || bench.committed(0).is_some_and(|(offset, _)| offset == EVENTS),
         async || format!("{:?}\n{}", bench.committed(0), member.stderr()),
@@ -157,7 +159,7 @@ pub async fn a_replay_beside_an_out_of_range_error_loses_nothing(url: &str, data
     bench.assert_consistent("after the replay").await;
 }
 
-/// A batch is announced that is larger than half of what windows may hold. The same member with the same memory completes it.
+/// The announced batch is larger than half of the windows' limit. The same member with the same memory completes it.
 pub async fn a_replay_of_half_the_memory_ends(url: &str, database: &str) {
     const EVENTS: u64 = 100;
     let bench = Bench::new(url, database).await;
@@ -201,15 +203,15 @@ pub async fn replays_of_a_larger_member_end(url: &str, database: &str) {
     bench.assert_consistent("after four replays").await;
 }
 
-/// Settings of a member whose batch of so many large events is closed by their number.
+/// Settings of a member whose batch of large events is closed by their number.
 const LARGE: [(&str, &str); 3] = [(MEMORY_LIMIT, "512MiB"), (BYTES_MAX, "100MiB"), (AGE_MS, NEVER)];
 /// Settings of a member that has no room for it.
 const SMALL: [(&str, &str); 2] = [(MEMORY_LIMIT, "64MiB"), (BYTES_MAX, "30MiB")];
-/// What is said of how long an insert takes is waited for.
+/// Time limit of an insert, in ms. A member waits that long for an insert of which it knows nothing.
 const INSERT_TIMEOUT: (&str, &str) = ("TALLYHOUSE__CLICKHOUSE__INSERT_TIMEOUT_MS", "2000");
 
-/// A larger member announced a batch and died before it inserted anything. A member that has no room for the batch waits until nothing of it
-/// can arrive any more, and announces the same events in smaller batches.
+/// A larger member announced a batch and died before it inserted anything. A member without room for the batch waits
+/// until nothing of it can arrive any more. It then announces the same events in smaller batches.
 pub async fn a_batch_that_does_not_fit_is_announced_smaller(url: &str, database: &str) {
     const EVENTS: u64 = 100;
     let bench = Bench::new(url, database).await;
@@ -226,7 +228,7 @@ pub async fn a_batch_that_does_not_fit_is_announced_smaller(url: &str, database:
     bench.assert_consistent("after a batch was announced smaller").await;
 }
 
-/// A proxy that refuses bodies of more than so many bytes with status 413, as nginx does.
+/// Starts a proxy that refuses bodies of more than `bytes_max` bytes with status 413, as nginx does.
 async fn narrow_proxy(url: &str, bytes_max: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let here = listener.local_addr().unwrap();
@@ -239,7 +241,7 @@ async fn narrow_proxy(url: &str, bytes_max: usize) -> String {
     format!("http://{here}")
 }
 
-/// One request for each connection. The body of an insert is chunked; it is read whole before it is passed on.
+/// Passes one request for each connection. The body of an insert is chunked; it is read whole before it is passed on.
 async fn pass_narrow(mut client: TcpStream, there: String, bytes_max: usize) {
     let mut request = Vec::new();
     let is_insert =
@@ -253,7 +255,8 @@ async fn pass_narrow(mut client: TcpStream, there: String, bytes_max: usize) {
             let refused =
                 b"HTTP/1.1 413 Request Entity Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nnginx";
             let _ = client.write_all(refused).await;
-            // The rest is read until the client has enough of it: closed before, the answer would be lost with the connection.
+            // The rest is read until the client has enough of it. If the connection closed before, the answer would be
+            // lost with it.
             while client.read_buf(&mut request).await.is_ok_and(|bytes| bytes > 0) {
                 request.clear();
             }
@@ -268,8 +271,8 @@ async fn pass_narrow(mut client: TcpStream, there: String, bytes_max: usize) {
     }
 }
 
-/// A proxy refuses large bodies (tried 15). The same events are announced in smaller batches until they pass, and each is counted once. A limit
-/// of ClickHouse's own is told by the same words that the server uses.
+/// A proxy refuses large bodies (tried 15). The same events are announced in smaller batches until they pass, and each
+/// is counted once. A limit of ClickHouse's own is recognised by the words of the server.
 pub async fn a_batch_that_is_refused_for_its_size_is_announced_smaller(url: &str, database: &str) {
     const EVENTS: u64 = 1_000;
     let bench = Bench::new(url, database).await;
@@ -292,7 +295,8 @@ pub async fn a_batch_that_is_refused_for_its_size_is_announced_smaller(url: &str
     bench.assert_consistent("in batches that fit through the proxy").await;
 }
 
-/// The same with the batch's rows inserted: the partition stops and names the limit that it needs, and that limit is enough.
+/// A batch that does not fit has its rows inserted: the partition stops and names the limit that it needs, and that
+/// limit is enough.
 pub async fn a_half_applied_batch_that_does_not_fit_stops(url: &str, database: &str) {
     const EVENTS: u64 = 100;
     let bench = Bench::new(url, database).await;
@@ -313,8 +317,8 @@ pub async fn a_half_applied_batch_that_does_not_fit_stops(url: &str, database: &
     bench.assert_consistent("with the limit that was named").await;
 }
 
-/// The rejects of one partition cannot be delivered, so it waits. Several times the memory flows through the other partitions all
-/// the same.
+/// The rejects of one partition cannot be delivered, so it waits. Even so, several times the memory flows through the
+/// other partitions.
 pub async fn one_partition_that_waits_stops_no_other(url: &str, database: &str) {
     const EVENTS: u64 = 100;
     const OTHERS: u64 = 200;
@@ -327,7 +331,7 @@ pub async fn one_partition_that_waits_stops_no_other(url: &str, database: &str) 
     let settings = [(MEMORY_LIMIT, "64MiB"), (BYTES_MAX, "4MiB"), (DEAD_LETTER, dead_letter.as_str())];
     let member = bench.start(&settings);
     await_http(&member, "/readyz", "does not take a rejected record").await;
-    // It goes on reading what it cannot store, up to some part of the memory.
+    // It goes on reading what it cannot store, up to a part of the memory.
     const HELD: u64 = 20;
     await_that(async || next_offset(&member, 0).await > Some(HELD), async || member.stderr()).await;
     producer.send(1, large_events(OTHERS));
@@ -344,8 +348,8 @@ pub async fn one_partition_that_waits_stops_no_other(url: &str, database: &str) 
     bench.assert_consistent("after one partition waited").await;
 }
 
-/// ClickHouse refuses every insert. Each partition tries again with growing pauses, the member is not ready all the while, and `status`
-/// names both partitions; asked with `--member`, it names the refusal.
+/// ClickHouse refuses every insert. Each partition tries again with growing pauses, and the member is not ready all
+/// the while. `status` names both partitions; asked with `--member`, it names the refusal.
 pub async fn a_refused_insert_is_tried_with_growing_pauses(url: &str, database: &str) {
     const EVENTS: u64 = 300;
     const WATCHED: Duration = Duration::from_secs(20);

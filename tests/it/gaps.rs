@@ -1,4 +1,5 @@
-//! Offsets without records: transactions, committed and aborted, leave control records and events that never happened.
+//! Tests offsets without records: transactions, committed and aborted, leave control records and events that never
+//! happened.
 
 use crate::operate::json_of;
 use crate::operator::HALF_APPLIED;
@@ -13,7 +14,7 @@ const PARTITIONS: u64 = 3;
 const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A producer of transactions, which notes what is committed.
+/// A producer of transactions, which notes the committed events.
 struct Transactions<'a> {
     bench: &'a Bench,
     producer: BaseProducer,
@@ -32,7 +33,7 @@ impl Transactions<'_> {
         Transactions { bench, producer, next: 0, ledger: Ledger::default() }
     }
 
-    /// Begins a transaction and sends so many events to each partition.
+    /// Begins a transaction and sends this number of events to each partition.
     fn send(&mut self, per_partition: u64) -> std::ops::Range<u64> {
         self.producer.begin_transaction().unwrap();
         let numbers = self.next..self.next + per_partition * PARTITIONS;
@@ -110,7 +111,7 @@ pub async fn a_replay_ends_where_only_control_records_follow(url: &str, database
     transactions.producer.commit_transaction(TIMEOUT).unwrap();
     open.for_each(|n| transactions.ledger.note(&Events::default().payload(n)));
     bench.await_stored(390, &[&member]).await;
-    // Past the control record at the end.
+    // This is past the control record at the end.
     let last = 120 + 1 + 30 + 1 + 10 + 1;
     let is_committed = |partition| bench.committed(partition).is_some_and(|(offset, _)| offset == last);
     let deadline = Instant::now() + TIMEOUT;
@@ -124,7 +125,7 @@ pub async fn a_replay_ends_where_only_control_records_follow(url: &str, database
     assert!(status == Some(0) && partitions.iter().all(idle), "{seen:#}");
     end(&member);
     bench.assert_exact(&transactions.ledger, "with control records at the end").await;
-    // Retention takes the whole log, control records included: nothing is lost by that.
+    // Retention takes the whole log, control records included, and nothing is lost by that.
     for partition in 0..PARTITIONS as i32 {
         bench.delete_records(partition, last).await;
     }
@@ -136,7 +137,8 @@ pub async fn a_replay_ends_where_only_control_records_follow(url: &str, database
     bench.assert_exact(&transactions.ledger, "after retention").await;
 }
 
-/// A transaction that a producer leaves open hides what others have sent since: the member, `status` and `check` say so.
+/// A transaction that a producer leaves open hides the records that others have sent since. The member, `status` and
+/// `check` say so.
 pub async fn an_open_transaction_is_seen(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut transactions = Transactions::new(&bench);

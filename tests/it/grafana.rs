@@ -1,4 +1,5 @@
-//! Dashboards and alerts on a real Prometheus and ClickHouse: an expression that is wrong, or shows nothing, fails here.
+//! Tests dashboards and alerts on a real Prometheus and ClickHouse: an expression that is wrong, or shows nothing,
+//! fails here.
 
 use crate::service::{Bench, address, await_http, end, http};
 use devstack::Prometheus;
@@ -19,7 +20,7 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(file(path)).unwrap()
 }
 
-/// What the panels of a dashboard ask, each with its panel's title.
+/// Returns the queries of a dashboard's panels, each with its panel's title.
 fn asked(dashboard: &str, field: &str) -> Vec<(String, String)> {
     let dashboard: Value = serde_json::from_str(&read(dashboard)).unwrap();
     let mut asked = Vec::new();
@@ -35,7 +36,7 @@ fn asked(dashboard: &str, field: &str) -> Vec<(String, String)> {
     asked
 }
 
-/// What a dashboard's annotations or variables ask (`field` of each that has it), and by what name.
+/// Returns the queries of a dashboard's annotations or variables (`field` of each that has it), with their names.
 fn asked_beside(dashboard: &str, list: &str, field: &str) -> Vec<(String, String)> {
     let dashboard: Value = serde_json::from_str(&read(dashboard)).unwrap();
     let all = dashboard.pointer(&format!("/{list}/list")).unwrap().as_array().unwrap();
@@ -45,14 +46,14 @@ fn asked_beside(dashboard: &str, list: &str, field: &str) -> Vec<(String, String
     asked
 }
 
-/// `label_values(series, label)`, which is Grafana's own, as an expression that gives a series for each value.
+/// Returns `label_values(series, label)`, which is Grafana's own, as an expression with a series for each value.
 fn values_of_variable(query: &str) -> String {
     let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')).unwrap();
     let (series, label) = inside.rsplit_once(", ").unwrap();
     format!("count by ({label}) ({series})")
 }
 
-/// The rules' fields of that name; each stands on a line of its own.
+/// Returns the rules' fields of that name. Each stands on a line of its own.
 fn of_rules(field: &str) -> Vec<String> {
     let rules = read("prometheus/alerts.yml");
     let prefix = format!("{field}: ");
@@ -87,7 +88,7 @@ fn result_count(answer: &str) -> usize {
     answer["data"]["result"].as_array().unwrap().iter().filter(shown).count()
 }
 
-/// Every expression of every panel and rule, and every SQL of the campaign figures, on what a real run left.
+/// Every expression of every panel and rule, and every SQL of the campaign figures, has an answer after a real run.
 pub async fn every_panel_and_rule_has_an_answer(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let member = bench.start(&[]);
@@ -96,7 +97,7 @@ pub async fn every_panel_and_rule_has_an_answer(url: &str, database: &str) {
     let panels = asked("grafana/dashboards/tallyhouse.json", "expr");
     let substituted =
         |text: &str| text.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$topic", ".*");
-    // Few campaigns, so that some are large enough for the panel of those that bounce.
+    // There are few campaigns, so that some are large enough for the panel of campaigns that bounce.
     let mut producer = bench.producer();
     producer.send_events(&Events { campaigns: 5, ..Events::default() }, 0..3_000).unwrap();
     let mut ledger = producer.finish().unwrap();
@@ -132,7 +133,7 @@ pub async fn every_panel_and_rule_has_an_answer(url: &str, database: &str) {
     let dashboard = "grafana/dashboards/campaigns.json";
     let variables = asked_beside(dashboard, "templating", "/query/rawSql");
     for (title, sql) in asked(dashboard, "rawSql").into_iter().chain(variables) {
-        // What Grafana puts in for all days and for the variable's All.
+        // Grafana puts in these for all days and for the variable's All.
         let sql = sql.replace("$__dateFilter(day)", "day >= toDate('1970-01-01')");
         let sql = sql.replace("${workspace:sqlstring}", "SELECT workspace_id FROM workspace_daily");
         let rows = bench.count(&format!("SELECT count() FROM ({sql})")).await;

@@ -1,4 +1,5 @@
-//! Being a member of the group: static membership, the consumer protocol (KIP-848), members that stop and wake up, more partitions.
+//! Tests membership of the group: static membership, the consumer protocol (KIP-848), members that stop and wake up,
+//! more partitions.
 
 use crate::operator::{admin, options};
 use crate::service::{Bench, await_http, end, http, kafka};
@@ -13,7 +14,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const CONSUMER: (&str, &str) = ("TALLYHOUSE__KAFKA__GROUP_PROTOCOL", "consumer");
 
-/// Waits until the kernel says that the member is stopped.
+/// Waits until the kernel reports the member as stopped.
 pub async fn await_frozen(member: &Server) {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -26,8 +27,8 @@ pub async fn await_frozen(member: &Server) {
     }
 }
 
-/// A member stopped right before or right after the lease check, past its session, wakes up after another took over: its insert
-/// is either not begun or dropped by its token, and its commits are refused.
+/// A member is stopped right before or right after the lease check, past its session, and wakes up after another took
+/// over. Its insert is either not begun or dropped by its token, and its commits are refused.
 async fn a_zombie_doubles_nothing(bench: &Bench, point: &str, settings: &[(&str, &str)]) {
     let mut producer = bench.producer();
     let events = Events::default();
@@ -47,17 +48,17 @@ async fn a_zombie_doubles_nothing(bench: &Bench, point: &str, settings: &[(&str,
     bench.assert_exact(&ledger, point).await;
 }
 
-/// Stopped between the commit of the intent and the lease check.
+/// The member is stopped between the commit of the intent and the lease check.
 pub async fn a_zombie_before_the_lease_check(url: &str, database: &str) {
     a_zombie_doubles_nothing(&Bench::new(url, database).await, "intent_committed:4:stop", &[]).await;
 }
 
-/// Stopped between the lease check and the insert.
+/// The member is stopped between the lease check and the insert.
 pub async fn a_zombie_after_the_lease_check(url: &str, database: &str) {
     a_zombie_doubles_nothing(&Bench::new(url, database).await, "lease_checked:5:stop", &[]).await;
 }
 
-/// How many partitions a member has; 0 before its endpoint answers.
+/// Returns the number of a member's partitions; 0 before its endpoint answers.
 async fn assigned(member: &Server) -> u32 {
     if !member.stderr().contains("http://") {
         return 0;
@@ -67,7 +68,7 @@ async fn assigned(member: &Server) -> u32 {
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-/// Rebalances that a member has seen, of all kinds; the endpoint tells them in no order.
+/// Returns the rebalances that a member has seen, of all kinds. The endpoint lists them in no order.
 async fn rebalances(member: &Server) -> BTreeSet<String> {
     let metrics = http(member, "/metrics").await;
     metrics.lines().filter(|line| line.starts_with("tallyhouse_rebalances_total{")).map(str::to_owned).collect()
@@ -105,7 +106,7 @@ pub async fn a_static_member_comes_back_without_a_rebalance(url: &str, database:
     bench.assert_exact(&ledger, "after a static member came back").await;
 }
 
-/// Two members with one `group_instance_id`: one of them ends with status 1 and says why, and nothing is doubled.
+/// Two members have one `group_instance_id`. One of them ends with status 1 and says why, and nothing is doubled.
 async fn one_of_two_with_one_name_ends(bench: &Bench, settings: &[(&str, &str)], text: &str, newcomer_ends: bool) {
     let settings = [settings, &[("TALLYHOUSE__KAFKA__GROUP_INSTANCE_ID", "same")]].concat();
     let mut producer = bench.producer();
@@ -137,7 +138,8 @@ pub async fn a_second_static_member_ends_in_the_consumer_protocol(url: &str, dat
     one_of_two_with_one_name_ends(&bench, &[CONSUMER], "instance", true).await;
 }
 
-/// The consumer protocol end to end: members join, one is killed with -9, one leaves; the lease counts on the broker's session.
+/// The test runs the consumer protocol end to end: members join, one is killed with -9, one leaves. The lease counts
+/// on the broker's session.
 pub async fn the_consumer_protocol_is_exact(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let settings = [CONSUMER, ("TALLYHOUSE__KAFKA__SESSION_TIMEOUT_MS", "45000")];
@@ -164,7 +166,7 @@ pub async fn the_consumer_protocol_is_exact(url: &str, database: &str) {
     bench.assert_exact(&ledger, "in the consumer protocol").await;
 }
 
-/// A zombie in the consumer protocol.
+/// The test stops and wakes a member in the consumer protocol.
 pub async fn a_zombie_in_the_consumer_protocol(url: &str, database: &str) {
     a_zombie_doubles_nothing(&Bench::new(url, database).await, "lease_checked:5:stop", &[CONSUMER]).await;
 }
@@ -200,13 +202,14 @@ async fn await_log(member: &Server, text: &str) {
     }
 }
 
-/// A revocation waits so long for the batch in flight; the partition must be added meanwhile.
+/// Setting of the time for which a revocation waits for the batch in flight. The partition must be added in that
+/// time.
 const GRACE: (&str, &str) = ("TALLYHOUSE__REBALANCE__GRACE_MS", "10000");
-/// The session of the bench, the grace, and 10 s.
+/// Longest time until the member ends: the session of the bench, the grace, and 10 s.
 const LEFT_BEHIND_MAX: Duration = Duration::from_secs(26);
 
-/// A partition is added while a member is in a revocation: librdkafka joins anew in the middle of it, never finishes the rebalance,
-/// and ignores the next one (docs/librdkafka-left-behind.md). The member ends, and the others go on.
+/// A partition is added while a member is in a revocation. librdkafka joins again in the middle of it, never finishes
+/// the rebalance, and ignores the next one (docs/librdkafka-left-behind.md). The member ends, and the others go on.
 async fn a_member_is_left_behind(bench: &Bench, clickhouse: &str, settings: &[(&str, &str)]) {
     let proxy = Proxy::new(1).unwrap();
     proxy.lead_to(clickhouse.trim_start_matches("http://").parse().unwrap());
@@ -251,18 +254,18 @@ async fn a_member_is_left_behind(bench: &Bench, clickhouse: &str, settings: &[(&
     bench.assert_exact(&ledger, "after a member was left behind").await;
 }
 
-/// With the rebalance timeout that Tallyhouse sets.
+/// The test runs with the rebalance timeout that Tallyhouse sets.
 pub async fn a_member_left_behind_ends(url: &str, database: &str) {
     a_member_is_left_behind(&Bench::new(url, database).await, url, &[]).await;
 }
 
-/// With one that a user has raised.
+/// The test runs with a timeout that a user has raised.
 pub async fn a_member_left_behind_ends_though_the_group_would_wait_for_ten_minutes(url: &str, database: &str) {
     let raised = ("TALLYHOUSE__KAFKA__PROPERTIES__MAX_POLL_INTERVAL_MS", "600000");
     a_member_is_left_behind(&Bench::new(url, database).await, url, &[raised]).await;
 }
 
-/// A member with another way of sharing partitions out cannot join, says why, and joins once the others have gone.
+/// A member with another way of sharing partitions cannot join, says why, and joins once the others have gone.
 pub async fn another_strategy_in_the_group_is_named(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let member = bench.start(&[]);
@@ -276,7 +279,8 @@ pub async fn another_strategy_in_the_group_is_named(url: &str, database: &str) {
     assert!(status == Some(1) && checked.contains(theirs), "{checked}");
     end(&member);
     await_http(&kept_out, "/readyz", "\"ready\":true").await;
-    // Before it joins; Kafka may turn the group into one of the consumer protocol then.
+    // The message comes before this member joins. At its join Kafka may turn the group into one of the consumer
+    // protocol.
     let other = bench.start(&[CONSUMER]);
     let deadline = Instant::now() + DEADLINE;
     let told =

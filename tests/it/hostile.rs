@@ -1,4 +1,4 @@
-//! Hostile input through real servers: produced = rows + rejected, always, and memory stays bounded.
+//! Tests hostile input through real servers: produced = rows + rejected, always, and memory stays bounded.
 
 use crate::operator::alter_topic;
 use crate::service::{Bench, await_http, end, http, kafka};
@@ -12,10 +12,11 @@ const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 const TIMEOUT: Duration = Duration::from_secs(60);
 const MIB: usize = 1 << 20;
 
-/// The seeds of the fuzz targets are of the end of 2026; whatever the clock of this machine says, they are not too far ahead.
+/// The seeds of the fuzz targets are of the end of 2026. With this setting they are not too far ahead of any
+/// machine's clock.
 const ANY_FUTURE: (&str, &str) = ("TALLYHOUSE__DECODE__FUTURE_DAYS_MAX", "36500");
 
-/// A producer that packs all it gets before a flush into one batch.
+/// A producer that packs all its records before a flush into one batch.
 struct Packer {
     producer: BaseProducer,
     topic: String,
@@ -50,7 +51,7 @@ impl Packer {
     }
 }
 
-/// The seeds of the fuzz targets, with what becomes of each: `event`, or a reason.
+/// Returns the seeds of the fuzz targets, each with its outcome: `event`, or a reason.
 fn seeds() -> Vec<(String, Vec<u8>)> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/decode");
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
@@ -65,7 +66,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
-/// An event of today with so much metadata.
+/// Returns an event of today with this number of bytes of metadata.
 fn event(metadata_bytes: usize) -> Vec<u8> {
     let time = chrono::Utc::now().format("%Y-%m-%dT%H:%M:%S");
     format!(
@@ -77,8 +78,8 @@ fn event(metadata_bytes: usize) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Every kind of bad input, packed in every way: each record is a row or a reject with its exact bytes, reason and metric, and one
-/// bad record stops nothing.
+/// Every kind of bad input is packed in every way. Each record is a row or a reject with its exact bytes, reason and
+/// metric, and one bad record stops nothing.
 pub async fn every_kind_of_bad_input_is_kept_with_its_reason(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let (mut wanted, mut events) = (Vec::new(), 0);
@@ -87,7 +88,7 @@ pub async fn every_kind_of_bad_input_is_kept_with_its_reason(url: &str, database
         let packer = Packer::new(&bench, codec);
         packer.put(0, Some(key), None);
         wanted.push(("tombstone".to_owned(), hex(key), String::new()));
-        // A record of 1970, as one has whose timestamp is in seconds.
+        // This is a record of 1970, as when its timestamp is in seconds.
         let mut late = event(0);
         let year = b"\"event_time\":\"".len() + late.windows(12).position(|part| part == b"\"event_time\"").unwrap();
         late[year..year + 10].copy_from_slice(b"2105-01-01");
@@ -134,7 +135,8 @@ pub async fn every_kind_of_bad_input_is_kept_with_its_reason(url: &str, database
     bench.assert_consistent("with every kind of bad input").await;
 }
 
-/// Records as large as the topic allows, and batches of a hundred MiB that come as a few packed bytes, in little memory.
+/// Records as large as the topic allows, and batches of a hundred MiB that come as a few packed bytes, need little
+/// memory.
 pub async fn large_records_and_bombs_of_every_codec(url: &str, database: &str) {
     const LARGE: usize = 8 * MIB;
     const BOMB: usize = 120 * MIB;
@@ -175,7 +177,8 @@ pub async fn large_records_and_bombs_of_every_codec(url: &str, database: &str) {
     bench.assert_consistent("with bombs").await;
 }
 
-/// A batch that librdkafka refuses to unpack keeps its own partition from going on, says so, and is read once that may be.
+/// A batch that librdkafka refuses to unpack keeps its own partition from going on. The member says so, and reads it
+/// once that is allowed.
 pub async fn a_batch_that_cannot_be_unpacked_stops_no_other_partition(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let packer = Packer::new(&bench, "zstd");
@@ -205,7 +208,7 @@ pub async fn a_batch_that_cannot_be_unpacked_stops_no_other_partition(url: &str,
     bench.assert_consistent("once it could be unpacked").await;
 }
 
-/// Events of a thousand days in no order: large batches all the same, past what the server allows an insert by default, and a
+/// Events of a thousand days in no order still make large batches, past the server's default limit for an insert. A
 /// member that dies with a batch half applied doubles nothing.
 pub async fn a_thousand_days_in_any_order(url: &str, database: &str) {
     const DAYS: u64 = 1_000;

@@ -1,10 +1,11 @@
 //! The integration tests, on one real ClickHouse per run.
 //!
-//! Each test is an async function with a database of its own. With `TALLYHOUSE_TEST_CLICKHOUSE=http://…` that server is used
-//! instead of one started here.
+//! Each test is an async function with a database of its own. With `TALLYHOUSE_TEST_CLICKHOUSE=http://…` that server
+//! is used instead of one started here.
 //!
-//! With `TALLYHOUSE_TEST_PROGRAM=/path/to/tallyhouse` the tests start that program instead of the one built with them. A test of a
-//! mended fault is thus seen to fail on an older build. The build needs fail points: a debug build has them.
+//! With `TALLYHOUSE_TEST_PROGRAM=/path/to/tallyhouse` the tests start that program instead of the one built with
+//! them. This shows that a test of a fixed fault fails on an older build. The build needs fail points: a debug build
+//! has them.
 
 #![allow(
     clippy::unwrap_used,
@@ -45,13 +46,13 @@ use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Names a program to test instead of the one built with the tests.
+/// Environment variable with a program to test instead of the one built with the tests.
 const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
 
 /// Seconds of each test that passed, in the order in which they ended.
 static TIMES: Mutex<Vec<(Duration, &str)>> = Mutex::new(Vec::new());
 
-/// Shows the tests that a shorter suite has to begin with.
+/// Prints the slowest tests, at which a shorter suite has to begin.
 fn print_slowest() {
     let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
     times.sort_unstable_by(|a, b| b.cmp(a));
@@ -60,7 +61,7 @@ fn print_slowest() {
     }
 }
 
-/// The program under test.
+/// Returns the program under test.
 fn program() -> PathBuf {
     let given = std::env::var_os(PROGRAM_VARIABLE).filter(|path| !path.is_empty());
     given.map_or_else(|| env!("CARGO_BIN_EXE_tallyhouse").into(), PathBuf::from)

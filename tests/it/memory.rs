@@ -1,4 +1,5 @@
-//! The memory of the whole process, where it is hardest to bound: packed batches from three brokers on a machine of 64 cores.
+//! Tests the memory of the whole process where it is hardest to bound: packed batches from three brokers on a machine
+//! of 64 cores.
 
 use crate::service::{Bench, await_http, end, http};
 use devstack::producer::{Events, create_topic};
@@ -10,21 +11,21 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
-/// Most that the process may take beside `memory.limit_bytes`.
+/// Maximum memory of the process beside `memory.limit_bytes`, in bytes.
 const RESERVE: u64 = 96 * MIB;
 const PARTITIONS: i32 = 24;
 const RECORDS: u64 = 240_000;
 const TIMEOUT: Duration = Duration::from_secs(120);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Reading has come to a halt if it takes nothing for so long.
+/// Time without a read after which reading has come to a halt.
 const HALT: Duration = Duration::from_secs(2);
 
-/// Sends ordinary events, long ones, some very large ones, and large records that are no events. Packed they come to about a
-/// twentieth. Gives the number of records that are no events.
+/// Sends ordinary events, long ones, some very large ones, and large records that are no events. Packed they come to
+/// about a twentieth. Returns the number of records that are no events.
 fn produce(bootstrap: &str, topic: &str) -> u64 {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
-        // Without it a batch that is sent again after a pause of its broker is in the log twice.
+        // Without it a batch that is sent again after a pause of its broker would be in the log twice.
         .set("enable.idempotence", "true")
         .set("compression.type", "zstd")
         .set("linger.ms", "50")
@@ -47,7 +48,7 @@ fn produce(bootstrap: &str, topic: &str) -> u64 {
             _ => events.payload(n).bytes,
         };
         rejects += u64::from(payload == reject);
-        // A thousand records in turn for each partition, so that batches are full.
+        // A thousand records in turn go to each partition, so that batches are full.
         let partition = (n / 1_000 % PARTITIONS as u64) as i32;
         let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(partition).payload(&payload);
         while let Err((_, returned)) = producer.send(record) {
@@ -59,7 +60,7 @@ fn produce(bootstrap: &str, topic: &str) -> u64 {
     rejects
 }
 
-/// The library that makes a process see 64 cores.
+/// Makes the library by which a process sees 64 cores.
 fn cores(folder: &Path) -> PathBuf {
     let library = folder.join("cores.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cores.c");
@@ -93,8 +94,8 @@ pub async fn many_cores_make_no_more_arenas(_url: &str, _database: &str) {
     assert_eq!(arenas, "8");
 }
 
-/// With a small and with a large limit: what the process takes at most is the limit and a reserve. ClickHouse refuses inserts until
-/// windows and queues are full; then all is counted.
+/// The test runs with a small and with a large limit. The process takes at most the limit and a reserve. ClickHouse
+/// refuses inserts until windows and queues are full; then all is counted.
 pub async fn the_process_stays_within_the_limit_and_a_reserve(url: &str, database: &str) {
     let kafka = Kafka::start(KafkaOptions { nodes: 3, ..KafkaOptions::default() }).unwrap();
     let topic = format!("{database}.packed");

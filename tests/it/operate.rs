@@ -1,4 +1,5 @@
-//! `tallyhouse check` and `tallyhouse status` on real servers, with each of them away, and the pages made of the command line.
+//! Tests `tallyhouse check` and `tallyhouse status` on real servers, with each of them away, and the pages made of
+//! the command line.
 
 use crate::operator::{ANNOUNCED, admin};
 use crate::service::{Bench, address, await_http, end};
@@ -13,16 +14,16 @@ use std::time::{Duration, Instant};
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const PARTITIONS: i32 = 3;
-/// Nothing listens there.
+/// An address at which nothing listens.
 const CLOSED: &str = "http://127.0.0.1:1";
 
-/// The exit status and the JSON of a command with `--json`. `status` looks once.
+/// Returns the exit status and the JSON of a command with `--json`. `status` looks once.
 pub fn json(bench: &Bench, command: &str, settings: &[(&str, &str)]) -> (Option<i32>, Value) {
     let once: &[&str] = if command == "status" { &["--interval-s", "0"] } else { &[] };
     json_of(bench, &[&[command], once].concat(), settings)
 }
 
-/// As [`json`], with arguments.
+/// Returns the same as [`json`], with arguments.
 pub fn json_of(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, Value) {
     let mut command = bench.command(&[arguments, &["--json"]].concat());
     let output = command.envs(settings.iter().copied()).output().unwrap();
@@ -37,7 +38,7 @@ fn table(bench: &Bench, command: &str, settings: &[(&str, &str)]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Status and fix of one check.
+/// Returns status and fix of one check.
 pub fn check(report: &Value, code: &str) -> (String, String) {
     let checks = report["checks"].as_array().unwrap();
     let found = checks.iter().find(|check| check["code"] == code).unwrap_or_else(|| panic!("{code}: {report}"));
@@ -49,7 +50,7 @@ pub fn states(report: &Value, codes: &[&str]) -> Vec<String> {
     codes.iter().map(|code| check(report, code).0).collect()
 }
 
-/// On a good stack every check is ok, before and after a member ran, and nothing was made by looking.
+/// On a good stack every check is ok, before and after a member ran, and the looks made nothing.
 pub async fn a_good_stack_is_all_ok(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     for _ in 0..2 {
@@ -65,7 +66,7 @@ pub async fn a_good_stack_is_all_ok(url: &str, database: &str) {
     assert!(table(&bench, "check", &[]).contains("all is ready for `tallyhouse run`"));
 }
 
-/// A server that is away fails its own check with the fix; the other server's are made all the same.
+/// A server that is away fails its own check with the fix. The other server's checks are made in any case.
 pub async fn a_check_names_the_server_that_is_away(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let started = Instant::now();
@@ -82,7 +83,7 @@ pub async fn a_check_names_the_server_that_is_away(url: &str, database: &str) {
     assert!(started.elapsed() < DEADLINE, "it waited for {:?}", started.elapsed());
 }
 
-/// A wrong topic, a missing schema, a missing view: each is told apart, and says what to do.
+/// A wrong topic, a missing schema and a missing view each get a finding of their own that says what to do.
 pub async fn a_check_says_how_to_mend(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let (status, report) = json(&bench, "check", &[("TALLYHOUSE__KAFKA__TOPICS__EVENTS", "no-such-topic")]);
@@ -105,7 +106,8 @@ pub async fn a_check_says_how_to_mend(url: &str, database: &str) {
     assert_eq!(states(&report, &["insert_rights", "log", "clock"]), ["skipped", "ok", "ok"], "{report:#}");
 }
 
-/// With a running member all is well, and the member has every partition; without one, nothing is wrong until records wait.
+/// With a running member all is well, and the member has every partition. Without one, nothing is wrong until records
+/// wait.
 pub async fn a_status_tells_who_counts(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.produce(3_000);
@@ -139,7 +141,8 @@ pub async fn a_status_tells_who_counts(url: &str, database: &str) {
     assert!(table(&bench, "status", &[]).starts_with("WRONG: no members: nothing is counted, 500 records wait"));
 }
 
-/// Records wait for a member that is held: one look cannot judge that. Once it goes on, two looks see them counted, and so says the member.
+/// Records wait for a member that is held, and one look cannot judge that. Once it goes on, two looks see them
+/// counted, and the member reports the same.
 pub async fn a_status_sees_records_counted(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let member = bench.start(&[]);
@@ -164,7 +167,8 @@ pub async fn a_status_sees_records_counted(url: &str, database: &str) {
     assert_eq!((status, &seen["problems"][0]["code"]), (Some(1), &"member_unknown".into()), "{seen:#}");
 }
 
-/// Waits for a look after the first `seen` of `status --watch --json` in which all is as wanted, and gives the number of looks.
+/// Waits for a look after the first `seen` of `status --watch --json` in which all is as wanted. Returns the number
+/// of looks.
 async fn await_look(watch: &Server, seen: usize, wanted: impl Fn(&Value) -> bool) -> usize {
     let deadline = Instant::now() + DEADLINE;
     loop {
@@ -179,7 +183,7 @@ async fn await_look(watch: &Server, seen: usize, wanted: impl Fn(&Value) -> bool
     }
 }
 
-/// A watch sees what changes, and Ctrl-C ends it with what it saw last.
+/// A watch sees each change, and Ctrl-C ends it with the last look.
 pub async fn a_watch_follows_until_ctrl_c(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let watching = || {
@@ -206,7 +210,8 @@ pub async fn a_watch_follows_until_ctrl_c(url: &str, database: &str) {
     assert_eq!(ctrl_c(&wrong), Some(1), "{}", wrong.stderr());
 }
 
-/// With ClickHouse away Kafka's half is there and the cause is named first; with Kafka away, the same the other way round.
+/// With ClickHouse away Kafka's half is there and the cause is named first. With Kafka away, it is the other way
+/// round.
 pub async fn a_status_names_the_server_that_is_away(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.produce(1_000);
@@ -237,7 +242,7 @@ fn answering(bytes: &'static [u8]) -> String {
     address
 }
 
-/// A port of something else is named, for `run` as well, which ends where waiting does not help.
+/// A port of another program is named, also by `run`, which ends where waiting does not help.
 pub async fn a_check_names_what_answers_in_the_place_of_kafka(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let http = answering(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
@@ -246,12 +251,12 @@ pub async fn a_check_names_what_answers_in_the_place_of_kafka(url: &str, databas
         let (status, out, error) = bench.run(command, &[("TALLYHOUSE__KAFKA__BROKERS", &http)]);
         assert!(status == Some(1) && (out.contains(&named) || error.contains(&named)), "{out}{error}");
     }
-    // A listener with TLS does not understand what it is sent, and closes.
+    // A listener with TLS does not understand the bytes, and closes.
     let (_, out, _) = bench.run(&["check", "--json"], &[("TALLYHOUSE__KAFKA__BROKERS", &answering(b""))]);
     assert!(out.contains("Set kafka.tls.enabled = true if it is one"), "{out}");
 }
 
-/// An announced batch shows as open; once its records are gone, the partition stops, with its reason and page.
+/// An announced batch shows as open. Once its records are gone, the partition stops, with its reason and page.
 pub async fn a_status_tells_what_stops(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.produce(3_000);
@@ -269,7 +274,8 @@ pub async fn a_status_tells_what_stops(url: &str, database: &str) {
     assert!(text.contains(&line) && text.contains("tallyhouse explain intent_gone"), "{text}");
 }
 
-/// Neither command leaves anything in Kafka: the group is still unknown after them, and a missing topic still missing.
+/// Neither command leaves anything in Kafka. The group is still unknown after them, and a missing topic is still
+/// missing.
 pub async fn looking_leaves_no_trace(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let missing = format!("{}-missing", bench.topic);

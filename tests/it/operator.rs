@@ -1,4 +1,5 @@
-//! What an operator does by hand to the log, the committed offset and the tables, with the commands that `docs/stops/` names.
+//! The manual steps of an operator on the log, the committed offset and the tables, with the commands that
+//! `docs/stops/` names.
 
 use crate::service::{Bench, await_http, http, kafka};
 use devstack::producer::create_topic;
@@ -44,7 +45,7 @@ impl Bench {
         ClientConfig::new().set("bootstrap.servers", kafka()).set("group.id", &self.topic).create().unwrap()
     }
 
-    /// The group's committed offset of a partition, with its metadata.
+    /// Returns the group's committed offset of a partition, with its metadata.
     pub fn committed(&self, partition: i32) -> Option<(u64, String)> {
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.topic, partition);
@@ -54,7 +55,7 @@ impl Bench {
         Some((offset, element.metadata().to_owned()))
     }
 
-    /// The batches that are announced and not committed.
+    /// Returns the batches that are announced and not committed.
     pub fn open_batches(&self, partitions: i32) -> Vec<OpenBatch> {
         let open = |partition| {
             let (start, metadata) = self.committed(partition)?;
@@ -66,7 +67,7 @@ impl Bench {
 
     /// Commits any offset with any metadata, as soon as the group has no members any more.
     pub async fn commit_by_hand(&self, partition: i32, offset: u64, metadata: &[u8]) {
-        // SAFETY: what is not UTF-8 is never read as text: `set_metadata` copies the bytes.
+        // SAFETY: bytes that are not UTF-8 are never read as text: `set_metadata` copies the bytes.
         let metadata = unsafe { std::str::from_utf8_unchecked(metadata) };
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, partition, Offset::Offset(offset as i64)).unwrap();
@@ -79,7 +80,7 @@ impl Bench {
         }
     }
 
-    /// `kafka-consumer-groups.sh` for this group, as soon as the group has no members any more.
+    /// Runs `kafka-consumer-groups.sh` for this group, as soon as the group has no members any more.
     pub async fn consumer_groups(&self, arguments: &[&str]) {
         let arguments = [&["--bootstrap-server", kafka(), "--group", &self.topic], arguments].concat();
         let deadline = Instant::now() + DEADLINE;
@@ -95,12 +96,12 @@ impl Bench {
         }
     }
 
-    /// `--delete-offsets` for these partitions (`0,2`).
+    /// Runs `--delete-offsets` for these partitions (`0,2`).
     pub async fn delete_offsets(&self, partitions: &str) {
         self.consumer_groups(&["--delete-offsets", "--topic", &format!("{}:{partitions}", self.topic)]).await;
     }
 
-    /// `tallyhouse resume --yes` for these partitions (`0,2`), as soon as the group has no members any more.
+    /// Runs `tallyhouse resume --yes` for these partitions (`0,2`), as soon as the group has no members any more.
     pub async fn resume(&self, partitions: &str, choice: &str) -> String {
         let arguments = ["resume", "--partition", partitions, choice, "--yes"];
         let deadline = Instant::now() + DEADLINE;
@@ -115,7 +116,8 @@ impl Bench {
         }
     }
 
-    /// Gives the rows and counters of a partition another topic id, or none, as if they were of another log or of an older broker.
+    /// Gives the rows and counters of a partition another topic id, or none, as if they were of another log or of an
+    /// older broker.
     pub async fn rename_rows(&self, partition: i32, topic_id: &str) {
         let old = self.source(partition).await;
         let id = if topic_id.is_empty() { String::new() } else { format!("@{topic_id}") };
@@ -142,7 +144,7 @@ impl Bench {
         }
     }
 
-    /// The text of the `source` column of a partition, from the tables.
+    /// Returns the text of the `source` column of a partition, from the tables.
     pub async fn source(&self, partition: i32) -> String {
         let sql = format!("SELECT DISTINCT source FROM email_events WHERE source LIKE '{}/{partition}@%'", self.topic);
         let sources: Vec<String> = self.client.query(&sql).rows().await.unwrap();
@@ -159,8 +161,8 @@ impl Bench {
         self.execute(sql.replace("<end>", &end.to_string()).trim().trim_end_matches(';')).await;
     }
 
-    /// Starts a member that dies at a fail point, and gives the batch it had under way there: the one that `applied` (SQL for
-    /// a count of rows, `{source}` and `{end}` filled in) finds in the tables.
+    /// Starts a member that dies at a fail point, and returns the batch it had under way there. `applied` finds that
+    /// batch in the tables (SQL for a count of rows, `{source}` and `{end}` filled in).
     pub async fn die_at(&self, point: &str, applied: &str, partitions: i32) -> OpenBatch {
         let member = self.start(&[("TALLYHOUSE_FAILPOINT", point)]);
         member.wait(DEADLINE).unwrap();
@@ -185,7 +187,8 @@ pub const HALF_APPLIED: &str = "SELECT count() FROM email_events WHERE {source} 
 /// Its counters, which are written last, are in `daily`.
 pub const APPLIED: &str = "SELECT count() FROM daily WHERE {source} AND end_offset >= {end}";
 
-/// Waits until partitions have stopped for this reason (several, where a kill left several batches open), and checks that all that shows it names its page.
+/// Waits until partitions have stopped for this reason (several, where a kill left several batches open). Then checks
+/// that all reports of the stop name its page.
 pub async fn await_stop(member: &Server, code: &str, text: &str) {
     await_http(member, "/readyz", text).await;
     await_http(member, "/readyz", &format!("Step by step: `tallyhouse explain {code}`")).await;

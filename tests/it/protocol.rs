@@ -1,5 +1,5 @@
-//! The protocol on a real ClickHouse, over a log in memory that stands in for a Kafka partition: every step of it is cut
-//! short once, and another member goes on from what is committed.
+//! Tests the protocol on a real ClickHouse, over a log in memory that stands in for a Kafka partition. Every step of
+//! it is cut short once, and another member goes on from the committed offset.
 
 use std::collections::VecDeque;
 use tallyhouse::clickhouse::client::Client;
@@ -23,7 +23,8 @@ struct Log {
 }
 
 impl Log {
-    /// Events of two days around a month's end, some of them broken, with gaps between the offsets as transactions leave them.
+    /// Makes a log with events of two days around a month's end, some of them broken. Its offsets have gaps as
+    /// transactions leave them.
     fn new() -> Log {
         let records = (0..RECORDS).map(|n| {
             let payload = match n % 10 {
@@ -46,7 +47,7 @@ impl Log {
     }
 }
 
-/// What is done to one step of a member.
+/// A fault at one step of a member.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     /// The member dies before it carries the step out.
@@ -70,7 +71,7 @@ struct Member<'a> {
 }
 
 impl Member<'_> {
-    /// Runs an assignment to the log's end, with a fault at one step; gives the number of steps taken.
+    /// Runs an assignment to the log's end, with a fault at one step. Returns the number of steps taken.
     async fn run(mut self, fault: Option<(usize, Fault)>) -> usize {
         let (mut protocol, mut action) = Protocol::start();
         for step in 0.. {
@@ -182,7 +183,7 @@ async fn run(log: &mut Log, sink: &Sink, source: &Source, fault: Option<(usize, 
     Member { log, sink, source, position: 0, frozen: VecDeque::new() }.run(fault).await
 }
 
-/// Every record is a row or a reject exactly once, and the counters are the GROUP BY of the rows.
+/// Checks that every record is a row or a reject exactly once, and that the counters are the GROUP BY of the rows.
 async fn assert_exact(client: &Client, source: &Source, what: &str) {
     let one = async |sql: &str| client.query(sql).bind(source.name()).scalar_u64().await.unwrap();
     let rejects = one("SELECT count() FROM rejected_events WHERE source = ?").await;
@@ -201,7 +202,7 @@ async fn assert_exact(client: &Client, source: &Source, what: &str) {
     assert_eq!(differences.scalar_u64().await.unwrap(), 0, "{what}: daily is not the GROUP BY of the rows");
 }
 
-/// The columns hold what the producer sent, and the design's two queries run verbatim.
+/// The columns hold the producer's values, and the design's two queries run verbatim.
 pub async fn a_batch_is_stored_as_it_was_consumed(url: &str, database: &str) {
     let (client, sink) = migrated(url, database).await;
     let mut log = Log::new();
@@ -249,7 +250,7 @@ async fn every_fault_at_every_step(client: &Client, sink: &Sink) {
             let mut log = Log::new();
             let source = source(partition);
             run(&mut log, sink, &source, Some((step, fault))).await;
-            // The next owner; where the first one went on to the end, it finds nothing to do.
+            // This is the next owner. Where the first one went on to the end, it finds nothing to do.
             run(&mut log, sink, &source, None).await;
             assert_exact(client, &source, &format!("fault {} at step {step}", fault as u8)).await;
             partition += 1;

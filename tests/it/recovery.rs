@@ -1,4 +1,4 @@
-//! What an operator, a broker or a clean-up can do to the log and to the committed offset, on real servers.
+//! Tests the changes of an operator, a broker or a clean-up to the log and to the committed offset, on real servers.
 
 use crate::service::{Bench, await_http, end};
 use devstack::producer::Events;
@@ -18,7 +18,8 @@ pub async fn a_lost_committed_offset_is_found_in_the_marks(url: &str, database: 
     bench.assert_exact(&ledger, "with another group").await;
 }
 
-/// The committed offset is lost while batches are half applied: what is there is completed, not doubled.
+/// The committed offset is lost while batches are half applied. The next member completes their stored part, and
+/// doubles nothing.
 pub async fn a_lost_intent_is_completed_from_the_marks(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(10_000);
@@ -70,8 +71,8 @@ pub async fn a_recreated_topic_is_another_source(url: &str, database: &str) {
     assert_eq!(bench.count("SELECT uniqExact(source) FROM email_events").await, 6);
 }
 
-/// A topic that is deleted and made again under a running member: the offsets are deleted with it, so the comparison before the
-/// next commit fails, and the partitions start over with the new topic.
+/// A topic is deleted and made again under a running member. The offsets are deleted with it, so the comparison
+/// before the next commit fails, and the partitions start over with the new topic.
 pub async fn a_topic_recreated_under_a_running_member(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let settings = [("TALLYHOUSE__KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "1000")];

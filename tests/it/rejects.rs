@@ -1,4 +1,5 @@
-//! `tallyhouse rejects` and the dead-letter topic on real servers: what is replayed counts once, however often and wherever it is cut.
+//! Tests `tallyhouse rejects` and the dead-letter topic on real servers. A replayed record counts once, however often
+//! and wherever the replay is cut.
 
 use crate::audit::assert_clean;
 use crate::group::await_frozen;
@@ -30,7 +31,7 @@ fn ok(bench: &Bench, arguments: &[&str]) -> String {
     output
 }
 
-/// The summary of a replay that ends well.
+/// Returns the summary of a replay that ends well.
 fn replay(bench: &Bench, arguments: &[&str]) -> Value {
     serde_json::from_str(&ok(bench, &[&["replay", "--json"], arguments].concat())).unwrap()
 }
@@ -41,7 +42,7 @@ fn start(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> Server
     process::spawn("replay", command, Output::Captured).unwrap()
 }
 
-/// All committed records of a topic.
+/// Returns all committed records of a topic.
 fn records(topic: &str) -> Vec<OwnedMessage> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", kafka())
@@ -74,11 +75,11 @@ fn header(record: &OwnedMessage, name: &str) -> Option<String> {
     Some(String::from_utf8(found.value?.to_vec()).unwrap())
 }
 
-/// Rejected records of a fresh topic, with their mended export in a file.
+/// Rejected records of a fresh topic, with their corrected export in a file.
 struct Mended {
     bench: Bench,
     folder: tempfile::TempDir,
-    /// Everything, once all is replayed and counted.
+    /// The ledger of everything, once all is replayed and counted.
     ledger: Ledger,
 }
 
@@ -122,7 +123,8 @@ impl Mended {
     }
 }
 
-/// An export, mended and replayed: all of it counts, and a second replay counts nothing. Everything that looks at rows tells the same.
+/// An export is corrected and replayed: all of it counts, and a second replay counts nothing. Everything that looks
+/// at rows reports the same.
 pub async fn what_is_mended_counts_once(url: &str, database: &str) {
     const ROWS: u64 = 600;
     let mended = Mended::new(url, database, ROWS).await;
@@ -141,7 +143,7 @@ pub async fn what_is_mended_counts_once(url: &str, database: &str) {
     let (status, _, error) = run(bench, &["count", "--reason", "no_such"], &[]);
     assert!(status == Some(64) && error.contains("time_implausible"), "{error}");
 
-    // One row, byte for byte.
+    // This is one row, byte for byte.
     let first: Value = serde_json::from_str(only.lines().next().unwrap()).unwrap();
     let (source, offset) = (first["source"].as_str().unwrap(), first["source_offset"].to_string());
     let shown = ok(bench, &["show", source, &offset]);
@@ -152,7 +154,7 @@ pub async fn what_is_mended_counts_once(url: &str, database: &str) {
     let hex: Vec<String> = bench.rows(&sql).await;
     assert_eq!(raw.iter().map(|byte| format!("{byte:02X}")).collect::<String>(), hex[0]);
 
-    // As they are they are no events; a dry run changes nothing, not even in Kafka.
+    // Without corrections they are no events. A dry run changes nothing, not even in Kafka.
     let unmended = replay(bench, &["--dry-run"]);
     assert_eq!((&unmended["replayed"], &unmended["refused"]), (&json!(0), &json!(ROWS)), "{unmended}");
     let dry = replay(bench, &["--from", &file, "--dry-run"]);
@@ -187,7 +189,8 @@ pub async fn what_is_mended_counts_once(url: &str, database: &str) {
         assert_eq!(record.timestamp(), first.unwrap().timestamp());
     }
 
-    // A line without a row is named, left out, and told by the status; one of a row that was replayed is nothing new.
+    // A line without a row is named, left out, and shown by the exit status. A line of a row that was replayed is
+    // nothing new.
     let lines = [("nowhere/0@x", "0", "x"), (source, &offset, "\u{1b}[2J")].map(|(source, offset, payload)| {
         format!(
             "{}\n",
@@ -202,8 +205,8 @@ pub async fn what_is_mended_counts_once(url: &str, database: &str) {
     assert!(status == Some(1) && error.contains("line 1: is no line of an export"), "{error}");
 }
 
-/// A bound that was too tight rejects events; they are replayed with their own bytes, rejected again as rows of their own, and
-/// replayed from those once the members have the new bound as well.
+/// A bound that was too tight rejects events. They are replayed with their own bytes, and rejected again as rows of
+/// their own. From those they are replayed once the members have the new bound as well.
 pub async fn own_bytes_are_replayed_after_a_changed_bound(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let tight = [("TALLYHOUSE__DECODE__PAST_DAYS_MAX", "0")];
@@ -232,7 +235,7 @@ pub async fn own_bytes_are_replayed_after_a_changed_bound(url: &str, database: &
     assert_clean(&bench, "after replays");
 }
 
-/// kill -9 before and after each step of a transaction, early and late.
+/// kill -9 comes before and after each step of a transaction, early and late.
 pub async fn a_replay_killed_anywhere_is_exact(url: &str, database: &str) {
     let mended = Mended::new(url, database, 2_400).await;
     let member = mended.bench.start(&[]);
@@ -245,14 +248,15 @@ pub async fn a_replay_killed_anywhere_is_exact(url: &str, database: &str) {
         }
     }
     let last = replay(&mended.bench, &["--from", &mended.file()]);
-    // Five transactions: one of the third that was killed, one each of the fourth and the fifth, two of the sixth.
+    // These are five transactions: one of the third that was killed, one each of the fourth and the fifth, two of the
+    // sixth.
     assert_eq!((&last["already_replayed"], &last["replayed"]), (&json!(2_400), &json!(0)), "{last}");
     mended.bench.await_stored(mended.ledger.produced, &[&member]).await;
     end(&member);
     mended.assert_exact("after kill -9 at every step").await;
 }
 
-/// kill -9 at random moments, over and over, until one comes through.
+/// kill -9 comes at random moments, over and over, until one replay comes through.
 pub async fn random_interruptions_are_exact(url: &str, database: &str) {
     let from_environment = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let seed = from_environment("TALLYHOUSE_REPLAY_SEED");
@@ -279,7 +283,8 @@ pub async fn random_interruptions_are_exact(url: &str, database: &str) {
     mended.assert_exact(&format!("seed {seed}")).await;
 }
 
-/// Replays that were stopped in the middle of a transaction wake up after another was through: they are shut out, and say so.
+/// Replays that were stopped in the middle of a transaction wake up after another has ended. They are shut out, and
+/// say so.
 pub async fn of_two_replays_the_later_one_goes_on(url: &str, database: &str) {
     let mended = Mended::new(url, database, 1_400).await;
     let member = mended.bench.start(&[]);
@@ -306,7 +311,8 @@ pub async fn of_two_replays_the_later_one_goes_on(url: &str, database: &str) {
     mended.assert_exact("after three replays at once").await;
 }
 
-/// A ledger that may forget, or is not read whole, is refused before anything is sent; what the event topic does to timestamps is told.
+/// A ledger that may forget, or is not read whole, is refused before anything is sent. The replay reports what the
+/// event topic does to timestamps.
 pub async fn a_ledger_that_forgets_is_refused(url: &str, database: &str) {
     let mended = Mended::new(url, database, 30).await;
     let (bench, file) = (&mended.bench, mended.file());
@@ -322,7 +328,7 @@ pub async fn a_ledger_that_forgets_is_refused(url: &str, database: &str) {
     assert_eq!(records(&bench.topic).len(), 30);
     let (status, _, error) = run(bench, &["replay"], &[("TALLYHOUSE__KAFKA__TOPICS__EVENTS", "nowhere")]);
     assert!(status == Some(1) && error.contains("the topic nowhere does not exist"), "{error}");
-    // Without Kafka the rows can be looked at all the same.
+    // Without Kafka the rows can still be looked at.
     let (status, output, _) = run(bench, &["list"], &[("TALLYHOUSE__KAFKA__BROKERS", "127.0.0.1:1")]);
     assert!(status == Some(0) && output.contains("What was replayed is not known"), "{output}");
     alter_topic(&bench.topic, "message.timestamp.type", "LogAppendTime").await;
@@ -331,7 +337,8 @@ pub async fn a_ledger_that_forgets_is_refused(url: &str, database: &str) {
     mended.assert_exact("with LogAppendTime").await;
 }
 
-/// Killed between the delivery and the row, and after each, with the committed offset or without: every reject is in the topic at least once, whole, and all counts are exact.
+/// A member is killed between the delivery and the row, and after each, with the committed offset or without. Every
+/// reject is in the topic at least once, whole, and all counts are exact.
 pub async fn every_reject_is_in_the_dead_letter_topic(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let dead_letter = format!("{}.dead", bench.topic);
@@ -340,7 +347,8 @@ pub async fn every_reject_is_in_the_dead_letter_topic(url: &str, database: &str)
     let points = ["dead_letters_delivered:1", "rejected_inserted:2", "dead_letters_delivered:3", "end_committed:1"];
     for (number, point) in (0..).zip(points) {
         producer.send_events(&Events::default(), number * 4_000..(number + 1) * 4_000).unwrap();
-        // With the second half the committed offset is lost as well: what the marks show applied must have its letters.
+        // With the second half the committed offset is lost as well. Rejects that the marks show applied must have
+        // their letters.
         let group = format!("{}-{}", bench.topic, number / 2 * number);
         let settings =
             [(DEAD_LETTER, &*dead_letter), ("TALLYHOUSE_FAILPOINT", point), ("TALLYHOUSE__KAFKA__GROUP_ID", &*group)];
@@ -382,13 +390,13 @@ pub async fn every_reject_is_in_the_dead_letter_topic(url: &str, database: &str)
     assert_eq!(tombstone.payload(), None);
 }
 
-/// A topic that does not take one letter: its partition waits, uncommitted, the cause is named, and afterwards all is exact. The letters
-/// that the topic has taken are not sent again.
+/// A topic does not take one letter: its partition waits, uncommitted, the cause is named, and afterwards all is
+/// exact. The letters that the topic has taken are not sent again.
 pub async fn a_dead_letter_that_is_not_taken_holds_the_partition(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let dead_letter = format!("{}.dead", bench.topic);
     create_topic(kafka(), &dead_letter, 1).unwrap();
-    // More than a batch of small letters has.
+    // A batch of small letters is smaller than this.
     alter_topic(&dead_letter, "max.message.bytes", "80000").await;
     for command in ["check", "status"] {
         let missing = bench.command(&[command]).env(DEAD_LETTER, "no-such-topic").output().unwrap();

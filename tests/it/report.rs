@@ -1,4 +1,4 @@
-//! The views for people and `tallyhouse report`, on a known set in a real ClickHouse.
+//! Tests the views for people and `tallyhouse report`, on a known set in a real ClickHouse.
 
 use crate::schema::migrated;
 use serde_json::Value;
@@ -12,7 +12,8 @@ const CAMPAIGNS: [&str; 3] = [
     "00000000-0000-0000-0000-000000000003",
 ];
 
-/// Two campaigns of one workspace on two days, in unmerged rows of two sources, and one of another of which all bounced.
+/// Inserts two campaigns of one workspace on two days, in unmerged rows of two sources, and one of another of which
+/// all bounced.
 ///
 /// No two rows are the same insert: without a token ClickHouse drops the second as a repetition.
 async fn known_set(client: &Client) {
@@ -36,7 +37,7 @@ async fn known_set(client: &Client) {
     }
 }
 
-/// Status, standard output and error.
+/// Returns status, standard output and standard error.
 fn report(url: &str, database: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
     let mut command = Command::new(crate::program());
     command.env_clear().current_dir(std::env::temp_dir()).arg("report").args(arguments);
@@ -52,7 +53,7 @@ fn json(url: &str, database: &str, arguments: &[&str]) -> Value {
     serde_json::from_str(&output).unwrap()
 }
 
-/// The three forms of the whole set, and each filter.
+/// The test reads the three forms of the whole set, and each filter.
 pub async fn the_report_is_the_known_set(url: &str, database: &str) {
     known_set(&migrated(url, database).await).await;
     let printed = |arguments: &[&str]| {
@@ -85,7 +86,7 @@ pub async fn the_report_is_the_known_set(url: &str, database: &str) {
 
 type Rates = (String, Option<f64>, Option<f64>, Option<f64>, Option<f64>, Option<f64>);
 
-/// The view's rates are the report's, both other views add up to the same, and every column says what it is.
+/// The view's rates are the report's, both other views add up to the same, and every column has its description.
 pub async fn the_views_count_as_the_report_does(url: &str, database: &str) {
     let client = migrated(url, database).await;
     known_set(&client).await;
@@ -108,7 +109,7 @@ pub async fn the_views_count_as_the_report_does(url: &str, database: &str) {
     assert_eq!(client.query(sql).scalar_u64().await.unwrap(), 3);
 }
 
-/// serde_json reads a number up to one bit beside what was written.
+/// Rounds the rates: serde_json reads a number up to one bit beside the written one.
 fn rounded((campaign, open, click, click_to_open, bounce, unsubscribe): Rates) -> Rates {
     let round = |rate: Option<f64>| rate.map(|rate| (rate * 1e9).round() / 1e9);
     (campaign, round(open), round(click), round(click_to_open), round(bounce), round(unsubscribe))
@@ -121,7 +122,8 @@ fn rates(row: &Value) -> Rates {
     (campaign, open, click, click_to_open, rate("bounce_rate"), rate("unsubscribe_rate"))
 }
 
-/// What is no UUID or no day, and days in the wrong order, end with 64 and name it; missing views say what to run.
+/// A text that is no UUID or no day, and days in the wrong order, end with 64 and name it. Missing views say what to
+/// run.
 pub async fn a_report_that_cannot_be_made_says_why(url: &str, database: &str) {
     for (arguments, said) in [
         (&["--workspace", "1' OR '1'='1"][..], "--workspace"),

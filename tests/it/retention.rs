@@ -1,4 +1,5 @@
-//! Raw rows that a TTL removes, on real servers: counters stay, nobody calls the rows lost, and nobody counts without them.
+//! Tests raw rows that a TTL removes, on real servers. Counters stay, nothing calls the rows lost, and nothing counts
+//! without them.
 
 use crate::service::Bench;
 use chrono::{Datelike, Days, NaiveDate, Utc};
@@ -20,7 +21,7 @@ fn migrate(bench: &Bench, arguments: &[&str]) -> String {
     output
 }
 
-/// The findings of an audit: its violations, and the codes of all.
+/// Returns the findings of an audit: the number of its violations, and the codes of all.
 fn audit(bench: &Bench) -> (u64, Vec<String>) {
     let report = json(bench, "audit");
     let findings = report["checks"].as_array().unwrap().iter().flat_map(|check| check["findings"].as_array().unwrap());
@@ -28,7 +29,7 @@ fn audit(bench: &Bench) -> (u64, Vec<String>) {
     (report["violations"].as_u64().unwrap(), codes)
 }
 
-/// Status and text of the check of retention.
+/// Returns status and text of the check of retention.
 fn check(bench: &Bench) -> (String, String) {
     let report = json(bench, "check");
     let found = report["checks"].as_array().unwrap().iter().find(|check| check["code"] == "retention").unwrap();
@@ -48,7 +49,8 @@ async fn total(bench: &Bench) -> u64 {
     bench.count("SELECT sum(total) FROM daily").await
 }
 
-/// Rows go, counters stay, the audit says "expired" and still finds what is wrong in days that are kept, and a repair refuses.
+/// Rows go and counters stay. The audit says "expired" and still finds errors in days that are kept, and a repair
+/// refuses.
 pub async fn expired_days_are_no_violations(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
@@ -58,7 +60,7 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
     let before = total(&bench).await;
     assert_eq!(audit(&bench), (0, vec!["token_headroom".to_owned(); 3]));
     assert_eq!(check(&bench).0, "ok");
-    // So many days that the first day kept and the last one expired are of one month.
+    // With this number of days, the first day kept and the last one expired are of one month.
     let today = Utc::now().date_naive();
     let first_kept = |days: u64| today - Days::new(days - 1);
     let days = (5..8).find(|&days| first_kept(days).day() > 1).unwrap();
@@ -80,7 +82,7 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
     let kept = bench.count("SELECT count() FROM email_events").await;
     assert!(kept > 1_000 && kept < before, "{kept} of {before}");
 
-    // In the log they still are, and daily counts them.
+    // They still are in the log, and daily counts them.
     for step in ["after the TTL", "after a merge of everything"] {
         assert_eq!(total(&bench).await, before, "{step}");
         let (violations, codes) = audit(&bench);
@@ -93,7 +95,8 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
         assert_eq!(bench.count("SELECT count() FROM email_events").await, kept, "{step}");
     }
 
-    // Nothing differs where it can be compared, so there is nothing to repair; and where something does, the month is not whole.
+    // Nothing differs where it can be compared, so there is nothing to repair. Where something does differ, the month
+    // is not whole.
     let month = kept_from.format("%Y%m").to_string();
     let (status, said, error) = bench.run(&["repair", "daily", "--month", &month], &[]);
     assert!(status == Some(0) && said.contains("have expired") && said.contains("0 counters differ"), "{said}{error}");
@@ -123,8 +126,8 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
     assert!(status == Some(64) && error.contains("from 1 to 36500"), "{error}");
 }
 
-/// Events older than the TTL are counted although their rows are gone at once: neither a first batch, which asks the marks, nor a
-/// restart inserts them for ever.
+/// Events older than the TTL are counted although their rows are gone at once. Neither a first batch, which asks the
+/// marks, nor a restart inserts them without end.
 pub async fn events_older_than_the_ttl_are_counted(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     migrate(&bench, &["--raw-ttl-days", "5"]);

@@ -1,4 +1,4 @@
-//! The schema on a real ClickHouse. Each function needs a database of its own that does not exist yet.
+//! Tests the schema on a real ClickHouse. Each function needs a database of its own that does not exist yet.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -39,7 +39,7 @@ async fn run(client: &Client, sql: &str) {
     client.query(sql).execute().await.unwrap();
 }
 
-/// The second run applies nothing, records nothing, and the check is content.
+/// The second run applies nothing, records nothing, and the check passes.
 pub async fn migrate_is_idempotent(url: &str, database: &str) {
     let client = client(url, database);
     let schema = Schema::single();
@@ -63,7 +63,7 @@ pub async fn migrate_completes_what_was_interrupted(url: &str, database: &str) {
         assert_eq!(report.applied, ALL, "{sabotage}");
         schema.check(&client).await.unwrap();
     }
-    // The service goes on without what only people read.
+    // The service goes on without the views that only people read.
     run(&client, "DROP VIEW campaign_report").await;
     schema.check(&client).await.unwrap();
     assert_eq!(schema.missing_views(&client).await.unwrap(), ["campaign_report"]);
@@ -71,7 +71,7 @@ pub async fn migrate_completes_what_was_interrupted(url: &str, database: &str) {
     assert!(schema.missing_views(&client).await.unwrap().is_empty());
 }
 
-/// Eight at once: all succeed, and the schema is right.
+/// Eight run at once: all succeed, and the schema is right.
 pub async fn migrators_at_once_are_harmless(url: &str, database: &str) {
     let client = client(url, database);
     let schema = Schema::single();
@@ -82,7 +82,7 @@ pub async fn migrators_at_once_are_harmless(url: &str, database: &str) {
     schema.check(&client).await.unwrap();
 }
 
-/// A binary runs on a newer schema that allows it: the way back after an upgrade. Nothing is done to any other.
+/// A binary runs on a newer schema that allows it: the way back after an upgrade. It changes nothing on any other.
 pub async fn foreign_migrations_are_refused(url: &str, database: &str) {
     let client = migrated(url, database).await;
     let (schema, known) = (Schema::single(), ALL.len() as u32);
@@ -94,7 +94,7 @@ pub async fn foreign_migrations_are_refused(url: &str, database: &str) {
     for result in [schema.migrate(&client).await.err(), schema.check(&client).await.err()] {
         assert_eq!(result, Some(SchemaProblem::Newer { found: 98, oldest: known + 1, known }));
     }
-    // As a binary has left it that knew no such rule.
+    // A binary without that rule leaves the table so.
     run(&client, "ALTER TABLE schema_migrations DROP COLUMN oldest_binary").await;
     assert_eq!(schema.check(&client).await.err(), Some(SchemaProblem::Newer { found: 98, oldest: 98, known }));
     run(&client, "TRUNCATE TABLE schema_migrations").await;
@@ -104,7 +104,7 @@ pub async fn foreign_migrations_are_refused(url: &str, database: &str) {
     }
 }
 
-/// The check names what is missing and what to run.
+/// The check names the missing parts and the command to run.
 pub async fn check_names_what_is_missing(url: &str, database: &str) {
     let client = client(url, database);
     let schema = Schema::single();
@@ -119,7 +119,7 @@ pub async fn check_names_what_is_missing(url: &str, database: &str) {
     assert!(text.contains("lacks daily.") && text.ends_with("tallyhouse migrate"), "{text}");
 }
 
-/// Tables that were made by someone else and do not fit are told, each difference by name.
+/// For tables that somebody else made and that do not fit, the check names each difference.
 pub async fn check_names_what_differs(url: &str, database: &str) {
     let client = migrated(url, database).await;
     run(&client, "DROP TABLE daily").await;
@@ -172,7 +172,7 @@ pub async fn merges_of_daily_sum_totals_and_keep_the_last_offset(url: &str, data
     assert_eq!(levels, [open]);
 }
 
-/// The published query runs verbatim, and a repeated token is dropped by every table.
+/// The published query runs verbatim, and every table drops a repeated token.
 pub async fn a_repeated_token_is_dropped(url: &str, database: &str) {
     let client = migrated(url, database).await;
     let campaign = "00000000-0000-0000-0000-000000000001";

@@ -1,4 +1,5 @@
-//! Every secret there is, given in every way it can be given, with everything logged that can be: none of them is ever shown.
+//! Tests every secret there is, given in every way it can be given, with everything logged that can be: none of them
+//! is ever shown.
 
 use crate::security::{Settings, borrowed, secure};
 use crate::service::{Bench, await_http, end, http};
@@ -9,10 +10,10 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(60);
 const CLICKHOUSE_PASSWORD: &str = "marked-clickhouse-password-c04e";
 const WRONG_PASSWORD: &str = "marked-wrong-password-6b2d";
-/// Longer than any line of a log that is worth reading in a failure's report.
+/// Bytes of context in a failure's report: more than any line of a log that is worth reading there.
 const CONTEXT_BYTES: usize = 200;
 
-/// Everything that was seen, by where.
+/// Everything that was seen, with its place.
 #[derive(Default)]
 struct Seen(Vec<(String, String)>);
 
@@ -38,8 +39,9 @@ impl Seen {
     }
 }
 
-/// Kafka's password in the environment, the key's in the configuration file, ClickHouse's in a file of its own; SASL and a client
-/// certificate over TLS; the log at its most talkative, librdkafka's own debugging on. Then wrong passwords.
+/// Kafka's password is in the environment, the key's in the configuration file, ClickHouse's in a file of its own.
+/// SASL and a client certificate go over TLS. The log is at its most talkative, and librdkafka's own debugging is on.
+/// Then come wrong passwords.
 pub async fn no_secret_is_ever_shown(_url: &str, database: &str) {
     let user = User { name: "marked".into(), password: CLICKHOUSE_PASSWORD.into(), ..User::default() };
     let clickhouse =
@@ -120,10 +122,10 @@ pub async fn no_secret_is_ever_shown(_url: &str, database: &str) {
         assert_eq!(seen.command(&bench, command, &settings), Some(0), "{command:?}: {}", seen.0.last().unwrap().1);
     }
     seen.command(&bench, &["migrate", "--dry-run"], &settings);
-    // Refused for want of rights, which is told with the client's whole configuration at hand.
+    // Kafka refuses this for want of rights, and the error is made with the client's whole configuration at hand.
     seen.command(&bench, &["rejects", "replay"], &settings);
 
-    // What is wrong is told without them as well.
+    // The messages name the error without them as well.
     let wrong_file = write("wrong", WRONG_PASSWORD);
     let wrong = [
         with("TALLYHOUSE__KAFKA__SASL__PASSWORD", WRONG_PASSWORD),
@@ -148,10 +150,10 @@ pub async fn no_secret_is_ever_shown(_url: &str, database: &str) {
     }
     let refused = format!("clickhouse.password={WRONG_PASSWORD}");
     assert_eq!(seen.command(&bench, &["config", "explain", "--set", &refused], &settings), Some(64));
-    // The place names the arguments, which hold it; what the program said must not.
+    // The place names the arguments, which hold it. The program's own output must not.
     seen.0.last_mut().unwrap().0 = "--set with a password".to_owned();
 
-    // A recipient's address is no business of a log's either.
+    // A log must not show a recipient's address either.
     for secret in [PASSWORD, KEY_PASSWORD, CLICKHOUSE_PASSWORD, WRONG_PASSWORD, "@example.com"] {
         seen.assert_without(secret);
     }
@@ -159,7 +161,8 @@ pub async fn no_secret_is_ever_shown(_url: &str, database: &str) {
     assert_labels_are_bounded(&seen);
 }
 
-/// In `/metrics` no label has a value from outside: not one of a record, a campaign, a user or an address.
+/// Checks that in `/metrics` no label has a value from outside: not one of a record, a campaign, a user or an
+/// address.
 fn assert_labels_are_bounded(seen: &Seen) {
     let labels = ["reason", "table", "kind", "step", "partition", "broker", "version", "topic", "le", "quantile"];
     let pages: Vec<&String> = seen.0.iter().filter(|(place, _)| place == "/metrics").map(|(_, text)| text).collect();

@@ -1,7 +1,8 @@
-//! TLS, client certificates, passwords and rights on a real Kafka with all of them, and on a real ClickHouse behind a proxy that ends
-//! TLS (the library form of ClickHouse has no HTTPS listener of its own).
+//! Tests TLS, client certificates, passwords and rights on a real Kafka with all of them, and on a real ClickHouse.
 //!
-//! What is right works end to end, and what is wrong ends the start with one message that names the key and what to do.
+//! A proxy in front of ClickHouse ends TLS, as the library form of ClickHouse has no HTTPS listener of its own.
+//!
+//! Correct settings work end to end. Wrong ones end the start with one message that names the key and what to do.
 
 use crate::operate::{check, json, states};
 use crate::service::{Bench, await_http, end};
@@ -26,14 +27,14 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// TLS in front of the ClickHouse at `url`, perhaps only for clients with a certificate.
+/// Starts TLS in front of the ClickHouse at `url`, perhaps only for clients with a certificate.
 pub fn terminator(url: &str, mutual: bool, expired: bool) -> Terminator {
     let address = url.trim_start_matches("http://").trim_end_matches('/').to_socket_addrs().unwrap().next().unwrap();
     let client_authority = mutual.then(|| secure().authority());
     Terminator::start(&TerminatorOptions { identity: secure().server(expired), client_authority }, address).unwrap()
 }
 
-/// Kafka's TLS listener at `brokers`, with the authority to trust.
+/// Returns the settings for Kafka's TLS listener at `brokers`, with the authority to trust.
 fn kafka_tls(brokers: String, authority: &Path) -> Settings {
     vec![
         ("TALLYHOUSE__KAFKA__BROKERS", brokers),
@@ -68,7 +69,7 @@ pub fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'static str
     settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
 }
 
-/// Runs a member until all that is produced is counted, each once.
+/// Runs a member until all produced events are counted, each once.
 async fn counts(bench: &Bench, settings: &Settings) {
     let ledger = bench.produce(3_000);
     let member = bench.start(&borrowed(settings));
@@ -78,7 +79,7 @@ async fn counts(bench: &Bench, settings: &Settings) {
     bench.assert_exact(&ledger, "secured").await;
 }
 
-/// The message that the start ended with: one, as the last thing said.
+/// Returns the message that the start ended with: there is one, and it comes last.
 fn last_words(member: &Server, status: i32, case: &str) -> String {
     let ended = member.wait(DEADLINE);
     let log = member.stderr();
@@ -90,7 +91,8 @@ fn last_words(member: &Server, status: i32, case: &str) -> String {
     one.to_owned()
 }
 
-/// Both servers encrypted, with certificates of an authority that only the configuration names. `check` and `status` get through too.
+/// Both servers are encrypted, with certificates of an authority that only the configuration names. `check` and
+/// `status` get through too.
 pub async fn tls_with_an_own_authority_is_exact(url: &str, database: &str) {
     let bench = Bench::at(secure().plain(), url, database).await;
     let (front, authority) = (terminator(url, false, false), secure().authority());
@@ -101,7 +103,8 @@ pub async fn tls_with_an_own_authority_is_exact(url: &str, database: &str) {
     assert_eq!(json(&bench, "status", &borrowed(&settings)).0, Some(0));
 }
 
-/// Client certificates to both; then a password for Kafka, by SCRAM-SHA-512 and by PLAIN, with only the rights that docs name.
+/// The test uses client certificates to both servers. Then it uses a password for Kafka, by SCRAM-SHA-512 and by
+/// PLAIN, with only the rights that docs name.
 pub async fn client_certificates_and_a_password_are_exact(url: &str, database: &str) {
     let (front, authority) = (terminator(url, true, false), secure().authority());
     let clickhouse = [https(front.url(), &authority), https_client(&secure().client())].concat();
@@ -115,8 +118,8 @@ pub async fn client_certificates_and_a_password_are_exact(url: &str, database: &
     }
 }
 
-/// An authority, a name, a date or a client certificate that is wrong: every start ends with status 1 (64 where a file cannot be
-/// used), and one message with the key.
+/// An authority, a name, a date or a client certificate is wrong. Every start ends with status 1 (64 where a file
+/// cannot be used), and with one message with the key.
 pub async fn tls_that_cannot_be_trusted_ends_the_start(url: &str, database: &str) {
     let kafka = secure();
     let bench = Bench::at(kafka.plain(), url, database).await;
@@ -188,7 +191,7 @@ pub async fn tls_that_cannot_be_trusted_ends_the_start(url: &str, database: &str
             assert!(message.contains(word), "{case}: {word:?} is not in {message}");
         }
     }
-    // `check` says the same in its table, and looks at the other server all the same.
+    // `check` says the same in its table, and still looks at the other server.
     let (_, report) = json(&bench, "check", &borrowed(&kafka_tls(kafka.tls(), &other)));
     assert!(check(&report, "brokers").1.contains("kafka.tls.ca_file"), "{report:#}");
     assert_eq!(
@@ -219,14 +222,14 @@ pub async fn a_wrong_password_ends_the_start(url: &str, database: &str) {
     assert!(check(&report, "brokers").1.contains("kafka.sasl.password"), "{report:#}");
 }
 
-/// `kafka-acls.sh` for the user of these tests.
+/// Runs `kafka-acls.sh` for the user of these tests.
 fn acls(arguments: &[&str]) {
     let principal = format!("User:{USER}");
     let known = ["--bootstrap-server", secure().plain(), "--allow-principal", &principal, "--force"];
     broker::tool("org.apache.kafka.tools.AclCommand", &[&known, arguments].concat()).unwrap();
 }
 
-/// Carries out the command that a message ends with, as an administrator who comes in by the listener for administrators.
+/// Runs the command at the end of a message, as an administrator who comes in by the listener for administrators.
 fn carry_out(message: &str) {
     let command = message.split("kafka-acls.sh ").nth(1).unwrap_or_else(|| panic!("no command in {message}"));
     let words: Vec<&str> = command.split_whitespace().collect();
@@ -236,8 +239,10 @@ fn carry_out(message: &str) {
     broker::tool("org.apache.kafka.tools.AclCommand", &words).unwrap();
 }
 
-/// Without a right on the topic or the group, and with the right to describe alone, `run` and `check` print the command that mends
-/// it; carried out, it does. A right that is taken away from a running member shows at `/readyz`, and the member goes on once it is back.
+/// Without a right on the topic or the group, and with the right to describe alone, `run` and `check` print the
+/// command that fixes it. The test runs that command, and it does fix it.
+///
+/// A right that is taken away from a running member shows at `/readyz`, and the member goes on once it is back.
 pub async fn rights_that_miss_are_named_with_their_command(url: &str, database: &str) {
     let bench = Bench::at(secure().plain(), url, database).await;
     let ledger = bench.produce(2_000);
@@ -282,7 +287,8 @@ pub async fn rights_that_miss_are_named_with_their_command(url: &str, database: 
     bench.assert_exact(&ledger, "after rights came and went").await;
 }
 
-/// Dead letters, and a replay of what was rejected, by users that have the rights that `SECURITY.md` names and no others.
+/// Dead letters, and a replay of rejected records, work for users that have the rights that `SECURITY.md` names and
+/// no others.
 pub async fn rejects_come_back_with_the_rights_that_are_named(url: &str, database: &str) {
     let bench = Bench::at(secure().plain(), url, database).await;
     let (letters, notes) = (format!("{}.dead", bench.topic), format!("{}.replays", bench.topic));
@@ -326,8 +332,8 @@ pub async fn rejects_come_back_with_the_rights_that_are_named(url: &str, databas
     bench.assert_exact(&ledger, "replayed by a user with few rights").await;
 }
 
-/// The grants of `sql/writer_user.sql` are enough for `run`, `check`, `status`, `audit` and `report`, where even the system tables need
-/// grants, and `check` misses any one of them that is not there.
+/// The grants of `sql/writer_user.sql` are enough for `run`, `check`, `status`, `audit` and `report`, where even the
+/// system tables need grants. `check` misses any one of them that is not there.
 pub async fn the_least_clickhouse_rights_are_enough(_url: &str, database: &str) {
     let script = include_str!("../../sql/writer_user.sql").replace("campaigns.", &format!("{database}."));
     let grants: Vec<String> = script

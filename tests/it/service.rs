@@ -1,4 +1,4 @@
-//! The service end to end: the real binary, real Kafka, real ClickHouse, real signals.
+//! Tests the service end to end: the real binary, real Kafka, real ClickHouse, real signals.
 
 use devstack::producer::{Events, Ledger, Producer, create_topic};
 use devstack::{ClickHouse, ClickHouseOptions, Output, Server, Stack, process};
@@ -25,7 +25,7 @@ impl Bench {
         Bench::at(kafka(), url, database).await
     }
 
-    /// On another Kafka than that of all tests.
+    /// Makes a bench on another Kafka than the one of all tests.
     pub async fn at(brokers: &str, url: &str, database: &str) -> Bench {
         let topic = Stack::shared().fresh_topic_name("events");
         create_topic(brokers, &topic, PARTITIONS).unwrap();
@@ -50,7 +50,7 @@ impl Bench {
         process::spawn("tallyhouse", command, Output::Captured).unwrap()
     }
 
-    /// The program with this bench's configuration.
+    /// Returns the program with this bench's configuration.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(crate::program());
         command.env_clear().current_dir(std::env::temp_dir()).args(arguments);
@@ -71,7 +71,7 @@ impl Bench {
         command
     }
 
-    /// Runs the program to its end: exit status, standard output and error.
+    /// Runs the program to its end. Returns exit status, standard output and standard error.
     pub fn run(&self, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String, String) {
         let output = self.command(arguments).envs(settings.iter().copied()).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -94,13 +94,13 @@ impl Bench {
         self.client.query(sql).scalar_u64().await.unwrap()
     }
 
-    /// Records whose batch is applied to its last table: counters are written last.
+    /// Returns the number of records whose batch is applied to its last table: counters are written last.
     pub async fn stored(&self) -> u64 {
         let sql = "(SELECT sum(total) FROM daily) + (SELECT count() FROM rejected_events)";
         self.count(&format!("SELECT assumeNotNull({sql})")).await
     }
 
-    /// Waits until at least so many records are counted or rejected.
+    /// Waits until at least this number of records is counted or rejected.
     pub async fn await_stored(&self, records: u64, members: &[&Server]) {
         let deadline = Instant::now() + DEADLINE;
         while self.stored().await < records {
@@ -112,21 +112,23 @@ impl Bench {
         }
     }
 
-    /// Runs a member until at least so many records are counted or rejected, and ends it.
+    /// Runs a member until at least this number of records is counted or rejected, and ends it.
     pub async fn consume(&self, records: u64) {
         self.consume_with(records, &[]).await;
     }
 
-    /// As [`Bench::consume`], with settings.
+    /// Runs the same as [`Bench::consume`], with settings.
     pub async fn consume_with(&self, records: u64, settings: &[(&str, &str)]) {
         let member = self.start(settings);
         self.await_stored(records, &[&member]).await;
-        // All may be stored before this one is up, but a signal before it listens to signals ends it the hard way.
+        // All may be stored before this member is up. But a signal before it listens to signals would end it the hard
+        // way.
         await_http(&member, "/readyz", "\"ready\":true").await;
         end(&member);
     }
 
-    /// Every record is a row or a reject exactly once, and the counters are the GROUP BY of the rows.
+    /// Checks that every record is a row or a reject exactly once, and that the counters are the GROUP BY of the
+    /// rows.
     pub async fn assert_exact(&self, ledger: &Ledger, what: &str) {
         let rows = self.count("SELECT count() FROM email_events").await;
         let rejects = self.count("SELECT count() FROM rejected_events").await;
@@ -138,7 +140,7 @@ impl Bench {
         }
     }
 
-    /// No row is there twice, and the counters are the GROUP BY of the rows.
+    /// Checks that no row is there twice, and that the counters are the GROUP BY of the rows.
     pub async fn assert_consistent(&self, what: &str) {
         let rows = self.count("SELECT count() FROM email_events").await;
         let distinct = self.count("SELECT uniqExact(source, source_offset) FROM email_events").await;
@@ -166,7 +168,7 @@ pub fn end(member: &Server) -> String {
     member.stdout()
 }
 
-/// Where the endpoint of a member listens, as its log tells once it does.
+/// Returns the address of a member's endpoint, from its log once it listens.
 pub fn address(member: &Server) -> String {
     let log = member.stderr();
     log.split("health at http://").nth(1).and_then(|rest| rest.split([' ', '"', '\n']).next()).unwrap().to_owned()
@@ -193,9 +195,9 @@ pub async fn await_http(member: &Server, path: &str, text: &str) {
     }
 }
 
-/// Every metric that the dashboard asks for is one that a running member serves.
+/// Checks that a running member serves every metric that the dashboard asks for.
 fn assert_dashboard_is_served(metrics: &str) {
-    // These come to be only when something goes wrong.
+    // These appear only when something goes wrong.
     let rare = ["tallyhouse_stopped_partitions", "tallyhouse_retries_total", "tallyhouse_replays_total"];
     let dashboard = include_str!("../../grafana/dashboards/tallyhouse.json");
     let names =
@@ -208,7 +210,7 @@ fn assert_dashboard_is_served(metrics: &str) {
     assert!(asked > 10);
 }
 
-/// Everything produced is counted, the endpoint tells of it, and SIGTERM ends it with a summary and status 0.
+/// Everything produced is counted, the endpoint reports it, and SIGTERM ends it with a summary and status 0.
 pub async fn what_is_produced_is_counted(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(20_000);
@@ -227,7 +229,7 @@ pub async fn what_is_produced_is_counted(url: &str, database: &str) {
     bench.assert_exact(&ledger, "end to end").await;
 }
 
-/// SIGTERM flushes what was consumed and not yet due.
+/// SIGTERM flushes the consumed records that were not yet due.
 pub async fn sigterm_flushes_what_was_consumed(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(600);
@@ -246,8 +248,8 @@ pub async fn a_restart_in_the_middle_is_exact(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after a restart").await;
 }
 
-/// kill -9 after every step of a flush, early and late in the run, loses and doubles nothing. The third passing is reached by any
-/// timing, as there are three partitions: a commit that carries the next intent is no `end_committed`.
+/// kill -9 after every step of a flush, early and late in the run, loses and doubles nothing. Any timing reaches the
+/// third passing, as there are three partitions: a commit that carries the next intent is no `end_committed`.
 pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     let points = [
         "committed_read",
@@ -298,7 +300,7 @@ pub async fn members_come_and_go(url: &str, database: &str) {
     }
 }
 
-/// With ClickHouse away the service waits, says so and bounds its memory; afterwards everything is there once.
+/// With ClickHouse away the service waits, says so and bounds its memory. Afterwards everything is there once.
 pub async fn clickhouse_away_for_a_while(_url: &str, database: &str) {
     let clickhouse = ClickHouse::start(ClickHouseOptions::default()).unwrap();
     let bench = Bench::new(clickhouse.url(), database).await;
@@ -324,7 +326,8 @@ pub async fn clickhouse_away_for_a_while(_url: &str, database: &str) {
     bench.assert_exact(&ledger, "after an outage of ClickHouse").await;
 }
 
-/// Started before ClickHouse is there and with the schema missing or the broker wrong: it waits or ends, and says why.
+/// The service starts before ClickHouse is there, with the schema missing or with a wrong broker. It waits or ends,
+/// and says why.
 pub async fn what_is_missing_at_the_start_is_named(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let nobody = bench.start(&[("TALLYHOUSE__KAFKA__BROKERS", "127.0.0.1:1")]);
@@ -365,7 +368,7 @@ pub async fn the_memory_limit_pauses_consumption(url: &str, database: &str) {
     assert_eq!(bench.stored().await, 300);
 }
 
-/// What `examples/producer.py` prints (kept beside this file, byte for byte) is read as Python meant it.
+/// The output of `examples/producer.py` (kept beside this file, byte for byte) is read as Python meant it.
 pub async fn the_python_producers_bytes_are_read(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let payloads: Vec<&str> = include_str!("python_payloads.ndjson").lines().collect();
@@ -400,7 +403,7 @@ pub async fn the_python_producers_bytes_are_read(url: &str, database: &str) {
     assert_eq!(stored, wanted);
 }
 
-/// The edges of a day count for the right one.
+/// The first and the last moment of a day count for that day.
 pub async fn the_edges_of_a_day_are_that_days(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let good = String::from_utf8(Events { broken_percent: 0, ..Events::default() }.payload(1).bytes).unwrap();

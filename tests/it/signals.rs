@@ -1,4 +1,4 @@
-//! Signals, and readers of the output that go away: commands end in order, in time, and leave no fence behind.
+//! Tests signals, and readers of the output that go away: commands end in order, in time, and leave no fence behind.
 
 use crate::audit::{assert_clean, await_insert, double_a_counter, store_two_months};
 use crate::service::{Bench, await_http};
@@ -11,11 +11,12 @@ use tallyhouse::platform::signals::DOUBLED_WITHIN;
 use tokio::signal::unix::{SignalKind, signal};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Far longer than any of these tests takes.
+/// Setting of a grace that is far longer than any of these tests.
 const GRACE: [(&str, &str); 1] = [("TALLYHOUSE__SHUTDOWN__GRACE_MS", "30000")];
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A child inherits it when `nohup`, say, has this process ignore a signal, but not that this process has a handler.
+/// Installs handlers for signals that `nohup`, say, makes this process ignore. A child inherits an ignored signal,
+/// but not a handler.
 fn take_signals_that_are_ignored() {
     for kind in [SignalKind::hangup(), SignalKind::quit()] {
         drop(signal(kind).unwrap());
@@ -54,7 +55,8 @@ pub async fn a_hangup_and_a_doubled_signal_end_in_order(url: &str, database: &st
     }
 }
 
-/// While a repair's constraint holds a batch back, a member waits for it; a second signal then ends it, and it says what is open.
+/// While a repair's constraint holds a batch back, a member waits for it. A second signal then ends it, and it names
+/// the open batch.
 pub async fn a_second_signal_names_what_is_left_open(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(300);
@@ -82,8 +84,8 @@ pub async fn a_second_signal_names_what_is_left_open(url: &str, database: &str) 
     bench.assert_exact(&ledger, "after a second signal").await;
 }
 
-/// Inserts into one table are refused for good: the end does not wait for `shutdown.grace_ms`, flushes what can be flushed, and names
-/// what it leaves open.
+/// Inserts into one table are refused permanently. The end does not wait for `shutdown.grace_ms`, flushes all other
+/// batches, and names the ones that it leaves open.
 pub async fn a_refused_insert_is_not_waited_for(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.execute("ALTER TABLE email_events ADD CONSTRAINT held CHECK NOT source LIKE '%/1@%'").await;
@@ -106,7 +108,8 @@ pub async fn a_refused_insert_is_not_waited_for(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after a refusal").await;
 }
 
-/// The reader of a repair's output goes away, or its terminal is closed, while its constraint stands: none is left.
+/// The reader of a repair's output goes away, or its terminal is closed, while its constraint stands. No constraint
+/// is left.
 pub async fn a_repair_whose_output_goes_away_leaves_no_fence(url: &str, database: &str) {
     take_signals_that_are_ignored();
     let bench = Bench::new(url, database).await;
@@ -143,7 +146,8 @@ pub async fn a_repair_whose_output_goes_away_leaves_no_fence(url: &str, database
     assert_clean(&bench, "after repairs that were cut short");
 }
 
-/// Reads the output until the constraint is put up, closes it, and waits for the end: exit status and standard error.
+/// Reads the output until the constraint is put up, closes it, and waits for the end. Returns exit status and
+/// standard error.
 fn until_members_wait(mut child: std::process::Child, hangs_up: bool) -> (Option<i32>, String) {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut seen = Vec::new();
@@ -162,7 +166,7 @@ fn until_members_wait(mut child: std::process::Child, hangs_up: bool) -> (Option
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// A watch ends by a closed terminal as by Ctrl-C.
+/// A closed terminal ends a watch as Ctrl-C does.
 pub async fn a_watch_ends_when_the_terminal_is_closed(url: &str, database: &str) {
     take_signals_that_are_ignored();
     let bench = Bench::new(url, database).await;

@@ -1,4 +1,5 @@
-//! Every state in which a partition stops, made on real servers, and the remedy of its page in `docs/stops/`, carried out.
+//! Tests every state in which a partition stops, made on real servers, and the remedy of its page in `docs/stops/`,
+//! carried out.
 
 use crate::operator::{ANNOUNCED, APPLIED, HALF_APPLIED, OpenBatch, await_stop};
 use crate::service::{Bench, await_http, end};
@@ -11,7 +12,7 @@ const PARTITIONS: i32 = 3;
 const RECORDS: u64 = 6_000;
 const PER_PARTITION: u64 = RECORDS / PARTITIONS as u64;
 
-/// Records removed before they were consumed: the remedy goes on with what is left.
+/// Records were removed before they were consumed. The remedy goes on with the remaining records.
 pub async fn a_retention_gap_is_left_behind(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.produce(RECORDS);
@@ -42,8 +43,8 @@ pub async fn a_retention_gap_is_left_behind(url: &str, database: &str) {
     bench.assert_consistent("behind the gap").await;
 }
 
-/// Records of an announced batch removed before it was applied: the partition stops, the others go on; the remedy leaves the
-/// batch behind and counts what of it is in the tables.
+/// Records of an announced batch were removed before it was applied: the partition stops, the others go on. The
+/// remedy leaves the batch behind and counts its rows in the tables.
 pub async fn an_announced_batch_that_is_gone_stops(url: &str, database: &str) {
     for (point, applied) in [("intent_committed:1", ANNOUNCED), ("raw_inserted:2", HALF_APPLIED)] {
         let bench = Bench::new(url, &format!("{database}_{}", &point[..3])).await;
@@ -53,7 +54,7 @@ pub async fn an_announced_batch_that_is_gone_stops(url: &str, database: &str) {
         let member = bench.start(&[]);
         await_stop(&member, "intent_gone", &format!("batch [{start}, {batch_end}) was begun and its records are gone"))
             .await;
-        // Of this partition, what came before the batch.
+        // These are the records of this partition that came before the batch.
         bench.await_stored(RECORDS - PER_PARTITION + start, &[&member]).await;
         end(&member);
 
@@ -79,7 +80,7 @@ pub async fn an_announced_batch_that_is_gone_stops(url: &str, database: &str) {
     }
 }
 
-/// Records of an announced batch removed after it was applied: it is committed, and nothing stops.
+/// Records of an announced batch were removed after it was applied. It is committed, and nothing stops.
 pub async fn an_applied_batch_that_is_gone_goes_on(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(RECORDS);
@@ -92,7 +93,7 @@ pub async fn an_applied_batch_that_is_gone_goes_on(url: &str, database: &str) {
     bench.assert_exact(&ledger, "with an applied batch gone").await;
 }
 
-/// An offset committed beyond the log's end by hand: deleted, the marks say where to go on.
+/// An offset was committed beyond the log's end by hand. After it is deleted, the marks say where to go on.
 pub async fn an_offset_ahead_of_the_log_is_deleted(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
@@ -110,10 +111,11 @@ pub async fn an_offset_ahead_of_the_log_is_deleted(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after the offset was deleted").await;
 }
 
-/// ClickHouse restored from a backup: all partitions stop. Two are counted again, and nothing of them is missing or doubled. The batches that
-/// are read again are cut as before, and ClickHouse remembers their tokens. The third goes on without what is lost.
+/// ClickHouse was restored from a backup: all partitions stop. Two are counted again, and nothing of them is missing
+/// or doubled. The batches that are read again are cut as before, and ClickHouse remembers their tokens. The third
+/// goes on without the lost events.
 pub async fn a_restored_backup_stops(url: &str, database: &str) {
-    // Two batches more in each partition: each insert under a used token waits for looks at what it left.
+    // These are two batches more in each partition. Each insert under a used token waits for looks at what it left.
     const LOST: u64 = 2_000;
     const ALL: u64 = RECORDS + 3 * LOST;
     const TABLES: [&str; 3] = ["email_events", "rejected_events", "daily"];
@@ -137,7 +139,7 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     await_stop(&member, "sink_behind", "up to offset 4000, and shows them no more").await;
     await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 3").await;
     end(&member);
-    // The others foretell it as well.
+    // The other commands foretell it as well.
     let (status, audit, error) = bench.run(&["audit", "--json"], &[]);
     assert!(status == Some(2) && audit.contains("up to offset 4000, and shows them no more"), "{audit}{error}");
     let (status, told, error) = bench.run(&["status", "--json", "--interval-s", "0"], &[]);
@@ -156,8 +158,8 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     assert_eq!(bench.stored().await, ALL - LOST);
 }
 
-/// Offsets copied from another cluster: nothing is consumed until somebody says what they mean. Of partition 1 the log is a copy, that of
-/// partition 2 is counted from its beginning.
+/// Offsets were copied from another cluster: nothing is consumed until somebody says what they mean. The log of
+/// partition 1 is a copy; partition 2 is counted from its beginning.
 pub async fn offsets_of_another_cluster_stop(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
@@ -195,8 +197,8 @@ pub async fn offsets_of_another_cluster_stop(url: &str, database: &str) {
     assert_eq!(bench.count(&of_new).await + bench.count(&rejects).await, 2 * PER_PARTITION);
 }
 
-/// Brokers that begin to tell topic ids: the rows that there are have a name without one. Partition 0 goes on at a committed offset,
-/// partition 1 completes a batch, and of partition 2 the offset is lost. Each event is counted once.
+/// Brokers begin to report topic ids, and the existing rows have a name without one. Partition 0 goes on at a
+/// committed offset, partition 1 completes a batch, and partition 2 has lost its offset. Each event is counted once.
 pub async fn brokers_that_begin_to_tell_topic_ids_change_nothing(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
@@ -220,7 +222,7 @@ pub async fn brokers_that_begin_to_tell_topic_ids_change_nothing(url: &str, data
     assert!(status == Some(1) && error.contains("partition 0 does not stop"), "{told}{error}");
 }
 
-/// Marks beyond the log's end: rows written by hand under this source are deleted, and it goes on.
+/// Marks are beyond the log's end. Rows written by hand under this source are deleted, and it goes on.
 pub async fn marks_ahead_of_the_log_stop(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
@@ -243,7 +245,8 @@ pub async fn marks_ahead_of_the_log_stop(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after the marks were deleted").await;
 }
 
-/// The log ends before an announced batch does, as after an unclean leader election: the topic made anew is another source.
+/// The log ends before an announced batch does, as after an unclean leader election. The topic that is made again is
+/// another source.
 pub async fn a_log_cut_before_an_announced_end_stops(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let first = bench.produce(RECORDS);
@@ -264,8 +267,8 @@ pub async fn a_log_cut_before_an_announced_end_stops(url: &str, database: &str) 
     assert_eq!(bench.stored().await, first.produced + second.produced);
 }
 
-/// Metadata that is not ours, damaged, of a later version or not text at all: nothing is guessed, and without the offset the
-/// marks say where to go on.
+/// Metadata is not Tallyhouse's, damaged, of a later version or not text at all. Nothing is guessed, and without the
+/// offset the marks say where to go on.
 pub async fn metadata_that_cannot_be_read_stops(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let mut producer = bench.producer();
@@ -275,7 +278,7 @@ pub async fn metadata_that_cannot_be_read_stops(url: &str, database: &str) {
     producer.send_events(&events, RECORDS..2 * RECORDS).unwrap();
     let bad: [(u64, &[u8], &str); 4] = [
         (500, b"flink:7", "was not written by Tallyhouse: flink:7"),
-        // Further than what is consumed: going on from here would lose 1,000 records.
+        // This is further than the consumed records: going on from here would lose 1,000 records.
         (3_000, b"tallyhouse/1 end=5", "the metadata is damaged"),
         (2_000, b"tallyhouse/3 whatever", "format version 3, this build reads versions 1 and 2"),
         (2_000, b"\xff\xfe\x00", "was not written by Tallyhouse"),
@@ -293,7 +296,8 @@ pub async fn metadata_that_cannot_be_read_stops(url: &str, database: &str) {
     bench.assert_exact(&ledger, "after the offsets were deleted").await;
 }
 
-/// The commit of an old member arrives after the topic was made anew: its batch cannot be completed, the new topic is consumed.
+/// The commit of an old member arrives after the topic was made again. Its batch cannot be completed, and the new
+/// topic is consumed.
 pub async fn a_topic_recreated_under_an_open_batch_stops(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.produce(RECORDS);
@@ -301,7 +305,7 @@ pub async fn a_topic_recreated_under_an_open_batch_stops(url: &str, database: &s
     let olds: Vec<String> = bench.client.query("SELECT DISTINCT source FROM email_events").rows().await.unwrap();
     bench.recreate_topic(PARTITIONS).await;
     let second = bench.produce(RECORDS);
-    // Kafka deletes the offsets with the topic, which would be harmless: but a commit may be under way.
+    // Kafka deletes the offsets with the topic, which would be harmless. But a commit may be under way.
     bench.commit_by_hand(batch.partition, batch.start, batch.metadata.as_bytes()).await;
     let member = bench.start(&[]);
     let text = format!("while batch [{}, {}) of the old topic was open", batch.start, batch.end);
@@ -330,8 +334,8 @@ pub async fn a_topic_recreated_under_an_open_batch_stops(url: &str, database: &s
     bench.assert_consistent("with the topic made anew").await;
 }
 
-/// A row of a half applied batch deleted by hand: the partition stops. With the batch's rows of that day gone and their token
-/// forgotten they are written again.
+/// A row of a half applied batch is deleted by hand: the partition stops. Once the batch's rows of that day are gone
+/// and their token is forgotten, they are written again.
 pub async fn a_row_deleted_by_hand_is_a_conflict(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(RECORDS);
@@ -348,13 +352,14 @@ pub async fn a_row_deleted_by_hand_is_a_conflict(url: &str, database: &str) {
     await_stop(&member, "conflict", &format!("rows for partition {day} of `email_events`, ClickHouse has")).await;
     end(&member);
 
-    // The table remembers the token of the rows that are gone, as it does when it dies between writing down the two.
+    // The table remembers the token of the removed rows. This also happens when it dies between writing down the two.
     bench.execute(&format!("DELETE FROM email_events WHERE {of_batch} AND toYYYYMMDD(event_time) = {day}")).await;
     bench.consume(RECORDS).await;
     bench.assert_exact(&ledger, "after the conflict").await;
 }
 
-/// Another `decode.*` setting with a batch open: harmless while nothing of it is applied, a stop where part of it is.
+/// Another `decode.*` setting comes with a batch open. It is harmless while nothing of it is applied, and a stop
+/// where part of it is.
 pub async fn a_batch_rebuilt_with_other_counts_stops(url: &str, database: &str) {
     let other = [("TALLYHOUSE__DECODE__PAST_DAYS_MAX", "1")];
     let bench = Bench::new(url, &format!("{database}_none")).await;
@@ -386,7 +391,7 @@ pub async fn a_batch_rebuilt_with_other_counts_stops(url: &str, database: &str) 
     bench.assert_consistent("with the first setting again").await;
 }
 
-/// Every statement of the pages runs, on tables with nothing in them, and changes nothing there.
+/// Every statement of the pages runs on empty tables, and changes nothing there.
 pub async fn the_pages_statements_run(url: &str, database: &str) {
     let client = crate::schema::migrated(url, database).await;
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/stops");

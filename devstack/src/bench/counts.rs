@@ -1,11 +1,11 @@
-//! What a database holds, against the ledger of what was produced.
+//! Compares a database's content with the ledger of produced events.
 
 use super::AnyError;
 use crate::ClickHouse;
 use crate::producer::{EVENT_TYPES, Ledger};
 use std::collections::BTreeMap;
 
-/// Events that are both stored and counted.
+/// Returns the number of events that are both stored and counted.
 ///
 /// # Errors
 /// ClickHouse does not answer.
@@ -16,7 +16,7 @@ pub fn counted(clickhouse: &ClickHouse, database: &str) -> Result<u64, AnyError>
     Ok(clickhouse.number(&sql)?)
 }
 
-/// Compares the number of rows, and the counts by event type, with what was produced.
+/// Compares the number of rows, and the counts by event type, with the ledger.
 ///
 /// # Errors
 /// They differ, or ClickHouse does not answer.
@@ -37,8 +37,8 @@ pub fn compare(clickhouse: &ClickHouse, database: &str, ledger: &Ledger) -> Resu
     }
 }
 
-/// Parts that inserts wrote into a database, by table: a table numbers its inserted blocks from 1, and merged parts keep the
-/// numbers.
+/// Returns the number of parts that inserts wrote into a database, by table. A table numbers its inserted blocks from
+/// 1, and merged parts keep the numbers.
 ///
 /// # Errors
 /// ClickHouse does not answer.

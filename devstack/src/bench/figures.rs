@@ -1,9 +1,9 @@
-//! Numbers that stand for many: medians, quantiles of delays, and how they are written.
+//! Medians, quantiles of delays, and their formats.
 
 /// Bytes in a MiB.
 pub const MIB: f64 = (1 << 20) as f64;
 
-/// The middle one; the mean of the two middle ones if there are two. None of nothing.
+/// Returns the middle figure, or the mean of the two middle ones if there are two. Returns `None` without figures.
 pub fn median(figures: impl Iterator<Item = f64>) -> Option<f64> {
     let mut figures: Vec<f64> = figures.collect();
     figures.sort_by(f64::total_cmp);
@@ -11,7 +11,7 @@ pub fn median(figures: impl Iterator<Item = f64>) -> Option<f64> {
     Some((low + high) / 2.0)
 }
 
-/// A whole number with a comma between each three digits.
+/// Returns a whole number with a comma between each three digits.
 pub fn thousands(figure: f64) -> String {
     let digits = format!("{figure:.0}");
     let comma = |(index, digit): (usize, char)| {
@@ -21,7 +21,7 @@ pub fn thousands(figure: f64) -> String {
     digits.chars().enumerate().flat_map(comma).collect()
 }
 
-/// The processors, for whoever reads the figures later.
+/// Returns the processors, for later readers of the figures.
 pub fn machine() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
@@ -30,7 +30,7 @@ pub fn machine() -> String {
     format!("{cores} cores of {model}")
 }
 
-/// Width of a bucket of [`Delays`].
+/// Width of a bucket of [`Delays`], in ms.
 const STEP_MS: u64 = 10;
 
 /// Delays of many events, to 10 ms.
@@ -50,7 +50,7 @@ impl Delays {
         self.steps[step] += 1;
     }
 
-    /// Both together.
+    /// Returns both together.
     #[must_use]
     pub fn plus(&self, other: &Delays) -> Delays {
         let at = |delays: &Delays, step: usize| delays.steps.get(step).copied().unwrap_or(0);
@@ -58,7 +58,8 @@ impl Delays {
         Delays { steps: (0..longest).map(|step| at(self, step) + at(other, step)).collect() }
     }
 
-    /// The delay, in milliseconds, that this share of the events (0 to 1) does not exceed. None of nothing.
+    /// Returns the delay, in milliseconds, that this share of the events (0 to 1) does not exceed. Returns `None`
+    /// without events.
     pub fn quantile_ms(&self, share: f64) -> Option<u64> {
         let wanted = (self.steps.iter().sum::<u64>() as f64 * share).ceil().max(1.0) as u64;
         let mut passed = 0;
@@ -70,8 +71,8 @@ impl Delays {
     }
 }
 
-/// The least upper bound of a histogram's buckets (bound and number at or below it) that this share of its values does not
-/// exceed. None of nothing.
+/// Returns the least upper bound of a histogram's buckets that this share of its values does not exceed. A bucket has
+/// its bound, and the number of values at or below it. Returns `None` without values.
 pub fn bucket_quantile(buckets: &[(f64, f64)], share: f64) -> Option<f64> {
     let all = buckets.iter().map(|(_, count)| *count).fold(0.0, f64::max);
     buckets.iter().find(|(_, count)| all > 0.0 && *count >= all * share).map(|(bound, _)| *bound)

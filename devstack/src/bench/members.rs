@@ -1,4 +1,4 @@
-//! Members of Tallyhouse on a database of their own: how they are started, how they catch up with a full topic, and how they end.
+//! Members of Tallyhouse on a database of their own: their start, their catch-up with a full topic, and their end.
 //!
 //! Must never hand on what a run cost unless its counts are those of the ledger, and every member ended well.
 
@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the members of one group are told.
+/// The settings of the members of one group.
 #[derive(Clone, Copy)]
 pub struct Deployment<'a> {
-    /// The program `tallyhouse`.
+    /// Path of the program `tallyhouse`.
     pub program: &'a Path,
-    /// Kafka.
+    /// Addresses of the Kafka brokers.
     pub brokers: &'a str,
-    /// ClickHouse.
+    /// The ClickHouse server that counts.
     pub clickhouse: &'a ClickHouse,
     /// Name of the event topic.
     pub topic: &'a str,
@@ -32,12 +32,12 @@ pub struct Deployment<'a> {
 
 /// A running `tallyhouse run`.
 pub struct Member {
-    /// The process.
+    /// The process of the member.
     pub server: Server,
     admin: SocketAddr,
 }
 
-/// When members are told to end.
+/// The time at which members receive the signal to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
     /// Everything is counted.
@@ -46,18 +46,19 @@ pub enum Until {
     Consumed,
 }
 
-/// What it took to count a full topic.
+/// The cost of counting a full topic.
 #[derive(Debug, Clone, Copy)]
 pub struct CatchUp {
-    /// From the start of the members until everything was counted, or until the last of them had ended, in seconds.
+    /// Time from the start of the members until everything was counted, or until the last of them had ended, in
+    /// seconds.
     pub wall_seconds: f64,
-    /// From the first record until then; known only with [`Until::Consumed`].
+    /// Time from the first record until then, in seconds. It is known only with [`Until::Consumed`].
     pub read_seconds: Option<f64>,
-    /// All members.
+    /// Cost of all members.
     pub program: Cost,
-    /// ClickHouse, merges included.
+    /// Cost of ClickHouse, merges included.
     pub clickhouse: Cost,
-    /// Parts that inserts wrote.
+    /// Number of parts that inserts wrote.
     pub parts: u64,
 }
 
@@ -84,7 +85,7 @@ impl Deployment<'_> {
         if migrated.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&migrated.stderr).into()) }
     }
 
-    /// Starts a member; does not wait for anything.
+    /// Starts a member. It waits for nothing.
     ///
     /// # Errors
     /// The program cannot be started.
@@ -97,15 +98,15 @@ impl Deployment<'_> {
 }
 
 impl Member {
-    /// What it tells of itself now.
+    /// Reads the member's metrics now.
     pub fn metrics(&self) -> Metrics {
         Metrics::ask(self.admin)
     }
 
-    /// Whether it runs.
+    /// Checks that the member runs.
     ///
     /// # Errors
-    /// It has ended; the error says what it printed last.
+    /// The member has ended. The error has the last lines that it printed.
     pub fn check_alive(&self) -> Result<(), AnyError> {
         if self.server.is_alive() {
             return Ok(());
@@ -132,8 +133,8 @@ pub fn end_all(members: &[Member]) -> Result<(), AnyError> {
 /// Starts `members` members on a full topic, lets them count it, and ends them.
 ///
 /// # Errors
-/// The counts are not those of the ledger, the members did not share the partitions evenly from the first record on, one ended
-/// by itself, or a signal came.
+/// The counts are not those of the ledger, a member ended by itself, or a signal came. It is also an error if the
+/// members did not share the partitions evenly from the first record on.
 pub fn catch_up(
     deployment: &Deployment<'_>,
     members: usize,
@@ -181,7 +182,7 @@ pub fn catch_up(
     })
 }
 
-/// What several members cost says something only if they shared the partitions all the time.
+/// Checks that the members shared the partitions all the time. The cost of several members has a meaning only then.
 fn check_shared(members: &[Member], partitions: i32) -> Result<(), AnyError> {
     let (least, mut problems) = (partitions as usize / members.len(), Vec::new());
     for (number, metrics) in members.iter().map(Member::metrics).enumerate() {
@@ -195,9 +196,10 @@ fn check_shared(members: &[Member], partitions: i32) -> Result<(), AnyError> {
     if problems.is_empty() { Ok(()) } else { Err(problems.join("; ").into()) }
 }
 
-/// Takes ClickHouse's part of the figures and compares the counts; gives the cost and the parts written. The database stays until the
-/// server ends: after thousands of files were deleted, ext4 looks long for an inode for each new one (`recently_deleted`), which was
-/// a fifth of what the next run cost ClickHouse.
+/// Measures ClickHouse's part and compares the counts. Returns the cost and the parts written.
+///
+/// The database stays until the server ends. After thousands of files were deleted, ext4 looks long for an inode for
+/// each new one (`recently_deleted`). That was a fifth of the next run's cost in ClickHouse.
 ///
 /// # Errors
 /// The counts are not those of the ledger, or ClickHouse does not answer.

@@ -1,4 +1,4 @@
-//! What a run costs ClickHouse, from `/proc`.
+//! Measures the cost of a run in ClickHouse, from `/proc`.
 //!
 //! Must never leave one run's merges to the next: a run ends when ClickHouse has settled.
 
@@ -6,18 +6,18 @@ use super::AnyError;
 use crate::ClickHouse;
 use std::time::{Duration, Instant};
 
-/// ClickHouse has settled when nothing was merged for this long.
+/// Time without a merge after which ClickHouse has settled.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
 const SETTLE_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What one process spent on a run, or several alike.
+/// The cost of a run for one process, or for several of the same kind.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
     /// User and system time, in seconds.
     pub cpu_seconds: f64,
-    /// Most resident memory, in bytes: of several processes, that of the one that had most; of ClickHouse, what came on top of
-    /// what it had before.
+    /// Most resident memory, in bytes. Of several processes it is the highest value of one. Of ClickHouse it is the
+    /// increase over the memory before the run.
     pub peak_bytes: u64,
 }
 
@@ -32,7 +32,7 @@ impl Meter<'_> {
     /// Begins once ClickHouse is idle.
     ///
     /// # Errors
-    /// ClickHouse does not answer, or is not ours.
+    /// ClickHouse does not answer, or is not a process of this program.
     pub fn start(clickhouse: &ClickHouse) -> Result<Meter<'_>, AnyError> {
         settle(clickhouse)?;
         let server = clickhouse.server()?;
@@ -40,7 +40,7 @@ impl Meter<'_> {
         Ok(Meter { clickhouse, cpu: server.cpu_time()?, memory_bytes: server.rss_bytes()? })
     }
 
-    /// What ClickHouse spent since, merges included: waits until they have settled.
+    /// Returns ClickHouse's cost since the start, merges included. Waits until the merges have settled.
     ///
     /// # Errors
     /// As [`Meter::start`].

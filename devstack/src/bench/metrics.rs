@@ -1,4 +1,4 @@
-//! What a member tells of itself at `/metrics`.
+//! Reads a member's metrics at `/metrics`.
 
 use crate::http;
 use std::net::ToSocketAddrs;
@@ -11,18 +11,19 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Metrics(String);
 
 impl Metrics {
-    /// Asks; nothing is known of a member that does not answer.
+    /// Asks a member. The answer is empty if the member does not answer.
     pub fn ask(address: impl ToSocketAddrs) -> Metrics {
         Metrics(http::get(address, "/metrics", HTTP_TIMEOUT).unwrap_or_default())
     }
 
-    /// The value of a metric, or the sum over its labels; 0 while there is none.
+    /// Returns the value of a metric, or the sum over its labels; 0 while there is none.
     pub fn sum(&self, name: &str) -> f64 {
-        // Not `sum`, which makes of nothing a -0.
+        // This is not `sum`, which returns -0 for an empty series.
         self.series(name).map(|(_, value)| value).fold(0.0, |sum, value| sum + value)
     }
 
-    /// The label set (text between the braces, empty if there is none) and value of each of a metric's series.
+    /// Returns the label set (text between the braces, empty if there is none) and value of each of a metric's
+    /// series.
     fn series(&self, name: &str) -> impl Iterator<Item = (&str, f64)> {
         self.0.lines().filter_map(move |line| {
             let (labels, value) = line.strip_prefix(name)?.rsplit_once(' ')?;
@@ -34,7 +35,7 @@ impl Metrics {
         })
     }
 
-    /// The sum over a metric's series that have this label and value.
+    /// Returns the sum over a metric's series that have this label and value.
     pub fn sum_of(&self, name: &str, label: &str, value: &str) -> f64 {
         let wanted = format!("{label}=\"{value}\"");
         self.series(name)
@@ -43,7 +44,7 @@ impl Metrics {
             .fold(0.0, |sum, value| sum + value)
     }
 
-    /// A histogram's buckets: upper bound and how many values lie at or below it.
+    /// Returns a histogram's buckets: the upper bound, and the number of values at or below it.
     pub fn buckets(&self, name: &str) -> Vec<(f64, f64)> {
         let bucket = |(labels, count): (&str, f64)| {
             let bound = labels.split(',').find_map(|one| one.strip_prefix("le=\"")?.strip_suffix('"'))?;

@@ -1,7 +1,8 @@
-//! What the measuring programs (`cargo peers`, `cargo measure`) do alike: fill topics, start members, read meters, compare counts,
-//! and write the figures down.
+//! The common parts of the measuring programs (`cargo peers`, `cargo measure`): they fill topics, start members, read
+//! meters, compare counts, and write the figures.
 //!
-//! Must never hand on a figure of a run whose counts are not those of the ledger, nor switch off a guard of Tallyhouse.
+//! Must never hand on a figure of a run whose counts are not those of the ledger, nor switch off a guard of
+//! Tallyhouse.
 
 mod counts;
 pub mod figures;
@@ -24,14 +25,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Any error, in words for whoever waits for the figures.
+/// Any error, in words for the person who waits for the figures.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Between two looks at what is waited for.
+/// Time between two looks during a wait.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const RUN_TIMEOUT: Duration = Duration::from_secs(1_800);
 
-/// Whether to go on: Ctrl-C ends a program in order.
+/// The signal to end: Ctrl-C ends a program in order.
 #[derive(Clone, Debug)]
 pub struct Interrupt(Arc<AtomicBool>);
 
@@ -49,7 +50,7 @@ impl Interrupt {
         Ok(Interrupt(interrupted))
     }
 
-    /// Whether a run that `started` then may go on.
+    /// Checks that a run that `started` then may go on.
     ///
     /// # Errors
     /// A signal came, or the run takes longer than half an hour.
@@ -64,14 +65,14 @@ impl Interrupt {
     }
 }
 
-/// A topic, and what is in it.
+/// A topic and its content.
 #[derive(Clone, Debug)]
 pub struct Topic {
-    /// Its name.
+    /// Name of the topic.
     pub name: String,
     /// Number of its partitions.
     pub partitions: i32,
-    /// What was produced.
+    /// The ledger of its events.
     pub ledger: Ledger,
 }
 
@@ -87,7 +88,7 @@ impl Topic {
         (shape, events): (&Events, u64),
         interrupt: &Interrupt,
     ) -> Result<Topic, AnyError> {
-        /// Between two looks whether to go on.
+        /// Number of events between two checks for a signal.
         const STEP: u64 = 10_000;
         let started = Instant::now();
         create_topic(brokers, name, partitions)?;

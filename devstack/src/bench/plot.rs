@@ -1,4 +1,4 @@
-//! Charts side by side in one SVG, for the documents.
+//! Draws charts side by side in one SVG, for the documents.
 
 use super::AnyError;
 use super::figures::thousands;
@@ -7,7 +7,7 @@ use plotters::prelude::{
     PathElement, RGBColor, SVGBackend, SeriesLabelPosition, TRANSPARENT, WHITE,
 };
 
-/// Pixels of one chart.
+/// Width and height of one chart in pixels.
 const CHART: (u32, u32) = (420, 320);
 static COLOURS: [RGBColor; 6] = [
     RGBColor(31, 119, 180),
@@ -18,10 +18,10 @@ static COLOURS: [RGBColor; 6] = [
     RGBColor(90, 90, 90),
 ];
 
-/// How an axis is divided.
+/// The scale of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Evenly, from 0.
+    /// Evenly divided, from 0.
     Linear,
     /// In powers of ten; values must be above 0.
     Log,
@@ -30,16 +30,16 @@ pub enum Scale {
 /// One axis.
 #[derive(Clone, Debug)]
 pub struct Axis {
-    /// What it shows, with the unit.
+    /// The quantity that it shows, with the unit.
     pub name: String,
-    /// How it is divided.
+    /// Its scale.
     pub scale: Scale,
 }
 
 /// One line.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// Its name.
+    /// Name of the line, shown in the chart.
     pub name: String,
     /// Its points, in order of x.
     pub points: Vec<(f64, f64)>,
@@ -48,18 +48,18 @@ pub struct Series {
 /// One chart.
 #[derive(Clone, Debug)]
 pub struct Chart {
-    /// What it is about.
+    /// The chart's title.
     pub title: String,
-    /// From left to right.
+    /// The axis from left to right.
     pub x: Axis,
-    /// From below to above.
+    /// The axis from below to above.
     pub y: Axis,
-    /// Its lines.
+    /// The chart's lines.
     pub series: Vec<Series>,
 }
 
 impl Axis {
-    /// Where a value lies.
+    /// Returns the position of a value.
     fn place(&self, value: f64) -> f64 {
         match self.scale {
             Scale::Linear => value,
@@ -67,7 +67,7 @@ impl Axis {
         }
     }
 
-    /// From where to where the axis goes so that all values are on it; a linear one goes `beyond` times as far.
+    /// Returns the ends of the axis, so that all values are on it. A linear axis goes `beyond` times as far.
     fn range(&self, values: impl Iterator<Item = f64> + Clone, beyond: f64) -> std::ops::Range<f64> {
         let most = values.clone().map(|value| self.place(value)).fold(f64::MIN, f64::max);
         match self.scale {
@@ -79,7 +79,7 @@ impl Axis {
         }
     }
 
-    /// What stands at a tick; nothing between two powers of ten.
+    /// Returns the text at a tick. It is empty between two powers of ten.
     fn label(&self, place: f64) -> String {
         let value = match self.scale {
             Scale::Linear => place,
@@ -90,7 +90,7 @@ impl Axis {
     }
 }
 
-/// The charts as the text of an SVG file.
+/// Returns the charts as the text of an SVG file.
 ///
 /// # Errors
 /// The backend fails, which it does not when it writes to memory.

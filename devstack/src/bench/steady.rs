@@ -1,57 +1,58 @@
-//! The steady producer: events at a given rate, whatever the system does with them (an open loop).
+//! The steady producer: it sends events at a given rate, independent of the system's answers (an open loop).
 //!
-//! Each event has a time at which it is due, and its delay counts from there, so that a producer that is held up cannot make the
-//! system look faster. Must never slow down silently: how late it was is part of what it gives.
+//! Each event has a time at which it is due, and its delay counts from there. So a delayed producer cannot make the
+//! system look faster. Must never slow down silently: its result includes its own delay.
 
 use super::figures::Delays;
 use super::{AnyError, Interrupt};
 use crate::producer::{Events, Ledger, Payload, Producer};
 use std::time::{Duration, Instant};
 
-/// Distinct payloads, made before the clock starts and sent over and over: making one takes as long as sending it.
+/// Number of distinct payloads. They are made before the clock starts and sent again and again: making one takes as
+/// long as sending it.
 const PAYLOADS: u64 = 1 << 16;
-/// Between two looks at what is due.
+/// Time between two looks at the events that are due.
 const TICK: Duration = Duration::from_millis(2);
 
 /// A steady rate: event `n` is due `n / rate` after the start.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Events per second.
+    /// Number of events per second.
     pub per_second: f64,
     /// Number of events in all.
     pub events: u64,
 }
 
 impl Pace {
-    /// So many events per second, for so long.
+    /// Makes a pace from a rate in events per second, and from its duration.
     pub fn new(per_second: u64, lasts: Duration) -> Pace {
         let per_second = per_second as f64;
         Pace { per_second, events: (per_second * lasts.as_secs_f64()).round() as u64 }
     }
 
-    /// When an event is due, after the start.
+    /// Returns the time after the start at which an event is due.
     pub fn due_at(&self, event: u64) -> Duration {
         Duration::from_secs_f64(event as f64 / self.per_second)
     }
 
-    /// How many events are due so long after the start.
+    /// Returns the number of events that are due at this time after the start.
     pub fn due(&self, elapsed: Duration) -> u64 {
-        // The first one is due at once.
+        // The first event is due at once.
         ((elapsed.as_secs_f64() * self.per_second) as u64 + 1).min(self.events)
     }
 }
 
-/// What a steady producer did.
+/// The result of a steady producer.
 #[derive(Clone, Debug, Default)]
 pub struct Sent {
-    /// What the events were.
+    /// The ledger of its events.
     pub ledger: Ledger,
-    /// How long after they were due events were handed to librdkafka, one figure for each tick.
+    /// Delay between the due time of events and their hand-over to librdkafka, one figure for each tick.
     pub late: Delays,
 }
 
-/// Sends the events of a pace to a topic's partitions in turn, event 0 at `started`, and waits until all are acknowledged. Event `n`
-/// goes to partition `n % partitions`, and is there the `n / partitions`-th.
+/// Sends the events of a pace to a topic's partitions in turn, event 0 at `started`, and waits until all are
+/// acknowledged. Event `n` goes to partition `n % partitions`, and has the index `n / partitions` there.
 ///
 /// # Errors
 /// Kafka refuses a record, or a signal came.

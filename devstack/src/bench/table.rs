@@ -1,6 +1,6 @@
-//! Rows of figures as a table: for people, and as Markdown. The first column is text, the others are numbers.
+//! Prints rows of figures as a table: for people, and as Markdown. The first column is text, the others are numbers.
 
-/// A table for a terminal.
+/// Returns a table for a terminal.
 pub fn text(head: &[&str], rows: &[Vec<String>]) -> String {
     let head = head.iter().map(|&cell| cell.to_owned()).collect();
     let rows: Vec<&Vec<String>> = std::iter::once(&head).chain(rows).collect();
@@ -16,7 +16,7 @@ pub fn text(head: &[&str], rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// The same table in Markdown.
+/// Returns the same table in Markdown.
 pub fn markdown(head: &[&str], rows: &[Vec<String>]) -> String {
     let row = |row: &Vec<String>| format!("| {} |", row.join(" | "));
     let head = format!("| {} |\n|---|{}", head.join(" | "), "--:|".repeat(head.len() - 1));

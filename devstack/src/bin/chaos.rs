@@ -1,4 +1,5 @@
-//! `cargo chaos`: faults by the thousand against real servers and real members, verified after each round.
+//! `cargo chaos`: injects thousands of faults into real servers and real members, and verifies the result after each
+//! round.
 //!
 //! Must never exit with 0 unless every round was verified and held.
 
@@ -85,7 +86,7 @@ fn chaos(arguments: Arguments) -> Result<bool, AnyError> {
     };
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
-        // The second one ends at once.
+        // The second signal ends it at once.
         signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }

@@ -1,6 +1,7 @@
-//! `cargo demo`: the main job end to end, on real servers, with a proof at the end.
+//! `cargo demo`: runs the main job end to end, on real servers, with a proof at the end.
 //!
-//! Must never print a figure that it did not read from ClickHouse, nor exit with 0 unless every line of the proof holds.
+//! Must never print a figure that it did not read from ClickHouse, nor exit with 0 unless every line of the proof
+//! holds.
 
 use clap::Parser;
 use devstack::bench::{Metrics, figures::MIB};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 const TOPIC: &str = "campaign.event_tracking";
 const DATABASE: &str = "campaigns";
 const PARTITIONS: i32 = 4;
-/// Give up when nothing new arrived for this long.
+/// Time without anything new after which the demo gives up.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -77,7 +78,7 @@ fn demo(arguments: &Arguments) -> Result<bool, AnyError> {
     prove(clickhouse, &ledger)
 }
 
-/// The program under show, and where its servers are.
+/// The program of the demo, and the addresses of its servers.
 struct Service {
     program: PathBuf,
     brokers: String,
@@ -119,7 +120,7 @@ struct Member {
     admin: String,
 }
 
-/// Produces on a thread of its own and shows how the member follows, until all is in ClickHouse.
+/// Produces on a thread of its own and shows the member's progress, until all is in ClickHouse.
 fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &ClickHouse) -> Result<Ledger, AnyError> {
     let brokers = brokers.to_owned();
     let producing = std::thread::spawn(move || {
@@ -134,7 +135,7 @@ fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &C
         if !member.server.is_alive() {
             return Err(format!("tallyhouse ended: {}", member.server.stderr()).into());
         }
-        // Counters are written last, so that what is counted is stored as well.
+        // Counters are written last, so a counted event is stored as well.
         let sql = "(SELECT sum(total) FROM campaigns.daily) + (SELECT count() FROM campaigns.rejected_events)";
         let now = clickhouse.number(&format!("SELECT {sql}"))?;
         if now != stored {
@@ -153,7 +154,7 @@ fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &C
     Ok(producing.join().map_err(|_| "the producer panicked")??)
 }
 
-/// Consumed, lag and counters, as the member's own endpoint tells them.
+/// Returns consumed records, lag and counters, as the member's own endpoint reports them.
 fn progress(member: &Member, events: u64) -> String {
     let metrics = Metrics::ask(&member.admin);
     let consumed = metrics.sum("tallyhouse_consumed_records_total");
@@ -168,7 +169,7 @@ fn stop(member: &Member) -> Result<(), AnyError> {
     if status.success() { Ok(()) } else { Err(member.server.stderr().into()) }
 }
 
-/// The counts by event type and the two queries that the tables are made for, with their answers.
+/// Prints the counts by event type, and the two queries for which the tables are made, with their answers.
 fn report(clickhouse: &ClickHouse) -> Result<(), AnyError> {
     let campaign = uuid(0);
     for sql in [
@@ -200,7 +201,7 @@ fn query_in_database(clickhouse: &ClickHouse, sql: &str) -> Result<String, AnyEr
     if head.contains(" 200 ") { Ok(body.to_owned()) } else { Err(body.to_owned().into()) }
 }
 
-/// Compares what was produced with what ClickHouse has; tells whether all holds.
+/// Compares the produced events with ClickHouse's content. Returns true if all holds.
 fn prove(clickhouse: &ClickHouse, ledger: &Ledger) -> Result<bool, AnyError> {
     let ask = |sql: &str| clickhouse.number(sql);
     let rows = ask("SELECT count() FROM campaigns.email_events")?;

@@ -5,10 +5,10 @@ use super::lane::Lane;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// A large batch is announced for longer than this: its insert takes some tenths of a second.
+/// Time between two looks. A large batch is announced for longer than this: its insert takes some tenths of a second.
 const LOOK_INTERVAL: Duration = Duration::from_millis(60);
 
-/// Looks until the round is over; gives the records of the largest batch.
+/// Looks until the round is over. Returns the records of the largest batch.
 pub fn watch(lane: &Lane<'_>, is_over: &AtomicBool) -> Result<u64, AnyError> {
     let mut largest = 0;
     while !is_over.load(Ordering::Relaxed) {

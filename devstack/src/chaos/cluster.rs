@@ -1,4 +1,4 @@
-//! What chaos asks of Kafka besides producing: topics, offsets, retention, partitions. All calls block.
+//! Chaos's requests to Kafka besides producing: topics, offsets, retention, partitions. All calls block.
 
 use super::AnyError;
 use rdkafka::admin::{
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a broker that is away, or an election, is waited for.
+/// Longest wait for a broker that is away, or for an election.
 const PATIENCE: Duration = Duration::from_secs(90);
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -24,12 +24,12 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 pub struct Announced {
     /// One past its last offset.
     pub end: i64,
-    /// Its records.
+    /// Number of its records.
     pub records: u64,
 }
 
 impl Announced {
-    /// The batch that the metadata names; none in that of an end.
+    /// Reads the batch that the metadata names. The metadata of an end names none.
     fn read(metadata: &str) -> Option<Announced> {
         let word =
             |name: &str| metadata.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok());
@@ -39,18 +39,19 @@ impl Announced {
     }
 }
 
-/// One topic with one consumer group, asked directly and not through a proxy.
+/// One topic with one consumer group. Its questions go directly to Kafka and not through a proxy.
 pub struct Topic {
     name: String,
     config: ClientConfig,
     admin: AdminClient<DefaultClientContext>,
-    /// Never subscribes: it only asks.
+    /// The client for questions. It never subscribes.
     asker: BaseConsumer,
     runtime: Runtime,
 }
 
 impl Topic {
-    /// Creates the topic with three replicas, of which two must have what is acknowledged. The group has its name.
+    /// Creates the topic with three replicas, of which two must have each acknowledged record. The group has its
+    /// name.
     pub fn create(bootstrap: &str, name: &str, partitions: i32) -> Result<Topic, AnyError> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", bootstrap).set("group.id", name);
@@ -61,7 +62,7 @@ impl Topic {
         retry_until(|| {
             let created = topic.runtime.block_on(topic.admin.create_topics([&wanted], &options()))?;
             match created.into_iter().next().ok_or("no answer")? {
-                // An attempt before may have been carried out without our hearing of it.
+                // An earlier attempt may have succeeded although its answer was lost.
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => Ok(()),
                 Err((_, code)) => Err(code.into()),
             }
@@ -69,30 +70,30 @@ impl Topic {
         Ok(topic)
     }
 
-    /// How many partitions it has.
+    /// Returns the number of partitions.
     pub fn partitions(&self) -> Result<i32, AnyError> {
         let metadata = self.ask(|asker| asker.fetch_metadata(Some(&self.name), TIMEOUT))?;
         let topic = metadata.topics().first().ok_or("the topic is gone")?;
         Ok(i32::try_from(topic.partitions().len())?)
     }
 
-    /// First offset and one past the last, of a partition.
+    /// Returns the first offset of a partition, and one past its last.
     pub fn bounds(&self, partition: i32) -> Result<(i64, i64), AnyError> {
         self.ask(|asker| asker.fetch_watermarks(&self.name, partition, TIMEOUT))
     }
 
-    /// Asks the client that is there, and a new one if that fails: after a broker's restart one was seen to take a partition for
-    /// unknown for 90 s.
+    /// Asks the existing client, and a new one if that fails. After a broker's restart a client was seen to take a
+    /// partition for unknown for 90 s.
     fn ask<T>(&self, question: impl Fn(&BaseConsumer) -> KafkaResult<T>) -> Result<T, AnyError> {
         retry_until(|| Ok(question(&self.asker).or_else(|_| question(&self.config.create()?))?))
     }
 
-    /// The group's committed offset of each partition that has one.
+    /// Returns the group's committed offset of each partition that has one.
     pub fn committed(&self) -> Result<Vec<(i32, i64)>, AnyError> {
         Ok(self.announced()?.into_iter().map(|(partition, offset, _)| (partition, offset)).collect())
     }
 
-    /// The same, with the batch that the committed offset announces, if there is one.
+    /// Returns the same, with the batch that the committed offset announces, if there is one.
     pub fn announced(&self) -> Result<Vec<(i32, i64, Option<Announced>)>, AnyError> {
         let mut list = TopicPartitionList::new();
         list.add_partition_range(&self.name, 0, self.partitions()? - 1);
@@ -106,15 +107,15 @@ impl Topic {
         Ok(committed)
     }
 
-    /// Commits the offset of a partition without metadata, as `kafka-consumer-groups.sh --reset-offsets` does, once the group has no
-    /// members any more.
+    /// Commits the offset of a partition without metadata, once the group has no members any more.
+    /// `kafka-consumer-groups.sh --reset-offsets` does the same.
     pub fn reset_offset(&self, partition: i32, offset: i64) -> Result<(), AnyError> {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
         retry_until(|| Ok(self.config.create::<BaseConsumer>()?.commit(&list, CommitMode::Sync)?))
     }
 
-    /// Sets the size that the largest batch of the topic may have.
+    /// Sets the maximum size of a batch of the topic.
     pub fn limit_batches(&self, bytes: u64) -> Result<(), AnyError> {
         let bytes = bytes.to_string();
         retry_until(|| {
@@ -126,8 +127,8 @@ impl Topic {
         })
     }
 
-    /// Reads a partition from `from` up to and without `to`, as a consumer of committed records sees it. `last` is an offset that is
-    /// seen for sure: an end of the log that a broker tells before it is not believed.
+    /// Reads a partition from `from` up to and without `to`, as a consumer of committed records sees it. `last` is an
+    /// offset that is seen for sure. If a broker reports an end of the log before it, the end is not believed.
     pub fn read(
         &self,
         partition: i32,
@@ -169,7 +170,7 @@ impl Topic {
             list.add_partition_offset(&self.name, partition, Offset::Offset(offset))?;
         }
         retry_until(|| {
-            // A client that knew another leader goes on asking that one.
+            // A client that knew another leader would go on asking that one.
             let admin: AdminClient<DefaultClientContext> = self.config.create()?;
             let deleted = self.runtime.block_on(admin.delete_records(&list, &options()))?;
             deleted.elements().iter().try_for_each(|one| Ok(one.error()?))

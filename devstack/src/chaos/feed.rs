@@ -1,4 +1,4 @@
-//! The producer, which notes in the ledger what Kafka has acknowledged.
+//! The producer, which notes in the ledger the records that Kafka has acknowledged.
 
 use super::AnyError;
 use super::ledger::{EVENT, Fate, Ledger, REJECT};
@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(120);
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(10);
-/// Distinct payloads of a backlog: making each anew would take longer than storing it.
+/// Number of distinct payloads of a backlog. Making a new one for each record would take longer than storing it.
 const POOL: u64 = 4_096;
-/// Small ones, so that a batch of 100,000 takes a third of what a member's windows may hold.
+/// Size of a backlog's record, in bytes. The records are small, so a batch of 100,000 takes a third of what a member's
+/// windows may hold.
 const BACKLOG_BYTES: usize = 256;
-/// Records for one partition in a row.
+/// Number of records for one partition in a row.
 const RUN: u64 = 500;
 
 /// The ledger, which several producers and the checks share.
@@ -26,7 +27,7 @@ const RUN: u64 = 500;
 pub struct SharedLedger(Arc<Mutex<Ledger>>);
 
 impl SharedLedger {
-    /// The ledger.
+    /// Locks the ledger.
     pub fn lock(&self) -> MutexGuard<'_, Ledger> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -47,13 +48,14 @@ impl ProducerContext for SharedLedger {
     }
 }
 
-/// The fate of a record with this payload.
+/// Returns the fate of a record with this payload.
 pub fn fate_of(payload: &Payload) -> Fate {
     let place = payload.event_type.and_then(|name| EVENT_TYPES.iter().position(|known| *known == name));
     place.map_or(REJECT, |place| EVENT + place as Fate)
 }
 
-/// Some campaigns, so that counters have company, and a share of rejects that every batch has some.
+/// Returns events of a few campaigns, so that counters have several rows. Enough of them are rejects for every batch
+/// to have some.
 pub fn events(seed: u64) -> Events {
     Events { seed, campaigns: 50, days: 3, broken_percent: 4, ..Events::default() }
 }
@@ -62,7 +64,7 @@ fn backlog_payload(seed: u64, n: u64) -> Payload {
     let small = Events { size_bytes: Some(BACKLOG_BYTES), ..events(seed) };
     let whole = Events { broken_percent: 0, ..small.clone() }.payload(n);
     let payload = small.payload(n);
-    // One of the ways to break an event changes a field that these have not.
+    // One of the ways to break an event changes a field that these events do not have.
     if payload.bytes == whole.bytes { whole } else { payload }
 }
 
@@ -77,7 +79,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// A producer that waits for all replicas, idempotent. What it sends is packed if a backlog is to come.
+    /// Makes a producer that waits for all replicas, idempotent. It compresses its records if a backlog is to come.
     pub fn new(
         bootstrap: &str,
         topic: &str,
@@ -100,7 +102,7 @@ impl Feed {
         Ok(Feed { topic: topic.to_owned(), producer, events: events(seed), pool, sent: 0 })
     }
 
-    /// Sends so many records; does not wait for the acknowledgements.
+    /// Sends this number of records; does not wait for the acknowledgements.
     pub fn send(&mut self, count: u64, partitions: i32) -> Result<(), AnyError> {
         for _ in 0..count {
             let payload = self.events.payload(self.sent);
@@ -110,8 +112,8 @@ impl Feed {
         Ok(())
     }
 
-    /// Sends so many records to each of these partitions, a run to each in turn, and waits for the acknowledgements; no longer than
-    /// until the deadline. Records that are not sent by then are left out.
+    /// Sends the given number of records to each of these partitions, a run to each in turn. Waits for the
+    /// acknowledgements, but no longer than until the deadline. Records that are not sent by then are left out.
     pub fn send_backlog(&mut self, shares: &[(i32, u64)], deadline: Instant) -> Result<(), AnyError> {
         let pool = std::mem::take(&mut self.pool);
         let most = shares.iter().map(|(_, count)| *count).max().unwrap_or(0);
@@ -127,7 +129,7 @@ impl Feed {
             }
         }
         self.pool = pool;
-        // Whatever is not acknowledged by then is so later.
+        // Records that are not acknowledged by then are acknowledged later.
         let _ = self.producer.flush(deadline.saturating_duration_since(Instant::now()));
         Ok(())
     }
@@ -141,7 +143,7 @@ impl Feed {
             record = back;
             match error {
                 KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) => sleep(QUEUE_FULL_WAIT),
-                // A partition that was added just now: the producer has not heard of it yet.
+                // The partition was added just now, and the producer does not know it yet.
                 KafkaError::MessageProduction(RDKafkaErrorCode::UnknownPartition) => record.partition = Some(0),
                 error => return Err(error.into()),
             }
@@ -149,7 +151,7 @@ impl Feed {
         Ok(())
     }
 
-    /// Waits until the outcome of everything is known; gives the number of records sent so far.
+    /// Waits until the outcome of every record is known. Returns the number of records sent so far.
     pub fn settle(&self) -> Result<u64, AnyError> {
         self.producer.flush(FLUSH_TIMEOUT)?;
         Ok(self.sent)

@@ -1,4 +1,5 @@
-//! Retention beyond a committed offset: the partition stops, and the remedy of `docs/stops/retention_gap.md` is carried out.
+//! Retention beyond a committed offset: the partition stops, and the fault carries out the remedy of
+//! `docs/stops/retention_gap.md`.
 
 use super::AnyError;
 use super::lane::Lane;
@@ -6,16 +7,17 @@ use super::plan::Fault;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Records that are removed, at most.
+/// Maximum number of records that are removed.
 const REMOVED_MAX: i64 = 500;
 const STOPPED: &str = "tallyhouse_stopped_partitions{reason=\"retention_gap\"} ";
-/// Longest wait until the group finds the gap. It has to form, and a static member's session may have to end before.
+/// Longest wait until the group finds the gap. The group has to form, and a static member's session may have to end
+/// before.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait until the producer has filled the log beyond a committed offset.
 const RECORDS_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Took effect if the partition stopped.
+/// Removes records beyond a committed offset. Returns true if the partition stopped.
 pub fn beyond_positions(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     // In a group's first round nothing is committed yet.
     lane.await_balance()?;
@@ -35,15 +37,16 @@ pub fn beyond_positions(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError
             "partition {partition} went on to {offset}, though [{from}, {to}) was removed before it was consumed"
         ));
     }
-    // The remedy: stop every member, go on with the first record that is left, start the members.
+    // This is the remedy: stop every member, go on with the first record that is left, start the members.
     lane.terminate_all(&members);
     lane.topic.reset_offset(partition, to)?;
     lane.start_all(&mut members)?;
     Ok(has_stopped)
 }
 
-/// A partition with records beyond its committed offset, none of them in an announced batch, with the range to remove. A batch that
-/// was announced and is removed is another stop (`intent_gone`), and nobody could say what of it is stored.
+/// Finds a partition with records beyond its committed offset, none of them in an announced batch, and the range to
+/// remove. If an announced batch lost records, the stop would be another (`intent_gone`), and its stored part would
+/// be unknown.
 fn find(fault: &Fault, lane: &Lane<'_>) -> Result<Option<(i32, i64, i64)>, AnyError> {
     let deadline = Instant::now() + RECORDS_TIMEOUT;
     loop {
@@ -51,7 +54,7 @@ fn find(fault: &Fault, lane: &Lane<'_>) -> Result<Option<(i32, i64, i64)>, AnyEr
         let rotation = fault.victim % committed.len().max(1);
         committed.rotate_left(rotation);
         for (partition, offset, announced) in committed {
-            // One record at least is left, so that the log does not end where it begins.
+            // At least one record is left, so that the log does not end where it begins.
             let end = lane.topic.bounds(partition)?.1 - 1;
             let to = end.min(offset + REMOVED_MAX);
             if announced.is_none() && to > offset {

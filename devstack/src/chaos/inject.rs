@@ -1,4 +1,4 @@
-//! Carries one fault out, undoes it, and tells whether it took effect.
+//! Injects one fault, undoes it, and returns true if it took effect.
 //!
 //! Must leave behind running servers and running members, whatever happened.
 
@@ -11,21 +11,21 @@ use std::sync::PoisonError;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// How long a member gets to reach its fail point, and the group to commit something.
+/// Time limit for a member to reach its fail point, and for the group to commit something.
 const POINT_TIMEOUT: Duration = Duration::from_secs(15);
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a member that was woken up gets to notice that it lost its partitions.
+/// Time limit for a member that was woken up to notice that it lost its partitions.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(3);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const PARTITIONS_MAX: i32 = 8;
-/// An answer from memory is no older than this: members look for rows that are not shown for 3.5 s.
+/// Maximum age of an answer from memory. Members look for 3.5 s for rows that are not shown.
 const ANSWER_AGE: Duration = Duration::from_secs(2);
-/// Longer than an insert's timeout in a small group.
+/// Time for which an insert is held: longer than an insert's timeout in a small group.
 const HELD: Duration = Duration::from_millis(3_500);
-/// What a member says that finds out about having been away for too long.
+/// Log texts of a member that notices that it was away for too long.
 const NOTICES: [&str; 3] = ["lost=true", "the lease has expired", "changed by another member"];
 
-/// Does it, undoes it; tells whether it took effect.
+/// Injects the fault and undoes it. Returns true if it took effect.
 pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     let lasts = Duration::from_millis(fault.lasts_ms);
     let slot = &lane.slots[fault.victim % lane.slots.len()];
@@ -68,7 +68,7 @@ pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
         Kind::LoseClickhouse => Ok(trouble(&clickhouse, Trouble::LoseAnswer, fault.percent, lasts)),
         Kind::AnswerForClickhouse => Ok(trouble(&clickhouse, Trouble::Answer, 100, lasts)),
         Kind::StaleClickhouse => {
-            // Members that have begun ask nothing: one that begins does.
+            // Members that have begun ask nothing. A member that begins does.
             let mut member = slot.lock();
             let _ = member.terminate(TERMINATE_TIMEOUT);
             lane.replace(slot, &mut member, None)?;
@@ -90,7 +90,8 @@ pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     }
 }
 
-/// A member takes the slot that dies at the fail point; then `meanwhile`, then a sound member takes over.
+/// Starts a member in the slot that dies at the fail point. Then `meanwhile` runs, and then a sound member takes
+/// over.
 fn kill_at_point(
     fault: &Fault,
     lane: &Lane<'_>,
@@ -98,7 +99,7 @@ fn kill_at_point(
     meanwhile: impl FnOnce() -> Result<bool, AnyError>,
 ) -> Result<bool, AnyError> {
     let mut member = slot.lock();
-    // It leaves in order, so that its partitions need not wait for its session to end.
+    // It leaves in order, so its partitions need not wait for its session to end.
     let _ = member.terminate(TERMINATE_TIMEOUT);
     lane.replace(slot, &mut member, Some(&format!("{}:{}", fault.point, fault.times)))?;
     if fault.has_backlog {
@@ -134,7 +135,7 @@ fn zombie(slot: &Slot, lasts: Duration) -> Result<bool, AnyError> {
     Ok(notices() > before)
 }
 
-/// Without effect on a server that has ended by itself; that shows elsewhere.
+/// Stops a server for this time. It has no effect on a server that has ended by itself; that shows elsewhere.
 fn pause(server: &Server, lasts: Duration) -> Result<bool, AnyError> {
     if server.stop().is_err() {
         return Ok(false);
@@ -155,7 +156,7 @@ fn storm(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     for number in 0..=fault.times as usize {
         let slot = &lane.slots[(fault.victim + number) % lane.slots.len()];
         let mut member = slot.lock();
-        // One that has not heard of signals yet ends at once, which is as good.
+        // A member that does not handle signals yet ends at once, which is as good.
         let _ = member.terminate(TERMINATE_TIMEOUT);
         lane.replace(slot, &mut member, None)?;
         drop(member);
@@ -173,7 +174,7 @@ fn trouble(proxies: &[&Proxy], trouble: Trouble, percent: u64, lasts: Duration) 
     hits() > before
 }
 
-/// Deletes up to the committed offsets, as soon as there is something below one.
+/// Deletes records up to the committed offsets, as soon as there are records below one.
 fn delete_records(lane: &Lane<'_>) -> Result<bool, AnyError> {
     let deadline = Instant::now() + POINT_TIMEOUT;
     loop {
@@ -194,7 +195,7 @@ fn delete_records(lane: &Lane<'_>) -> Result<bool, AnyError> {
     }
 }
 
-/// The fault lasts on, so that records reach the new partition in this round.
+/// Adds a partition. The fault goes on for a time, so that records reach the new partition in this round.
 fn add_partition(lane: &Lane<'_>, lasts: Duration) -> Result<bool, AnyError> {
     let count = lane.topic.partitions()?;
     // A group of static members may not notice (KAFKA-13435): see docs/limits.md.

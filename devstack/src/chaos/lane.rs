@@ -1,6 +1,6 @@
 //! One pipeline under test: a topic, a group, a database, three members and a producer, for the rounds of one epoch.
 //!
-//! Members talk to both servers through proxies only; everything else asks the servers directly.
+//! Members talk to both servers through proxies only. Everything else asks the servers directly.
 
 use super::cluster::Topic;
 use super::feed::{Feed, SharedLedger};
@@ -23,14 +23,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const PARTITIONS: i32 = 3;
-/// Another lane may have killed ClickHouse just now.
+/// Time limit for an answer: another lane may have killed ClickHouse just now.
 const ASK_TIMEOUT: Duration = Duration::from_secs(120);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// A member's log that is longer than this is put aside between rounds, and the one put aside before goes.
+/// Maximum length of a member's log, in bytes. A longer one is put aside between rounds, and the one put aside before
+/// is deleted.
 const LOG_BYTES_MAX: u64 = 8 << 20;
 
-/// What all members are started with, besides addresses and names.
+/// The settings of all members, besides addresses and names.
 const SETTINGS: &[(&str, &str)] = &[
     ("MEMORY__LIMIT_BYTES", "64MiB"),
     ("FLUSH__BYTES_MAX", "16MiB"),
@@ -42,51 +43,52 @@ const SETTINGS: &[(&str, &str)] = &[
     ("KAFKA__PROPERTIES__RECONNECT_BACKOFF_MAX_MS", "1000"),
     ("LOG__LEVEL", "info,tallyhouse=trace"),
 ];
-/// Many batches in little time.
+/// Settings for many batches in little time.
 const SMALL: &[(&str, &str)] = &[
     ("FLUSH__AGE_MS", "200"),
     ("FLUSH__ROWS_MAX", "200"),
-    // Shorter than the longest pause of a server, so that outcomes are unknown while the statement still runs.
+    // This is shorter than the longest pause of a server, so outcomes are unknown while the statement still runs.
     ("CLICKHOUSE__INSERT_TIMEOUT_MS", "3000"),
 ];
-/// A window of one partition is as large as its part of the memory allows, 168,000 records of a backlog.
+/// Settings for large batches. A window of one partition is as large as its part of the memory allows: 168,000
+/// records of a backlog.
 const LARGE: &[(&str, &str)] =
     &[("FLUSH__AGE_MS", "3000"), ("FLUSH__ROWS_MAX", "120000"), ("CLICKHOUSE__INSERT_TIMEOUT_MS", "8000")];
 
-/// The first partitions of a large group have a backlog each.
+/// Number of partitions of a large group that have a backlog; they are the first.
 const BACKLOG_PARTITIONS: usize = 3;
-/// Longest silence of a member while the backlog is made; the session is longer.
+/// Longest silence of a member while the backlog is made. The session is longer.
 const BACKLOG_TIMEOUT: Duration = Duration::from_millis(3_500);
 const BALANCE_TIMEOUT: Duration = Duration::from_secs(10);
 const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A place for a member, whose process comes and goes.
 pub struct Slot {
-    /// Counted from 0.
+    /// Number of the slot, counted from 0.
     pub number: usize,
     log: PathBuf,
-    /// Where the member's endpoint listens.
+    /// The address of the member's endpoint.
     address: SocketAddr,
     server: Mutex<Server>,
 }
 
 impl Slot {
-    /// The member's process; nobody else touches it meanwhile.
+    /// Locks the member's process; nobody else touches it meanwhile.
     pub fn lock(&self) -> MutexGuard<'_, Server> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The member's process, unless a fault has it.
+    /// Locks the member's process, unless a fault has it.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, Server>> {
         self.server.try_lock().ok()
     }
 
-    /// Everything that the slot's members have logged lately.
+    /// Returns the recent log of all the slot's members.
     pub fn log(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// The same from this byte on.
+    /// Returns the same from this byte on.
     pub fn log_from(&self, length: u64) -> String {
         let mut bytes = Vec::new();
         let read = File::open(&self.log).and_then(|mut log| {
@@ -96,12 +98,12 @@ impl Slot {
         read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// Number of partitions that the member says it has.
+    /// Returns the number of partitions that the member reports as its own.
     pub fn assigned(&self) -> f64 {
         self.http("/metrics").map_or(0.0, |page| metric(&page, "tallyhouse_assigned_partitions"))
     }
 
-    /// The answer of the member's endpoint.
+    /// Returns the answer of the member's endpoint.
     pub fn http(&self, path: &str) -> Result<String, AnyError> {
         Ok(http::get(self.address, path, HTTP_TIMEOUT)?)
     }
@@ -113,34 +115,33 @@ pub struct Lane<'a> {
     pub servers: &'a Servers,
     /// The members' settings.
     pub membership: Membership,
-    /// Its batches are large.
+    /// True if its batches are large.
     pub is_large: bool,
     /// The topic.
     pub topic: Topic,
-    /// Where rejected records go once more.
+    /// The dead-letter topic, which receives rejected records once more.
     pub dead_letters: Topic,
-    /// Between the members and ClickHouse.
+    /// The proxy between the members and ClickHouse.
     pub clickhouse_proxy: Proxy,
     /// The members.
     pub slots: Vec<Slot>,
-    /// The producer.
     feed: Mutex<Feed>,
     /// The fate that each record must have.
     pub ledger: SharedLedger,
     /// The letters that were found in the dead-letter topic.
     pub letters: Mutex<Letters>,
-    /// Transactions have left control records in the log.
+    /// True if transactions have left control records in the log.
     pub has_markers: AtomicBool,
     /// Violations that faults have found.
     violations: Mutex<Vec<String>>,
-    /// A fault is about to produce a backlog, which windows are to be empty for.
+    /// True if a fault is about to produce a backlog, for which windows are to be empty.
     pub awaits_backlog: AtomicBool,
     /// The name of topic, group and database.
     pub name: String,
-    /// Where the members' logs lie.
+    /// The folder of the members' logs.
     pub folder: PathBuf,
     program: PathBuf,
-    /// One for the endpoint of each member.
+    /// The ports: one for the endpoint of each member.
     ports: PortBlock,
 }
 
@@ -226,7 +227,7 @@ impl<'a> Lane<'a> {
         }
     }
 
-    /// Whether its members are static ones.
+    /// True if its members are static ones.
     pub fn is_static(&self) -> bool {
         self.membership.is_static
     }
@@ -245,31 +246,31 @@ impl<'a> Lane<'a> {
         Ok(process::spawn(format!("member {number}"), command, Output::Log(log.to_owned()))?)
     }
 
-    /// A new member takes the slot; the last one, if it is alive, is killed with -9.
+    /// Puts a new member into the slot. The last one, if it is alive, is killed with -9.
     pub fn replace(&self, slot: &Slot, member: &mut Server, fail_point: Option<&str>) -> Result<(), AnyError> {
         member.kill9()?;
         *member = self.spawn(slot.number, &slot.log, fail_point)?;
         Ok(())
     }
 
-    /// A fault has found a violation.
+    /// Notes a violation that a fault has found.
     pub fn report(&self, violation: String) {
         self.violations.lock().unwrap_or_else(PoisonError::into_inner).push(violation);
     }
 
-    /// The violations that faults have found since the last look.
+    /// Returns the violations that faults have found since the last look.
     pub fn reported(&self) -> Vec<String> {
         std::mem::take(&mut *self.violations.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// All members, which nobody else touches meanwhile.
+    /// Locks all members; nobody else touches them meanwhile.
     pub fn lock_all(&self) -> Vec<MutexGuard<'_, Server>> {
         self.slots.iter().map(Slot::lock).collect()
     }
 
     /// Ends all members in order.
     pub fn terminate_all(&self, members: &[MutexGuard<'_, Server>]) {
-        // One that has ended by itself is found by the checks, by its log.
+        // If a member has ended by itself, the checks find it by its log.
         members.iter().for_each(|member| drop(member.signal(Signal::TERM)));
         members.iter().for_each(|member| drop(member.wait(TERMINATE_TIMEOUT)));
     }
@@ -279,8 +280,8 @@ impl<'a> Lane<'a> {
         self.slots.iter().zip(members).try_for_each(|(slot, member)| self.replace(slot, member, None))
     }
 
-    /// Waits until each member has partitions, all have an owner, and each has committed something; not for ever, as a member may have
-    /// been left without one.
+    /// Waits until each member has partitions, all have an owner, and each has committed something. The wait is
+    /// limited, as a member may have been left without partitions.
     pub fn await_balance(&self) -> Result<(), AnyError> {
         let partitions = self.topic.partitions()?;
         self.await_within_bounds(|| {
@@ -304,7 +305,7 @@ impl<'a> Lane<'a> {
         Ok(())
     }
 
-    /// Produces a backlog: so many records into each of the first partitions.
+    /// Produces a backlog: the given number of records into each of the first partitions.
     pub fn produce_backlog(&self, counts: [u64; BACKLOG_PARTITIONS]) -> Result<(), AnyError> {
         let shares: Vec<(i32, u64)> = (0..).zip(counts).collect();
         let produced = self.feed().send_backlog(&shares, Instant::now() + BACKLOG_TIMEOUT);
@@ -312,7 +313,7 @@ impl<'a> Lane<'a> {
         produced
     }
 
-    /// The same while all members are stopped, for less than their session: they find a backlog.
+    /// Produces the same while all members are stopped, for less than their session, so that they find a backlog.
     pub fn produce_backlog_unseen(
         &self,
         members: &[MutexGuard<'_, Server>],
@@ -324,28 +325,28 @@ impl<'a> Lane<'a> {
         produced
     }
 
-    /// Number of times that a text is in the members' logs since these were so long.
+    /// Returns how often a text is in the members' logs beyond these lengths.
     pub fn logged_since(&self, lengths: &[u64], text: &str) -> usize {
         let since = |(slot, length): (&Slot, &u64)| slot.log_from(*length).matches(text).count();
         self.slots.iter().zip(lengths).map(since).sum()
     }
 
-    /// The lengths of the members' logs.
+    /// Returns the lengths of the members' logs.
     pub fn log_lengths(&self) -> Vec<u64> {
         self.slots.iter().map(|slot| fs::metadata(&slot.log).map_or(0, |log| log.len())).collect()
     }
 
-    /// The producer.
+    /// Locks the producer.
     pub fn feed(&self) -> MutexGuard<'_, Feed> {
         self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks ClickHouse directly, in the lane's database as `{db}`; waits while it is away.
+    /// Asks ClickHouse directly, in the lane's database as `{db}`. Waits while ClickHouse is away.
     pub fn ask(&self, sql: &str) -> Result<String, AnyError> {
         self.retry_until(sql, |sql| self.servers.clickhouse.query(sql))
     }
 
-    /// The same for an answer that is no text.
+    /// Asks the same for an answer in bytes, which need not be text.
     pub fn ask_bytes(&self, sql: &str) -> Result<Vec<u8>, AnyError> {
         self.retry_until(sql, |sql| self.servers.clickhouse.query_bytes(sql))
     }
@@ -380,7 +381,7 @@ impl<'a> Lane<'a> {
         if kept {
             return Ok(());
         }
-        // Everything goes with the servers; this only keeps a long run small.
+        // Everything goes with the servers. This only keeps a long run small.
         self.ask("DROP DATABASE IF EXISTS {db}")?;
         self.topic.delete()?;
         self.dead_letters.delete()?;

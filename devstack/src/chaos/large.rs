@@ -7,27 +7,29 @@ use crate::proxy::Trouble;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Records of a backlog, by partition: two have a batch at least, and one has more than a member's windows take ...
+/// Numbers of records of a backlog, by partition: two have a batch at least, and one has more than a member's windows
+/// take ...
 pub const BACKLOG: [u64; 3] = [190_000, 110_000, 10_000];
-/// ... or what several members have is about as much as one member can hold.
+/// ... or several members together hold about as much as one member can.
 const BACKLOG_INHERITED: [u64; 3] = [110_000, 110_000, 110_000];
-/// A chunk of 8 KiB takes this long to ClickHouse: an insert of a large batch takes some seconds.
+/// Delay of a chunk of 8 KiB to ClickHouse. An insert of a large batch then takes some seconds.
 const SLOWNESS: Duration = Duration::from_millis(5);
-/// Longer than anything waits: what is inserted does not arrive.
+/// Delay that is longer than any wait, so that inserts do not arrive.
 const STANDSTILL: Duration = Duration::from_secs(3);
 /// Longest wait until members have announced large batches.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(8);
-/// Longest wait until the member that is left has taken over: a session, a revocation, inserts on their way to ClickHouse, and the reading.
+/// Longest wait until the remaining member has taken over: a session, a revocation, inserts on their way to
+/// ClickHouse, and the reading.
 const INHERIT_TIMEOUT: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 20_000);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Batches that one member must inherit.
+/// Minimum number of batches that one member must inherit.
 const INHERITED_MIN: usize = 2;
-/// A member that pauses for want of memory says this.
+/// Log text of a member that pauses because its memory is full.
 pub const PAUSES: &str = "memory limit reached: consumption pauses";
-/// A member that completes another one's batch says this.
+/// Log text of a member that completes another one's batch.
 const INHERITS: &str = "completing an announced batch";
 
-/// Members find a backlog, and ClickHouse takes it slowly. Took effect if a member paused.
+/// Produces a backlog for the members while ClickHouse takes it slowly. Returns true if a member paused.
 pub fn slow_consumers(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     let lengths = lane.log_lengths();
     let proxy = &lane.clickhouse_proxy;
@@ -41,11 +43,11 @@ pub fn slow_consumers(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> 
     Ok(lane.logged_since(&lengths, PAUSES) > 0)
 }
 
-/// ClickHouse takes nothing; members announce large batches; two of them die; the third completes the batches. Took effect if it did so
-/// with two at least, one of them large.
+/// Lets ClickHouse take nothing while members announce large batches. Two of them die, and the third completes the
+/// batches. Returns true if it completed at least two, one of them large.
 pub fn inherit_batches(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     let mut members = lane.lock_all();
-    // The one with the fewest partitions, so that there is most to inherit.
+    // This is the member with the fewest partitions, so that there is most to inherit.
     let assigned: Vec<f64> = lane.slots.iter().map(Slot::assigned).collect();
     let turns = (0..assigned.len()).map(|number| (fault.victim + number) % assigned.len());
     let heir = turns.min_by(|&one, &other| assigned[one].total_cmp(&assigned[other])).unwrap_or(0);
@@ -73,7 +75,7 @@ pub fn inherit_batches(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError>
     Ok(is_open && has_inherited)
 }
 
-/// Waits until so many batches are announced, one of them large.
+/// Waits until this number of batches is announced, one of them large.
 fn await_open(lane: &Lane<'_>) -> Result<bool, AnyError> {
     let deadline = Instant::now() + ANNOUNCE_TIMEOUT;
     loop {

@@ -1,12 +1,14 @@
-//! The ledger: what must become of each offset of the log, by what Kafka has acknowledged and by what was done to the log.
+//! The ledger: the fate that each offset of the log must have, from Kafka's acknowledgements and from the changes to
+//! the log.
 //!
-//! One byte for each offset, since a group of rounds has millions. An offset of which nothing is known must be stored once too: it is a
-//! record whose acknowledgement was lost. Where transactions have left control records, `verify::resolve` looks at the log and tells them apart.
+//! It has one byte for each offset, since a group of rounds has millions. An offset of which nothing is known must be
+//! stored once too: it is a record whose acknowledgement was lost. Where transactions have left control records,
+//! `verify::resolve` looks at the log and separates the two.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The fate that an offset must have. From 1 on, an event of this place in [`crate::producer::EVENT_TYPES`].
+/// The fate that an offset must have. From 1 on, it is an event with this place in [`crate::producer::EVENT_TYPES`].
 pub type Fate = u8;
 /// Nobody has acknowledged it.
 pub const UNKNOWN: Fate = 0;
@@ -14,9 +16,10 @@ pub const UNKNOWN: Fate = 0;
 pub const EVENT: Fate = 1;
 /// It is stored as a reject.
 pub const REJECT: Fate = 6;
-/// It is not stored: a control record, a record of an aborted transaction, or one that was removed before it was consumed.
+/// It is not stored. It is a control record, a record of an aborted transaction, or a record that was removed before
+/// it was consumed.
 pub const ABSENT: Fate = 7;
-/// It is stored as whatever it is: it is in the log, and its acknowledgement was lost.
+/// It is stored, in any form: it is in the log, and its acknowledgement was lost.
 pub const PRESENT: Fate = 8;
 
 /// The fates of all offsets.
@@ -25,12 +28,12 @@ pub struct Ledger {
     partitions: BTreeMap<i32, Vec<Fate>>,
     /// Records acknowledged without an offset (the broker had them already when the producer tried again).
     pub unplaced: u64,
-    /// Records of which it is not known whether they are in the log.
+    /// Number of records of which it is not known if they are in the log.
     pub unknown: u64,
 }
 
 impl Ledger {
-    /// Notes a fate. What is absent stays so: an acknowledgement can come after the record was removed.
+    /// Notes a fate. An absent offset stays absent: an acknowledgement can come after the record was removed.
     pub fn note(&mut self, partition: i32, offset: i64, fate: Fate) {
         let fates = self.partitions.entry(partition).or_default();
         let place = offset as usize;
@@ -47,34 +50,34 @@ impl Ledger {
         offsets.for_each(|offset| self.note(partition, offset, ABSENT));
     }
 
-    /// The partitions of which something is known.
+    /// Returns the partitions of which something is known.
     pub fn partitions(&self) -> impl Iterator<Item = i32> {
         self.partitions.keys().copied()
     }
 
-    /// The fates of a partition's offsets, from 0 on.
+    /// Returns the fates of a partition's offsets, from 0 on.
     pub fn of(&self, partition: i32) -> &[Fate] {
         self.partitions.get(&partition).map_or(&[], Vec::as_slice)
     }
 
-    /// One past the last offset of a partition of which something is known.
+    /// Returns one past the last offset of a partition of which something is known.
     pub fn end(&self, partition: i32) -> i64 {
         self.of(partition).len() as i64
     }
 
-    /// One past the last offset of a partition that is known to be stored in the end.
+    /// Returns one past the last offset of a partition that is known to be stored in the end.
     pub fn stored_end(&self, partition: i32) -> i64 {
         let stored = |fate: &Fate| !matches!(*fate, UNKNOWN | ABSENT);
         self.of(partition).iter().rposition(stored).map_or(0, |place| place as i64 + 1)
     }
 
-    /// Offsets below `end` of a partition that nobody has acknowledged.
+    /// Returns the offsets below `end` of a partition that nobody has acknowledged.
     pub fn unknown_below(&self, partition: i32, end: i64) -> Vec<i64> {
         let fates = self.of(partition);
         (0..end).filter(|&offset| fates.get(offset as usize).is_none_or(|&fate| fate == UNKNOWN)).collect()
     }
 
-    /// Number of offsets below `end` of a partition that must be stored.
+    /// Returns the number of offsets below `end` of a partition that must be stored.
     pub fn wanted_below(&self, partition: i32, end: i64) -> i64 {
         let fates = self.of(partition);
         let absent = fates.iter().take(end.max(0) as usize).filter(|&&fate| fate == ABSENT).count();

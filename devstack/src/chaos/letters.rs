@@ -11,13 +11,13 @@ use std::sync::PoisonError;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Larger than the topic's limit for a time, and smaller than Kafka's default.
+/// Size of a letter, in bytes. It is larger than the topic's limit for a time, and smaller than Kafka's default.
 const LARGE_BYTES: usize = 200_000;
 const REFUSING_BYTES: u64 = 100_000;
 const DEFAULT_BYTES: u64 = 1_048_588;
-/// A member whose letter is refused says this.
+/// Log text of a member whose letter is refused.
 const REFUSED: &str = "does not take a rejected record";
-/// Longest wait until a member comes to the record.
+/// Longest wait until a member reaches the record.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait until another partition goes on.
 const OTHERS_TIMEOUT: Duration = Duration::from_secs(4);
@@ -27,11 +27,11 @@ const PARTITION: i32 = 0;
 /// The names of the headers are a promise of `docs/rejects.md`.
 const SOURCE: &str = "tallyhouse-source";
 const OFFSET: &str = "tallyhouse-offset";
-/// Offsets that a message lists.
+/// Maximum number of offsets that a message lists.
 const LISTED: usize = 8;
 
-/// The topic takes no large batch for a time. One partition has a record whose letter is too large: it waits, and others go on. With
-/// large batches everyone's letters are too many for the limit, and all wait.
+/// Makes the topic refuse large batches for a time. One partition has a record whose letter is too large: it waits,
+/// and others go on. With large batches everyone's letters are too many for the limit, and all wait.
 pub fn refuse(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     let lengths = lane.log_lengths();
     let partition = fault.victim as i32 % lane.topic.partitions()?;
@@ -69,8 +69,8 @@ pub struct Letters {
     read: i64,
     /// Number of letters of each record, by partition and offset.
     found: BTreeMap<i32, Vec<u16>>,
-    /// Letters more than one for each record: a batch whose delivery or insert failed, or that was completed by another member, has
-    /// its letters again.
+    /// Number of letters beyond one for each record. A batch has its letters again if its delivery or insert failed,
+    /// or another member completed it.
     pub repeated: u64,
 }
 
@@ -90,7 +90,7 @@ impl Letters {
     }
 }
 
-/// Each stored reject has a letter, and nothing else has one.
+/// Checks that each stored reject has a letter, and that nothing else has one.
 pub fn check(lane: &Lane<'_>, stored: &Stored) -> Result<Vec<String>, AnyError> {
     let mut letters = lane.letters.lock().unwrap_or_else(PoisonError::into_inner);
     let end = lane.dead_letters.bounds(PARTITION)?.1;

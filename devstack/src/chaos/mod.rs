@@ -1,5 +1,5 @@
-//! `cargo chaos`: real servers, real members, faults drawn from a seed, and after each round the proof that every record is
-//! there exactly once.
+//! `cargo chaos`: real servers, real members, faults drawn from a seed, and after each round the proof that every
+//! record is there exactly once.
 //!
 //! ```text
 //! producer ──► Kafka, 3 nodes ──proxies──► 3 members ──proxy──► ClickHouse
@@ -7,8 +7,8 @@
 //!    └─► verify ◄── faults of the round's plan ┴────────────────────┘
 //! ```
 //!
-//! [`plan`] draws a round's faults, `inject` carries them out, `lane` is what they are done to, `verify` says what must hold. One
-//! group in three is large: its batches have 100,000 records, and its members' memory is too small for their backlog.
+//! [`plan`] draws a round's faults, `inject` carries them out on a `lane`, and `verify` checks the result. One group
+//! in three is large: its batches have 100,000 records, and its members' memory is too small for their backlog.
 //!
 //! Must never pass a round that was not verified to the end.
 
@@ -43,20 +43,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 use verify::{Stored, Vitals};
 
-/// Any error of the harness itself; a violation is none.
+/// Any error of the harness itself. A violation is not an error.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What a member says that Kafka has fenced for good.
+/// Log text of a member that Kafka has fenced permanently.
 const FENCED: &str = "kafka refuses this member for good";
 /// A member's message when its client takes no part in the group any more.
 const LEFT_BEHIND: &str = "librdkafka has left this member behind";
 
-/// Records sent at a time while faults are carried out ...
+/// Number of records sent at a time while faults are carried out ...
 const BURST: u64 = 60;
 const BURST_INTERVAL: Duration = Duration::from_millis(60);
-/// ... at least so many, some of them after the faults ...
+/// ... minimum number of these bursts, some of them after the faults ...
 const BURSTS_MIN: u64 = 30;
-/// ... and after so many bursts, of which faults that last long see more than enough.
+/// ... and number of bursts after which they become slower, as long faults have then seen more than enough.
 const BURSTS_FAST: u64 = 50;
 const BURST_INTERVAL_SLOW: Duration = Duration::from_millis(500);
 
@@ -66,26 +66,26 @@ const LOOK_EVERY: u64 = 10;
 const SUPERVISE_INTERVAL: Duration = Duration::from_millis(200);
 const RESTART_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What to run.
+/// The options of a run.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The `tallyhouse` under test, with fail points: a build with debug assertions.
     pub program: PathBuf,
-    /// Everything random follows from it.
+    /// The seed from which all random values follow.
     pub seed: u64,
-    /// The first round.
+    /// Number of the first round.
     pub first: u64,
-    /// How many rounds.
+    /// Number of rounds.
     pub rounds: u64,
-    /// How many pipelines run side by side on the same servers.
+    /// Number of pipelines that run side by side on the same servers.
     pub lanes: u64,
     /// The kinds of faults.
     pub kinds: Vec<Kind>,
-    /// Kinds in each round; with 1, up to two more are drawn freely.
+    /// Number of kinds in each round; with 1, up to two more are drawn freely.
     pub from_deck: u64,
     /// A new folder for data and logs; it stays if there is a violation.
     pub folder: PathBuf,
-    /// Set from outside to end after the current rounds.
+    /// The caller sets it to end after the current rounds.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -95,16 +95,16 @@ pub struct Servers {
     clickhouse: ClickHouse,
     /// One in front of each node.
     kafka_proxies: Vec<Proxy>,
-    /// Held by whoever hurts ClickHouse.
+    /// The lock of the fault that hurts ClickHouse.
     hurting_clickhouse: Mutex<()>,
-    /// How often ClickHouse ended although nobody killed it.
+    /// Number of times that ClickHouse ended although nobody killed it.
     clickhouse_deaths: AtomicU64,
-    /// Held by whoever hurts a broker: never two at a time, since two of three must live.
+    /// The lock of the fault that hurts a broker. There are never two at a time, since two of three must live.
     hurting_broker: Mutex<()>,
 }
 
 impl Servers {
-    /// Data and logs lie in the folder.
+    /// Starts the servers. Data and logs lie in the folder.
     fn start(seed: u64, folder: &Path) -> Result<Servers, AnyError> {
         let proxies: Vec<Proxy> =
             (0..BROKERS as u64).map(|node| Proxy::new(mix(seed ^ node))).collect::<crate::Result<_>>()?;
@@ -133,8 +133,9 @@ impl Servers {
         })
     }
 
-    /// Restarts ClickHouse when it ends by itself, as a supervisor does, until told to stop. ClickHouse 26.7.2 as a library
-    /// aborts at times when a connection is closed while it answers ("Terminate called for uncaught exception: Broken pipe").
+    /// Restarts ClickHouse when it ends by itself, as a supervisor does, until `ended` is set. ClickHouse 26.7.2 as a
+    /// library aborts at times when a connection is closed while it answers ("Terminate called for uncaught
+    /// exception: Broken pipe").
     fn supervise(&self, ended: &AtomicBool) -> Result<(), AnyError> {
         let server = self.clickhouse.server()?;
         while !ended.load(Ordering::Relaxed) {
@@ -152,7 +153,7 @@ impl Servers {
     }
 }
 
-/// Runs the rounds and prints a line for each; the report tells what was found.
+/// Runs the rounds and prints a line for each. The report has the results.
 ///
 /// # Errors
 /// The harness itself fails: servers that do not start, say.
@@ -174,7 +175,7 @@ pub fn run(options: &Options) -> Result<Report, AnyError> {
                 }
                 let done = run_epoch(options, &servers, epoch, begin..end, &report);
                 if let Err(error) = &done {
-                    // What fails in the other lanes from here on may be no more than a consequence.
+                    // Failures in the other lanes from here on may be no more than a consequence.
                     eprintln!("chaos: epoch {epoch}: {error}");
                     options.stop.store(true, Ordering::Relaxed);
                 }
@@ -197,7 +198,8 @@ pub fn run(options: &Options) -> Result<Report, AnyError> {
     Ok(report)
 }
 
-/// The rounds of one epoch, on a pipeline of their own; a violation ends it, since it would be found again and again.
+/// Runs the rounds of one epoch, on a pipeline of their own. A violation ends it, since each later check would find
+/// it again.
 fn run_epoch(
     options: &Options,
     servers: &Servers,
@@ -256,7 +258,7 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     })
 }
 
-/// Carries the faults out while records flow, and checks what must hold then.
+/// Carries the faults out while records flow, and checks everything that must hold then.
 fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Checked), AnyError> {
     let mut vitals = Vitals::default();
     let has_backlog = plan.faults.iter().any(|fault| fault.has_backlog);
@@ -277,7 +279,7 @@ fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Ch
                 continue;
             }
             if bursts % LOOK_EVERY == 0 {
-                // Kafka may be in trouble: then as many as there were.
+                // Kafka may be in trouble. Then the last known number stays.
                 partitions = lane.topic.partitions().unwrap_or(partitions);
                 vitals.look(lane);
             }
@@ -289,7 +291,7 @@ fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Ch
             faults.into_iter().map(|fault| fault.join().map_err(|_| "a fault panicked")?).collect();
         produced.and(effects)
     })?;
-    // From the end of the last fault on, beside the checks and until everything is committed.
+    // This measures from the end of the last fault on, beside the checks and until everything is committed.
     let is_checked = AtomicBool::new(false);
     let (outcome, still) = thread::scope(|scope| {
         let watching = scope.spawn(|| still::watch(lane, &is_checked));
@@ -310,12 +312,12 @@ fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Ch
 struct Checked {
     violations: Vec<String>,
     ended: Ended,
-    /// Records sent so far.
+    /// Number of records sent so far.
     sent: u64,
     still: Duration,
 }
 
-/// Everything that must hold once the faults are over.
+/// Checks everything that must hold once the faults are over.
 fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
     let mut ended = Ended::default();
     let mut violations = revive(lane, &mut ended)?;
@@ -332,16 +334,18 @@ fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
     Ok(Checked { violations, ended, sent, still: Duration::ZERO })
 }
 
-/// Members that ended by themselves for a reason that is known, and that a supervisor has to start again.
+/// Members that ended by themselves for a known reason. A supervisor has to start them again.
 #[derive(Debug, Default)]
 struct Ended {
     fenced: u64,
     left_behind: u64,
 }
 
-/// Puts others in the place of members that ended by themselves, each of which is a violation; except static members that Kafka
-/// fenced, and members that librdkafka left behind, which are counted. librdkafka sends a commit that waited for the coordinator
-/// without a member id once the session has ended, and Kafka takes that for a second process of the same id.
+/// Replaces members that ended by themselves. Each of them is a violation, except static members that Kafka fenced,
+/// and members that librdkafka left behind. These are counted.
+///
+/// librdkafka sends a commit that waited for the coordinator without a member id once the session has ended. Kafka
+/// takes that for a second process of the same id.
 fn revive(lane: &Lane<'_>, ended: &mut Ended) -> Result<Vec<String>, AnyError> {
     let mut violations = Vec::new();
     for slot in &lane.slots {

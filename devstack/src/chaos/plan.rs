@@ -1,28 +1,28 @@
-//! What is done to the system in a round: a function of the seed and the round's number, and of nothing else.
+//! The plan of a round: a function of the seed and the round's number, and of nothing else.
 //!
-//! Must never look at a clock or at the system: what is drawn for a round can be drawn again.
+//! Must never look at a clock or at the system: the draw for a round can be repeated.
 
 use crate::dice::{Dice, mix};
 use clap::ValueEnum;
 
-/// Rounds that share a topic, a group, a database and the members' settings.
+/// Number of rounds that share a topic, a group, a database and the members' settings.
 pub const ROUNDS_PER_EPOCH: u64 = 10;
 /// Milliseconds after which a silent member loses its partitions.
 pub const SESSION_TIMEOUT_MS: u64 = 6_000;
-/// Milliseconds that a revocation waits for the batch in flight.
+/// Milliseconds for which a revocation waits for the batch in flight.
 pub const REBALANCE_GRACE_MS: u64 = 5_000;
-/// Members of the group.
+/// Number of members of the group.
 pub const MEMBERS: usize = 3;
-/// A batch of so many records is a large one.
+/// Number of records from which a batch is a large one.
 pub const LARGE_BATCH: u64 = 100_000;
-/// Of ten large rounds, so many have a kind that needs one.
+/// Number of large rounds of ten that have a kind that needs one.
 const LARGE_KIND_OF_TEN: u64 = 7;
-/// Kinds that produce a large round's backlog themselves: the first that a round has does.
+/// Kinds that produce a large round's backlog themselves. The first of them in a round does.
 const BACKLOG_KINDS: [Kind; 4] = [Kind::InheritBatches, Kind::SlowConsumers, Kind::KillAtPoint, Kind::EvictTokens];
-/// Nodes of the Kafka cluster.
+/// Number of nodes of the Kafka cluster.
 pub const BROKERS: usize = 3;
 
-/// The first round of the epoch that a round belongs to.
+/// Returns the first round of the epoch that a round belongs to.
 pub fn epoch_start(round: u64) -> u64 {
     round - round % ROUNDS_PER_EPOCH
 }
@@ -134,22 +134,22 @@ impl Kind {
         Kind::InheritBatches,
     ];
 
-    /// Its name on the command line and in the table.
+    /// Returns its name on the command line and in the table.
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 
-    /// What it does, in a line.
+    /// Returns its description, in a line.
     pub fn help(self) -> String {
         self.to_possible_value().and_then(|value| Some(value.get_help()?.to_string())).unwrap_or_default()
     }
 
-    /// It needs batches of [`LARGE_BATCH`] records.
+    /// True if it needs batches of [`LARGE_BATCH`] records.
     pub fn needs_large(self) -> bool {
         matches!(self, Kind::SlowConsumers | Kind::InheritBatches)
     }
 
-    /// Both may happen in one round.
+    /// True if both may happen in one round.
     fn goes_with(self, other: Kind) -> bool {
         self != other && !self.excludes(other) && !other.excludes(self)
     }
@@ -157,13 +157,13 @@ impl Kind {
     fn excludes(self, other: Kind) -> bool {
         use Kind::*;
         match self {
-            // An insert that arrives after its token is forgotten is applied again: no more than the deduplication window is
-            // promised there (docs/reliability.md), so nothing may delay one past it.
+            // An insert that arrives after its token is forgotten is applied again. Only the deduplication window is
+            // promised there (docs/reliability.md), so nothing may delay an insert past it.
             EvictTokens => {
                 matches!(other, DelayClickhouse | HoldClickhouse | Pause | PauseClickhouse | Zombie)
                     || matches!(other, SlowConsumers | InheritBatches)
             }
-            // The log says which offsets are control records, as long as it has them.
+            // The log shows which offsets are control records, as long as it has them.
             Transactions => matches!(other, DeleteRecords | RetentionGap),
             // They have all members to themselves, one after the other.
             RetentionGap => matches!(other, SlowConsumers | InheritBatches),
@@ -173,44 +173,44 @@ impl Kind {
     }
 }
 
-/// One fault and its details. Which of them matter depends on the kind.
+/// One fault and its details. The kind decides which of them matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// What is done.
+    /// The kind of the fault.
     pub kind: Kind,
     /// Milliseconds from the round's start.
     pub at_ms: u64,
-    /// Milliseconds that it lasts.
+    /// Its duration in milliseconds.
     pub lasts_ms: u64,
-    /// The member or broker that it is done to.
+    /// The member or broker that it hits.
     pub victim: usize,
-    /// The fail point.
+    /// The fail point at which the member dies.
     pub point: &'static str,
     /// The passing of the fail point at which the member dies; also how often members come and go.
     pub times: u64,
-    /// Of a hundred chunks of bytes, so many are hit.
+    /// Percentage of the chunks of bytes that are hit.
     pub percent: u64,
-    /// This fault produces the large round's backlog, at the moment that suits it.
+    /// True if this fault produces the large round's backlog, at the moment that suits it.
     pub has_backlog: bool,
 }
 
 /// The faults of a round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The round.
+    /// Number of the round.
     pub round: u64,
-    /// The seed of the round itself: what else is random in it follows from this.
+    /// The seed of the round itself. All other random values of the round follow from it.
     pub seed: u64,
-    /// The members make large batches.
+    /// True if the members make large batches.
     pub is_large: bool,
-    /// In no order.
+    /// The faults, in no order.
     pub faults: Vec<Fault>,
 }
 
 impl Plan {
-    /// The plan of a round. The kinds are gone through like a shuffled deck, `from_deck` of them in each round, so that
-    /// all come up equally often; with one, up to two more are drawn freely. A large round has, more often than not, one of those
-    /// that need it.
+    /// Returns the plan of a round. The kinds are drawn as from a shuffled deck, `from_deck` of them in each round,
+    /// so that all appear equally often. With one, up to two more are drawn freely. Most large rounds have one of the
+    /// kinds that need it.
     pub fn of(seed: u64, round: u64, kinds: &[Kind], from_deck: u64) -> Plan {
         let own_seed = mix(seed ^ mix(round));
         let is_large = is_large(seed, round / ROUNDS_PER_EPOCH, kinds);
@@ -243,9 +243,9 @@ impl Plan {
     }
 }
 
-/// The groups of an epoch make large batches: one in three does, or all if the kinds need it.
+/// True if the groups of an epoch make large batches: one in three does, or all if the kinds need it.
 pub fn is_large(seed: u64, epoch: u64, kinds: &[Kind]) -> bool {
-    // Not in step with the three memberships.
+    // This is not in step with the three memberships.
     (seed.wrapping_add(epoch).wrapping_add(epoch / 3)) % 3 == 1 || kinds.iter().all(|kind| kind.needs_large())
 }
 
@@ -268,7 +268,7 @@ fn draw(kind: Kind, dice: &mut Dice) -> Fault {
         _ => dice.within(300..=2_500),
     };
     let point = if kind == Kind::EvictTokens { dice.pick(&POINTS_WITHIN) } else { dice.pick(&POINTS) };
-    // A member reads the committed offset once for each of its partitions, of which it has one for sure.
+    // A member reads the committed offset once for each of its partitions, and it has one for sure.
     let times = if point == "committed_read" { 1 } else { dice.within(1..=4) };
     Fault {
         kind,
@@ -282,17 +282,18 @@ fn draw(kind: Kind, dice: &mut Dice) -> Fault {
     }
 }
 
-/// The members' settings, alike for all rounds of an epoch.
+/// The members' settings, the same for all rounds of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Membership {
     /// `kafka.assignment`.
     pub assignment: &'static str,
-    /// Whether each member has a `kafka.group_instance_id`.
+    /// True if each member has a `kafka.group_instance_id`.
     pub is_static: bool,
 }
 
 impl Membership {
-    /// The settings of an epoch: all three combinations in any three epochs. A static member cannot be cooperative.
+    /// Returns the settings of an epoch. Any three epochs have all three combinations. A static member cannot be
+    /// cooperative.
     pub fn of(seed: u64, epoch: u64) -> Membership {
         match seed.wrapping_add(epoch) % 3 {
             0 => Membership { assignment: "cooperative-sticky", is_static: false },

@@ -1,4 +1,4 @@
-//! A line for each round, and the table at the end.
+//! Prints a line for each round, and the table at the end.
 
 use super::lane::Lane;
 use super::plan::{Fault, Kind, LARGE_BATCH, Plan};
@@ -7,31 +7,31 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-/// What came of a round.
+/// The result of a round.
 pub(super) struct RoundResult {
-    /// For each fault of the plan, whether it took effect.
+    /// For each fault of the plan: true if it took effect.
     pub effects: Vec<bool>,
-    /// In words.
+    /// The violations, in words.
     pub violations: Vec<String>,
-    /// Records produced.
+    /// Number of records produced.
     pub records: u64,
-    /// From the first fault to the last check.
+    /// Time from the first fault to the last check.
     pub took: Duration,
     /// The longest time that a partition with records stood still after the last fault.
     pub still: Duration,
-    /// Static members that Kafka fenced.
+    /// Number of static members that Kafka fenced.
     pub fenced: u64,
-    /// Members that librdkafka left behind.
+    /// Number of members that librdkafka left behind.
     pub left_behind: u64,
-    /// The most that a member's windows and batches held.
+    /// Maximum of the bytes in a member's windows and batches.
     pub held_bytes: u64,
-    /// The most resident memory of a member.
+    /// Maximum of a member's resident memory, in bytes.
     pub rss_bytes: u64,
-    /// Records of the largest batch that was announced.
+    /// Number of records of the largest batch that was announced.
     pub largest_batch: u64,
     /// Number of times that the memory limit began to pause a member's partitions.
     pub pauses: u64,
-    /// Letters that were delivered more than once, in the group so far.
+    /// Number of letters that were delivered more than once, in the group so far.
     pub repeated_letters: u64,
 }
 
@@ -42,7 +42,7 @@ struct Tally {
     violated: u64,
 }
 
-/// What all rounds came to.
+/// The result of all rounds.
 #[derive(Debug)]
 pub struct Report {
     kinds: BTreeMap<Kind, Tally>,
@@ -55,15 +55,15 @@ pub struct Report {
     rss_bytes: u64,
     slowest: Duration,
     still: Duration,
-    /// Rounds with a large batch, with a pause, and with both.
+    /// Numbers of rounds with a large batch, with a pause, and with both.
     large: u64,
     paused: u64,
     large_and_paused: u64,
     largest_batch: u64,
     large_took: Duration,
-    /// Of each group.
+    /// Number of repeated letters of each group.
     repeated_letters: BTreeMap<String, u64>,
-    /// How often ClickHouse ended by itself and was restarted.
+    /// Number of times that ClickHouse ended by itself and was restarted.
     pub(super) clickhouse_deaths: u64,
 }
 
@@ -145,17 +145,17 @@ impl Report {
         }
     }
 
-    /// Rounds with a violation.
+    /// Returns the number of rounds with a violation.
     pub fn violations(&self) -> u64 {
         self.violated
     }
 
-    /// Rounds that were run and verified.
+    /// Returns the number of rounds that were run and verified.
     pub fn rounds(&self) -> u64 {
         self.rounds
     }
 
-    /// Kinds that never took effect.
+    /// Returns the kinds that never took effect.
     pub fn without_effect(&self) -> Vec<Kind> {
         self.kinds.iter().filter(|(_, tally)| tally.took_effect == 0).map(|(&kind, _)| kind).collect()
     }
@@ -205,7 +205,7 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// The rounds by the sizes that were measured in them, and a remark where they are too few.
+    /// Prints the rounds by the sizes that were measured in them, and a remark where they are too few.
     fn sizes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "| measured | rounds |")?;
         writeln!(f, "|---|--:|")?;

@@ -7,27 +7,28 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// A partition that stands still for longer is a violation: a session may have to end, a revocation may wait for its grace, and
-/// 10 s are for what lies in between.
+/// Longest time that a partition may stand still; more is a violation. A session may have to end, a revocation may
+/// wait for its grace, and 10 s are for everything in between.
 pub const STILL_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + REBALANCE_GRACE_MS + 10_000);
-/// A large batch may wait for an insert of which nothing is known, and be read again; two of them may wait for one another.
+/// The same for large batches. One may wait for an insert of which nothing is known, and be read again. Two may wait
+/// for each other.
 pub const STILL_MAX_LARGE: Duration = Duration::from_millis(STILL_MAX.as_millis() as u64 + 10_000);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The longest time that a partition stood still.
 #[derive(Debug, Default)]
 pub struct Still {
-    /// How long.
+    /// Length of that time.
     pub longest: Duration,
     /// The time from which on it is a violation.
     most: Duration,
     partition: i32,
-    /// Of each partition: the committed offset, and since when there is more in the log than that.
+    /// For each partition: the committed offset, and the time since which the log has more than that.
     seen: BTreeMap<i32, (i64, Option<Instant>)>,
 }
 
 impl Still {
-    /// Takes in what is committed of a partition and where its log ends.
+    /// Takes a partition's committed offset and the end of its log.
     fn look(&mut self, partition: i32, committed: i64, end: i64, now: Instant) {
         let (before, since) = self.seen.get(&partition).copied().unwrap_or((committed, Some(now)));
         let since = since.filter(|_| committed == before).unwrap_or(now);
@@ -39,7 +40,7 @@ impl Still {
         }
     }
 
-    /// Nothing is known yet.
+    /// Starts with nothing known.
     fn new(most: Duration) -> Still {
         Still { most, ..Still::default() }
     }
@@ -52,7 +53,7 @@ impl Still {
         self.seen.values().any(|(_, since)| since.is_some())
     }
 
-    /// The violation, if that was too long.
+    /// Returns the violation, if that was too long.
     pub fn violation(&self) -> Option<String> {
         let Still { longest, partition, most, .. } = self;
         self.is_too_long().then(|| {
@@ -65,12 +66,12 @@ impl Still {
 pub fn watch(lane: &Lane<'_>, checked: &AtomicBool) -> Result<Still, AnyError> {
     let mut still = Still::new(if lane.is_large { STILL_MAX_LARGE } else { STILL_MAX });
     loop {
-        // Before the look, so that the last one sees all that the checks saw.
+        // This comes before the look, so that the last look sees all that the checks saw.
         let last = checked.load(Ordering::Relaxed);
         let committed: BTreeMap<i32, i64> = lane.topic.committed()?.into_iter().collect();
         for partition in 0..lane.topic.partitions()? {
             let (low, end) = lane.topic.bounds(partition)?;
-            // Nothing is committed for the control records and aborted transactions that a log ends with.
+            // Nothing is committed for the control records and aborted transactions at the end of a log.
             let end = end.min(lane.ledger.lock().stored_end(partition));
             let committed = committed.get(&partition).copied().unwrap_or(low);
             still.look(partition, committed, end, Instant::now());
@@ -86,7 +87,8 @@ pub fn watch(lane: &Lane<'_>, checked: &AtomicBool) -> Result<Still, AnyError> {
 mod tests {
     use super::*;
 
-    /// What is committed at seconds 0, 1, 2 and so on, of a partition whose log ends at 10.
+    /// Returns the longest time for a partition whose log ends at 10. The values are committed at seconds 0, 1, 2 and
+    /// so on.
     fn longest(committed: &[i64]) -> u64 {
         let (begun, mut still) = (Instant::now(), Still::new(STILL_MAX));
         for (second, &offset) in (0..).zip(committed) {

@@ -1,4 +1,4 @@
-//! A producer of transactions, committed and aborted in turn, beside the one that needs none.
+//! A producer of transactions, committed and aborted in turn, beside the producer without transactions.
 
 use super::AnyError;
 use super::feed::{events, fate_of};
@@ -16,17 +16,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Transactions of one fault.
+/// Number of transactions of one fault.
 const COUNT: u64 = 12;
-/// In a transaction, of each partition.
+/// Maximum number of records in a transaction, for each partition.
 const RECORDS_MAX: u64 = 40;
 const RECORDS_MAX_LARGE: u64 = 2_000;
 /// Longest wait for one answer; a broker may be away.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Kafka aborts a transaction that its producer has left for so long.
+/// Time in ms after which Kafka aborts a transaction that its producer has left.
 const TRANSACTION_TIMEOUT_MS: &str = "20000";
 
-/// Where the records of the transaction under way are, and what must become of them if it is committed.
+/// The places of the open transaction's records, and the fate of each if it is committed.
 #[derive(Clone, Default)]
 struct Placed(Arc<Mutex<Vec<(i32, i64, Fate)>>>);
 
@@ -36,7 +36,7 @@ impl ProducerContext for Placed {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, fate: usize) {
-        // One that failed is aborted; where it is, if it is, the log says.
+        // A failed record is aborted. The log shows its place, if it has one.
         if let Ok(message) = result {
             let mut placed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             placed.push((message.partition(), message.offset(), fate as Fate));
@@ -51,7 +51,7 @@ struct Transactions<'a> {
 }
 
 impl<'a> Transactions<'a> {
-    /// Kafka aborts what an earlier producer of this group has left open.
+    /// Starts a producer. Kafka aborts what an earlier producer of this group has left open.
     fn new(lane: &'a Lane<'a>) -> Result<Transactions<'a>, AnyError> {
         let deadline = Instant::now() + TIMEOUT * 3;
         loop {
@@ -69,7 +69,7 @@ impl<'a> Transactions<'a> {
         }
     }
 
-    /// One transaction. An error leaves its outcome open: the log decides then.
+    /// Runs one transaction. An error leaves its outcome open: the log decides then.
     fn run(&self, records: impl Iterator<Item = (i32, Vec<u8>, Fate)>, is_committed: bool) -> KafkaResult<()> {
         self.placed.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.producer.begin_transaction()?;
@@ -102,7 +102,7 @@ fn retry_until(end: impl Fn() -> KafkaResult<()>) -> KafkaResult<()> {
     }
 }
 
-/// Transactions in the topic while records flow. Took effect if some were committed and some aborted.
+/// Runs transactions in the topic while records flow. Returns true if some were committed and some aborted.
 pub fn produce(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     lane.has_markers.store(true, Ordering::Relaxed);
     let mut dice = Dice::new(fault.lasts_ms ^ fault.at_ms << 32);

@@ -1,4 +1,4 @@
-//! What must hold after a round. Each check gives the violations it found, in words with the offsets.
+//! Checks that must hold after a round. Each check returns the violations it found, in words with the offsets.
 
 use super::AnyError;
 use super::lane::Lane;
@@ -8,17 +8,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Everything produced must be stored this long after the last fault.
+/// Time after the last fault within which every record must be stored.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(90);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Offsets that a message lists.
+/// Maximum number of offsets that a message lists.
 const LISTED: usize = 8;
 
 /// One past the last offset of each partition.
 pub type Ends = BTreeMap<i32, i64>;
 
-/// Where the log ends. A broker that was stopped takes itself for the leader until it hears otherwise, and tells an end of then:
-/// one before a record that Kafka has acknowledged is not believed at once.
+/// Returns the end of the log. A broker that was stopped believes itself the leader until it hears otherwise, and
+/// reports an old end. So an end before a record that Kafka has acknowledged is not believed at once.
 pub fn ends(lane: &Lane<'_>) -> Result<Ends, AnyError> {
     let deadline = Instant::now() + PROGRESS_TIMEOUT;
     loop {
@@ -36,8 +36,8 @@ pub fn ends(lane: &Lane<'_>) -> Result<Ends, AnyError> {
     }
 }
 
-/// Looks at the log where nobody has acknowledged an offset, once transactions have left control records in it: which offsets hold a
-/// record that a consumer sees, and which none.
+/// Reads the log where nobody has acknowledged an offset, once transactions have left control records in it. It notes
+/// which offsets hold a record that a consumer sees, and which hold none.
 pub fn resolve(lane: &Lane<'_>, ends: &Ends) -> Result<(), AnyError> {
     if !lane.has_markers.load(Ordering::Relaxed) {
         return Ok(());
@@ -51,7 +51,7 @@ pub fn resolve(lane: &Lane<'_>, ends: &Ends) -> Result<(), AnyError> {
         unknown.retain(|&offset| offset >= low);
         let (Some(&first), Some(&until)) = (unknown.first(), unknown.last()) else { continue };
         let mut seen = BTreeSet::new();
-        // From an offset on that holds a record for sure, so that an early end of the log is noticed.
+        // The read starts at an offset that holds a record for sure, so that an early end of the log is noticed.
         lane.topic.read(partition, first.min(last).max(low), until + 1, last.min(until), |record| {
             seen.insert(record.offset());
         })?;
@@ -71,7 +71,7 @@ pub fn await_stored(lane: &Lane<'_>, ends: &Ends) -> Result<Vec<String>, AnyErro
     };
     let deadline = Instant::now() + PROGRESS_TIMEOUT;
     loop {
-        // Counters are written last, so that what is counted is stored as well.
+        // Counters are written last, so a counted event is stored as well.
         let sql = "SELECT (SELECT sum(total) FROM {db}.daily) + (SELECT count() FROM {db}.rejected_events)";
         let stored: i64 = lane.ask(sql)?.parse()?;
         if stored >= wanted {
@@ -93,7 +93,8 @@ fn readiness(slot: &super::lane::Slot) -> String {
     format!("member {}: {}", slot.number, answer.lines().last().unwrap_or_default())
 }
 
-/// Every offset of the log is stored exactly once and as what it was produced, but for those that hold no record; nothing else is.
+/// Checks that every offset of the log is stored exactly once and with its fate, except those that hold no record.
+/// Nothing else may be stored.
 pub fn rows(ledger: &Ledger, ends: &Ends, stored: &Stored) -> Vec<String> {
     let (mut missing, mut doubled, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
     let (mut lost, mut other, mut never) = (Vec::new(), Vec::new(), Vec::new());
@@ -138,7 +139,7 @@ fn describe<T: std::fmt::Debug>(what: &str, places: &[T], found: &mut Vec<String
 
 /// It is stored more than once.
 const DOUBLED: Fate = 9;
-/// Bytes of a row of the answer: partition, offset, fate.
+/// Size of a row of the answer, in bytes: partition, offset, fate.
 const ROW_BYTES: usize = 6;
 
 /// The table and type that each offset is stored as.
@@ -146,7 +147,7 @@ const ROW_BYTES: usize = 6;
 pub struct Stored(BTreeMap<i32, Vec<Fate>>);
 
 impl Stored {
-    /// Asks for every row of both tables.
+    /// Reads every row of both tables.
     pub fn of(lane: &Lane<'_>) -> Result<Stored, AnyError> {
         let place = "toUInt8(extract(source, '/(\\d+)@')), toUInt32(source_offset)";
         let types = "['delivered', 'open', 'click', 'bounce', 'unsubscribe']";
@@ -174,18 +175,18 @@ impl Stored {
         fates[offset] = if fates[offset] == UNKNOWN { fate } else { DOUBLED };
     }
 
-    /// The partitions that have rows.
+    /// Returns the partitions that have rows.
     pub fn partitions(&self) -> impl Iterator<Item = i32> {
         self.0.keys().copied()
     }
 
-    /// The table and type that each offset of a partition is stored as, from 0 on.
+    /// Returns the table and type that each offset of a partition is stored as, from 0 on.
     pub fn fates(&self, partition: i32) -> &[Fate] {
         self.0.get(&partition).map_or(&[], Vec::as_slice)
     }
 }
 
-/// The counters are the GROUP BY of the rows.
+/// Checks that the counters are the GROUP BY of the rows.
 pub fn counters(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
     let key = "day, event_type, campaign_id, workspace_id, source";
     let differences = lane.ask(&format!(
@@ -203,14 +204,14 @@ pub fn counters(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
     }
 }
 
-/// What the members say of their memory, the most over a round.
+/// The members' reports of their memory, the highest of a round.
 #[derive(Debug, Default)]
 pub struct Vitals {
-    /// Who was over the limit.
+    /// The members that were over the limit.
     pub violations: Vec<String>,
-    /// The most memory that windows and batches held.
+    /// Maximum of the bytes that windows and batches held.
     pub held_bytes: u64,
-    /// The most resident memory of a member.
+    /// Maximum of a member's resident memory, in bytes.
     pub rss_bytes: u64,
 }
 
@@ -218,7 +219,7 @@ impl Vitals {
     /// Looks at every member now.
     pub fn look(&mut self, lane: &Lane<'_>) {
         for slot in &lane.slots {
-            // One that a fault has may be stopped and not answer for long.
+            // A member that a fault has may be stopped and not answer for long.
             let Some(member) = slot.try_lock() else { continue };
             self.rss_bytes = self.rss_bytes.max(member.rss_bytes().unwrap_or(0));
             let Ok(metrics) = slot.http("/metrics") else { continue };
@@ -232,13 +233,13 @@ impl Vitals {
     }
 }
 
-/// The sum of a metric over its labels.
+/// Returns the sum of a metric over its labels.
 pub fn metric(metrics: &str, name: &str) -> f64 {
     let lines = metrics.lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// No partition is stopped, and no member has panicked.
+/// Checks that no partition is stopped, and that no member has panicked.
 pub fn members(lane: &Lane<'_>) -> Vec<String> {
     let mut violations = Vec::new();
     for slot in &lane.slots {
@@ -246,7 +247,7 @@ pub fn members(lane: &Lane<'_>) -> Vec<String> {
             let panic: String = panic.lines().take(2).collect();
             violations.push(format!("member {} panicked: {panic}", slot.number));
         }
-        // One that was started just now may not answer yet; it has stopped nothing yet either.
+        // A member that was started just now may not answer yet. It has stopped nothing yet either.
         let stopped = slot.http("/metrics").map_or(0.0, |metrics| metric(&metrics, "tallyhouse_stopped_partitions"));
         if stopped > 0.0 {
             violations.push(format!("a partition is stopped: {}", readiness(slot)));
@@ -259,7 +260,8 @@ pub fn members(lane: &Lane<'_>) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// The findings for a log of two events, a reject, an aborted record and one that nobody has acknowledged, if these are stored.
+    /// Returns the findings for a log of two events, a reject, an aborted record and one that nobody has
+    /// acknowledged, if these are stored.
     fn found(rows: &[(usize, Fate)]) -> String {
         let mut ledger = Ledger::default();
         for (offset, fate) in (0..).zip([EVENT, EVENT + 1, REJECT, ABSENT]) {

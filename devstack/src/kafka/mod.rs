@@ -30,21 +30,22 @@ use std::{
 /// The environment variable that names a cluster to use instead, as `host:port,…`.
 pub const EXTERNAL_VARIABLE: &str = "TALLYHOUSE_TEST_KAFKA";
 
-/// Starting takes 3 to 10 s; a machine that also compiles takes longer.
+/// Time limit for the start. Starting takes 3 to 10 s; a machine that also compiles takes longer.
 const START_DEADLINE: Duration = Duration::from_secs(120);
 const QUIET_LOG: &str = include_str!("log4j2.properties");
 
-/// How to start a cluster. `KafkaOptions::default()` is one node with temporary data.
+/// The options of a cluster. `KafkaOptions::default()` is one node with temporary data.
 #[derive(Debug, Clone)]
 pub struct KafkaOptions {
-    /// How many nodes: 1, or 3 for replicated partitions.
+    /// Number of nodes: 1, or 3 for replicated partitions.
     pub nodes: usize,
-    /// Further lines for each `server.properties`; they win over the built-in ones.
+    /// Further lines for each `server.properties`. They override the built-in ones.
     pub properties: BTreeMap<String, String>,
-    /// Where data and logs lie, one folder for each node; kept. A temporary folder if None.
+    /// Folder of data and logs, with one folder for each node; it is kept. A temporary folder if None.
     pub directory: Option<PathBuf>,
-    /// The address of a proxy for each node, or none. Each node then has a second listener, [`Kafka::behind_proxy`], whose
-    /// clients are sent to the proxies' addresses. Other clients and the nodes among themselves do not pass them.
+    /// The address of a proxy for each node, or none. Each node then has a second listener, [`Kafka::behind_proxy`],
+    /// whose clients are sent to the proxies' addresses. Other clients and the nodes among themselves do not pass the
+    /// proxies.
     pub proxies: Vec<SocketAddr>,
     /// Further listeners of a single node. Their security is in `properties`.
     pub listeners: Vec<Listener>,
@@ -52,7 +53,7 @@ pub struct KafkaOptions {
     pub scram_users: Vec<(String, String)>,
 }
 
-/// A listener on 127.0.0.1 that tells clients to come to `localhost`.
+/// A listener on 127.0.0.1 that sends clients to `localhost`.
 #[derive(Debug, Clone)]
 pub struct Listener {
     /// Its name, in capitals.
@@ -128,23 +129,23 @@ impl Kafka {
         Ok(Kafka { bootstrap: addresses.join(","), owned: Some(Owned { nodes, data, _ports: ports, proxied_ports }) })
     }
 
-    /// A cluster that somebody else runs at `bootstrap` (`host:port,…`).
+    /// Uses a cluster that somebody else runs at `bootstrap` (`host:port,…`).
     pub fn external(bootstrap: impl Into<String>) -> Kafka {
         Kafka { bootstrap: bootstrap.into(), owned: None }
     }
 
-    /// The nodes' addresses as clients want them: `host:port,…`.
+    /// Returns the nodes' addresses as clients want them: `host:port,…`.
     pub fn bootstrap(&self) -> &str {
         &self.bootstrap
     }
 
-    /// The node at `index`, counted from 0; its Kafka `node.id` is one more. Fails for an external cluster.
+    /// Returns the node at `index`, counted from 0. Its Kafka `node.id` is one more. Fails for an external cluster.
     pub fn node(&self, index: usize) -> Result<&Server> {
         let nodes = self.nodes()?;
         nodes.get(index).ok_or(Error::NoSuchNode { index, nodes: nodes.len() })
     }
 
-    /// All nodes. Fails for an external cluster.
+    /// Returns all nodes. Fails for an external cluster.
     pub fn nodes(&self) -> Result<&[Server]> {
         match &self.owned {
             Some(owned) => Ok(&owned.nodes),
@@ -152,7 +153,7 @@ impl Kafka {
         }
     }
 
-    /// Where the proxy of the node at `index` is to lead to. Fails for an external cluster.
+    /// Returns the address to which the proxy of the node at `index` is to lead. Fails for an external cluster.
     pub fn behind_proxy(&self, index: usize) -> Result<SocketAddr> {
         self.node(index)?;
         match &self.owned {
@@ -161,7 +162,7 @@ impl Kafka {
         }
     }
 
-    /// Where data and logs lie: `node-N/server.log`. None for an external cluster.
+    /// Returns the folder of data and logs (`node-N/server.log`). None for an external cluster.
     pub fn directory(&self) -> Option<&Path> {
         self.owned.as_ref().map(|owned| owned.data.path())
     }
@@ -177,7 +178,7 @@ impl Kafka {
     }
 }
 
-/// Runs one of the tools that Kafka ships as shell scripts, by the class that the script starts, and gives what it printed.
+/// Runs one of the tools that Kafka ships as shell scripts, by the class that the script starts. Returns its output.
 ///
 /// Fails when Java is missing, Kafka cannot be fetched, or the tool ends badly; the error holds its output.
 pub fn tool(class: &str, arguments: &[&str]) -> Result<String> {
@@ -188,7 +189,7 @@ pub fn tool(class: &str, arguments: &[&str]) -> Result<String> {
     process::run(command)
 }
 
-/// What all nodes of a cluster share.
+/// The settings that all nodes of a cluster share.
 #[derive(Clone, Copy)]
 struct Plan<'a> {
     options: &'a KafkaOptions,
@@ -212,7 +213,8 @@ impl Plan<'_> {
         format!("127.0.0.1:{}", self.broker_port(index))
     }
 
-    /// Writes the node's files, formats its storage unless it has been, and starts it without waiting for health.
+    /// Writes the node's files, formats its storage unless that was done before, and starts it without waiting for
+    /// health.
     fn start_node(&self, index: usize) -> Result<Server> {
         let folder = self.data.join(format!("node-{index}"));
         fs::create_dir_all(&folder).context("make", &folder)?;
@@ -283,11 +285,11 @@ impl Plan<'_> {
 
 const COMMON_PROPERTIES: &[(&str, &str)] = &[
     ("auto.create.topics.enable", "false"),
-    // A lost broker is noticed, and its partitions moved, in 2 s instead of 9. A restart after kill -9 waits as long,
-    // since the controller refuses a broker whose last session has not run out.
+    // The controller notices a lost broker, and moves its partitions, in 2 s instead of 9. A restart after kill -9
+    // waits as long, since the controller refuses a broker whose last session has not run out.
     ("broker.heartbeat.interval.ms", "500"),
     ("broker.session.timeout.ms", "2000"),
-    // In the consumer protocol (KIP-848) the broker decides how long a session is.
+    // In the consumer protocol (KIP-848) the broker decides the length of a session.
     ("group.consumer.heartbeat.interval.ms", "1000"),
     ("group.consumer.min.heartbeat.interval.ms", "500"),
     ("group.consumer.min.session.timeout.ms", "1000"),
@@ -300,7 +302,8 @@ const COMMON_PROPERTIES: &[(&str, &str)] = &[
     ("transaction.state.log.num.partitions", "4"),
 ];
 
-/// Healthy is a broker that serves clients and counts itself among the living; a cluster's first start waits for all.
+/// Returns a health check. A broker is healthy if it serves clients and counts itself as alive; a cluster's first
+/// start waits for all.
 fn health_check(port: u16, cluster_size: usize) -> impl Fn() -> Result<(), String> + Send + Sync + 'static {
     let complete_once = AtomicBool::new(false);
     move || {
@@ -314,7 +317,8 @@ fn health_check(port: u16, cluster_size: usize) -> impl Fn() -> Result<(), Strin
     }
 }
 
-/// A cluster id: 22 characters of base64url that decode to 16 bytes, of which only letters and digits are used.
+/// Returns a cluster id: 22 characters of base64url that decode to 16 bytes, of which only letters and digits are
+/// used.
 fn random_id() -> String {
     const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     let random = || ALPHABET[(RandomState::new().build_hasher().finish() % 62) as usize] as char;

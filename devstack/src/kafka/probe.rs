@@ -1,9 +1,11 @@
-//! Asks a broker which brokers it knows: the sign that it serves clients, which an open port is not.
+//! Asks a broker which brokers it knows. The answer proves that it serves clients, which an open port does not.
 //!
-//! One Metadata request (version 1, no topics) of Kafka's binary protocol, whose integers are big-endian:
-//! `length i32 | api_key i16 | api_version i16 | correlation_id i32 | client_id i16-string | topic count i32`, answered
-//! with `length i32 | correlation_id i32 | broker count i32 | brokers…` and a broker is
-//! `node_id i32 | host i16-string | port i32 | rack nullable i16-string`.
+//! It sends one Metadata request (version 1, no topics) of Kafka's binary protocol, whose integers are big-endian:
+//!
+//! - A request is
+//!   `length i32 | api_key i16 | api_version i16 | correlation_id i32 | client_id i16-string | topic count i32`.
+//! - The answer is `length i32 | correlation_id i32 | broker count i32 | brokers…`.
+//! - A broker is `node_id i32 | host i16-string | port i32 | rack nullable i16-string`.
 //!
 //! Must never grow into a client.
 
@@ -19,7 +21,7 @@ const METADATA_VERSION: i16 = 1;
 const NO_STRING: i16 = -1;
 const LONGEST_ANSWER: usize = 1 << 20;
 
-/// The ports of the brokers that the broker at `port` on 127.0.0.1 knows to be alive.
+/// Returns the ports of the brokers that the broker at `port` on 127.0.0.1 knows to be alive.
 pub(super) fn broker_ports(port: u16) -> Result<Vec<i32>> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
@@ -68,7 +70,7 @@ fn take_i32(bytes: &mut &[u8]) -> Option<i32> {
     Some(i32::from_be_bytes(*bytes.split_off(..4)?.first_chunk()?))
 }
 
-/// A negative length stands for no string.
+/// Skips a string. A negative length stands for no string.
 fn skip_string(bytes: &mut &[u8]) -> Option<()> {
     let length = i16::from_be_bytes(*bytes.split_off(..2)?.first_chunk()?);
     bytes.split_off(..usize::try_from(length).unwrap_or(0)).map(drop)

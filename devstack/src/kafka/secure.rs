@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 /// The SASL user, for SCRAM-SHA-512 and PLAIN. Without ACLs it may do nothing.
 pub const USER: &str = "writer";
-/// Its password.
+/// Password of [`USER`].
 pub const PASSWORD: &str = "marked-kafka-password-7f3a";
 /// Subject of the client certificate, which may do everything.
 pub const CLIENT: &str = "tallyhouse-client";
@@ -71,57 +71,57 @@ impl SecureKafka {
         Ok(SecureKafka { kafka, folder, ports })
     }
 
-    /// The listener for the test itself.
+    /// Returns the listener for the test itself.
     pub fn plain(&self) -> &str {
         self.kafka.bootstrap()
     }
 
-    /// Encrypted.
+    /// Returns the encrypted listener.
     pub fn tls(&self) -> String {
         self.at(0)
     }
 
-    /// Encrypted, and only with a client certificate of [`SecureKafka::authority`].
+    /// Returns the encrypted listener that demands a client certificate of [`SecureKafka::authority`].
     pub fn mutual(&self) -> String {
         self.at(1)
     }
 
-    /// Encrypted, and only with a password.
+    /// Returns the encrypted listener that demands a password.
     pub fn sasl(&self) -> String {
         self.at(2)
     }
 
-    /// Encrypted, with a certificate that has expired.
+    /// Returns the encrypted listener whose certificate has expired.
     pub fn expired(&self) -> String {
         self.at(3)
     }
 
-    /// The PEM of the authority that signed all of it.
+    /// Returns the PEM of the authority that signed all of it.
     pub fn authority(&self) -> PathBuf {
         self.file("authority.pem")
     }
 
-    /// The PEM of an authority that signed nothing here.
+    /// Returns the PEM of an authority that signed nothing here.
     pub fn other_authority(&self) -> PathBuf {
         self.file("other-authority.pem")
     }
 
-    /// Certificate and key of [`CLIENT`].
+    /// Returns certificate and key of [`CLIENT`].
     pub fn client(&self) -> [PathBuf; 2] {
         ["client-cert.pem", "client-key.pem"].map(|name| self.file(name))
     }
 
-    /// The key of [`CLIENT`], encrypted with [`KEY_PASSWORD`].
+    /// Returns the key of [`CLIENT`], encrypted with [`KEY_PASSWORD`].
     pub fn encrypted_key(&self) -> PathBuf {
         self.file("client-key-encrypted.pem")
     }
 
-    /// Certificate and key of a client that another authority signed.
+    /// Returns certificate and key of a client that another authority signed.
     pub fn stranger(&self) -> [PathBuf; 2] {
         ["stranger-cert.pem", "stranger-key.pem"].map(|name| self.file(name))
     }
 
-    /// Certificate and key of a server named localhost, valid or expired, for a [`crate::tls::Terminator`].
+    /// Returns certificate and key of a server named localhost, valid or expired, for a [`crate::tls::Terminator`].
     pub fn server(&self, expired: bool) -> [PathBuf; 2] {
         let name = if expired { "expired" } else { "server" };
         ["cert", "key"].map(|kind| self.file(&format!("{name}-{kind}.pem")))
@@ -142,7 +142,7 @@ impl SecureKafka {
     }
 }
 
-/// Writes certificates and keys; gives the broker's properties that use them.
+/// Writes certificates and keys. Returns the broker's properties that use them.
 fn make_files(folder: &Path) -> Result<BTreeMap<String, String>> {
     let write = |name: &str, text: &str| -> Result<PathBuf> {
         let path = folder.join(name);

@@ -1,4 +1,4 @@
-//! Processes that end with this one: the servers, and whatever else a test or the demo wants to run and to hurt.
+//! Processes that end with this one: the servers, and any other that a test or the demo runs and hurts.
 //!
 //! ```text
 //! spawn ──> running ──wait_healthy──> healthy ──kill9/terminate/its own end──> ended ──restart──> running
@@ -69,7 +69,8 @@ pub(crate) fn run(command: Command) -> Result<String> {
     Err(Error::CommandFailed { command: line, status, output: process.stdout() + &process.stderr() })
 }
 
-/// Waits until process `pid`, which need not be a child of this one, has ended. False when it has not `within`.
+/// Waits until process `pid`, which need not be a child of this one, has ended. Returns false if it has not ended
+/// `within`.
 pub fn wait_gone(pid: u32, within: Duration) -> Result<bool> {
     let failed = |errno: Errno| Error::Io { action: format!("watch process {pid}"), cause: errno.into() };
     let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| failed(Errno::INVAL))?;
@@ -89,24 +90,24 @@ pub fn wait_gone(pid: u32, within: Duration) -> Result<bool> {
 }
 
 impl Server {
-    /// Gives the server a health check: `Err` says in a few words what is not well yet.
+    /// Sets the server's health check: `Err` says in a few words what is not well yet.
     #[must_use]
     pub fn with_health(mut self, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Server {
         self.health = Some(Box::new(check));
         self
     }
 
-    /// The name given to [`spawn`].
+    /// Returns the name given to [`spawn`].
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The process id, of the last run if the process has ended.
+    /// Returns the process id, of the last run if the process has ended.
     pub fn pid(&self) -> u32 {
         self.child().id()
     }
 
-    /// Whether the process has not ended. A stopped process is alive.
+    /// True if the process has not ended. A stopped process is alive.
     pub fn is_alive(&self) -> bool {
         matches!(self.child().try_wait(), Ok(None))
     }
@@ -181,19 +182,20 @@ impl Server {
         }
     }
 
-    /// Processor time used by all threads of this run so far, user and system, in steps of a clock tick (10 ms).
+    /// Returns the processor time used by all threads of this run so far, user and system, in steps of a clock tick
+    /// (10 ms).
     pub fn cpu_time(&self) -> Result<Duration> {
         Ok(cpu_in(&self.read_proc("stat")?, 14))
     }
 
-    /// Resident memory in bytes.
+    /// Returns the resident memory in bytes.
     pub fn rss_bytes(&self) -> Result<u64> {
         let statm = self.read_proc("statm")?;
         let pages = statm.split_whitespace().nth(1).and_then(|field| field.parse::<u64>().ok());
         pages.map(|pages| pages * page_size() as u64).ok_or_else(|| self.not_running())
     }
 
-    /// Most resident memory that this run had at any time, or since [`Server::reset_peak_memory`], in bytes.
+    /// Returns the highest resident memory of this run, or since [`Server::reset_peak_memory`], in bytes.
     pub fn peak_memory_bytes(&self) -> Result<u64> {
         let status = self.read_proc("status")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -208,17 +210,17 @@ impl Server {
         fs::write(&path, "5").context("write", Path::new(&path))
     }
 
-    /// What the process has printed to standard output so far, over all its runs.
+    /// Returns the standard output of the process so far, over all its runs.
     pub fn stdout(&self) -> String {
         self.streams.stdout()
     }
 
-    /// What the process has printed to standard error so far; the same as [`Server::stdout`] if one file takes both.
+    /// Returns the standard error of the process so far. It is the same as [`Server::stdout`] if one file takes both.
     pub fn stderr(&self) -> String {
         self.streams.stderr()
     }
 
-    /// The last lines that the process has printed, for a failure's report.
+    /// Returns the last lines of output of the process, for a failure's report.
     pub fn log_tail(&self) -> String {
         self.streams.tail()
     }
@@ -232,7 +234,7 @@ impl Server {
         fs::read_to_string(&path).context("read", Path::new(&path))
     }
 
-    /// Waits for the end without holding the lock; None when time is up.
+    /// Waits for the end without holding the lock. Returns None when time is up.
     fn ended(&self, within: Duration) -> Result<Option<ExitStatus>> {
         if !within.is_zero() {
             wait_gone(self.pid(), within)?;
@@ -254,12 +256,13 @@ impl Server {
     }
 }
 
-/// Processor time of all children of this process that have ended so far, and of theirs, as [`Server::cpu_time`].
+/// Returns the processor time of all children of this process that have ended so far, and of theirs, as
+/// [`Server::cpu_time`].
 pub fn ended_children_cpu() -> Result<Duration> {
     Ok(cpu_in(&own_stat()?, 16))
 }
 
-/// Processor time of this process so far, as [`Server::cpu_time`].
+/// Returns the processor time of this process so far, as [`Server::cpu_time`].
 pub fn own_cpu() -> Result<Duration> {
     Ok(cpu_in(&own_stat()?, 14))
 }
@@ -269,7 +272,8 @@ fn own_stat() -> Result<String> {
     fs::read_to_string(path).context("read", Path::new(path))
 }
 
-/// The sum of two fields of `/proc/PID/stat` that count clock ticks, the first of which has this number (proc(5)).
+/// Returns the sum of two neighbouring fields of `/proc/PID/stat` that count clock ticks. The first of them has this
+/// number (proc(5)).
 fn cpu_in(stat: &str, field: usize) -> Duration {
     // The second field is the program's name in parentheses and may hold anything.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);

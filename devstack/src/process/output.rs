@@ -1,4 +1,4 @@
-//! Where a child's standard output and error go: files, so that nothing blocks and the end can go into an error.
+//! The files for a child's standard output and error, so that nothing blocks and the end can go into an error.
 //!
 //! Must never keep a child waiting for a reader.
 
@@ -11,10 +11,10 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// How much of a log an error shows, in lines.
+/// Number of a log's last lines that an error shows.
 const TAIL_LINES: usize = 30;
 
-/// Where a child's standard output and error go.
+/// The destination of a child's standard output and error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Both are appended to this file.
@@ -54,7 +54,7 @@ impl Streams {
         read(&self.stderr)
     }
 
-    /// The last lines printed.
+    /// Returns the last lines printed.
     pub(super) fn tail(&self) -> String {
         let text = if self.stdout == self.stderr { self.stderr() } else { self.stdout() + &self.stderr() };
         let lines: Vec<&str> = text.lines().collect();
@@ -66,7 +66,7 @@ fn open(path: &Path) -> Result<File> {
     File::options().create(true).append(true).open(path).context("open the log", path)
 }
 
-/// Empty when the file cannot be read: the output is an aid, not a result.
+/// Returns the file's text. It is empty when the file cannot be read: the output is an aid, not a result.
 fn read(path: &Path) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
 //! The one thread that starts every child.
 //!
-//! A child is killed by the kernel when the *thread* that started it ends (PR_SET_PDEATHSIG). Test threads come and go,
-//! so all children are started by a thread that lives as long as the process.
+//! The kernel kills a child when the *thread* that started it ends (PR_SET_PDEATHSIG). Test threads come and go, so a
+//! thread that lives as long as the process starts all children.
 //!
 //! Must never end, and must never start a child that could outlive this process.
 
@@ -24,8 +24,8 @@ struct Request {
 
 /// Makes every child that `command` starts die with this process, even if this process is killed with -9.
 ///
-/// The child also gets a process group of its own, so that Ctrl-C in a terminal reaches only this process, which then
-/// ends its children in its own order.
+/// The child also gets a process group of its own, so that Ctrl-C in a terminal reaches only this process. This
+/// process then ends its children in its own order.
 pub(super) fn arm(command: &mut Command) {
     let parent = getpid();
     command.stdin(Stdio::null()).process_group(0);

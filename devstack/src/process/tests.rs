@@ -9,7 +9,7 @@ fn shell(script: &str) -> Server {
     spawn("a script", command, Output::Captured).unwrap()
 }
 
-/// `/proc/PID/stat`'s one-letter state, awaited.
+/// Waits for a one-letter state of `/proc/PID/stat`.
 fn await_state(server: &Server, wanted: &str) {
     let started = Instant::now();
     loop {

@@ -1,19 +1,20 @@
-//! `daily` against the raw rows, exact while members write.
+//! Compares `daily` with the raw rows, exactly, while members write.
 //!
-//! Counters are written last, so at any moment there are raw rows that are rightly not counted yet. Which ones? A row of source s
-//! and month m is to be counted if its offset is before
+//! Counters are written last, so at any moment some raw rows are rightly not counted yet. A row of source s and month
+//! m is to be counted if its offset is before one of these:
 //!
-//! - the mark of (s, m), `max(end_offset)`, read by the same query and thus, as all reads of a table within one query, from the
-//!   same snapshot of `daily` as the counters themselves; or
-//! - the offset up to which s was finished before the query began ([`Position::finished_up_to`]): what is lost in `daily` may
-//!   have taken its mark with it.
+//! - The mark of (s, m), `max(end_offset)`. The query that reads the counters reads the mark too. All reads of a
+//!   table within one query use the same snapshot, so the mark fits the counters of `daily`.
+//! - The offset up to which s was finished before the query began ([`Position::finished_up_to`]). A loss in `daily`
+//!   may have taken the mark with it.
 //!
-//! The one thing that is left is that ClickHouse takes the snapshots of two tables one after the other: rows of a batch that was
-//! written in between could be missing beside their counters. Such a difference is gone when one looks again; so a difference
-//! counts only if it is there twice, for the same counter and by the same number.
+//! One thing is left: ClickHouse takes the snapshots of two tables one after the other. The rows of a batch that was
+//! written in between could be missing beside their counters. Such a difference is gone at a second look. So a
+//! difference counts only if two looks show it for the same counter and by the same number.
 //!
-//! Sources of another topic may have members of their own, whose committed offsets are not known here: they are compared up to
-//! their marks. Those of the same topic under an earlier topic id are finished, and compared whole.
+//! Sources of another topic may have members of their own, whose committed offsets are not known here. They are
+//! compared up to their marks. Sources of the same topic under an earlier topic id are finished, and they are
+//! compared whole.
 
 use super::finding::{Code, CounterName, Finding};
 use crate::clickhouse::client::Client;
@@ -24,11 +25,11 @@ use std::time::Duration;
 use tallyhouse_core::days::Span;
 use tallyhouse_core::protocol::outlook::Position;
 
-/// How often a difference is looked at again while it changes.
+/// Maximum number of looks at a difference that keeps changing.
 const LOOKS_MAX: u32 = 5;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Up to where each source is to be counted, besides its marks.
+/// The offset up to which each source is to be counted, besides its marks.
 #[derive(Clone, Debug)]
 pub struct Bounds {
     topic: String,
@@ -37,7 +38,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// From the partitions of the topic as they were before the comparison.
+    /// Makes the bounds from the partitions of the topic as they were before the comparison.
     pub fn new(topic: &str, positions: &[Position]) -> Bounds {
         Bounds {
             topic: topic.to_owned(),
@@ -50,25 +51,25 @@ impl Bounds {
 /// A counter that is not the number of its rows.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
 pub struct Difference {
-    /// UTC day.
+    /// UTC day of the counter.
     pub day: String,
-    /// Event type.
+    /// Event type of the counter.
     pub event_type: String,
-    /// Campaign.
+    /// Campaign of the counter.
     pub campaign_id: String,
-    /// Workspace.
+    /// Workspace of the campaign.
     pub workspace_id: String,
-    /// Source.
+    /// Source of the rows, `topic/partition@topic_id`.
     pub source: String,
-    /// Rows in `email_events`.
+    /// Number of rows in `email_events`.
     pub rows: u64,
-    /// Sum in `daily`.
+    /// Sum of the counter in `daily`.
     pub total: u64,
     all: u64,
 }
 
 impl Difference {
-    /// The counter's name.
+    /// Returns the counter's name.
     pub fn counter(&self) -> CounterName {
         CounterName {
             day: self.day.clone(),
@@ -78,7 +79,7 @@ impl Difference {
         }
     }
 
-    /// As a finding.
+    /// Returns the difference as a finding.
     pub fn finding(&self) -> Finding {
         let Difference { day, rows, total, .. } = self;
         let month = day.replace('-', "");
@@ -100,7 +101,8 @@ impl Difference {
     }
 }
 
-/// Counters of these days that differ: the first `limit`, and how many there are. One look, see the module.
+/// Looks once for counters of these days that differ; see the module. Returns the first `limit`, and their whole
+/// number.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -144,7 +146,7 @@ async fn look(
     Ok((found, all))
 }
 
-/// Counters of these days that differ and stay different: the first `limit`, and how many there are.
+/// Returns the counters of these days that differ and stay different: the first `limit`, and their whole number.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].

@@ -1,16 +1,16 @@
-//! Why an audit or a repair could not be done. Must never stand for something that was found.
+//! Reasons why an audit or a repair could not be done. Must never stand for something that was found.
 
 use crate::clickhouse::error::ClickHouseError;
 use crate::kafka;
 use rdkafka::error::KafkaError;
 
-/// Why there is no report.
+/// The reason why there is no report.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// ClickHouse could not be asked.
     #[error(transparent)]
     ClickHouse(#[from] ClickHouseError),
-    /// Kafka could not be asked: why, and what to do.
+    /// Kafka could not be asked. The text says why, and what to do.
     #[error("{0}")]
     Kafka(String),
     /// librdkafka refuses the configuration.

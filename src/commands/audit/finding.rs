@@ -1,10 +1,11 @@
-//! What an audit can find: stable codes, and what each one is about.
+//! The findings of an audit: stable codes, each with its subject.
 //!
-//! A code must never change its meaning, and a JSON field never its name: scripts and alerts rest on them (`docs/audit.md`).
+//! A code must never change its meaning, and a JSON field never its name: scripts and alerts rest on them
+//! (`docs/audit.md`).
 
 use serde::Serialize;
 
-/// One of the things that are checked.
+/// One of the checks of an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Check {
@@ -18,7 +19,7 @@ pub enum Check {
     Intents,
     /// Kafka's committed offset fits the tables and the log.
     Offsets,
-    /// How far back repeated inserts are recognised.
+    /// The number of past inserts whose repetition ClickHouse recognises.
     Tokens,
 }
 
@@ -27,7 +28,7 @@ impl Check {
     pub const ALL: [Check; 6] =
         [Check::Duplicates, Check::Gaps, Check::Daily, Check::Intents, Check::Offsets, Check::Tokens];
 
-    /// What holds when the check finds nothing.
+    /// Returns the promise that holds when the check finds nothing.
     pub fn promise(self) -> &'static str {
         match self {
             Check::Duplicates => "no offset is stored twice",
@@ -40,27 +41,27 @@ impl Check {
     }
 }
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Something that is promised does not hold.
     Violation,
-    /// Worth knowing; nothing is wrong.
+    /// A fact worth knowing; nothing is wrong.
     Notice,
 }
 
-/// What was found.
+/// The kind of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
     /// One offset has several rows.
     Duplicate,
-    /// Kafka has records that the tables have not.
+    /// Kafka has records that are not in the tables.
     Missing,
-    /// Offsets that the tables have not, and that could not be looked up in Kafka.
+    /// Offsets are not in the tables and could not be looked up in Kafka.
     Unchecked,
-    /// Rejected records older than `rejected_events` keeps them.
+    /// Rejected records are older than the time for which `rejected_events` keeps them.
     ExpiredRejects,
     /// Rows of days that `email_events` no longer keeps.
     ExpiredRows,
@@ -72,7 +73,7 @@ pub enum Code {
     UnannouncedRows,
     /// A counter is not the number of its rows.
     DailyDiffers,
-    /// What an interrupted (or running) repair has put up.
+    /// An interrupted (or running) repair has left its constraint or table.
     RepairLeftover,
     /// A batch is announced and not yet committed.
     OpenIntent,
@@ -82,14 +83,14 @@ pub enum Code {
     OffsetBehindMarks,
     /// `run` stops this partition.
     Stops,
-    /// How much the deduplication window covers.
+    /// The part of the deduplication window that is in use.
     TokenHeadroom,
     /// A table has no deduplication window.
     TokenWindowOff,
 }
 
 impl Code {
-    /// The check it belongs to.
+    /// Returns the check of this code.
     pub fn check(self) -> Check {
         match self {
             Code::Duplicate => Check::Duplicates,
@@ -103,7 +104,7 @@ impl Code {
         }
     }
 
-    /// How bad it is.
+    /// Returns the severity of this code.
     pub fn severity(self) -> Severity {
         match self {
             Code::Unchecked | Code::ExpiredRejects | Code::ExpiredRows | Code::ExpiredDays => Severity::Notice,
@@ -112,7 +113,7 @@ impl Code {
         }
     }
 
-    /// The stable word.
+    /// Returns the stable word of this code.
     pub fn word(self) -> &'static str {
         match self {
             Code::Duplicate => "duplicate",
@@ -142,51 +143,51 @@ pub struct CounterName {
     pub day: String,
     /// `delivered`, `open`, `click`, `bounce` or `unsubscribe`.
     pub event_type: String,
-    /// Campaign.
+    /// Campaign of the counter.
     pub campaign_id: String,
-    /// Its owner.
+    /// Workspace that owns the campaign.
     pub workspace_id: String,
 }
 
 /// One finding. Fields that do not apply are left out of the JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was checked.
+    /// The check that found it.
     pub check: Check,
-    /// What was found.
+    /// The kind of the finding.
     pub code: Code,
-    /// How bad it is.
+    /// Its severity.
     pub severity: Severity,
     /// `topic/partition@topic_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// First offset concerned.
+    /// First offset that the finding concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_offset: Option<u64>,
-    /// One past the last offset concerned.
+    /// One past the last offset that the finding concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_offset: Option<u64>,
-    /// The counter concerned.
+    /// Counter that the finding concerns.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub counter: Option<CounterName>,
-    /// Rows or records concerned.
+    /// Number of rows or records that the finding concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
-    /// What `daily` says instead of `rows`.
+    /// The number in `daily`, which differs from `rows`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// Table concerned.
+    /// Table that the finding concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,
-    /// Why `run` stops: a code of `StopReason`.
+    /// The reason why `run` stops: a code of `StopReason`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
-    /// In words, with what to do next.
+    /// The finding in words, with the next step.
     pub message: String,
 }
 
 impl Finding {
-    /// A finding that says only what and why.
+    /// Makes a finding that has only a code and a message.
     pub fn new(code: Code, message: impl Into<String>) -> Finding {
         Finding {
             check: code.check(),

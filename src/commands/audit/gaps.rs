@@ -1,7 +1,8 @@
-//! Offsets that the tables lack, looked up in Kafka before they are called missing.
+//! Looks up in Kafka the offsets that the tables lack, before the audit calls them missing.
 //!
-//! Kafka's offsets have gaps of their own (transaction markers, aborted records, compaction), so only a committed record at the
-//! offset makes a gap a loss. How long Kafka is read is bounded: what could not be looked up is said to be unchecked.
+//! Kafka's offsets have gaps of their own (transaction markers, aborted records, compaction). So only a committed
+//! record at the offset makes a gap a loss. The time for reading Kafka is limited. An offset that could not be looked
+//! up is reported as unchecked.
 
 use super::error::AuditError;
 use super::finding::{Check, Code, Finding};
@@ -20,16 +21,16 @@ use tallyhouse_core::decode::event::Day;
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::OffsetRange;
 
-/// Longest time that Kafka's log is read, over all partitions.
+/// Longest time for reading Kafka's log, over all partitions.
 const LOOK_UP_TIME: Duration = Duration::from_secs(120);
 
-/// What Kafka has of offsets that the tables have not.
+/// Kafka's records at offsets that the tables lack.
 #[derive(Default)]
 struct LookedUp {
     missing: Runs,
     expired_rejects: Runs,
     expired_rows: Runs,
-    /// Not looked up, and why.
+    /// Ranges that were not looked up, each with the reason.
     unchecked: Vec<(OffsetRange, &'static str)>,
 }
 
@@ -80,7 +81,7 @@ pub(super) async fn check(
     Ok(outcome)
 }
 
-/// The offsets that are in the log, committed and of the days in question, and the first stored one.
+/// Returns the offsets that are in the log, committed and of the days in question, and the first stored offset.
 async fn range_to_check(
     reader: &Reader,
     position: &Position,
@@ -96,7 +97,7 @@ async fn range_to_check(
             Ok((at(first_ms)?, at(end_ms)?))
         })
         .await?;
-    // No record that is so young: nothing of the days is in the log.
+    // No record is that young, so the log holds nothing of these days.
     let start = since.map_or(Some(position.log.low), |since| since.map(|since| since.max(position.log.low)));
     let end = until.flatten().map_or(committed, |until| until.min(committed));
     Ok(start.filter(|&start| start < end).map(|start| (OffsetRange { start, end }, first)))

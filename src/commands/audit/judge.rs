@@ -1,4 +1,4 @@
-//! From what was read to findings. Pure.
+//! Turns the data that was read into findings. Pure.
 
 use super::finding::{Code, Finding};
 use std::collections::BTreeMap;
@@ -6,13 +6,14 @@ use tallyhouse_core::protocol::marks::Marks;
 use tallyhouse_core::protocol::outlook::{Outlook, Position};
 use tallyhouse_core::source::OffsetRange;
 
-/// Offsets that are counted together when gaps are looked for.
+/// Number of offsets that are counted together in the search for gaps.
 pub const BUCKET: u64 = 1 << 20;
 
-/// Ranges of the log that lie nearer than this are read in one go rather than by a new fetch each.
+/// Ranges of the log that lie nearer than this, in offsets, are read in one go. Otherwise each would need a new
+/// fetch.
 const NEAR: u64 = 10_000;
 
-/// What Kafka's committed offset and the log's bounds mean for the tables.
+/// Compares Kafka's committed offset and the log's bounds with the tables.
 pub fn offsets(position: &Position, group: &str) -> Vec<Finding> {
     let name = position.source.name();
     let outlook = position.outlook();
@@ -52,7 +53,7 @@ pub fn offsets(position: &Position, group: &str) -> Vec<Finding> {
     findings
 }
 
-/// The open batch of a partition, and how much of it is in the tables.
+/// Returns a finding about the open batch of a partition, with the part of it that is in the tables.
 pub fn intent(position: &Position) -> Option<Finding> {
     let (range, counts) = position.intent()?;
     let none = Marks::default();
@@ -74,22 +75,22 @@ pub fn intent(position: &Position) -> Option<Finding> {
     Some(finding)
 }
 
-/// Part of a range that does not hold as many distinct offsets as it should.
+/// Part of a range that holds fewer distinct offsets than it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Suspect {
-    /// The part; never across two buckets unless nothing of it is stored.
+    /// The part. It never crosses a bucket border unless nothing of it is stored.
     pub range: OffsetRange,
-    /// Whether nothing of it is stored at all.
+    /// True if nothing of it is stored at all.
     pub empty: bool,
 }
 
-/// Where offsets of `range` are missing, from the number of distinct offsets stored in each bucket.
+/// Returns the parts of `range` that lack offsets, from the number of distinct offsets stored in each bucket.
 pub fn suspects(range: OffsetRange, stored: &BTreeMap<u64, u64>) -> Vec<Suspect> {
     let mut suspects: Vec<Suspect> = Vec::new();
     let mut start = range.start;
     while start < range.end {
         let bucket = start / BUCKET;
-        // Far beyond the last stored offset there is no need to go bucket by bucket.
+        // Far beyond the last stored offset one step replaces the steps from bucket to bucket.
         let next_stored = stored.range(bucket..).next().map_or(range.end, |(&bucket, _)| bucket * BUCKET);
         let end = if next_stored > start { next_stored } else { (bucket + 1) * BUCKET }.min(range.end);
         let found = stored.get(&bucket).copied().unwrap_or(0);
@@ -117,17 +118,17 @@ pub fn spans(ranges: &[OffsetRange]) -> Vec<OffsetRange> {
     spans
 }
 
-/// Offsets, kept as ranges of neighbours; must be given in order.
+/// Offsets, kept as ranges of neighbours. They must be given in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Runs {
-    /// The first ranges.
+    /// The first ranges, [`Runs::RANGES_MAX`] at most.
     pub ranges: Vec<OffsetRange>,
-    /// Number of offsets, also of those beyond the kept ranges.
+    /// Number of offsets, including those beyond the kept ranges.
     pub offsets: u64,
 }
 
 impl Runs {
-    /// Most ranges that are kept.
+    /// Maximum number of ranges that are kept.
     pub const RANGES_MAX: usize = 10_000;
 
     /// Takes the next offset.
@@ -144,7 +145,7 @@ impl Runs {
     }
 }
 
-/// Whether `offset` is in one of the sorted, separate ranges.
+/// True if `offset` is in one of the sorted, separate ranges.
 pub fn contains(ranges: &[OffsetRange], offset: u64) -> bool {
     let after = ranges.partition_point(|range| range.start <= offset);
     after > 0 && offset < ranges[after - 1].end

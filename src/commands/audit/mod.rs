@@ -1,17 +1,20 @@
-//! `tallyhouse audit`: do the tables hold what Kafka gave, once, and are the counters the sums of the rows?
+//! `tallyhouse audit`: checks that the tables hold Kafka's records once, and that the counters are the sums of the
+//! rows.
 //!
-//! Must never change anything, neither in ClickHouse nor in Kafka, and never join the group. It may run while members write: what
-//! is still on its way is told apart from what is wrong by the order in which things are read.
+//! Must never change anything, neither in ClickHouse nor in Kafka, and never join the group. It may run while members
+//! write. The order of its reads separates rows that are still on their way from errors:
 //!
-//! - Tables first, then the committed offset: a row that was seen is then covered by an intent or by the committed offset, or
-//!   nothing covers it.
+//! - Tables first, then the committed offset: an intent or the committed offset then covers each row that was seen,
+//!   or nothing covers it.
 //! - Committed offset first, then the rows before it: they are then all there, or something is missing.
 //! - `daily` against the rows: see [`counters`].
 //!
-//! ClickHouse does the work and its GROUP BY spills to disk; what comes back is limited per check, and counted beyond that.
-//! `--since` and `--until` are days of `event_time` for duplicates and counters. A record that is missing has no `event_time`, so
-//! gaps are looked for among the offsets whose Kafka timestamp lies in these days. Rejected records have no day either: they
-//! are few and sorted by offset, and are looked at whole when duplicates are searched.
+//! ClickHouse does the work, and its GROUP BY spills to disk. The answer is limited per check; beyond the limit
+//! findings are only counted.
+//!
+//! `--since` and `--until` are days of `event_time` for duplicates and counters. A missing record has no
+//! `event_time`. So the audit looks for gaps among the offsets whose Kafka timestamp lies in these days. Rejected
+//! records have no day either. They are few and sorted by offset, so the search for duplicates looks at all of them.
 
 pub mod counters;
 mod error;
@@ -26,7 +29,7 @@ mod tests;
 pub use error::AuditError;
 pub use read::Reader;
 
-/// What the audit asks of ClickHouse.
+/// The audit's queries to ClickHouse.
 pub mod tables;
 
 use crate::clickhouse::dedup;
@@ -39,18 +42,18 @@ use tallyhouse_core::days::{Day, Span};
 use tallyhouse_core::decode::event;
 use tallyhouse_core::protocol::outlook::Position;
 
-/// What to look at, and how much to list.
+/// The days of an audit, and the limit of its lists.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// First day.
+    /// First UTC day to look at, if there is a limit.
     pub since: Option<Day>,
-    /// Last day.
+    /// Last UTC day to look at, inclusive, if there is a limit.
     pub until: Option<Day>,
-    /// Most findings listed per check.
+    /// Maximum number of findings listed per check.
     pub limit: usize,
 }
 
-/// Told before each step, in a word or two.
+/// Receives the name of each step before it begins, in a word or two.
 pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
 
 /// Runs all checks.

@@ -1,4 +1,4 @@
-//! Reads where the partitions stand. Must never write, neither to Kafka nor to ClickHouse.
+//! Reads the positions of the partitions. Must never write, neither to Kafka nor to ClickHouse.
 
 use super::error::AuditError;
 use super::tables;
@@ -17,7 +17,7 @@ use tallyhouse_core::protocol::marks::{Marks, Progress};
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::{OffsetRange, Source};
 
-/// How long a group or partition may be without a broker.
+/// Longest time that a group or partition may be without a broker.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
 
 /// Connections to both servers.
@@ -29,7 +29,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Prepares the connections; connects in the background.
+    /// Prepares the connections. They connect in the background.
     ///
     /// # Errors
     /// [`AuditError::Consumer`].
@@ -42,17 +42,18 @@ impl Reader {
         })
     }
 
-    /// ClickHouse.
+    /// Returns the ClickHouse client.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Which event times are believed.
+    /// Returns the bounds of event times that Tallyhouse accepts.
     pub fn time_bounds(&self) -> TimeBounds {
         self.time_bounds
     }
 
-    /// Asks Kafka on a thread that may block; again, for a while, where a broker is only about to take over its part.
+    /// Asks Kafka on a thread that may block. It asks again, for a while, where a broker is only about to take over
+    /// its part.
     ///
     /// # Errors
     /// [`AuditError::Kafka`] if it does not answer well.
@@ -68,7 +69,8 @@ impl Reader {
         tokio::task::spawn_blocking(patient).await?
     }
 
-    /// Where each partition of the topic stands: Kafka says under which name its rows are, then the tables are asked, then Kafka again.
+    /// Returns the position of each partition of the topic. It first asks Kafka for the name under which the
+    /// partition's rows are stored, then the tables, then Kafka again.
     ///
     /// # Errors
     /// Any of [`AuditError`].
@@ -76,7 +78,7 @@ impl Reader {
         self.positions_of(None).await
     }
 
-    /// As [`Reader::positions`], of these partitions only.
+    /// Returns the same as [`Reader::positions`], of these partitions only.
     ///
     /// # Errors
     /// Any of [`AuditError`].
@@ -111,7 +113,7 @@ impl Reader {
         Ok(positions)
     }
 
-    /// How far a source is in the tables.
+    /// Returns how far a source is in the tables.
     ///
     /// # Errors
     /// Any of [`AuditError`].
@@ -119,7 +121,7 @@ impl Reader {
         Ok(self.sink.progress(from, source).await?)
     }
 
-    /// What the tables hold of a batch, once no insert of it runs any more.
+    /// Returns the marks of a batch in the tables, once no insert of it runs any more.
     ///
     /// # Errors
     /// Any of [`AuditError`].
@@ -128,7 +130,7 @@ impl Reader {
         Ok(self.sink.marks(range, source, None).await?)
     }
 
-    /// Without a committed offset the tables say which topic ids the rows of a partition have.
+    /// Reads from the tables which topic ids the rows of a partition have, where there is no committed offset.
     async fn with_ids(&self, told: &Source, mut log: LogView) -> Result<LogView, AuditError> {
         if log.committed.is_none() {
             log.ids_of_rows = self.sink.topic_ids(told).await?;

@@ -1,4 +1,4 @@
-//! What an audit says: a table for people, and JSON for machines.
+//! The audit's report: a table for people, and JSON for machines.
 //!
 //! The JSON's field names are stable (`docs/audit.md`): fields are added, never renamed or given another meaning.
 
@@ -8,37 +8,37 @@ use comfy_table::Table;
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// What one check came to.
+/// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Which check.
+    /// The check.
     pub check: Check,
-    /// What was looked at, in words.
+    /// The scope of the check, in words.
     pub scope: String,
-    /// Number of violations, also of those that are not listed.
+    /// Number of violations, including those that are not listed.
     pub violations: u64,
-    /// Number of notices, also of those that are not listed.
+    /// Number of notices, including those that are not listed.
     pub notices: u64,
-    /// The first findings.
+    /// The first findings of each severity, up to the limit.
     pub findings: Vec<Finding>,
 }
 
-/// Everything that was found.
+/// The report of an audit.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// ClickHouse database.
     pub database: String,
-    /// Topic.
+    /// Event topic.
     pub topic: String,
     /// The topic's id today.
     pub topic_id: String,
-    /// Consumer group.
+    /// Consumer group of the members.
     pub group_id: String,
-    /// First day that was looked at.
+    /// First day of the audit.
     pub since: Option<String>,
-    /// Last day that was looked at.
+    /// Last day of the audit.
     pub until: Option<String>,
-    /// One of each check.
+    /// One result of each check.
     pub checks: Vec<Outcome>,
 }
 
@@ -58,7 +58,7 @@ struct Json<'a> {
 }
 
 impl Outcome {
-    /// A check that has found nothing yet.
+    /// Makes the result of a check that has found nothing yet.
     pub fn new(check: Check, scope: String) -> Outcome {
         Outcome { check, scope, violations: 0, notices: 0, findings: Vec::new() }
     }
@@ -77,7 +77,7 @@ impl Outcome {
 }
 
 impl Report {
-    /// Number of violations over all checks.
+    /// Returns the number of violations over all checks.
     pub fn violations(&self) -> u64 {
         self.checks.iter().map(|outcome| outcome.violations).sum()
     }
@@ -86,7 +86,7 @@ impl Report {
         self.checks.iter().map(|outcome| outcome.notices).sum()
     }
 
-    /// The JSON document, with a line end.
+    /// Returns the JSON document, with a line end.
     ///
     /// # Errors
     /// Never in practice: all keys are text.
@@ -107,7 +107,7 @@ impl Report {
         Ok(serde_json::to_string_pretty(&json)? + "\n")
     }
 
-    /// The table for people.
+    /// Returns the table for people.
     pub fn table(&self) -> String {
         let mut text = format!("database {}, topic {}, group {}", self.database, self.topic, self.group_id);
         let days = [("since", &self.since), ("until", &self.until)];
@@ -156,7 +156,7 @@ impl Report {
     }
 }
 
-/// Where a finding is, one thing a line.
+/// Returns the place of a finding, one thing a line.
 fn place(finding: &Finding) -> String {
     let mut lines: Vec<String> = Vec::new();
     if let Some(counter) = &finding.counter {

@@ -1,6 +1,6 @@
-//! What the audit asks of ClickHouse. Must never change anything: there are only SELECTs here.
+//! The audit's queries to ClickHouse. Must never change anything: there are only SELECTs here.
 //!
-//! Everything is aggregated in ClickHouse, whose GROUP BY spills to disk; what comes back is bounded by a LIMIT.
+//! ClickHouse aggregates everything, and its GROUP BY spills to disk. A LIMIT bounds each answer.
 
 use super::judge::{BUCKET, Runs};
 use crate::clickhouse::client::Client;
@@ -14,22 +14,22 @@ use tallyhouse_core::source::{OffsetRange, Table};
 /// One offset with more than one row.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
 pub struct Duplicate {
-    /// Where it is from.
+    /// The source of the rows.
     pub source: String,
-    /// The offset.
+    /// Offset that has more than one row.
     pub offset: u64,
-    /// Rows in `email_events`.
+    /// Number of its rows in `email_events`.
     pub raw: u64,
-    /// Rows in `rejected_events`.
+    /// Number of its rows in `rejected_events`.
     pub rejected: u64,
     all: u64,
 }
 
-/// Offsets with more than one row in `email_events` (of these days) and `rejected_events` (all of it, as rejected records
-/// have no day): the first `limit`, and how many there are.
+/// Returns the offsets with more than one row: the first `limit`, and their whole number. It looks at `email_events`
+/// of these days, and at all of `rejected_events`, as rejected records have no day.
 ///
-/// Distinct offsets are counted with bitmaps per [`BUCKET`] first, which takes one bit an offset; only buckets with a surplus are
-/// looked at row by row.
+/// It first counts distinct offsets with bitmaps per [`BUCKET`], which take one bit an offset. Only buckets with a
+/// surplus are looked at row by row.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -56,7 +56,7 @@ pub async fn duplicates(client: &Client, span: &Span, limit: u64) -> Result<(Vec
     Ok((rows, all))
 }
 
-/// First offset of each source in `email_events` or `rejected_events`.
+/// Returns the first offset of each source in `email_events` or `rejected_events`.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -69,7 +69,7 @@ pub async fn first_offsets(client: &Client, sources: &[String]) -> Result<BTreeM
     Ok(rows.into_iter().collect())
 }
 
-/// Distinct stored offsets of a source in a range, by bucket.
+/// Returns the number of distinct stored offsets of a source in a range, by bucket.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -104,7 +104,7 @@ pub async fn stored_by_bucket(
     Ok(stored)
 }
 
-/// The offsets of `range` (within one bucket) that no row has, as ranges.
+/// Returns the offsets of `range` (within one bucket) that no row has, as ranges.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -129,7 +129,7 @@ pub async fn missing(client: &Client, source: &str, range: OffsetRange) -> Resul
     Ok(rows.into_iter().map(|(start, end)| OffsetRange { start, end }).collect())
 }
 
-/// How many events of these days are counted, and the last such day.
+/// Returns the number of events of these days that are counted, and the last such day.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -138,7 +138,7 @@ pub async fn counted(client: &Client, span: &Span) -> Result<(u64, String), Clic
     Ok(client.query(&sql).rows().await?.into_iter().next().unwrap_or_default())
 }
 
-/// Names of what repairs have put up: constraints on `daily` and staging tables.
+/// Returns the names of what repairs have left: constraints on `daily` and staging tables.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].

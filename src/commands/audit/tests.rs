@@ -1,4 +1,4 @@
-//! The pure part: positions, gaps, and what the reports look like.
+//! Tests the pure part: positions, gaps, and the text of the reports.
 
 use super::finding::{Check, Code, CounterName, Finding};
 use super::judge::{self, BUCKET, Runs, Suspect};
@@ -44,7 +44,7 @@ fn a_healthy_partition_has_no_finding_at_any_step_of_a_batch() {
     for healthy in [
         position(None, None, None),
         position(Some((200, metadata(None))), Some(200), None),
-        // The last records were no events: the mark stays behind the committed offset.
+        // The last records were no events, so the mark stays behind the committed offset.
         position(Some((200, metadata(None))), Some(150), Some(200)),
         position(intent(), Some(200), None),
         position(intent(), Some(200), Some(300)),
@@ -90,7 +90,8 @@ fn an_intent_says_how_far_its_batch_is() {
     assert_eq!(judge::intent(&position(Some((200, metadata(None))), None, None)), None);
 }
 
-/// The border of a repair: everything before it is in the month's counters or was lost from them; the rest will be counted.
+/// A repair has a border: everything before it is in the month's counters or was lost from them, and the rest will be
+/// counted.
 #[test]
 fn a_month_is_counted_up_to_what_is_finished_in_it() {
     let committed = |next| position(Some((200, metadata(next))), Some(200), None);
@@ -100,13 +101,13 @@ fn a_month_is_counted_up_to_what_is_finished_in_it() {
     assert_eq!(committed(open).counted_up_to(Some(150)), Ok(200), "the open batch is not in this month yet");
     assert_eq!(committed(open).counted_up_to(Some(300)), Ok(300), "the open batch is in this month");
     assert_eq!(committed(open).counted_up_to(Some(250)), Err(OffsetRange { start: 200, end: 300 }));
-    // Applied in another month only: that must not pass for this one.
+    // It was applied in another month only. That must not pass for this one.
     let mut half = committed(open);
     half.progress.counted_end = Some(300);
     assert_eq!(half.counted_up_to(Some(200)), Ok(200));
     // Without a committed offset a member starts from the marks of all months.
     assert_eq!(position(None, Some(300), None).counted_up_to(Some(200)), Ok(300));
-    // A committed offset of a deleted topic says nothing of this one.
+    // A committed offset of a deleted topic says nothing about this topic.
     let old = Metadata { topic_id: "R".repeat(22), ..Metadata::default() }.encode().into_bytes();
     assert_eq!(position(Some((900, old)), Some(300), None).counted_up_to(Some(300)), Ok(300));
 }

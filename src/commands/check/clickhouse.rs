@@ -26,15 +26,15 @@ pub(super) const CODES: [Code; 12] = [
     Code::Retention,
 ];
 
-/// The first question pays for the connection; the quickest of these tells the clock best.
+/// Number of looks at the clock. The first question pays for the connection. The quickest answer gives the best time.
 const CLOCK_LOOKS: usize = 4;
 
-/// Everything about ClickHouse.
+/// Makes all checks about ClickHouse.
 pub async fn checks(client: &Client) -> Vec<Outcome> {
     with_skipped(made(client).await, &CODES)
 }
 
-/// The checks up to the first one without which the others cannot be made.
+/// Returns the checks up to the first failure without which the others cannot be made.
 async fn made(client: &Client) -> Vec<Outcome> {
     let mut made = Vec::new();
     let version = match client.server_query("SELECT version()").rows::<String>().await {
@@ -62,7 +62,7 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Err(error) => fails(Code::Views, error),
     });
     let tables = Table::ALL.map(|table| format!("{}.{}", client.database(), table.name()));
-    // Where an insert's fate is unknown, a member waits there for its end.
+    // A member looks in `system.processes` for the end of an insert whose result is unknown.
     let read = [&tables[..], &["system.processes".to_owned()]].concat();
     for (code, right, tables) in
         [(Code::InsertRights, "INSERT", &tables[..]), (Code::SelectRights, "SELECT", &read[..])]
@@ -93,14 +93,15 @@ async fn made(client: &Client) -> Vec<Outcome> {
     made
 }
 
-/// `right` and `table` are ours, with a database that is an identifier.
+/// True if the user has the right. `right` and `table` are Tallyhouse's names, with a database that is an identifier.
 async fn has_grant(client: &Client, right: &str, table: &str) -> Result<bool, ClickHouseError> {
     let sql = format!("CHECK GRANT {right} ON {table}");
     let rows: Vec<u8> = client.server_query(&sql).rows().await?;
     Ok(rows.first() == Some(&1))
 }
 
-/// How far ClickHouse's clock is ahead of ours in milliseconds, and the round trip within which that was seen.
+/// Returns how far ClickHouse's clock is ahead of this computer's, in milliseconds, and the round trip of that
+/// answer.
 async fn clock(client: &Client) -> Result<(i64, u64), ClickHouseError> {
     let mut best: Option<(i64, u64)> = None;
     for _ in 0..CLOCK_LOOKS {

@@ -1,4 +1,4 @@
-//! What is made of what was seen. Pure.
+//! Judges what the checks have seen. Pure.
 
 use super::{Code, Outcome};
 use crate::clickhouse::dedup::Window;
@@ -14,15 +14,16 @@ use tallyhouse_core::protocol::intent::Metadata;
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::Table;
 
-/// The first ClickHouse with the setting `deduplicate_insert`, which every insert carries and older ones refuse.
+/// The first ClickHouse version with the setting `deduplicate_insert`. Every insert carries the setting, and older
+/// servers refuse it.
 pub const CLICKHOUSE_VERSION_MIN: (u32, u32) = (26, 2);
 
-/// A clock that is further off than this makes the times in the log and the tables hard to compare.
+/// Difference of the clocks, in ms, beyond which the times in the log and in the tables are hard to compare.
 const SKEW_WARNING_MS: u64 = 2_000;
-/// A clock that is further off than this is not kept by anything.
+/// Difference of the clocks, in ms, beyond which nothing seems to set ClickHouse's clock.
 const SKEW_FAILED_MS: u64 = 60_000;
 
-/// With less room for each partition while they all catch up, consumption pauses more than it runs.
+/// Least room for each partition in bytes while they all catch up. With less, consumption pauses more than it runs.
 const PARTITION_BYTES_MIN: usize = 1 << 20;
 
 pub fn configuration(warnings: &[String]) -> Outcome {
@@ -61,7 +62,7 @@ fn rights(code: Code, may_read: Option<bool>, kind: &str, name: &str, config: &C
     }
 }
 
-/// The log of each partition against the committed offset.
+/// Compares the log of each partition with the committed offset.
 pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outcome {
     for (partition, view) in logs {
         if let Some(reason) = Position::stops_by_log(view) {
@@ -81,7 +82,7 @@ pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outc
     let long = held_back.iter().find_map(|(partition, held)| Some((partition, held.open_too_long()?)));
     let gone = logs.iter().find(|(_, view)| view.committed_offset().is_some_and(|offset| offset < view.low));
     match gone {
-        // Whether the tables have these offsets is not looked at here.
+        // This check does not ask if the tables have these offsets.
         Some((partition, view)) => Outcome::warning(
             Code::Log,
             format!("partition {partition} begins at {}, after the committed offset; {seen}", view.low),
@@ -99,24 +100,25 @@ pub fn log(logs: &[(i32, LogView)], held_back: &BTreeMap<i32, HeldBack>) -> Outc
                 format!(
                     "{seen}; the commits of {unnamed} partitions do not name their cluster, as builds before format 2 left them"
                 ),
-                "before a move to another cluster let this build commit each of them once, or the move is not noticed: docs/upgrade.md",
+                "before a move to another cluster let this build commit each of them once, or the move is not noticed: `tallyhouse explain upgrade`",
             ),
             None => Outcome::ok(Code::Log, seen),
         },
     }
 }
 
-/// A commit of ours that does not say which cluster it belongs to, where the cluster has an id.
+/// True if a commit of Tallyhouse does not name its cluster, although the cluster has an id.
 fn has_unnamed_cluster(view: &LogView) -> bool {
     let metadata = view.committed.as_ref().and_then(|committed| Metadata::decode(&committed.metadata).ok().flatten());
     metadata.is_some_and(|metadata| metadata.cluster_id.is_empty()) && !view.cluster_id.is_empty()
 }
 
-/// `answer` is the broker's own session timeout, or why it is not known; not asked with the classic protocol.
+/// Judges the session timeout. `answer` is the broker's own session timeout, or why it is not known. The classic
+/// protocol does not ask for it.
 pub fn session_timeout(config: &Config, answer: Option<Result<Option<u64>, String>>) -> Outcome {
     let configured_ms = config.kafka.session_timeout_ms;
     if config.kafka.group_protocol == GroupProtocol::Classic {
-        // The default of group.min.session.timeout.ms, below which a broker refuses the member.
+        // The default of group.min.session.timeout.ms. A broker refuses the member below it.
         return match configured_ms {
             0..6_000 => Outcome::warning(
                 Code::SessionTimeout,
@@ -142,10 +144,12 @@ pub fn session_timeout(config: &Config, answer: Option<Result<Option<u64>, Strin
     }
 }
 
-/// The configuration already holds that one batch fits; this is about what pauses consumption all the time.
+/// Judges the memory limit. The configuration already holds that one batch fits; this is about what pauses
+/// consumption all the time.
 pub fn memory(limit_bytes: usize, batch_bytes_max: usize, partitions: usize) -> Outcome {
     let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-    // A partition may hold as much as is free (`core/intake.rs`): with n that take all they can, an (n + 1)th of the share each.
+    // A partition may hold as much as is free (`core/intake.rs`). With n partitions that take all they can, each gets
+    // an (n + 1)th of the share.
     let share = config::memory::windows(limit_bytes);
     let each = share / (partitions + 1);
     let fix = "raise memory.limit_bytes, lower flush.bytes_max, or share the partitions out to more members";
@@ -168,7 +172,7 @@ pub fn memory(limit_bytes: usize, batch_bytes_max: usize, partitions: usize) -> 
     }
 }
 
-/// Judges the version. The settings that a server lacks are judged with the settings.
+/// Judges the version. The check of the settings judges the settings that a server lacks.
 pub fn version(version: &str) -> Outcome {
     let (major, minor) = CLICKHOUSE_VERSION_MIN;
     let fix = format!("upgrade ClickHouse to {major}.{minor} or later");
@@ -180,7 +184,7 @@ pub fn version(version: &str) -> Outcome {
     }
 }
 
-/// `answers`: for each table whether the server says yes, or why it does not say.
+/// Judges the rights. `answers` holds for each table the server's yes or no, or why it gives none.
 pub fn grants(code: Code, right: &str, answers: &[(&str, Result<bool, String>)]) -> Outcome {
     let refused: Vec<&str> =
         answers.iter().filter(|(_, answer)| *answer == Ok(false)).map(|(table, _)| *table).collect();
@@ -232,7 +236,7 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
     Outcome::ok(Code::DedupWindows, told.collect::<Vec<_>>().join(", "))
 }
 
-/// The rows and views that this user sees of the tables.
+/// Judges the rows and views of the tables that this user sees.
 pub fn sight(seen: &[(Table, Sight)]) -> Outcome {
     if let Some(problem) = sight::problem(seen) {
         return Outcome::failed_with(Code::RowPolicies, &problem);
@@ -250,7 +254,7 @@ pub fn sight(seen: &[(Table, Sight)]) -> Outcome {
     }
 }
 
-/// Materialized views of the users' own are theirs, but a failing one refuses inserts.
+/// Judges materialized views of the users' own. They belong to the users, but a failing one refuses inserts.
 pub fn own_views(views: &[(String, String)]) -> Outcome {
     let named = views.iter().map(|(view, table)| format!("{view} on {table}"));
     match views.is_empty() {
@@ -265,7 +269,8 @@ pub fn own_views(views: &[(String, String)]) -> Outcome {
     }
 }
 
-/// How long rows are kept; a TTL of raw rows is to be of whole days, see [`crate::clickhouse::retention`].
+/// Judges the time for which rows are kept. A TTL of raw rows is to be of whole days, see
+/// [`crate::clickhouse::retention`].
 pub fn retention(retention: &Retention) -> Outcome {
     let words = |ttl: &Ttl| match ttl {
         Ttl::None => "for good".to_owned(),
@@ -298,7 +303,8 @@ pub fn retention(retention: &Retention) -> Outcome {
     }
 }
 
-/// `skew_ms`: how far ClickHouse's clock is ahead of ours, half of the round trip subtracted.
+/// Judges the clock. `skew_ms` is the time by which ClickHouse's clock is ahead of this computer's, half of the round
+/// trip subtracted.
 pub fn clock(skew_ms: i64, round_trip_ms: u64) -> Outcome {
     let direction = if skew_ms < 0 { "behind" } else { "ahead of" };
     let off_ms = skew_ms.unsigned_abs();

@@ -21,13 +21,13 @@ pub(super) const CODES: [Code; 9] = [
     Code::Memory,
 ];
 
-/// How long the group may be without a coordinator.
+/// Longest time that the group may be without a coordinator.
 const COORDINATOR_TIME: Duration = Duration::from_secs(10);
 
-/// How long partitions may be asked for, in all.
+/// Time limit of all questions about partitions together.
 const PARTITIONS_TIME: Duration = Duration::from_secs(10);
 
-/// Everything about Kafka, on a thread that may block.
+/// Makes all checks about Kafka, on a thread that may block.
 pub async fn checks(config: &Config, observer: Observer) -> Vec<Outcome> {
     let config = config.clone();
     let made = tokio::task::spawn_blocking(move || made(&config, &observer)).await;
@@ -35,7 +35,7 @@ pub async fn checks(config: &Config, observer: Observer) -> Vec<Outcome> {
     with_skipped(made.unwrap_or_else(failed), &CODES)
 }
 
-/// The checks up to the first one without which the others cannot be made.
+/// Returns the checks up to the first failure without which the others cannot be made.
 fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     let mut made = Vec::new();
     let fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.describe_error(error));
@@ -79,7 +79,8 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             let stable = logs.iter().map(|(partition, view)| (*partition, view.high)).collect();
             made.push(judge::log(&logs, &observer.held_back(&ends, &stable)));
         }
-        // Whoever may not see the group is given no coordinator to ask, and waits in vain.
+        // Kafka names no coordinator to a user that may not see the group. The question then waits for an answer that
+        // never comes.
         Err(_) if group.as_ref().is_err_and(|error| Refusal::from_error(error).is_some()) => {
             made.extend([Code::Offsets, Code::Log].map(|code| Outcome::skipped(code, Code::GroupRights)));
         }

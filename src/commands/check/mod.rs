@@ -1,7 +1,7 @@
-//! `tallyhouse check`: everything that `run` needs, looked at before it is started.
+//! `tallyhouse check`: looks at everything that `run` needs, before `run` is started.
 //!
-//! Must never change anything or join the group. Each half ends at the first thing without which the rest of it cannot be
-//! asked, and says of the rest that it was skipped; the other half is looked at all the same.
+//! Must never change anything or join the group. Each half ends at the first failure without which the rest of it
+//! cannot be asked, and reports the rest as skipped. The other half is looked at in any case.
 
 mod clickhouse;
 mod judge;
@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::kafka::observer::Observer;
 use serde::Serialize;
 
-/// What is looked at. A code never changes its meaning; `docs/check.md` describes each.
+/// The checks. A code never changes its meaning; `docs/check.md` describes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
@@ -32,11 +32,11 @@ pub enum Code {
     DeadLetter,
     /// The group may be described and read.
     GroupRights,
-    /// The group's members share partitions out as this configuration does.
+    /// The group's members share partitions in the same way as this configuration.
     GroupProtocol,
     /// Committed offsets may be read.
     Offsets,
-    /// The log still has what was not consumed.
+    /// The log still has the records that were not consumed.
     Log,
     /// The broker's session timeout is the configured one.
     SessionTimeout,
@@ -46,7 +46,7 @@ pub enum Code {
     Clickhouse,
     /// ClickHouse is new enough.
     ClickhouseVersion,
-    /// The user can have the settings that exactness needs, and what is sent arrives.
+    /// The user can have the settings that exactness needs, and the settings that are sent arrive.
     Settings,
     /// The tables are those that this binary writes.
     Schema,
@@ -62,41 +62,41 @@ pub enum Code {
     OwnViews,
     /// Repeated inserts are recognised.
     DedupWindows,
-    /// How long rows are kept.
+    /// The time for which rows are kept.
     Retention,
-    /// The clocks agree.
+    /// ClickHouse's clock agrees with this computer's.
     Clock,
 }
 
-/// What a check came to.
+/// The status of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// As it should be.
+    /// Everything is as it should be.
     Ok,
-    /// `run` works, and something should be known or mended.
+    /// `run` works, and there is something to know or to fix.
     Warning,
     /// `run` does not work, or not well.
     Failed,
-    /// Not looked at, because an earlier check failed.
+    /// It was not looked at, because an earlier check failed.
     Skipped,
 }
 
-/// One check.
+/// One check with its result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Outcome {
-    /// What was looked at.
+    /// The code of the check.
     pub code: Code,
-    /// What it came to.
+    /// Its status.
     pub status: State,
-    /// What was seen.
+    /// The observation, in words.
     pub seen: String,
-    /// What to do; of warnings and failures.
+    /// The remedy; only of warnings and failures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
 
-/// All checks.
+/// The results of all checks.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// `kafka.brokers`.
@@ -126,7 +126,8 @@ impl Outcome {
         Outcome { status: State::Failed, ..Outcome::warning(code, seen, fix) }
     }
 
-    /// An error whose text says what to do as well, as those of ClickHouse do: `what. What to do`.
+    /// Makes a failed check of an error whose text also says what to do, as ClickHouse's errors do:
+    /// `what. What to do`.
     fn failed_with(code: Code, error: &str) -> Outcome {
         match error.rsplit_once(". ") {
             Some((seen, fix)) => Outcome::failed(code, seen, fix),
@@ -141,7 +142,7 @@ impl Outcome {
 }
 
 impl Report {
-    /// Number of checks that failed.
+    /// Returns the number of checks that failed.
     pub fn failed(&self) -> usize {
         self.count(State::Failed)
     }
@@ -167,7 +168,7 @@ pub async fn run(config: &Config, observer: Observer, client: &Client) -> Report
     }
 }
 
-/// The checks that were made, and of `all` the others as skipped: the last one made has failed.
+/// Returns the checks that were made, and the others of `all` as skipped. The last one made has failed.
 fn with_skipped(mut made: Vec<Outcome>, all: &[Code]) -> Vec<Outcome> {
     let Some(because) = made.last().map(|outcome| outcome.code) else { return made };
     let missing = all.iter().filter(|code| !made.iter().any(|outcome| outcome.code == **code));

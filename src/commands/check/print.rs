@@ -1,4 +1,4 @@
-//! A check as a table for people and JSON for machines. Pure.
+//! Prints a check as a table for people and as JSON for machines. Pure.
 //!
 //! The JSON's names are stable: names are added, never changed.
 
@@ -22,7 +22,7 @@ struct Json<'a> {
 }
 
 impl Report {
-    /// The JSON document, with a line end.
+    /// Returns the JSON document, with a line end.
     ///
     /// # Errors
     /// Never in practice: all keys are text.
@@ -42,7 +42,7 @@ impl Report {
         Ok(serde_json::to_string_pretty(&json)? + "\n")
     }
 
-    /// The table for people; below a check that is not ok stands what to do.
+    /// Returns the table for people. Below a check that is not ok stands the remedy.
     pub fn table(&self) -> String {
         let Report { brokers, url, database, topic, group_id, .. } = self;
         let mut text =

@@ -1,4 +1,4 @@
-//! What is made of what was seen, and what a check looks like.
+//! Tests the judgements on what was seen, and the text of a check.
 
 use super::{Code, Outcome, Report, State, clickhouse, judge, kafka, with_skipped};
 use crate::commands::table;
@@ -35,7 +35,7 @@ fn a_clock_warns_above_two_seconds_and_fails_above_a_minute() {
 fn memory_warns_where_batches_or_partitions_pause_consumption() {
     let mib = |count: usize| count << 20;
     let status = |limit, batch, partitions| judge::memory(mib(limit), mib(batch), partitions).status;
-    // The defaults, with many partitions and with too many.
+    // These are the defaults, with many partitions and with too many.
     assert_eq!([status(512, 128, 4), status(512, 128, 255)], [State::Ok; 2]);
     assert_eq!([status(512, 128, 256), status(512, 129, 4)], [State::Warning; 2]);
     assert_eq!(status(64, 16, 0), State::Ok);
@@ -52,7 +52,7 @@ fn the_log_fails_where_run_stops_whatever_the_tables_have() {
     assert!(ahead.fix.as_ref().is_some_and(|fix| fix.contains("tallyhouse explain ahead_of_log")), "{ahead:?}");
     let foreign = of(Some("somebody else's"), 40, 10, 100);
     assert!(foreign.status == State::Failed && foreign.seen.starts_with("partition 3 stops"), "{foreign:?}");
-    // The tables may have what the log has lost.
+    // The tables may have records that the log has lost.
     assert_eq!(of(Some(&ours), 5, 10, 100).status, State::Warning);
     let open = |seconds| {
         let held_back = HeldBack { offsets: 7, open_for: Some(Duration::from_secs(seconds)) };
@@ -62,7 +62,7 @@ fn the_log_fails_where_run_stops_whatever_the_tables_have() {
     assert!(open(59).seen.ends_with("; 7 more behind open transactions"), "{:?}", open(59));
 }
 
-/// A move to another cluster is noticed by the cluster's id in the commit, which format 1 does not have.
+/// The cluster's id in the commit shows a move to another cluster. Format 1 does not have the id.
 #[test]
 fn a_commit_that_does_not_name_its_cluster_is_warned_of() {
     let of = |committed: &str, cluster_id: &str| {

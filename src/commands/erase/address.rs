@@ -1,34 +1,35 @@
 //! An address, and the pattern that finds it in any text. Pure.
 //!
-//! Must never show the address: `Debug` hides it, and no error repeats what was given.
+//! Must never show the address: `Debug` hides it, and no error repeats the given text.
 
 use std::fmt;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
-/// Longest address, in bytes; SMTP knows none longer than 254.
+/// Longest address, in bytes. SMTP allows at most 254.
 const BYTES_MAX: usize = 320;
 
-/// Before an address: the text's start, what no address has, or the end of an escape (`%3D`, `\u003d`, `\n`).
+/// Pattern of the place before an address: the text's start, a character that no address has, or the end of an escape
+/// (`%3D`, `\u003d`, `\n`).
 const BEFORE: &str = r"(?:^|[^\pL\pN._+-]|%[0-9a-f]{2}|\\+u[0-9a-f]{4}|\\[bfnrt])";
 
-/// After an address: the text's end, or what does not go on with a domain.
+/// Pattern of the place after an address: the text's end, or a character that does not continue a domain.
 const AFTER: &str = r"(?:$|[^\pL\pN.-]|[.-](?:$|[^\pL\pN]))";
 
 /// An e-mail address as somebody wrote it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address(String);
 
-/// What was given is no address.
+/// The given text is no address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is no address; give it as name@domain, at most {BYTES_MAX} bytes, without control characters")]
 pub struct NotAnAddress;
 
 impl Address {
-    /// Most addresses in one go: the pattern of more would be too large for RE2.
+    /// Maximum number of addresses in one go. The pattern of more would be too large for RE2.
     pub const COUNT_MAX: usize = 20;
 
-    /// Whether a text has the address in it, in any case.
+    /// True if a text has the address in it, in any case.
     pub fn is_in(&self, text: &str) -> bool {
         text.to_lowercase().contains(&self.0.to_lowercase())
     }
@@ -51,17 +52,18 @@ impl fmt::Debug for Address {
     }
 }
 
-/// A pattern of RE2 that matches every text with one of these addresses in it: in any case, each character as itself or as JSON
-/// (`\u0040`, also escaped twice) or a URL (`%40`) writes it. An address that is only part of a longer one is not matched.
+/// Returns a pattern of RE2 that matches every text with one of these addresses in it, in any case. Each character
+/// may stand as itself, as in JSON (`\u0040`, also escaped twice), or as in a URL (`%40`). An address that is only
+/// part of a longer one does not match.
 pub fn pattern(addresses: &[Address]) -> String {
     let spelled: Vec<String> = addresses.iter().map(|address| address.0.chars().map(any_spelling).collect()).collect();
     format!("(?i){BEFORE}(?:{}){AFTER}", spelled.join("|"))
 }
 
-/// One character in every spelling.
+/// Returns the pattern of one character in every spelling.
 fn any_spelling(c: char) -> String {
     let mut spellings = if c.is_alphanumeric() { String::from("(?:") } else { String::from(r"(?:\\*") };
-    // Punctuation after a backslash stands for itself; a letter would not, and needs none.
+    // Punctuation after a backslash stands for itself. A letter would not, and needs no backslash.
     if c.is_ascii() && !c.is_ascii_alphanumeric() {
         spellings.push('\\');
     }

@@ -1,20 +1,20 @@
-//! `tallyhouse erase`: takes a person's data out of raw and rejected rows, and leaves the counters as they are.
+//! `tallyhouse erase`: blanks a person's data in raw and rejected rows, and leaves the counters as they are.
 //!
 //! ```text
 //!  find (the plan) ─► note "begun" ─► blank by offsets ─► find again ─► note "done"
 //! ```
 //!
-//! **Rows are blanked, not deleted.** `(source, source_offset)` of each row is what proves that nothing is lost or doubled; the
-//! marks, `audit` and `repair daily` count rows. Deleted ones would read as losses, and a repair would take them from the
-//! counters. What is left of a row (campaign, type, second, offset) names nobody.
+//! **Rows are blanked, not deleted.** `(source, source_offset)` of each row proves that nothing is lost or doubled.
+//! The marks, `audit` and `repair daily` count rows. Deleted rows would look like losses, and a repair would take
+//! them from the counters. The rest of a row (campaign, type, second, offset) names nobody.
 //!
-//! **The address goes to ClickHouse as data of a temporary table and never in a statement.** Statements, and the parameters of
-//! statements, are written into the server's log, `system.query_log` and `system.processes`; a mutation is kept in
-//! `system.mutations`, on disk and in ZooKeeper with its literals. So rows are found by a SELECT against that table, and blanked by
-//! their offsets.
+//! **The address goes to ClickHouse as data of a temporary table and never in a statement.** The server writes
+//! statements and their parameters into its log, `system.query_log` and `system.processes`. It keeps a mutation in
+//! `system.mutations`, on disk and in ZooKeeper, with its literals. So a SELECT against that table finds the rows,
+//! and their offsets serve to blank them.
 //!
-//! It may be cut short anywhere and run again: what was blanked is not found any more, and a mutation that was sent goes on by
-//! itself. Must never print, log or store an address, nor anything made of one.
+//! An erasure may be cut short anywhere and run again. It does not find blanked rows again, and a mutation that was
+//! sent goes on by itself. Must never print, log or store an address, nor anything made of one.
 
 mod address;
 mod plan;
@@ -31,21 +31,21 @@ use crate::platform::failpoint;
 use plan::Plan;
 use tables::{Line, State, Tables};
 
-/// What is to be erased, and how.
+/// The options of an erasure.
 #[derive(Debug)]
 pub struct Options {
-    /// Whose data; each spelling is searched.
+    /// The person's addresses; each spelling is searched.
     pub addresses: Vec<Address>,
-    /// Carry it out; without it nothing is changed.
+    /// True if the erasure is to be carried out. Otherwise nothing is changed.
     pub carry_out: bool,
-    /// Ticket or the like, for the audit line.
+    /// Reference for the audit line, such as a ticket.
     pub reference: String,
 }
 
-/// Told what is done, in lines for people.
+/// Receives each step of the erasure, in lines for people.
 pub type ProgressFn<'a> = &'a (dyn Fn(&str) + Sync);
 
-/// Why an erasure was not done, or not to its end.
+/// The reason why an erasure was not done, or not to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum EraseError {
     /// The tables are not those of this binary.
@@ -65,7 +65,7 @@ pub enum EraseError {
 /// Finds a person's rows and, if asked to, blanks them.
 ///
 /// # Errors
-/// Any of [`EraseError`]; whatever was done stays done.
+/// Any of [`EraseError`]. Rows that were blanked before it stay blanked.
 pub async fn run(
     client: &Client,
     schema: &Schema,

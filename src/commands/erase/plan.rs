@@ -1,13 +1,14 @@
-//! Which rows are blanked, and in which statements. Pure; holds offsets, never a text of a row.
+//! Plans the rows to blank, and the statements for them. Pure; holds offsets, never a text of a row.
 
 use super::print::Counts;
 use std::collections::BTreeSet;
 
-/// Offsets in one statement: few enough for their text to be read as a query, and no fewer, as ClickHouse clones every part of the
-/// table for each statement (also with IN PARTITION, on a single server).
+/// Number of offsets in one statement. They are few enough for ClickHouse to read their text as a query. They are not
+/// fewer, as ClickHouse clones every part of the table for each statement (also with IN PARTITION, on a single
+/// server).
 const PART_ROWS_MAX: usize = 10_000;
 
-/// What is blanked of a row.
+/// The part of a row that is blanked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum What {
     /// E-mail and metadata of the person's own row.
@@ -19,7 +20,7 @@ pub enum What {
 }
 
 impl What {
-    /// The table it is in.
+    /// Returns the table of the rows.
     pub fn table(self) -> &'static str {
         match self {
             What::Event | What::Mention => "email_events",
@@ -28,7 +29,7 @@ impl What {
     }
 }
 
-/// A row of `email_events` that was found.
+/// A row of `email_events` that the search found.
 #[derive(Clone, Debug, PartialEq, Eq, clickhouse::Row, serde::Deserialize)]
 pub struct FoundEvent {
     pub source: String,
@@ -36,11 +37,11 @@ pub struct FoundEvent {
     pub campaign_id: String,
     /// UTC day, `2026-11-24`.
     pub day: String,
-    /// Whether it is the person's own row, rather than a mention.
+    /// True if it is the person's own row, and false if it is a mention.
     pub is_own: bool,
 }
 
-/// Everything that was found.
+/// All rows that the search found.
 #[derive(Debug, Default)]
 pub struct Plan {
     pub events: Vec<FoundEvent>,
@@ -57,24 +58,24 @@ pub struct Part {
 }
 
 impl Part {
-    /// How many rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.keys.iter().map(|(_, offsets)| offsets.len()).sum()
     }
 }
 
 impl Plan {
-    /// Nothing was found.
+    /// True if nothing was found.
     pub fn is_empty(&self) -> bool {
         self.rows() == 0
     }
 
-    /// Rows of both tables.
+    /// Returns the number of rows of both tables.
     pub fn rows(&self) -> u64 {
         (self.events.len() + self.rejects.len()) as u64
     }
 
-    /// In numbers.
+    /// Returns the plan in numbers.
     pub fn counts(&self) -> Counts {
         let events = self.events.iter().filter(|event| event.is_own).count();
         let campaigns: BTreeSet<&str> = self.events.iter().map(|event| event.campaign_id.as_str()).collect();
@@ -88,7 +89,7 @@ impl Plan {
         }
     }
 
-    /// The statements to send.
+    /// Returns the statements to send.
     pub fn parts(&self) -> Vec<Part> {
         let event = |event: &FoundEvent| {
             let what = if event.is_own { What::Event } else { What::Mention };

@@ -1,11 +1,11 @@
-//! What an erasure says: for people, and JSON for machines. Pure.
+//! Prints an erasure: for people, and as JSON for machines. Pure.
 //!
 //! The JSON's names are stable: names are added, never changed.
 
 use crate::commands::table;
 use serde::Serialize;
 
-/// What no erasure reaches, and what to do about each.
+/// The places that no erasure reaches, each with what to do about it.
 pub const NOT_REACHED: [&str; 6] = [
     "records still in Kafka, until its retention removes them; those not consumed yet, or in the members' memory, come into the \
      tables later: run it again when `tallyhouse status` shows no lag",
@@ -16,7 +16,7 @@ pub const NOT_REACHED: [&str; 6] = [
     "the application's own database",
 ];
 
-/// What was found, in numbers.
+/// The search's result, in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// The person's rows of `email_events`.
@@ -33,16 +33,16 @@ pub struct Counts {
     pub last_day: Option<String>,
 }
 
-/// What came of it.
+/// The result of an erasure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// What was found at first.
+    /// The result of the first search.
     pub counts: Counts,
-    /// Whether it was blanked.
+    /// True if the rows were blanked.
     pub carried_out: bool,
-    /// Rows found when looked again.
+    /// Number of rows that the second search found.
     pub left: Option<u64>,
-    /// As given.
+    /// The reference, as given.
     pub reference: String,
 }
 
@@ -58,12 +58,12 @@ struct Json<'a> {
 }
 
 impl Summary {
-    /// Whether rows with the address are known to be left.
+    /// True if rows with the address are known to be left.
     pub fn is_unfinished(&self) -> bool {
         self.left.is_some_and(|left| left > 0)
     }
 
-    /// The JSON document, with a line end.
+    /// Returns the JSON document, with a line end.
     ///
     /// # Errors
     /// Never in practice: all keys are text.
@@ -74,7 +74,7 @@ impl Summary {
         Ok(serde_json::to_string_pretty(&json)? + "\n")
     }
 
-    /// What is to be blanked, and what is not reached.
+    /// Returns the plan: the rows to blank, and the places that are not reached.
     pub fn plan_text(&self) -> String {
         let Counts { events, mentions, rejects, campaigns, first_day, last_day } = &self.counts;
         if events + mentions + rejects == 0 {
@@ -93,7 +93,7 @@ impl Summary {
         format!("{table}\n{days}{stays}\n\n{}", not_reached())
     }
 
-    /// How it ended.
+    /// Returns the result of the erasure in words.
     pub fn verdict(&self) -> String {
         let Counts { events, mentions, rejects, .. } = self.counts;
         match (self.left, events + mentions + rejects) {

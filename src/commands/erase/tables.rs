@@ -1,4 +1,4 @@
-//! What an erasure asks of ClickHouse and sends to it.
+//! An erasure's queries and statements to ClickHouse.
 //!
 //! Must never put the pattern into a statement, nor pass on the text of an error of a query that works with it.
 
@@ -11,7 +11,7 @@ use crate::clickhouse::schema::Schema;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How often it is told how far ClickHouse is.
+/// Time between two reports of ClickHouse's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// ClickHouse's code for a session that another request uses.
@@ -19,7 +19,7 @@ const SESSION_IS_LOCKED: u32 = 373;
 const SESSION_WAIT: Duration = Duration::from_secs(10);
 const SESSION_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Stands in the place of what a server said of a query that works with the address.
+/// Replaces a server's message about a query that works with the address.
 const HIDDEN: &str = "its message is not shown, as it could repeat the address; the server's log has it";
 
 /// The tables as an erasure sees them.
@@ -29,7 +29,7 @@ pub(super) struct Tables<'a> {
     pattern: String,
 }
 
-/// Whether an erasure is about to change rows, or has looked again.
+/// The stage of an erasure: it is about to change rows, or it has looked again.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum State {
     Begun,
@@ -50,9 +50,9 @@ impl<'a> Tables<'a> {
         Tables { client, schema, pattern }
     }
 
-    /// The rows of both tables in which the pattern is found.
+    /// Returns the rows of both tables in which the pattern is found.
     ///
-    /// The pattern is the one value of a temporary table, which goes with its session and is seen by nobody else.
+    /// The pattern is the one value of a temporary table. The table ends with its session, and nobody else sees it.
     pub(super) async fn find(&self) -> Result<Plan, ClickHouseError> {
         let session = format!("tallyhouse-erase-{:032x}", rand::random::<u128>());
         let create = "CREATE TEMPORARY TABLE erase_pattern (pattern String)";
@@ -78,7 +78,7 @@ impl<'a> Tables<'a> {
 
     fn in_session(&self, sql: &str, session: &str) -> Statement<'_> {
         let query = self.client.query(sql).setting("session_id", session);
-        // It would print its condition, with the pattern filled in, into the server's log.
+        // The cache would print its condition, with the pattern filled in, into the server's log.
         query.setting("use_query_condition_cache", "0")
     }
 
@@ -130,7 +130,7 @@ impl<'a> Tables<'a> {
         self.client.query(sql).bind(self.client.database()).bind(self.schema.insert_target(table)).scalar_u64().await
     }
 
-    /// Notes what is done.
+    /// Writes a line about the erasure's stage into `erasures`.
     pub(super) async fn write(&self, line: &Line<'_>) -> Result<(), ClickHouseError> {
         let Line { id, state, reference, counts, left } = line;
         let sql = format!(
@@ -149,8 +149,8 @@ impl<'a> Tables<'a> {
     }
 }
 
-/// Asks again for a while where the session is in use: the server gives it back a moment after it has answered. Hides what it
-/// says if it fails.
+/// Asks again for a while where the session is in use: the server releases it a moment after its answer. Hides the
+/// server's message if it fails.
 async fn retry_until<T>(ask: impl AsyncFn() -> Result<T, ClickHouseError>) -> Result<T, ClickHouseError> {
     let deadline = Instant::now() + SESSION_WAIT;
     loop {
@@ -163,7 +163,7 @@ async fn retry_until<T>(ask: impl AsyncFn() -> Result<T, ClickHouseError>) -> Re
     }
 }
 
-/// An error without what the server said: it may repeat the value it works with.
+/// Returns the error without the server's message, which may repeat the value that the query works with.
 fn hide(error: ClickHouseError) -> ClickHouseError {
     let message = HIDDEN.to_owned();
     match error {

@@ -1,4 +1,4 @@
-//! Where a replay's candidates come from: the table, or lines of an export.
+//! The source of a replay's candidates: the table, or lines of an export.
 
 use super::plan::Candidate;
 use super::{Filter, Origin, Pages, RejectsError, export, read};
@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::io::BufRead;
 use std::path::PathBuf;
 
-/// Lines that are looked up at once, at most.
+/// Maximum number of lines that are looked up at once.
 const LINES: usize = 1_000;
 const LINES_BYTES: usize = 8 << 20;
 
-/// Where the candidates come from.
+/// The source of the candidates.
 pub(super) enum Rows<'c> {
     /// All rows of a filter, with their own bytes.
     Table(Pages<'c>),
@@ -20,7 +20,7 @@ pub(super) enum Rows<'c> {
 }
 
 impl<'c> Rows<'c> {
-    /// The rows of a filter or, where a file is given, of its lines; `-` is standard input.
+    /// Opens the rows of a filter or, where a file is given, of its lines; `-` is standard input.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -37,7 +37,7 @@ impl<'c> Rows<'c> {
         Ok(Rows::Lines { lines, path: name, number: 0 })
     }
 
-    /// The next candidates, and the origins of lines that have no row; none of both after the last.
+    /// Returns the next candidates, and the origins of lines that have no row. Both are empty after the last.
     ///
     /// # Errors
     /// ClickHouse cannot be asked, or a line cannot be read.
@@ -47,7 +47,7 @@ impl<'c> Rows<'c> {
                 let rows = pages.next().await?.into_iter();
                 return Ok((rows.map(|row| Candidate { payload: row.payload.clone(), row }).collect(), Vec::new()));
             }
-            // Standard input may keep us waiting.
+            // Standard input may block this thread.
             Rows::Lines { lines, path, number } => tokio::task::block_in_place(|| read_lines(lines, path, number))?,
         };
         let origins: Vec<Origin> = given.iter().map(|line| line.origin.clone()).collect();

@@ -1,7 +1,7 @@
-//! A rejected record as one line of JSON, and back.
+//! Writes a rejected record as one line of JSON, and reads it back.
 //!
-//! The names are stable: names are added, never changed. Bytes that are UTF-8 stand as text, others as base64; what is read back is
-//! what was written, byte for byte.
+//! The names are stable: names are added, never changed. Bytes that are UTF-8 stand as text, others as base64. The
+//! bytes that are read back are the bytes that were written, one for one.
 
 use super::{Origin, Rejected};
 use crate::commands::table::utc_text;
@@ -22,14 +22,14 @@ struct Line<'a> {
     key: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_base64: Option<String>,
-    /// The outer one: whether it stands there; a tombstone is a null that does.
+    /// The outer `Option` is `None` where the line has no such field. A tombstone is a null that stands there.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<Option<&'a str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload_base64: Option<String>,
 }
 
-/// The line, with its end.
+/// Returns the line, with its end.
 ///
 /// # Errors
 /// Never in practice: all keys are text.
@@ -50,10 +50,10 @@ pub fn line(row: &Rejected) -> serde_json::Result<String> {
     Ok(serde_json::to_string(&line)? + "\n")
 }
 
-/// What is taken from a line: which row it is about, and the value to replay.
+/// The part of a line that a replay takes: the row's origin, and the value to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ExportedRecord {
-    /// The row.
+    /// Origin of the row.
     pub origin: Origin,
     /// Its value; `None` for a tombstone.
     pub payload: Option<Bytes>,
@@ -69,8 +69,8 @@ struct Read<'a> {
     payload_base64: Option<String>,
 }
 
-/// Reads a line of an export that was perhaps edited. Everything but the payload is only for people: the row has the rest. A payload
-/// that is no text is taken as the JSON that it is, so that an edited object needs no quoting.
+/// Reads a line of an export that was perhaps edited. Everything but the payload is only for people, because the row
+/// has the rest. A payload that is not text is taken as the JSON that it is, so an edited object needs no quoting.
 pub(super) fn read(line: &str) -> Result<ExportedRecord, String> {
     let read: Read<'_> = serde_json::from_str(line).map_err(|error| format!("is no line of an export: {error}"))?;
     let payload = match (read.payload, read.payload_base64) {

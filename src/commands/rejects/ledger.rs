@@ -1,8 +1,9 @@
 //! The ledger: which rows have been replayed, kept in a compacted Kafka topic of one partition.
 //!
-//! A record of it has the origin as its key and is committed in the same transaction as the event that it is about: either both are
-//! or none is. The newest record of a key stays for good, so the ledger is the whole truth as long as nobody deletes it. Must
-//! never be read with doubt: what cannot be understood is refused, as skipping it could replay a row twice.
+//! Each of its records has the origin as its key. It is committed in the same transaction as its event: either both
+//! are committed or none is. The newest record of a key stays permanently, so the ledger is complete as long as
+//! nobody deletes it. Must never be read with doubt: a record that cannot be understood is refused, as skipping it
+//! could replay a row twice.
 
 use super::{Origin, RejectsError};
 use crate::config::Config;
@@ -26,16 +27,16 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const MEND: &str =
     "Find out who wrote it. To go on, write a tombstone for its key, and know that this row may be replayed again";
 
-/// What became of a replayed row.
+/// The result of a row's replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replayed {
     /// Partition of the new record.
     pub partition: i32,
     /// Offset of the new record.
     pub offset: u64,
-    /// When, in milliseconds since 1970.
+    /// Time of the replay, in milliseconds since 1970.
     pub at_ms: i64,
-    /// It was replayed with other bytes than it had.
+    /// True if it was replayed with other bytes than it had.
     pub fixed: bool,
 }
 
@@ -43,16 +44,16 @@ pub struct Replayed {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger(HashMap<String, BTreeMap<u64, Replayed>>);
 
-/// Up to where it is read.
+/// The place up to which the ledger is read.
 pub(super) enum Until {
-    /// The record with which this replay has signed it: whatever an earlier replay committed stands before that.
+    /// The record with which this replay has signed it. All that an earlier replay committed stands before it.
     Signature(String),
-    /// The end of what is committed, as the broker sees it now.
+    /// The end of the committed records, as the broker sees it now.
     End,
 }
 
 impl Ledger {
-    /// The row's replay, if there was one.
+    /// Returns the row's replay, if there was one.
     pub fn get(&self, origin: &Origin) -> Option<Replayed> {
         self.0.get(&origin.source)?.get(&origin.offset).copied()
     }
@@ -62,22 +63,22 @@ impl Ledger {
         self.0.entry(origin.source.clone()).or_default().insert(origin.offset, replayed);
     }
 
-    /// Every source with the offsets of its replayed rows.
+    /// Returns every source with the offsets of its replayed rows.
     pub(super) fn by_source(&self) -> impl Iterator<Item = (&str, impl Iterator<Item = u64>)> {
         self.0.iter().map(|(source, rows)| (source.as_str(), rows.keys().copied()))
     }
 
-    /// How many rows were replayed.
+    /// Returns the number of replayed rows.
     pub fn len(&self) -> usize {
         self.0.values().map(BTreeMap::len).sum()
     }
 
-    /// Whether no row was.
+    /// True if no row was replayed.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Takes one record of the topic; a tombstone forgets the row, which only an operator writes.
+    /// Takes one record of the topic. A tombstone forgets the row; only an operator writes one.
     fn take(&mut self, key: &[u8], value: Option<&[u8]>) -> Result<(), String> {
         let key = std::str::from_utf8(key).map_err(|_| "has a key that is no text".to_owned())?;
         if key == SIGNATURE {
@@ -99,7 +100,7 @@ impl Ledger {
     /// Reads the ledger; empty where there is no such topic. Blocks.
     ///
     /// # Errors
-    /// Kafka does not answer in time; [`RejectsError::Ledger`] if it holds what is not understood.
+    /// Kafka does not answer in time; [`RejectsError::Ledger`] if it holds a record that is not understood.
     pub(super) fn read(config: &Config, until: &Until, within: Duration) -> Result<Ledger, RejectsError> {
         let topic = config.kafka.topics.replays();
         let failed = |error| RejectsError::Kafka {
@@ -156,8 +157,8 @@ impl Ledger {
     }
 }
 
-/// The number of the topic's partitions; `None` where there is no such topic. One that was signed is there, however late brokers
-/// tell of it.
+/// Returns the number of the topic's partitions; `None` where there is no such topic. A topic that was signed exists,
+/// however late the brokers report it.
 fn partitions(consumer: &Consumer, topic: &str, until: &Until, within: Duration) -> KafkaResult<Option<usize>> {
     let deadline = Instant::now() + within;
     loop {

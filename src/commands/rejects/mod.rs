@@ -1,7 +1,7 @@
-//! `tallyhouse rejects`: what was no event, looked at, taken out, and played again.
+//! `tallyhouse rejects`: shows rejected records, exports them, and replays them.
 //!
-//! Must never put a value into SQL but by binding it, never let bytes from outside move a terminal's cursor, and never make an
-//! event of a row twice ([`replay`]).
+//! Must never put a value into SQL but by binding it, never let bytes from outside move a terminal's cursor, and
+//! never make an event of a row twice ([`replay`]).
 
 mod candidates;
 mod export;
@@ -25,7 +25,7 @@ use std::str::FromStr;
 use tallyhouse_core::decode::reject::Reason;
 use tallyhouse_core::decode::time;
 
-/// Where a rejected record stands: what names a row of `rejected_events`.
+/// The origin of a rejected record, which identifies a row of `rejected_events`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {
     /// The row's `source`: `topic/partition@topic_id`.
@@ -51,7 +51,7 @@ impl FromStr for Origin {
 }
 
 impl Origin {
-    /// Topic and partition; `None` where the source is not written as this program writes it.
+    /// Returns topic and partition; `None` where the source is not in the form that this program writes.
     pub fn topic_and_partition(&self) -> Option<(&str, i32)> {
         let (topic, rest) = self.source.rsplit_once('/')?;
         // A topic id has no slash, and neither has a topic's name.
@@ -62,13 +62,13 @@ impl Origin {
 /// A row of `rejected_events`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
-    /// Which.
+    /// The row's origin.
     pub origin: Origin,
     /// The record's timestamp in milliseconds since 1970, if it had one.
     pub timestamp_ms: Option<i64>,
-    /// Why it was rejected; a word of [`Reason::code`], of whichever version wrote the row.
+    /// The reason why it was rejected. It is a word of [`Reason::code`], of the version that wrote the row.
     pub reason: String,
-    /// What the decoder said.
+    /// The decoder's message.
     pub error: String,
     /// The record's key; empty where it had none.
     pub key: Bytes,
@@ -76,7 +76,8 @@ pub struct Rejected {
     pub payload: Option<Bytes>,
 }
 
-/// A moment, in milliseconds since 1970-01-01 UTC: written `2026-11-24` or `2026-11-24T06:30:00`, with an offset if it is not UTC.
+/// A moment, in milliseconds since 1970-01-01 UTC. It is written `2026-11-24` or `2026-11-24T06:30:00`, with an
+/// offset if it is not UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub i64);
 
@@ -107,22 +108,22 @@ impl FromStr for SourceName {
     }
 }
 
-/// Which rows; all where nothing is given.
+/// The condition on the rows; all rows match where nothing is given.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Rejected for one of these reasons.
+    /// Only rows that were rejected for one of these reasons.
     pub reasons: Vec<Reason>,
-    /// Of this source.
+    /// Only rows of this source.
     pub source: Option<SourceName>,
-    /// With a Kafka timestamp from this moment on.
+    /// Only rows with a Kafka timestamp from this moment on.
     pub since: Option<Moment>,
-    /// With a Kafka timestamp before this moment.
+    /// Only rows with a Kafka timestamp before this moment.
     pub until: Option<Moment>,
-    /// No more than so many.
+    /// Maximum number of rows.
     pub limit: Option<u64>,
 }
 
-/// The reason of a code.
+/// Returns the reason of a code.
 ///
 /// # Errors
 /// There is none of that name; the text lists them.
@@ -131,18 +132,18 @@ pub fn reason(code: &str) -> Result<Reason, String> {
     Reason::ALL.into_iter().find(|reason| reason.code() == code).ok_or_else(|| format!("{code:?} is none of {}", all()))
 }
 
-/// Why rejected records could not be looked at or replayed.
+/// The reason why rejected records could not be looked at or replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum RejectsError {
     /// ClickHouse cannot be asked.
     #[error(transparent)]
     ClickHouse(#[from] ClickHouseError),
-    /// No such row.
+    /// There is no such row.
     #[error(
         "rejected_events has no row of {0}. Rows are kept for 30 days, or as long as `migrate --rejected-ttl-days` says; `tallyhouse rejects list` shows which there are"
     )]
     NoRow(Origin),
-    /// More than one topic id.
+    /// The name matches more than one topic id.
     #[error("there are several of that name, of topics that were deleted and made again. Name one: {}", .0.join(", "))]
     Several(Vec<String>),
     /// Kafka refuses or is away.
@@ -163,7 +164,7 @@ pub enum RejectsError {
          is not replayed again"
     )]
     Fenced,
-    /// Whether the last transaction was committed is not known.
+    /// It is not known if the last transaction was committed.
     #[error(
         "it is not known whether the last transaction was committed: {0}. Run it again: what was committed is found in the \
          ledger and not replayed again"

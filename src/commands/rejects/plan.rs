@@ -1,4 +1,4 @@
-//! Which rows may be replayed, and under which timestamp. Pure.
+//! Decides which rows may be replayed, and under which timestamp. Pure.
 
 use super::{Origin, Rejected};
 use bytes::Bytes;
@@ -6,46 +6,46 @@ use std::collections::HashMap;
 use tallyhouse_core::decode::reject::Rejection;
 use tallyhouse_core::decode::{TimeBounds, decode};
 
-/// The event topic, as far as a replay into it must know it.
+/// The facts about the event topic that a replay into it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
-    /// Its name.
+    /// Name of the event topic.
     pub topic: String,
     /// Number of its partitions.
     pub partitions: i32,
     /// Number of replicas of each.
     pub replicas: i32,
-    /// How long it keeps records; `None` for ever.
+    /// Time for which it keeps records, in ms; `None` if it keeps them permanently.
     pub retention_ms: Option<i64>,
-    /// The broker puts its own timestamp on each record.
+    /// True if the broker puts its own timestamp on each record.
     pub append_time: bool,
-    /// Records are removed by key.
+    /// True if records are removed by key.
     pub compacted: bool,
 }
 
 /// A row with the value to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
-    /// The row.
+    /// The rejected row.
     pub row: Rejected,
-    /// The value.
+    /// The value to replay; `None` for a tombstone.
     pub payload: Option<Bytes>,
 }
 
 impl Candidate {
-    /// Its value is another one than the row's.
+    /// True if its value differs from the row's.
     pub fn is_fixed(&self) -> bool {
         self.payload != self.row.payload
     }
 
-    /// Bytes of its record.
+    /// Returns the size of its record in bytes.
     pub fn bytes(&self) -> usize {
         self.payload.as_ref().map_or(0, Bytes::len) + self.row.key.len() + self.row.origin.source.len()
     }
 }
 
 impl Target {
-    /// From the topic's settings, as the brokers name them.
+    /// Reads the topic's settings, with the names that the brokers use.
     pub fn new(topic: &str, partitions: i32, replicas: i32, settings: &HashMap<String, String>) -> Target {
         let setting = |name: &str| settings.get(name).map(String::as_str);
         Target {
@@ -58,7 +58,7 @@ impl Target {
         }
     }
 
-    /// What should be known before anything is replayed into it.
+    /// Returns the facts to know before anything is replayed into it.
     pub fn remarks(&self) -> Vec<String> {
         let Target { topic, .. } = self;
         let append_time = format!(
@@ -72,21 +72,25 @@ impl Target {
         all.into_iter().filter(|(applies, _)| *applies).map(|(_, remark)| remark).collect()
     }
 
-    /// The new record's timestamp: the row's own, unless the topic's retention could take the record away before it is consumed, as
-    /// a log's old end can be all that is in a segment. Then, and where there is none, the time of the replay.
+    /// Returns the new record's timestamp: normally the row's own. Where the row has none, it is the time of the
+    /// replay.
+    ///
+    /// It is also the time of the replay if the topic's retention could remove the record before it is consumed: a
+    /// segment may hold only a log's old end.
     pub fn timestamp_ms(&self, row: &Rejected, now_ms: i64) -> i64 {
         let is_young = |time: &i64| self.retention_ms.is_none_or(|kept_ms| now_ms - time < kept_ms / 2);
         row.timestamp_ms.filter(|time| !self.append_time && is_young(time)).unwrap_or(now_ms)
     }
 
-    /// The partition of the new record: the origin's; by the key where the topic has no such partition any more.
+    /// Returns the partition of the new record: the origin's. It is `None`, and the key decides, where the topic has
+    /// no such partition any more.
     pub fn partition(&self, origin: &Origin) -> Option<i32> {
         let (_, partition) = origin.topic_and_partition()?;
         (0..self.partitions).contains(&partition).then_some(partition)
     }
 }
 
-/// Whether this version takes the value for an event: under the row's own timestamp, and under the one that it will have.
+/// Checks that this version takes the value for an event, under the row's own timestamp and under its new one.
 pub(super) fn judge(candidate: &Candidate, timestamp_ms: i64, bounds: &TimeBounds) -> Result<(), Rejection> {
     let payload = candidate.payload.as_deref();
     let own_ms = candidate.row.timestamp_ms.unwrap_or(timestamp_ms);
@@ -138,7 +142,7 @@ mod tests {
         assert_eq!((of("events/2@x"), of("events/3@x"), of("nonsense")), (Some(2), None, None));
     }
 
-    /// What was too far ahead of its record does not become right by waiting.
+    /// An event that was too far ahead of its record stays wrong, however long one waits.
     #[test]
     fn the_own_timestamp_judges_as_well() {
         let bounds = TimeBounds { past_seconds_max: 10 * 86_400, future_seconds_max: 86_400 };

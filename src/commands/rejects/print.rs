@@ -1,4 +1,4 @@
-//! Rejected records for people and for machines. Names in JSON are stable: names are added, never changed.
+//! Prints rejected records for people and for machines. Names in JSON are stable: names are added, never changed.
 
 use super::{Filter, Ledger, Rejected, RejectsError, Replayed, read};
 use crate::clickhouse::client::Client;
@@ -9,16 +9,16 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use tallyhouse_core::decode::{TimeBounds, decode};
 
-/// Characters of a payload in a table.
+/// Maximum number of characters of a payload in a table.
 const CELL_CHARS: usize = 60;
-/// Offsets that are asked for at once.
+/// Number of offsets in one question.
 const OFFSETS: usize = 5_000;
 
-/// Some rows.
+/// A list of rows.
 pub struct Listing {
-    /// The rows, with only the beginning of each payload, and its whole length.
+    /// The rows, each with only the beginning of its payload, and the payload's whole length.
     pub rows: Vec<(Rejected, u64)>,
-    /// What was replayed, or why that is not known.
+    /// The ledger of replays, or the reason why it is not known.
     pub ledger: Result<Ledger, RejectsError>,
 }
 
@@ -52,7 +52,7 @@ impl Listing {
         self.ledger.as_ref().ok()?.get(&row.origin)
     }
 
-    /// The JSON document, with a line end.
+    /// Returns the JSON document, with a line end.
     ///
     /// # Errors
     /// Never in practice: all keys are text.
@@ -70,13 +70,13 @@ impl Listing {
         json(listed.collect(), self.ledger.as_ref().err())
     }
 
-    /// The table for people.
+    /// Returns the table for people.
     pub fn table(&self) -> String {
         if self.rows.is_empty() {
             return "no rejected records\n".to_owned();
         }
         let mut rows = table::new(&["source", "offset", "kafka timestamp", "reason", "error", "payload", "replayed"]);
-        // A source cut in two cannot be copied: the table is as wide as it is.
+        // A source cut in two cannot be copied, so the table is as wide as its longest source.
         rows.set_content_arrangement(ContentArrangement::Disabled);
         for (row, payload_bytes) in &self.rows {
             rows.add_row([
@@ -105,7 +105,7 @@ fn unknown_replays(error: Option<&RejectsError>) -> String {
     error.map_or_else(String::new, |error| format!("\nWhat was replayed is not known: {error}\n"))
 }
 
-/// Text from outside on one line, without anything that moves a cursor or turns the direction of writing.
+/// Returns text from outside on one line, without characters that move a cursor or turn the direction of writing.
 fn one_line(bytes: &[u8], chars_max: usize) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut line: String =
@@ -119,17 +119,17 @@ fn one_line(bytes: &[u8], chars_max: usize) -> String {
 /// The rows of one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Count {
-    /// The reason.
+    /// The reason of these rows.
     pub reason: String,
-    /// How many.
+    /// Number of rows.
     pub rows: u64,
-    /// Of these, how many were replayed; `None` where that is not known.
+    /// Number of these rows that were replayed; `None` where that is not known.
     pub replayed: Option<u64>,
-    /// Of how many sources.
+    /// Number of their sources.
     pub sources: u64,
     /// Earliest Kafka timestamp, in milliseconds since 1970.
     pub first_ms: i64,
-    /// Latest Kafka timestamp.
+    /// Latest Kafka timestamp, in milliseconds since 1970.
     pub last_ms: i64,
 }
 
@@ -140,7 +140,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Counts the rows of a filter, and what of them was replayed.
+    /// Counts the rows of a filter, and how many of them were replayed.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].
@@ -169,7 +169,7 @@ impl Counts {
         Ok(Counts { counts, error: None })
     }
 
-    /// The JSON document, with a line end.
+    /// Returns the JSON document, with a line end.
     ///
     /// # Errors
     /// Never in practice: all keys are text.
@@ -177,7 +177,7 @@ impl Counts {
         json(self.counts, self.error.as_ref())
     }
 
-    /// The table for people.
+    /// Returns the table for people.
     pub fn table(&self) -> String {
         if self.counts.is_empty() {
             return "no rejected records\n".to_owned();
@@ -198,18 +198,18 @@ impl Counts {
     }
 }
 
-/// One row, with what this version makes of it.
+/// One row, with this version's judgement of it.
 pub struct Shown {
-    /// The row.
+    /// The rejected row.
     pub row: Rejected,
-    /// Which event times are believed.
+    /// The bounds of event times that Tallyhouse accepts.
     pub bounds: TimeBounds,
-    /// What was replayed, or why that is not known.
+    /// The ledger of replays, or the reason why it is not known.
     pub ledger: Result<Ledger, RejectsError>,
 }
 
 impl Shown {
-    /// Everything about it, with its exact bytes.
+    /// Returns everything about the row, with its exact bytes.
     pub fn text(&self) -> String {
         let Rejected { origin, timestamp_ms, reason, error, key, payload } = &self.row;
         let judged = match decode(payload.as_deref(), *timestamp_ms, &self.bounds) {
@@ -250,7 +250,7 @@ impl Shown {
     }
 }
 
-/// Bytes as `hexdump -C` prints them.
+/// Returns bytes in the form of `hexdump -C`.
 fn dump(bytes: &[u8]) -> String {
     let mut text = String::new();
     for (row, bytes) in bytes.chunks(16).enumerate() {

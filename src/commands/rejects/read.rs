@@ -1,4 +1,5 @@
-//! Rows of `rejected_events`. Must never hold more of them than a page, which is as large as the memory that it takes.
+//! Reads rows of `rejected_events`. Must never hold more than a page of them. A page is limited by the memory that it
+//! takes.
 
 use super::{Count, Filter, Origin, Rejected, RejectsError, SourceName};
 use crate::clickhouse::client::{Client, Statement};
@@ -12,13 +13,13 @@ const COLUMNS: &str = "toString(source) AS source_name, source_offset, toUnixTim
                        toString(reason) AS reason_code, error, key, payload, length(payload) AS whole_bytes";
 const ORDER: &str = "source, source_offset";
 
-/// Bytes that a page of rows should take.
+/// Intended size of a page of rows, in bytes.
 const PAGE_BYTES: u64 = 16 << 20;
 const PAGE_ROWS_MIN: u64 = 16;
 const PAGE_ROWS_MAX: u64 = 10_000;
 const PAGE_ROWS_FIRST: u64 = 256;
 
-/// Bytes of the payload that a listing shows.
+/// Number of bytes of the payload that a listing shows.
 const EXCERPT_BYTES: u32 = 200;
 
 #[derive(Row, Deserialize)]
@@ -30,7 +31,7 @@ struct Found {
     error: String,
     key: Bytes,
     payload: Bytes,
-    /// Of the payload, also where only its beginning was asked for.
+    /// Length of the payload in bytes, also where only its beginning was asked for.
     whole_bytes: u64,
 }
 
@@ -38,7 +39,7 @@ impl From<Found> for Rejected {
     fn from(found: Found) -> Rejected {
         Rejected {
             origin: Origin { source: found.source_name, offset: found.source_offset },
-            // The table has no other way to say that there was none.
+            // The table can only say with 0 that there was none.
             timestamp_ms: Some(found.timestamp_ms).filter(|&time| time != 0),
             payload: Some(found.payload).filter(|_| found.reason_code != Reason::Tombstone.code()),
             reason: found.reason_code,
@@ -48,7 +49,7 @@ impl From<Found> for Rejected {
     }
 }
 
-/// A value that is bound.
+/// A value that is bound to a query.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 enum Value {
@@ -122,13 +123,13 @@ pub struct Pages<'c> {
 }
 
 impl Pages<'_> {
-    /// Before the first page.
+    /// Starts before the first page.
     pub fn new(client: &Client, filter: Filter) -> Pages<'_> {
         let left = filter.limit.unwrap_or(u64::MAX);
         Pages { client, filter, left, rows: PAGE_ROWS_FIRST, last: None }
     }
 
-    /// The next page; empty after the last.
+    /// Returns the next page; it is empty after the last.
     ///
     /// # Errors
     /// Any of [`ClickHouseError`].
@@ -159,7 +160,8 @@ fn bytes_of(row: &Rejected) -> u64 {
     (row.origin.source.len() + row.reason.len() + row.error.len() + row.key.len() + payload) as u64
 }
 
-/// The rows with the newest Kafka timestamps and, of each payload, only its beginning; with its whole length.
+/// Returns the rows with the newest Kafka timestamps. Each has only the beginning of its payload, and the payload's
+/// whole length.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -181,10 +183,11 @@ pub async fn newest(client: &Client, filter: &Filter) -> Result<Vec<(Rejected, u
     Ok(found.into_iter().map(row).collect())
 }
 
-/// One row, whole.
+/// Returns one row, whole.
 ///
 /// # Errors
-/// Any of [`ClickHouseError`]; [`RejectsError::NoRow`]; [`RejectsError::Several`] where the source is named without a topic id.
+/// Any of [`ClickHouseError`]; [`RejectsError::NoRow`]; [`RejectsError::Several`] where the source is named without a
+/// topic id.
 pub async fn one(client: &Client, source: SourceName, offset: u64) -> Result<Rejected, RejectsError> {
     let origin = Origin { source: source.0.clone(), offset };
     let mut condition = Condition::of(&Filter { source: Some(source), ..Filter::default() });
@@ -198,7 +201,7 @@ pub async fn one(client: &Client, source: SourceName, offset: u64) -> Result<Rej
     }
 }
 
-/// The rows of these origins that exist.
+/// Returns the rows of these origins that exist.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -219,7 +222,7 @@ fn by_source<'a>(origins: impl Iterator<Item = (&'a str, u64)>) -> Vec<(&'a str,
     sources.into_iter().collect()
 }
 
-/// How many rows each reason has, the most frequent first.
+/// Returns the number of rows of each reason, the most frequent first.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -251,7 +254,7 @@ pub async fn counts(client: &Client, filter: &Filter) -> Result<Vec<Count>, Clic
     Ok(found.into_iter().map(count).collect())
 }
 
-/// How many of these rows each reason has.
+/// Returns the number of these rows of each reason.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].

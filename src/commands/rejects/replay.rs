@@ -1,14 +1,16 @@
-//! `tallyhouse rejects replay`: rejected records back into the event topic, each row once.
+//! `tallyhouse rejects replay`: puts rejected records back into the event topic, each row once.
 //!
 //! ```text
 //! fence earlier replays ─► sign the ledger ─► read it up to the signature
 //!        ─► transaction [ events, then a note in the ledger for each ] ─► commit ─► next transaction …
 //! ```
 //!
-//! Kafka's transactions alone make it exact. All replays into a topic have one transactional id: a new one shuts out the one before
-//! and has its open transaction aborted, so that whatever it committed stands in the ledger before the signature. A row that the
-//! ledger names is left out. An event and its note are committed together, and members read only what is committed: cut
-//! anywhere, a transaction counts nothing. Must never send an event outside of a transaction, nor without its note.
+//! Kafka's transactions alone make it exact. All replays into a topic have one transactional id. A new replay shuts
+//! out the one before it and has its open transaction aborted. So everything that the earlier one committed stands in
+//! the ledger before the signature. A row that the ledger names is left out.
+//!
+//! An event and its note are committed together, and members read only committed records. A transaction that is cut
+//! short anywhere counts nothing. Must never send an event outside of a transaction, nor without its note.
 
 use super::candidates::Rows;
 use super::ledger::{SIGNATURE, Until};
@@ -32,16 +34,16 @@ use std::time::{Duration, Instant};
 use tallyhouse_core::decode::TimeBounds;
 use tokio_util::sync::CancellationToken;
 
-/// Header that names the row of a replayed record, as `source:offset`.
+/// Header with the origin of a replayed record's row, as `source:offset`.
 pub const ORIGIN: &str = "tallyhouse-origin";
-/// Header with the first record's timestamp in milliseconds, where the new one has another.
+/// Header with the first record's timestamp in milliseconds, where the new record has another.
 pub const ORIGIN_TIMESTAMP: &str = "tallyhouse-origin-timestamp";
 
-/// What one transaction holds at most. While it is open, members read nothing after it.
+/// Maximum number of records of one transaction. While it is open, members read nothing after it.
 const TRANSACTION_RECORDS: usize = 500;
 const TRANSACTION_BYTES: usize = 8 << 20;
 
-/// Refused rows that are named.
+/// Maximum number of refused rows that the output names.
 const NAMED: usize = 5;
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -52,37 +54,37 @@ const ALLOW_DESCRIBE: &str = "Check that the brokers run, and allow this user De
 const ALLOW_CREATE: &str = "Allow this user to create the topic of kafka.topics.replays, or make it: one partition, \
                             cleanup.policy=compact";
 
-/// What is to be replayed.
+/// The options of a replay.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Which rows, with their own bytes; with `from` not looked at.
+    /// The rows to replay, with their own bytes. It is not looked at where `from` is given.
     pub filter: Filter,
-    /// Lines of an export to take the bytes from; `-` for standard input.
+    /// File with lines of an export to take the bytes from; `-` is standard input.
     pub from: Option<PathBuf>,
-    /// Say what would be done, and do nothing.
+    /// True if the replay only prints its plan, and changes nothing.
     pub dry_run: bool,
 }
 
-/// What a replay came to.
+/// The result of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// Nothing was done; `replayed` is what would be.
+    /// True if nothing was done; `replayed` is then the number that would be replayed.
     pub dry_run: bool,
-    /// Ended before it was through, by a signal.
+    /// True if a signal ended it early.
     pub stopped: bool,
-    /// Rows that are in the event topic now.
+    /// Number of rows that are in the event topic now.
     pub replayed: u64,
-    /// Of these, how many with other bytes than the row's.
+    /// Number of these rows with other bytes than the row's.
     pub fixed: u64,
-    /// Rows that had been replayed before.
+    /// Number of rows that had been replayed before.
     pub already_replayed: u64,
-    /// Rows that this version would reject again, and that were left out.
+    /// Number of rows that were left out, as this version would reject them again.
     pub refused: u64,
-    /// Rows of other topics, which were left out.
+    /// Number of rows of other topics, which were left out.
     pub of_other_topics: u64,
-    /// Lines whose row does not exist.
+    /// Number of lines whose row does not exist.
     pub without_row: u64,
-    /// Committed transactions.
+    /// Number of committed transactions.
     pub transactions: u64,
 }
 
@@ -109,10 +111,10 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Replays. `say` is told what happens, for people.
+/// Replays the rows. `say` receives each step, for people.
 ///
 /// # Errors
-/// Any of [`RejectsError`]. What was committed before counts, and the ledger knows it.
+/// Any of [`RejectsError`]. Transactions that were committed before it count, and the ledger has them.
 pub async fn run(
     config: &Config,
     client: &Client,
@@ -163,7 +165,7 @@ pub async fn run(
     Ok(replay.summary)
 }
 
-/// The ledger as it is now, for looking only. Empty where there is none.
+/// Returns the ledger as it is now, for looking only. It is empty where there is none.
 ///
 /// # Errors
 /// Any of [`RejectsError`].
@@ -181,7 +183,7 @@ async fn read_ledger(config: &Config, until: Until) -> Result<Ledger, RejectsErr
     read.unwrap_or_else(|_| Err(kafka("the ledger of replays cannot be read", KafkaError::Canceled, CHECK_BROKERS)))
 }
 
-/// A topic's settings; `None` where it does not exist.
+/// Returns a topic's settings; `None` where it does not exist.
 async fn settings_of(config: &Config, topic: &str) -> KafkaResult<Option<HashMap<String, String>>> {
     let (config, topic) = (config.clone(), topic.to_owned());
     blocking(move || {
@@ -211,7 +213,7 @@ async fn target(config: &Config) -> Result<Target, RejectsError> {
     Ok(Target::new(&topic, number(partitions), number(replicas), &described))
 }
 
-/// Makes the ledger's topic where it is missing, and refuses one that could forget.
+/// Makes the ledger's topic where it is missing, and refuses a topic that could lose records.
 async fn make_ledger(config: &Config, target: &Target, say: &(dyn Fn(&str) + Sync)) -> Result<(), RejectsError> {
     let topic = config.kafka.topics.replays();
     let describe = async || {
@@ -263,10 +265,10 @@ struct Replay<'s> {
     ledger_topic: String,
     bounds: TimeBounds,
     target: Target,
-    /// `None` in a dry run.
+    /// The transactions; `None` in a dry run.
     transactions: Option<Transactions>,
     ledger: Ledger,
-    /// For the next transaction, each with its new timestamp.
+    /// The rows of the next transaction, each with its new timestamp.
     pending: Vec<(Candidate, i64)>,
     pending_bytes: usize,
     pending_origins: HashSet<Origin>,
@@ -313,7 +315,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// One transaction with all that is pending.
+    /// Commits one transaction with all pending rows.
     async fn commit(&mut self) -> Result<(), RejectsError> {
         let pending = std::mem::take(&mut self.pending);
         self.pending_bytes = 0;
@@ -338,7 +340,7 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// The events, then their notes, which say where the events are.
+    /// Sends the events, then their notes, which name the places of the events.
     async fn send(&mut self, producer: &Producer, pending: &[(Candidate, i64)]) -> KafkaResult<()> {
         let mut sending = producer.sending();
         for (Candidate { row, payload }, timestamp_ms) in pending {
@@ -373,7 +375,7 @@ impl Replay<'_> {
                 headers: &[],
             };
             sending.send(&note).await?;
-            // Known before it is committed: if that fails, this replay ends.
+            // The ledger in memory knows it before the commit. If the commit fails, this replay ends.
             self.ledger.note(origin, replayed);
         }
         sending.finish().await.into_iter().collect::<KafkaResult<Vec<_>>>()?;

@@ -1,4 +1,5 @@
-//! The transactions of a replay: one producer for each event topic at a time, whatever others still believe.
+//! The transactions of a replay. Each event topic has one producer at a time, even if earlier ones still believe they
+//! may write.
 //!
 //! Must never say "committed" without the broker's word, nor "not committed" where that is not known.
 
@@ -9,9 +10,10 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use std::time::{Duration, Instant};
 
-/// When the broker aborts a transaction whose replay has died; until then members wait, unless another replay begins.
+/// Time after which the broker aborts a transaction whose replay has died. Until then members wait, unless another
+/// replay begins.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long starting, committing and aborting may take.
+/// Time limit of each start, commit and abort.
 const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for one answer from Kafka.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,7 +25,7 @@ const ALLOW_WRITE: &str = "Check that the brokers run, and allow this user to wr
 #[derive(Clone)]
 pub(super) struct Transactions(Producer);
 
-/// A blocking call, on a thread for such.
+/// Runs a blocking call on a thread for such calls.
 pub(super) async fn blocking<T: Send + 'static>(
     call: impl FnOnce() -> KafkaResult<T> + Send + 'static,
 ) -> KafkaResult<T> {
@@ -31,7 +33,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 impl Transactions {
-    /// Shuts out every earlier replay into the event topic, and waits until what it had under way is decided.
+    /// Shuts out every earlier replay into the event topic, and waits until its open transaction is decided.
     ///
     /// # Errors
     /// Kafka does not answer in time, or a right is missing.
@@ -46,7 +48,7 @@ impl Transactions {
         Ok(Transactions(producer))
     }
 
-    /// To send with, between `begin` and `commit`.
+    /// Returns the producer, to send with between `begin` and `commit`.
     pub fn producer(&self) -> &Producer {
         &self.0
     }
@@ -60,7 +62,7 @@ impl Transactions {
         blocking(move || beginning.inner.begin_transaction()).await.map_err(|error| self.sort(error))
     }
 
-    /// Commits it. What was sent must be acknowledged.
+    /// Commits the transaction. Everything that was sent must be acknowledged.
     ///
     /// # Errors
     /// [`RejectsError::Aborted`] where it is known not to be committed; else [`RejectsError::Fenced`] or
@@ -87,7 +89,7 @@ impl Transactions {
         }
     }
 
-    /// Gives the transaction up, and says why in the end.
+    /// Aborts the transaction, and returns the error with its cause.
     pub async fn abort(&self, why: KafkaError) -> RejectsError {
         let aborting = self.0.clone();
         // Where this fails as well, the broker aborts it by itself, or the next replay has it aborted.

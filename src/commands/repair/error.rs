@@ -1,10 +1,10 @@
-//! Why a repair was not done.
+//! Reasons why a repair was not done.
 
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::SchemaProblem;
 use crate::commands::audit::AuditError;
 
-/// Why a repair was not done.
+/// The reason why a repair was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
     /// A server could not be asked.
@@ -19,7 +19,7 @@ pub enum RepairError {
     /// It would lose counts, or double them.
     #[error("nothing was changed: {0}")]
     Refused(String),
-    /// A signal came.
+    /// A signal ended the repair.
     #[error("interrupted; the month at hand was not changed")]
     Interrupted,
     /// After the swap the month is not what was staged.
@@ -35,11 +35,11 @@ pub enum RepairError {
         .first.as_ref().map_or(String::new(), |first| format!(". Before that: {first}"))
     )]
     FenceStands {
-        /// The constraint's name.
+        /// Name of the constraint that stands.
         fence: String,
-        /// Why it could not be taken down.
+        /// The reason why it could not be taken down.
         error: String,
-        /// What had failed before, if anything had.
+        /// The error that came before, if there was one.
         first: Option<Box<RepairError>>,
     },
 }

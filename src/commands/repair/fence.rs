@@ -1,4 +1,4 @@
-//! The constraint that keeps members from counting one month while it is swapped, and its removal.
+//! The constraint that keeps members from counting one month during its swap, and the removal of the constraint.
 
 use super::ProgressFn;
 use super::error::RepairError;
@@ -11,29 +11,29 @@ use tokio::sync::watch;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How much longer than `clickhouse.insert_timeout_ms` an insert is waited for.
+/// Time, beyond `clickhouse.insert_timeout_ms`, for which the repair waits for an insert.
 const DRAIN_MARGIN: Duration = Duration::from_secs(30);
 
-/// Longest time for taking the fence down, attempts and pauses together.
+/// Time limit for taking the fence down, attempts and pauses together.
 const DOWN_MAX: Duration = Duration::from_secs(60);
 const DOWN_RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Longest wait until the staging table is gone. It is only in the way.
+/// Longest wait until the staging table is gone. The table does no harm.
 const DROP_MAX: Duration = Duration::from_secs(30);
 
-/// The name of the fence that stands at the moment, for whoever ends the process.
+/// The name of the fence that stands at the moment, for the code that ends the process.
 #[derive(Clone, Debug, Default)]
 pub struct Standing(watch::Sender<Option<String>>);
 
 impl Standing {
-    /// The constraint that may stand on `daily`.
+    /// Returns the constraint that may stand on `daily`.
     pub fn fence(&self) -> Option<String> {
         self.0.borrow().clone()
     }
 
     /// Waits until no constraint stands.
     pub async fn is_down(&self) {
-        // The sender lives as long as this.
+        // The sender lives as long as this value.
         let _ = self.0.subscribe().wait_for(Option::is_none).await;
     }
 }
@@ -46,13 +46,13 @@ pub(super) struct Fence {
 }
 
 impl Fence {
-    /// The fence that goes with a staging table.
+    /// Makes the fence that belongs to a staging table.
     pub(super) fn new(staging: &Staging<'_>, standing: &Standing) -> Fence {
         let name = format!("tallyhouse_repair_{}", staging.id());
         Fence { name, month: staging.month(), standing: standing.clone() }
     }
 
-    /// The statements, in order.
+    /// Returns the statements, in order.
     pub(super) fn statements(&self) -> [String; 2] {
         [self.add(), drop_constraint(&self.name)]
     }
@@ -61,15 +61,15 @@ impl Fence {
         format!("ALTER TABLE daily ADD CONSTRAINT {} CHECK toYYYYMM(day) NOT IN ({})", self.name, self.month)
     }
 
-    /// From the return of this on, no insert into the month begins any more.
+    /// Puts the fence up. After its return no insert into the month begins any more.
     pub(super) async fn put_up(&self, client: &Client) -> Result<(), ClickHouseError> {
-        // Before it is sent: it may go up although the answer is lost.
+        // This comes before the statement: the fence may go up although the answer is lost.
         self.standing.0.send_replace(Some(self.name.clone()));
         client.query(&self.add()).execute().await
     }
 
-    /// Waits for the inserts that began before the fence was up. Whichever begins later is refused, so it does no harm to wait
-    /// for too many.
+    /// Waits for the inserts that began before the fence was up. A later insert is refused, so it does no harm to
+    /// wait for too many.
     pub(super) async fn drain(&self, client: &Client) -> Result<(), RepairError> {
         let running = "SELECT query_id FROM system.processes WHERE query_kind != 'Select' AND query_kind != 'Alter' \
                        AND position(query, 'daily') > 0 AND position(query, 'daily_repair_') = 0";
@@ -87,9 +87,10 @@ impl Fence {
     }
 }
 
-/// Takes down what a repair has put up, and passes its result on.
+/// Takes down the fence and the staging table, and passes the repair's result on.
 ///
-/// The fence goes first here, as our own swap has ended: otherwise the answer to it was lost, and it is waited for.
+/// The fence goes first here, as the repair's own swap has ended. Otherwise the answer to the swap was lost, and the
+/// repair waits for it.
 pub(super) async fn take_down(
     staging: &Staging<'_>,
     fence: &Fence,
@@ -105,7 +106,7 @@ pub(super) async fn take_down(
         fence.standing.0.send_replace(None);
         say("members go on");
     }
-    // A count that was interrupted may still use the table: ClickHouse drops it then after that.
+    // A count that was interrupted may still use the table. ClickHouse then drops it after that.
     let statement = staging.drop_table();
     let dropped = tokio::time::timeout(DROP_MAX, client.query(&statement).execute()).await;
     if dropped.is_err() {
@@ -140,7 +141,8 @@ async fn unfence(client: &Client, id: &str, name: &str) -> Result<(), String> {
     if is_down { Ok(()) } else { Err(reason) }
 }
 
-/// Takes down what interrupted repairs have left. One that still runs fails at its next step, without harm.
+/// Takes down the fences and tables of interrupted repairs. A repair that still runs fails at its next step, without
+/// harm.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`]; then run it again.
@@ -159,8 +161,8 @@ pub async fn clean(client: &Client, say: ProgressFn<'_>) -> Result<(), RepairErr
     Ok(())
 }
 
-/// Waits until neither the swap nor the making of the fence of the repair with this number runs any more. Whatever else it has begun
-/// touches its own table only.
+/// Waits until neither the swap nor the making of the fence of the repair with this number runs any more. The
+/// repair's other statements touch only its own table.
 async fn await_unused(client: &Client, id: &str) -> Result<(), ClickHouseError> {
     let sql = "SELECT count() FROM system.processes WHERE query_kind = 'Alter' AND position(query, ?) > 0";
     while client.query(sql).bind(id).scalar_u64().await? > 0 {

@@ -5,23 +5,31 @@
 //!                    (long, nobody waits)  └────────────── short: members cannot count this month ──────────┘
 //! ```
 //!
-//! **Why a fence.** The swap (`REPLACE PARTITION`) is atomic, but it replaces whatever is in the partition: counters that a member
-//! inserts between our count and our swap would be gone although the member was told that they are stored. ClickHouse has no
-//! conditional swap, and counters cannot be taken out of the rows again once they are merged. So for the short end of the work
-//! inserts into this month are refused, by a constraint on `daily` (`CHECK toYYYYMM(day) NOT IN (month)`). Tried on ClickHouse
-//! 26.7: it takes effect for every insert that begins after the ALTER has returned; a block with several months is refused whole, before
-//! anything of it is written; and an insert that was under way keeps the metadata it began with and still goes in, hence the
-//! drain: the inserts that `system.processes` shows after the ALTER are waited for. A refused insert is nothing special to a
-//! member: it asks the marks, finds its counters missing, and tries again with backoff until the fence is gone.
+//! **Why a fence.** The swap (`REPLACE PARTITION`) is atomic, but it replaces everything in the partition. A member
+//! may insert counters between the repair's count and its swap. They would be gone although ClickHouse confirmed them
+//! to the member. ClickHouse has no conditional swap. Once counters are merged into rows of `daily`, they cannot be
+//! taken out of these again.
 //!
-//! **What is counted.** Under the fence every batch of a source either is in this month's counters or will be put there by a member
-//! later. The border x is an offset that Kafka and the marks tell ([`counted_up_to`](tallyhouse_core::protocol::outlook::Position::counted_up_to)). Rows before x are complete (raw rows
-//! are written before counters), so counting them is exact, and `end_offset = x` says of them what it always says. Before the
-//! swap it is checked that no mark falls: a lower one would make a member count twice.
+//! So for the short end of the work a constraint on `daily` (`CHECK toYYYYMM(day) NOT IN (month)`) refuses inserts
+//! into this month. Tried on ClickHouse 26.7:
 //!
-//! **When it is cut short.** Constraint and staging table have a number of their own in their names. `clean` (also the first step of each
-//! repair) drops the staging table first: whoever was using it cannot swap any more, even if it was only stopped and wakes
-//! up. Only then does it drop the constraint.
+//! - The constraint takes effect for every insert that begins after the ALTER has returned.
+//! - A block with several months is refused whole, before anything of it is written.
+//! - An insert that was under way keeps the metadata it began with and still goes in.
+//!
+//! Hence the drain: the repair waits for the inserts that `system.processes` shows after the ALTER. A member handles
+//! a refused insert as any other. It asks the marks, finds its counters missing, and tries again with backoff until
+//! the fence is gone.
+//!
+//! **The rows that are counted.** Under the fence every batch of a source either is in this month's counters, or a
+//! member will put it there later. The border x is an offset from Kafka and the marks
+//! ([`counted_up_to`](tallyhouse_core::protocol::outlook::Position::counted_up_to)). Rows before x are complete (raw
+//! rows are written before counters), so counting them is exact. `end_offset = x` then has its usual meaning for
+//! them. Before the swap the repair checks that no mark falls: a lower mark would make a member count twice.
+//!
+//! **An interrupted repair.** Constraint and staging table have a number of their own in their names. `clean` (also
+//! the first step of each repair) drops the staging table first. A repair that used it cannot swap any more, even if
+//! it was only stopped and wakes up. Only then does `clean` drop the constraint.
 //!
 //! It must never swap without its fence standing, nor leave a fence behind without saying so.
 
@@ -50,38 +58,38 @@ use tallyhouse_core::days::{Month, Span};
 use tallyhouse_core::decode::event;
 use tokio_util::sync::CancellationToken;
 
-/// Differences that are printed per month.
+/// Maximum number of differences that are printed per month.
 const SHOWN_MAX: u64 = 20;
 
-/// What to repair.
+/// The options of a repair.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which months.
+    /// The months to count again.
     pub months: Vec<Month>,
-    /// Change nothing.
+    /// True if the repair only prints its plan, and changes nothing.
     pub dry_run: bool,
-    /// Go on although rows are gone or doubled: `daily` becomes what `email_events` has.
+    /// True if the repair goes on although rows are gone or doubled. `daily` then gets the counts of `email_events`.
     pub trust_rows: bool,
-    /// Nobody writes sources of other topics or topic ids any more, so their rows are counted to the last.
+    /// True if nobody writes sources of other topics or topic ids any more. Their rows are then counted to the last.
     pub others_closed: bool,
 }
 
-/// These ask a repair to end early, and tell what would stand if its process ended now.
+/// Asks a repair to end early, and knows the fence that would stand if its process ended now.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupts {
-    /// Asks for an end in order.
+    /// Token that asks for an end in order.
     pub stop: CancellationToken,
     /// The fence that stands.
     pub standing: Standing,
 }
 
-/// Told what is done, in lines for people.
+/// Receives each step of the repair, in lines for people.
 pub type ProgressFn<'a> = &'a (dyn Fn(&str) + Sync);
 
-/// Counts the months again; gives the number of counters that differ afterwards (with `dry_run`: now).
+/// Counts the months again. Returns the number of counters that differ afterwards (with `dry_run`: now).
 ///
 /// # Errors
-/// [`RepairError`]. Unless it says so itself, the month it happened at is as it was.
+/// [`RepairError`]. Unless the error says otherwise, the month at which it happened is unchanged.
 pub async fn daily(
     config: &Config,
     reader: &Reader,
@@ -160,7 +168,7 @@ async fn repair_month(
     Ok(left)
 }
 
-/// Does what a signal may interrupt, as nothing is begun that must be ended.
+/// Does work that a signal may interrupt, as the work begins nothing that must be ended.
 async fn unless<T>(
     stop: &CancellationToken,
     work: impl Future<Output = Result<T, RepairError>>,
@@ -171,7 +179,7 @@ async fn unless<T>(
     }
 }
 
-/// Gives a panic of `work` as an error, so that what was put up is taken down.
+/// Returns a panic of `work` as an error, so that the fence and the table are taken down.
 async fn caught<T>(work: impl Future<Output = Result<T, RepairError>>) -> Result<T, RepairError> {
     let mut work = pin!(work);
     poll_fn(|context| {
@@ -181,7 +189,8 @@ async fn caught<T>(work: impl Future<Output = Result<T, RepairError>>) -> Result
     .await
 }
 
-/// A row that is missing or doubled would be carried into `daily`, where the right count may still stand.
+/// Refuses a month with missing or doubled rows. They would be carried into `daily`, where the right count may still
+/// stand.
 async fn refuse_damaged_rows(reader: &Reader, month: Month) -> Result<(), RepairError> {
     let damaged = audit::rows(reader, &month.span(), 1).await?;
     let first = damaged.iter().flat_map(|outcome| &outcome.findings).find(|f| f.severity == Severity::Violation);
@@ -212,7 +221,7 @@ fn show(differences: &[Difference], all: u64, say: ProgressFn<'_>) {
     }
 }
 
-/// All that is done with the month, but for taking fence and staging table down.
+/// Does all steps for the month, except taking fence and staging table down.
 async fn rebuild(
     reader: &Reader,
     staging: &Staging<'_>,
@@ -228,7 +237,7 @@ async fn rebuild(
     failpoint::hit("repair_counted");
     say("members wait from here on");
     let fenced_at = Instant::now();
-    // Not to be interrupted: a request that was given up could still put it up after it was taken down.
+    // No signal may interrupt this. An abandoned request could still put the fence up after it was taken down.
     fence.put_up(reader.client()).await?;
     let counted = async {
         fence.drain(reader.client()).await?;
@@ -249,7 +258,7 @@ async fn rebuild(
     Ok(())
 }
 
-/// Up to where each source is counted in the month, from one reading of tables and Kafka.
+/// Returns the offset up to which each source is counted in the month, from one reading of tables and Kafka.
 async fn borders(reader: &Reader, staging: &Staging<'_>, options: &Options) -> Result<Borders, RepairError> {
     let positions = reader.positions().await?;
     if let Some(position) = positions.iter().find(|position| position.metadata().is_err()) {

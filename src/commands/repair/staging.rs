@@ -1,4 +1,4 @@
-//! The table a month is counted into before it takes the old counters' place.
+//! The table into which a month is counted before it replaces the old counters.
 
 use super::error::RepairError;
 use crate::clickhouse::client::Client;
@@ -27,17 +27,17 @@ pub(super) struct Found {
     pub(super) rows_end: u64,
 }
 
-/// Up to where each source is counted, exclusive.
+/// The offset up to which each source is counted, exclusive.
 #[derive(Clone, Debug)]
 pub(super) struct Borders {
     sources: Vec<String>,
     ends: Vec<u64>,
-    /// Sources whose mark is ahead of the committed offset: a member may still ask it.
+    /// Sources whose mark is ahead of the committed offset: a member may still ask for the mark.
     needed: Vec<String>,
 }
 
 impl Borders {
-    /// From pairs of source and end, and the sources whose mark a member may still ask.
+    /// Makes the borders from pairs of source and end, and from the sources whose mark a member may still ask for.
     pub(super) fn new(ends: Vec<(String, u64)>, needed: Vec<String>) -> Borders {
         let (sources, ends) = ends.into_iter().unzip();
         Borders { sources, ends, needed }
@@ -47,7 +47,7 @@ impl Borders {
         self.sources.iter().position(|name| name == source).map_or(0, |at| self.ends[at])
     }
 
-    /// Somebody has reset a committed offset meanwhile if a border has moved back.
+    /// Refuses a border that has moved back: somebody has reset a committed offset in the meantime.
     pub(super) fn check_not_before(&self, earlier: &Borders) -> Result<(), RepairError> {
         match earlier.sources.iter().find(|source| self.end(source) < earlier.end(source)) {
             None => Ok(()),
@@ -59,7 +59,7 @@ impl Borders {
 }
 
 impl<'a> Staging<'a> {
-    /// A staging table with a name of its own; it is not created yet.
+    /// Names a staging table of its own. It is not created yet.
     pub(super) fn new(client: &'a Client, month: Month) -> Staging<'a> {
         let id = format!("{:016x}", rand::random::<u64>());
         let table = format!("daily_repair_{id}");
@@ -78,7 +78,7 @@ impl<'a> Staging<'a> {
         self.month.number()
     }
 
-    /// The statements, in order, without the fence.
+    /// Returns the statements, in order, without the fence.
     pub(super) fn statements(&self) -> [String; 4] {
         [self.create_table(), self.insert(), self.replace(), self.drop_table()]
     }
@@ -107,12 +107,12 @@ impl<'a> Staging<'a> {
         )
     }
 
-    /// Makes the table; before the fence, as it copies the constraints of `daily`.
+    /// Makes the table. This comes before the fence, as the table copies the constraints of `daily`.
     pub(super) async fn create(&self) -> Result<(), ClickHouseError> {
         self.client.query(&self.create_table()).execute().await
     }
 
-    /// Every source with rows or counters in the month.
+    /// Returns every source with rows or counters in the month.
     pub(super) async fn sources(&self) -> Result<Vec<Found>, ClickHouseError> {
         let span = self.month.span();
         let sql = format!(
@@ -140,8 +140,8 @@ impl<'a> Staging<'a> {
         query.execute().await
     }
 
-    /// A mark that falls would make a member count again what is counted. Where rows are to be trusted, only the marks matter that
-    /// a member may still ask.
+    /// Refuses a mark that falls, which would make a member count the same rows again. Where rows are to be trusted,
+    /// only the marks matter that a member may still ask for.
     pub(super) async fn refuse_lower_marks(&self, borders: &Borders, trust_rows: bool) -> Result<(), RepairError> {
         let sql = format!(
             "SELECT toString(d.source) FROM (SELECT source, max(end_offset) AS mark FROM daily WHERE {} GROUP BY source) AS d \
@@ -164,12 +164,12 @@ impl<'a> Staging<'a> {
         Err(RepairError::Refused(why))
     }
 
-    /// Puts the counted month in the old one's place, all at once.
+    /// Replaces the old month with the counted one, in one step.
     pub(super) async fn swap(&self) -> Result<(), ClickHouseError> {
         self.client.query(&self.replace()).execute().await
     }
 
-    /// Whether the month is now what was counted.
+    /// Checks that the month is now what was counted.
     pub(super) async fn verify(&self) -> Result<(), RepairError> {
         let of = |table: &str, filter: &str| {
             format!(

@@ -1,7 +1,7 @@
-//! `tallyhouse report`: what came of the campaigns, from the view `campaign_daily`.
+//! `tallyhouse report`: prints the results of the campaigns, from the view `campaign_daily`.
 //!
-//! Must never put a value into SQL but by binding it, and must count as the view `campaign_report` does: a rate without a
-//! denominator is none, not 0.
+//! Must never put a value into SQL but by binding it, and must count as the view `campaign_report` does: a rate
+//! without a denominator is none, not 0.
 
 mod print;
 
@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use tallyhouse_core::days::Day;
 use uuid::Uuid;
 
-/// What the rates are, for `--help` and below the table. [`Rates::of`] and `sql/*/0002_views.sql` count so.
+/// The definitions of the rates, for `--help` and below the table. [`Rates::of`] and `sql/*/0002_views.sql` count so.
 pub const DENOMINATORS: &str = "\
 Open rate = opens / delivered. Click rate = clicks / delivered. Click-to-open rate = clicks / opens.
 Bounce rate = bounces / (delivered + bounces). Unsubscribe rate = unsubscribes / delivered.
 Opens and clicks are all opens and clicks, not distinct recipients: their rates can be above 100 %.";
 
-/// What to add up.
+/// The subject of a report's rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum By {
@@ -29,16 +29,16 @@ pub enum By {
     Day,
 }
 
-/// Which events count; all where nothing is given.
+/// The condition on the events; all events count where nothing is given.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Of this workspace.
+    /// Only events of this workspace.
     pub workspace: Option<Uuid>,
-    /// Of this campaign.
+    /// Only events of this campaign.
     pub campaign: Option<Uuid>,
-    /// From this UTC day on.
+    /// Only events from this UTC day on.
     pub since: Option<Day>,
-    /// Up to this UTC day, inclusive.
+    /// Only events up to this UTC day, inclusive.
     pub until: Option<Day>,
 }
 
@@ -71,34 +71,34 @@ pub struct Rates {
 /// One row of a report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Line {
-    /// Campaign; only by campaign.
+    /// The campaign; present only by campaign.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub campaign_id: Option<String>,
-    /// Its workspace; only by campaign.
+    /// The campaign's workspace; present only by campaign.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace_id: Option<String>,
     /// First day with an event; by day, the day.
     pub first_day: String,
     /// Last day with an event; by day, the day.
     pub last_day: String,
-    /// How many.
+    /// Its numbers of events.
     #[serde(flatten)]
     pub counts: Counts,
-    /// Which shares.
+    /// Its rates.
     #[serde(flatten)]
     pub rates: Rates,
 }
 
-/// What was found.
+/// The content of a report.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Where.
+    /// ClickHouse database.
     pub database: String,
-    /// Which events were counted.
+    /// The condition on the events that were counted.
     pub filter: Filter,
-    /// What a row stands for.
+    /// The subject of a row.
     pub by: By,
-    /// The rows.
+    /// The rows of the report.
     pub lines: Vec<Line>,
 }
 
@@ -128,7 +128,7 @@ impl Counts {
 }
 
 impl Rates {
-    /// The shares of these counts.
+    /// Returns the shares of these counts.
     pub fn of(counts: &Counts) -> Rates {
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         let &Counts { delivered, opens, clicks, bounces, unsubscribes } = counts;
@@ -143,13 +143,13 @@ impl Rates {
 }
 
 impl Report {
-    /// All rows together.
+    /// Returns the sum of all rows.
     pub fn total(&self) -> Counts {
         self.lines.iter().fold(Counts::default(), |sum, line| sum.plus(line.counts))
     }
 }
 
-/// Asks ClickHouse. All rows are held in memory: one per campaign or day.
+/// Reads the report from ClickHouse. It holds all rows in memory: one per campaign or day.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`]; `UnknownTable` where the views are not made yet.
@@ -173,7 +173,7 @@ pub async fn read(client: &Client, filter: Filter, by: By) -> Result<Report, Cli
     Ok(Report { database: client.database().to_owned(), filter, by, lines })
 }
 
-/// A condition with a `?` for each of the values.
+/// Returns a condition with a `?` for each of the values.
 fn condition(filter: &Filter) -> (String, Vec<String>) {
     let day = |day: &Option<Day>| day.as_ref().map(|day| day.text().to_owned());
     let parts = [

@@ -1,7 +1,7 @@
-//! A report as a table for people, CSV for spreadsheets and JSON for machines.
+//! Prints a report as a table for people, CSV for spreadsheets and JSON for machines.
 //!
-//! The names in CSV and JSON are stable: names are added, never changed. Every value is a number, a day or a UUID, so CSV needs no
-//! quotes.
+//! The names in CSV and JSON are stable: names are added, never changed. Every value is a number, a day or a UUID, so
+//! CSV needs no quotes.
 
 use super::{By, Counts, DENOMINATORS, Line, Rates, Report};
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
@@ -34,7 +34,7 @@ struct Total {
 }
 
 impl Report {
-    /// The JSON document, with a line end. Rates are shares, not percents, and null without a denominator.
+    /// Returns the JSON document, with a line end. Rates are shares, not percents, and null without a denominator.
     ///
     /// # Errors
     /// Never in practice: all keys are text.
@@ -54,7 +54,8 @@ impl Report {
         Ok(serde_json::to_string_pretty(&json)? + "\n")
     }
 
-    /// A header and a row for each line, without a total. Rates are shares, not percents, and empty without a denominator.
+    /// Returns a header and a row for each line, without a total. Rates are shares, not percents, and empty without a
+    /// denominator.
     pub fn csv(&self) -> String {
         let keys: &[&str] = match self.by {
             By::Campaign => &["campaign_id", "workspace_id", "first_day", "last_day"],
@@ -75,7 +76,7 @@ impl Report {
         text
     }
 
-    /// The table for people, with a total and what the rates are of.
+    /// Returns the table for people, with a total and the definitions of the rates.
     pub fn table(&self) -> String {
         let mut text = format!("database {}", self.database);
         let named = [
@@ -95,7 +96,7 @@ impl Report {
         text
     }
 
-    /// A workspace that was asked for is not repeated in each row.
+    /// Returns the table of the rows. It does not repeat in each row a workspace that was asked for.
     fn rows_table(&self) -> Table {
         let workspaces = self.by == By::Campaign && self.filter.workspace.is_none();
         let mut header = match self.by {
@@ -110,7 +111,7 @@ impl Report {
         header.extend(["open rate", "click rate", "click-to-open", "bounce rate", "unsubscribe rate"]);
         let mut table = Table::new();
         table.load_style(presets::ASCII_BORDERS_ONLY_CONDENSED);
-        // A UUID cut in two cannot be copied: the table is as wide as it is.
+        // A UUID cut in two cannot be copied, so the table is as wide as its content.
         table.set_content_arrangement(ContentArrangement::Disabled).set_header(header);
         for line in &self.lines {
             let mut cells = vec![Cell::new(line.campaign_id.as_ref().unwrap_or(&line.first_day))];

@@ -1,6 +1,7 @@
-//! A member's own words at its HTTP endpoint: `/readyz` for the causes, `/metrics` for the stopped partitions.
+//! Asks a member at its HTTP endpoint: `/readyz` for the causes, `/metrics` for the stopped partitions.
 //!
-//! Must never wait long for a member, nor take more of its answer than a member gives: whoever listens there may be somebody else.
+//! Must never wait long for a member, nor take more of its answer than a member gives: another program may listen
+//! there.
 
 use crate::commands::table;
 use crate::kafka::observer::ANSWER_TIMEOUT;
@@ -24,7 +25,7 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemberUrl(String);
 
-/// Why an address cannot be used.
+/// The reason why an address cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("give a member's admin address as http://host:port, without user, password or query")]
 pub struct NotAMember;
@@ -49,20 +50,20 @@ impl fmt::Display for MemberUrl {
 /// A member that was asked, and its answer. An `Err` is in words, for people.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// Its address.
+    /// URL of the member's endpoint.
     pub url: String,
-    /// Its answer.
+    /// The member's answer, or an error in words.
     pub answer: Result<MemberAnswer, String>,
 }
 
-/// A member's own words.
+/// The causes, the counts and the flush age that a member reports.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MemberAnswer {
-    /// Why it is not ready: reasons by cause, as in `/readyz`. None means ready.
+    /// The reasons why it is not ready, by cause, as in `/readyz`. None means ready.
     pub reasons: BTreeMap<String, String>,
     /// Number of its partitions that are stopped, by reason.
     pub stopped: BTreeMap<String, u64>,
-    /// The age at which it flushes.
+    /// The age of a batch at which the member flushes it.
     pub flush_age: Option<Duration>,
 }
 
@@ -71,14 +72,14 @@ struct Readiness {
     reasons: BTreeMap<String, String>,
 }
 
-/// Takes a cause in: it may be of one partition, and that may be stopped.
+/// The subject of a cause. It may concern one partition, and that partition may be stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// `partition N`: it is stopped.
+    /// `partition N`: the partition is stopped.
     Stopped(i32),
-    /// `partition N, step`: a step of it fails.
+    /// `partition N, step`: a step of the partition fails.
     Step(i32),
-    /// Of the member as a whole.
+    /// The cause concerns the member as a whole.
     Member,
 }
 
@@ -95,7 +96,7 @@ impl Cause {
     }
 }
 
-/// Asks members; connections are kept between looks.
+/// Asks members, and keeps connections between looks.
 #[derive(Clone, Debug)]
 pub struct Asker {
     client: Client<HttpConnector, Body>,
@@ -103,7 +104,7 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// For members that consume this topic.
+    /// Makes an asker for members that consume this topic.
     pub fn new(topic: &str) -> Asker {
         Asker { client: Client::builder(TokioExecutor::new()).build_http(), topic: topic.to_owned() }
     }
@@ -138,7 +139,7 @@ impl Asker {
 /// Reads both answers. `/readyz` has its body with either status.
 ///
 /// # Errors
-/// The answers are no member's, or of a member of another topic.
+/// The answers are not from a member, or they are from a member of another topic.
 pub fn read(readiness: &str, metrics: &str, topic: &str) -> Result<MemberAnswer, String> {
     let readiness: Readiness = serde_json::from_str(readiness)
         .map_err(|_| "something other than a member of Tallyhouse answers".to_owned())?;
@@ -151,7 +152,7 @@ pub fn read(readiness: &str, metrics: &str, topic: &str) -> Result<MemberAnswer,
     let stopped = samples(metrics, STOPPED).filter(|&(_, count)| count >= 1.0);
     let stopped = stopped.filter_map(|(labels, count)| Some((label(labels, "reason")?.to_owned(), count as u64)));
     let flush_age = samples(metrics, FLUSH_AGE).next();
-    // A problem is one line, whatever a server's own text in it is.
+    // A problem is one line, even if a server's own text in it has several.
     let one_line = |text: String| text.replace(table::is_odd, " ");
     Ok(MemberAnswer {
         reasons: readiness.reasons.into_iter().map(|(name, reason)| (one_line(name), one_line(reason))).collect(),
@@ -160,7 +161,7 @@ pub fn read(readiness: &str, metrics: &str, topic: &str) -> Result<MemberAnswer,
     })
 }
 
-/// The samples of one metric in Prometheus' text format: labels and value.
+/// Returns the samples of one metric in Prometheus' text format: labels and value.
 fn samples<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
     text.lines().filter_map(move |line| {
         let rest = line.strip_prefix(name)?;
@@ -170,12 +171,12 @@ fn samples<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = (&'a str, f
     })
 }
 
-/// The value of one label. Those of a member need no escapes.
+/// Returns the value of one label. The labels of a member need no escapes.
 fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     labels.split_once(&format!("{name}=\""))?.1.split_once('"').map(|(value, _)| value)
 }
 
-/// An error with what is behind it, which says more.
+/// Returns an error with its sources, which say more.
 fn describe_error(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut behind = error.source();

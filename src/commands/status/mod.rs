@@ -1,9 +1,10 @@
-//! `tallyhouse status`: who counts, how far each partition is, and what is wrong.
+//! `tallyhouse status`: shows the members, the position of each partition, and the problems.
 //!
 //! `progress.rs` compares looks that follow each other; `asked.rs` asks the members that are named for causes.
 //!
-//! Must never say that nothing is wrong beside a partition that stands still. Must never change anything, join the group, or give up
-//! as a whole because one of the servers is away: the status shows the other one, and names the cause.
+//! Must never say that nothing is wrong beside a partition that stands still. Must never change anything, join the
+//! group, or give up as a whole because one of the servers is away: the status shows the other one, and names the
+//! cause.
 
 mod asked;
 mod print;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use tallyhouse_core::protocol::outlook::Outlook;
 use tallyhouse_core::source::OffsetRange;
 
-/// What was seen in one look at both servers. An `Err` is in words, for people.
+/// The result of one look at both servers. An `Err` is in words, for people.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// `kafka.brokers`.
@@ -38,9 +39,9 @@ pub struct Status {
     pub topic: String,
     /// Consumer group.
     pub group_id: String,
-    /// Whether the dead-letter topic is there, if one is configured.
+    /// `Ok` if the dead-letter topic exists, or none is configured.
     pub dead_letter: Result<(), String>,
-    /// Whether ClickHouse answers and has the tables.
+    /// `Ok` if ClickHouse answers and has the tables.
     pub clickhouse: Result<(), String>,
     /// The group and its members.
     pub group: Result<Group, String>,
@@ -55,26 +56,26 @@ pub struct Status {
 /// One partition of the topic.
 #[derive(Clone, Debug)]
 pub struct Partition {
-    /// Its number.
+    /// Number of the partition.
     pub number: i32,
-    /// Where it stands.
+    /// Its position, or the reason why it is not known.
     pub seen: Result<Standing, String>,
 }
 
-/// Where a partition stands.
+/// The position of a partition.
 #[derive(Clone, Debug)]
 pub struct Standing {
     /// First offset in the log.
     pub start: u64,
-    /// One past the last offset in the log that can be read: records of an open transaction lie behind it.
+    /// One past the last offset in the log that can be read. Records of an open transaction lie behind it.
     pub end: u64,
     /// The group's committed offset, if there is one that can be read and is of this topic.
     pub committed: Option<u64>,
     /// The batch that is announced and not yet committed.
     pub intent: Option<OffsetRange>,
-    /// What `tallyhouse run` makes of it; `None` where that depends on ClickHouse, which was not asked.
+    /// The next action of `tallyhouse run`; `None` where that depends on ClickHouse, which was not asked.
     pub outlook: Option<Outlook>,
-    /// The records that open transactions hold back behind `end`; `None` where Kafka did not tell.
+    /// The records that open transactions hold back behind `end`; `None` where Kafka did not report them.
     pub held_back: Option<HeldBack>,
     /// Its moves between this command's looks.
     pub motion: Motion,
@@ -96,13 +97,13 @@ pub enum Code {
     NoMembers,
     /// A partition stops when a member takes it.
     PartitionStops,
-    /// A member says that a partition is stopped.
+    /// A member reports that a partition is stopped.
     PartitionStopped,
     /// Records wait, and neither the committed offset nor the announced batch has changed for too long.
     PartitionStandsStill,
     /// A transaction has been open for long, and the records behind it cannot be read.
     OpenTransaction,
-    /// A member says what keeps it from counting.
+    /// A member reports the cause that keeps it from counting.
     MemberNotReady,
     /// A member could not be asked.
     MemberUnknown,
@@ -112,19 +113,19 @@ pub enum Code {
     PartitionWithoutMember,
 }
 
-/// Something that is wrong.
+/// A problem that the status shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Which kind.
+    /// The kind of the problem.
     pub code: Code,
-    /// The partition, if it is about one.
+    /// The partition, if the problem concerns one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<i32>,
-    /// What is wrong, and what to do.
+    /// The problem, and its remedy.
     pub message: String,
 }
 
-/// How fast the log grows and how fast the group follows, from two looks.
+/// The speed of the log's growth and of the group, from two looks.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Rates {
     /// Records added to the log, per second.
@@ -136,25 +137,26 @@ pub struct Rates {
 }
 
 impl Standing {
-    /// Offsets of the log that are not committed; control records of transactions count as well.
+    /// Returns the number of offsets of the log that are not committed. Control records of transactions count as
+    /// well.
     pub fn lag(&self) -> u64 {
         self.end.saturating_sub(self.committed.unwrap_or(0).max(self.start))
     }
 
-    /// The records that an open transaction holds back, if one is open.
+    /// Returns the records that an open transaction holds back, if one is open.
     fn open_transaction(&self) -> Option<HeldBack> {
         self.held_back.filter(|held_back| held_back.offsets > 0)
     }
 }
 
 impl Status {
-    /// The partitions that could be asked for.
+    /// Returns the partitions that could be asked for.
     pub fn standings(&self) -> impl Iterator<Item = (i32, &Standing)> {
         let partitions = self.partitions.iter().flatten();
         partitions.filter_map(|partition| Some((partition.number, partition.seen.as_ref().ok()?)))
     }
 
-    /// Records that are not committed, of all partitions that could be asked for.
+    /// Returns the number of records that are not committed, of all partitions that could be asked for.
     pub fn lag(&self) -> u64 {
         self.standings().map(|(_, standing)| standing.lag()).sum()
     }
@@ -163,12 +165,12 @@ impl Status {
         self.group.as_ref().map_or(&[], |group| &group.members)
     }
 
-    /// Position in the list of members of the one that has the partition.
+    /// Returns the position in the list of members of the one that has the partition.
     pub fn holder(&self, partition: i32) -> Option<usize> {
         self.members().iter().position(|member| member.partitions.as_ref().is_some_and(|all| all.contains(&partition)))
     }
 
-    /// What is wrong, the most far-reaching first. Empty when all is well.
+    /// Returns the problems, the most far-reaching first. Empty when all is well.
     pub fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut add = |code, partition, message| problems.push(Problem { code, partition, message });
@@ -222,7 +224,7 @@ impl Status {
         problems
     }
 
-    /// Problems that a member tells of.
+    /// Returns the problems that a member reports.
     fn told(&self, member: &Asked) -> Vec<Problem> {
         let url = &member.url;
         let told = match &member.answer {
@@ -248,7 +250,7 @@ impl Status {
             Some(Problem { code, partition, message })
         };
         let mut problems: Vec<Problem> = told.reasons.iter().filter_map(problem).collect();
-        // Its metrics may be a moment younger than its causes.
+        // A member's metrics may be a moment younger than its causes.
         if !told.reasons.keys().any(|name| matches!(Cause::of(name), Cause::Stopped(_))) {
             problems.extend(told.stopped.iter().map(|(reason, count)| Problem {
                 code: Code::PartitionStopped,
@@ -259,7 +261,7 @@ impl Status {
         problems
     }
 
-    /// Why a partition stops when a member takes it, as members tell it.
+    /// Returns why a partition stops when a member takes it, in the words that members use.
     fn stops(&self, partition: i32) -> Option<String> {
         let standing = self.standings().find(|&(number, _)| number == partition)?.1;
         match &standing.outlook {
@@ -268,7 +270,7 @@ impl Status {
         }
     }
 
-    /// The time that a partition may take to commit or announce something while records wait.
+    /// Returns the time that a partition may take to commit or announce something while records wait.
     pub fn patience(&self, partition: i32) -> Duration {
         let all = || self.partitions.as_ref().map_or(0, Vec::len);
         let of_holder = self.holder(partition).and_then(|index| self.members()[index].partitions.as_ref());
@@ -282,7 +284,8 @@ impl Status {
         standing.progress(self.patience(number))
     }
 
-    /// Partitions that only a later look can judge, and after how long. None where the cause is known already.
+    /// Returns the partitions that only a later look can judge, each with the time until that look. It is empty where
+    /// the cause is already known.
     pub fn unjudged(&self) -> Vec<(i32, Duration)> {
         let is_explained = |standing: &Standing| matches!(standing.outlook, Some(Outlook::Stops(_)));
         let open = self.standings().filter(|(number, standing)| {
@@ -298,7 +301,7 @@ impl Status {
         self.group.as_ref().is_ok_and(|group| group.members.is_empty())
     }
 
-    /// In words, unless another problem of the partition says why.
+    /// Returns the problem in words, unless another problem of the partition says why it stands still.
     fn stands_still(&self, number: i32, standing: &Standing) -> Option<String> {
         let is_explained =
             matches!(standing.outlook, Some(Outlook::Stops(_))) || self.is_without_member(number) || self.has_nobody();
@@ -320,7 +323,8 @@ impl Status {
         ))
     }
 
-    /// Only where it is known: the group is stable, and every member's partitions are told.
+    /// True if no member has the partition. That is known only if the group is stable and every member's partitions
+    /// are reported.
     fn is_without_member(&self, partition: i32) -> bool {
         let settled = self.group.as_ref().is_ok_and(|group| group.state == GroupState::Stable);
         let told = self.members().iter().all(|member| member.partitions.is_some());
@@ -328,7 +332,7 @@ impl Status {
     }
 }
 
-/// In words, if a transaction has been open for too long.
+/// Returns the problem in words, if a transaction has been open for too long.
 fn long_transaction(number: i32, standing: &Standing) -> Option<String> {
     let held_back = standing.open_transaction()?;
     let (offsets, seconds) = (held_back.offsets, held_back.open_too_long()?.as_secs());
@@ -340,7 +344,7 @@ fn long_transaction(number: i32, standing: &Standing) -> Option<String> {
 }
 
 impl Rates {
-    /// `None` where the two looks have no partition in common, or no time lies between them.
+    /// Compares two looks. Returns `None` where they have no partition in common, or no time lies between them.
     pub fn between(earlier: &Status, later: &Status, elapsed: Duration) -> Option<Rates> {
         let before: BTreeMap<i32, &Standing> = earlier.standings().collect();
         let both: Vec<_> = later.standings().filter_map(|(number, now)| Some((before.get(&number)?, now))).collect();

@@ -1,7 +1,7 @@
-//! A status as a table for people and JSON for machines. Pure.
+//! Prints a status as a table for people and JSON for machines. Pure.
 //!
-//! The JSON's names are stable: names are added, never changed. What members and brokers say of themselves never reaches a
-//! terminal with its control characters.
+//! The JSON's names are stable: names are added, never changed. Texts of members and brokers never reach a terminal
+//! with their control characters.
 
 use super::{Asked, Problem, Progress, Rates, Standing, Status};
 use crate::commands::table;
@@ -57,7 +57,7 @@ struct JsonPartition<'a> {
     message: Option<String>,
     stop_reason: Option<&'static str>,
     stop_page: Option<String>,
-    /// Records behind `log_end` that open transactions hold back; `null` where Kafka did not tell.
+    /// Records behind `log_end` that open transactions hold back; `null` where Kafka did not report them.
     open_transaction_records: Option<u64>,
     /// Seconds since the first of these records.
     open_transaction_s: Option<f64>,
@@ -67,7 +67,8 @@ struct JsonPartition<'a> {
 }
 
 impl Status {
-    /// The JSON document, in one line where `compact`, with a line end. `null` is what could not be asked.
+    /// Returns the JSON document, in one line where `compact`, with a line end. `null` is a value that could not be
+    /// asked.
     ///
     /// # Errors
     /// Never in practice: all keys are text.
@@ -130,7 +131,8 @@ impl Status {
         }
     }
 
-    /// What is wrong, then the members, the partitions and the total; the rates where there were two looks.
+    /// Returns the problems, then the members, the partitions and the total. The rates follow where there were two
+    /// looks.
     pub fn table(&self, rates: Option<Rates>) -> String {
         let mut text = String::new();
         let problems = self.problems();
@@ -172,7 +174,7 @@ impl Status {
         table::printable(&text)
     }
 
-    /// Stands in the place of "nothing is wrong": that is not known.
+    /// Returns the text that replaces "nothing is wrong", because that is not known.
     fn unjudged_in_words(&self) -> Option<String> {
         let unjudged = self.unjudged();
         let longest = unjudged.iter().map(|(_, patience)| *patience).max()?.as_secs_f64().ceil();
@@ -183,7 +185,8 @@ impl Status {
         ))
     }
 
-    /// Also of transactions that are open for a moment: they are why records that were produced are not counted yet.
+    /// Describes open transactions, also those that are open only for a moment. They are the reason why produced
+    /// records are not counted yet.
     fn open_transactions_in_words(&self) -> Option<String> {
         let open: Vec<_> =
             self.standings().filter_map(|(number, standing)| Some((number, standing.open_transaction()?))).collect();
@@ -241,7 +244,7 @@ impl Status {
 
     fn standing_cells(&self, number: i32, standing: &Standing) -> [String; 7] {
         let dash = |value: Option<u64>| value.map_or("-".to_owned(), |value| value.to_string());
-        // MemberAnswer by its place in the table of members.
+        // Names the member by its place in the table of members.
         let member = match self.holder(number) {
             Some(index) => (index + 1).to_string(),
             None if self.members().iter().any(|member| member.partitions.is_none()) => "?".to_owned(),
@@ -308,7 +311,7 @@ fn describe_rates(rates: &Rates, lag: u64) -> String {
 }
 
 fn duration(seconds: f64) -> String {
-    // Beyond a year nobody waits.
+    // Nobody waits for longer than a year.
     let seconds = Duration::from_secs_f64(seconds.clamp(0.0, 31_536_000.0)).as_secs();
     match seconds {
         0..120 => format!("{seconds} s"),

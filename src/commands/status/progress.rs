@@ -1,7 +1,8 @@
-//! Looks that follow each other: which partitions move, and for how long one has not. Pure.
+//! Compares looks that follow each other: which partitions move, and for how long one has not. Pure.
 //!
-//! One look shows a lag, which a healthy partition has as well until its next flush. So a partition stands still only when records that
-//! can be read have waited for longer than a flush and [`GRACE`], and nothing was committed or announced in that time.
+//! One look shows a lag, which a healthy partition has as well until its next flush. A partition stands still only
+//! under two conditions. Records that can be read have waited for longer than a flush and [`GRACE`], and nothing was
+//! committed or announced in that time.
 
 use super::{Standing, Status};
 use serde::Serialize;
@@ -15,9 +16,9 @@ pub const GRACE: Duration = Duration::from_secs(10);
 /// The looks of one command at one partition, up to the last.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Motion {
-    /// For how long records have waited while neither the committed offset nor the announced batch changed.
+    /// Time for which records have waited while neither the committed offset nor the announced batch changed.
     pub unmoved: Duration,
-    /// An earlier look saw it move, or with nothing to do.
+    /// True if an earlier look saw it move, or with nothing to do.
     pub was_well: bool,
 }
 
@@ -27,16 +28,16 @@ pub struct Motion {
 pub enum Progress {
     /// Nothing waits.
     Idle,
-    /// Records wait, and it moved or had nothing to do within the time that it may take.
+    /// Records wait, and the partition moved or had nothing to do within the time that it may take.
     Moves,
     /// Records wait, and the looks do not lie far enough apart.
     NotJudged,
-    /// Records have waited for longer than it may take, and nothing was committed or announced.
+    /// Records have waited for longer than the partition may take, and nothing was committed or announced.
     StandsStill,
 }
 
 impl Standing {
-    /// Judges the partition, if it may take so long to move.
+    /// Judges the partition, if it may take this long to move.
     pub fn progress(&self, patience: Duration) -> Progress {
         let Motion { unmoved, was_well } = self.motion;
         match self.waits() {
@@ -47,7 +48,7 @@ impl Standing {
         }
     }
 
-    /// A member has something to do for the partition.
+    /// True if a member has something to do for the partition.
     fn waits(&self) -> bool {
         self.intent.is_some() || self.lag() > 0
     }
@@ -57,7 +58,7 @@ impl Standing {
 struct Entry {
     committed: Option<u64>,
     intent: Option<OffsetRange>,
-    /// Something waited when the time began.
+    /// True if something waited when the time began.
     waited: bool,
     since: Duration,
     motion: Motion,
@@ -68,8 +69,8 @@ struct Entry {
 pub struct History(BTreeMap<i32, Entry>);
 
 impl History {
-    /// Notes a look and gives each of its partitions its motion. Both times are since the command began. A partition was seen at some
-    /// moment between them, so that time is counted from a look's end to another's beginning.
+    /// Notes a look and gives each of its partitions its motion. Both times are since the command began. A partition
+    /// was seen at some moment between them, so that time is counted from a look's end to another's beginning.
     pub fn note(&mut self, status: &mut Status, begun: Duration, ended: Duration) {
         for partition in status.partitions.iter_mut().flatten() {
             let Ok(standing) = &mut partition.seen else { continue };
@@ -93,7 +94,8 @@ impl History {
 }
 
 impl Entry {
-    /// The time goes on. It begins anew when the partition has moved, and with the first record after nothing has waited.
+    /// True if the time goes on. It begins again when the partition has moved, and with the first record after
+    /// nothing has waited.
     fn goes_on(&self, standing: &Standing) -> bool {
         let unmoved = (self.committed, self.intent) == (standing.committed, standing.intent);
         unmoved && (self.waited || !standing.waits())

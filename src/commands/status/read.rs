@@ -21,13 +21,13 @@ use tallyhouse_core::protocol::marks::Progress;
 use tallyhouse_core::protocol::outlook::{Outlook, Position};
 use tallyhouse_core::source::Source;
 
-/// How long a look may go on asking for more partitions.
+/// Time after which a look asks for no more partitions.
 const LOOK_TIME: Duration = Duration::from_secs(20);
 
-/// Partitions are asked so often if they have moved.
+/// Time between two questions about the movement of partitions.
 const MOVED_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What is read of all partitions before ClickHouse is asked.
+/// The data of all partitions that is read before ClickHouse is asked.
 struct Logs {
     sources: Vec<Source>,
     views: Vec<Result<LogView, String>>,
@@ -36,7 +36,7 @@ struct Logs {
     dead_letter: Result<(), String>,
 }
 
-/// Connections to both servers and to members, and what earlier looks saw.
+/// Connections to both servers and to members, and the results of earlier looks.
 pub struct Watcher {
     started: Instant,
     history: History,
@@ -50,7 +50,8 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Prepares the connections; connects to nothing yet. `client` should have a short time limit. `members` are asked for causes.
+    /// Prepares the connections; connects to nothing yet. `client` should have a short time limit. `members` are
+    /// asked for causes.
     ///
     /// # Errors
     /// librdkafka refuses a property.
@@ -76,7 +77,8 @@ impl Watcher {
         Ok(Watcher { started, history, asker, members, observer, client, sink, empty, dead_letter })
     }
 
-    /// Looks at everything, and compares it with the looks before. What could not be asked is said in the status itself.
+    /// Looks at everything, and compares it with the looks before. The status itself names the servers that could not
+    /// be asked.
     pub async fn look(&mut self) -> Status {
         let begun = self.started.elapsed();
         let asked = self.members.iter().cloned().map(|url| {
@@ -93,7 +95,7 @@ impl Watcher {
         status
     }
 
-    /// Waits until each partition that only a later look can judge has moved, but not longer than this.
+    /// Waits until each partition that only a later look can judge has moved, but not longer than `within`.
     pub async fn await_movement(&self, status: &Status, within: Duration) {
         let deadline = tokio::time::Instant::now() + within;
         let unjudged: Vec<i32> = status.unjudged().into_iter().map(|(number, _)| number).collect();
@@ -105,7 +107,7 @@ impl Watcher {
             if next >= deadline {
                 return;
             }
-            // A partition that cannot be asked has not moved, as far as is known.
+            // A partition that cannot be asked counts as one that has not moved.
             let sources = |observer: &Observer| observer.sources().map_err(|error| error.to_string());
             let sources = self.blocking(sources).await.unwrap_or_default();
             let mut unmoved = Vec::with_capacity(waiting.len());
@@ -184,7 +186,8 @@ impl Watcher {
         self.blocking(read).await
     }
 
-    /// Asks the tables and then Kafka again, so that what is in the tables is in the log that they are compared with.
+    /// Asks the tables and then Kafka again, so that the rows in the tables are in the log with which they are
+    /// compared.
     async fn standing(
         &self,
         source: Source,
@@ -194,7 +197,7 @@ impl Watcher {
         let told = source.clone();
         let mut position = seen(source, log);
         let mut outlook = None;
-        // A stop is told only when a second look finds it as well: members go on while this looks.
+        // A stop is reported only when a second look finds it as well, because members go on during the look.
         for _ in 0..2 {
             if clickhouse.is_err() {
                 outlook = None;
@@ -219,7 +222,7 @@ impl Watcher {
         })
     }
 
-    /// `told`: the partition with the topic id that the brokers tell.
+    /// Asks the tables about a partition. `told` is the partition with the topic id that the brokers report.
     async fn ask(&self, position: &mut Position, told: &Source) -> Result<Result<(), ClickHouseError>, String> {
         let ids_of_rows = match position.log.committed {
             Some(_) => Vec::new(),
@@ -231,7 +234,7 @@ impl Watcher {
         position.log.ids_of_rows.clone_from(&ids_of_rows);
         position.source.topic_id = position.log.id_of_rows().unwrap_or_default();
         position.marked = Position::marked_by(&position.log);
-        // From where a member would ask: all the rows before are many.
+        // A member would ask from this offset as well, because the rows before it are many.
         let committed = position.committed().unwrap_or(0);
         let from = position.marked.map_or(committed, |marked| committed.min(marked.saturating_sub(1)));
         position.progress = match self.sink.progress(from, &position.source).await {
@@ -260,7 +263,7 @@ impl Watcher {
     }
 }
 
-/// A partition as Kafka tells it.
+/// Makes the position of a partition from Kafka's answer.
 fn seen(source: Source, log: LogView) -> Position {
     Position { source, progress: Progress::default(), log, first_stored: None, marks: None, marked: None }
 }

@@ -1,4 +1,4 @@
-//! What is wrong, the rates, and what a status looks like.
+//! Tests the problems, the rates, and the text of a status.
 
 use super::asked::{Cause, MemberAnswer, read};
 use super::{Asked, Code, History, MemberUrl, Motion, Partition, Problem, Progress, Rates, Standing, Status};
@@ -41,15 +41,15 @@ fn status(members: Vec<Member>, standings: Vec<Standing>) -> Status {
     }
 }
 
-/// A member that has both partitions.
+/// Makes a status with a member that has both partitions.
 fn counting(standings: Vec<Standing>) -> Status {
     status(vec![member("tallyhouse", Some(vec![0, 1]))], standings)
 }
 
-/// Where the partition stands that is looked at, at so many seconds.
+/// The position of the partition in question, after this number of seconds.
 type Look = (u64, Standing);
 
-/// The last of such looks, each of which took half a second; partition 1 is idle.
+/// Returns the last of such looks, each of which took half a second. Partition 1 is idle.
 fn after(looks: Vec<Look>) -> Status {
     let mut history = History::default();
     let mut last = None;
@@ -62,7 +62,7 @@ fn after(looks: Vec<Look>) -> Status {
     last.unwrap()
 }
 
-/// The verdict on partition 0 after such looks.
+/// Returns the verdict on partition 0 after such looks.
 fn fares(looks: Vec<Look>) -> Progress {
     let seen = after(looks);
     let (number, standing) = seen.standings().next().unwrap();
@@ -116,7 +116,7 @@ fn a_healthy_status_has_no_problem() {
 fn what_is_wrong_comes_in_order() {
     assert_eq!(codes(&broken()), [Code::Clickhouse, Code::NoMembers, Code::PartitionStops]);
     let away = Status { partitions: Err("Kafka is away".into()), group: Err("Kafka is away".into()), ..broken() };
-    // Said once, not for the group again.
+    // It is reported once, not for the group again.
     assert_eq!(codes(&away), [Code::Kafka, Code::Clickhouse]);
 }
 
@@ -175,7 +175,7 @@ fn an_idle_partition_is_idle() {
     let idle = || standing(100, Some(100));
     assert_eq!(fares(vec![(0, idle())]), Progress::Idle);
     assert_eq!(fares(vec![(0, idle()), (90, idle())]), Progress::Idle);
-    // A record that has come since is not as old as the look.
+    // A record that has come since then is not as old as the look.
     assert_eq!(fares(vec![(0, idle()), (90, standing(130, Some(100)))]), Progress::Moves);
     assert_eq!(
         fares(vec![(0, idle()), (90, standing(130, Some(100))), (106, standing(150, Some(100)))]),
@@ -212,11 +212,11 @@ fn an_unmoved_offset_is_a_problem() {
     let seen = looks(16);
     assert_eq!((codes(&seen), seen.unjudged()), (vec![Code::PartitionStandsStill], vec![]));
     assert_eq!(seen.problems()[0].partition, Some(0));
-    // A group that has not committed anything yet.
+    // This group has not committed anything yet.
     assert_eq!(fares(vec![(0, standing(100, None)), (16, standing(100, None))]), Progress::StandsStill);
 }
 
-/// As a refused insert leaves it, or a partition that is stopped in the middle of a batch.
+/// A refused insert leaves it so, or a partition that is stopped in the middle of a batch.
 #[test]
 fn a_batch_that_stays_open_is_a_problem() {
     let seen = after(vec![(0, open(100, 50, 90)), (16, open(130, 50, 90))]);
@@ -268,7 +268,7 @@ fn a_member_tells_what_it_refuses_and_what_is_stopped() {
     );
 }
 
-/// A stop that the offsets show is told once.
+/// A stop that the offsets show is reported once.
 #[test]
 fn a_stop_is_told_once() {
     let reason = StopReason::RetentionGap { next: 5, low: 10 };
@@ -278,7 +278,8 @@ fn a_stop_is_told_once() {
     assert_eq!(codes(&seen), [Code::PartitionStops]);
 }
 
-/// Records behind a transaction are told at once, and are a problem only when it has been open for longer than producers may by default.
+/// Records behind a transaction are reported at once. They are a problem only when it has been open for longer than
+/// producers may by default.
 #[test]
 fn an_open_transaction_is_told() {
     let held = |offsets, seconds: Option<u64>| {

@@ -1,11 +1,11 @@
-//! `cargo measure freshness`: from when an event is due until a query counts it, at steady rates.
+//! `cargo measure freshness`: measures the time from when an event is due until a query counts it, at steady rates.
 //!
 //! ```text
 //! members settle ─► producer keeps the rate ──► all is counted ─► compare ─► figures
 //!                   witness asks `daily` every 50 ms
 //! ```
 //!
-//! Must never slow the producer down for the system's sake: a rate that does not hold is said not to.
+//! Must never slow the producer down for the system's sake: a rate that does not hold is reported as such.
 
 use crate::witness::Witness;
 use crate::{Bench, Common, Findings};
@@ -22,14 +22,14 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Until the producer starts, so that its payloads are made.
+/// Time until the producer starts, in which it makes its payloads.
 const AHEAD: Duration = Duration::from_secs(1);
-/// For everything to be counted once the producer has ended.
+/// Time limit for counting everything once the producer has ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
-/// Between two lines that tell how far it is.
+/// Time between two lines that report the progress.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A producer that was later than this did not keep the rate.
+/// Longest delay of a producer that kept the rate, in ms.
 const LATE_MS_MAX: u64 = 1_000;
 const QUERYABLE: &str = "tallyhouse_event_to_queryable_seconds";
 
@@ -75,7 +75,7 @@ pub struct Arguments {
 struct Run {
     age_ms: u64,
     rate: u64,
-    /// Why the rate did not hold.
+    /// The reason why the rate did not hold.
     broken: Option<String>,
     effective_age_s: f64,
     delay_ms: [Option<u64>; 3],
@@ -84,7 +84,7 @@ struct Run {
     inserts_per_s: BTreeMap<String, f64>,
     parts_most: u64,
     producer_late_ms: u64,
-    /// Tallyhouse, ClickHouse, Kafka, and this program: producer and witness.
+    /// Cores used by Tallyhouse, ClickHouse, Kafka, and this program (producer and witness).
     cores: [f64; 4],
 }
 
@@ -189,20 +189,20 @@ fn run(arguments: &Arguments, bench: &Bench, age_ms: u64, rate: u64) -> Result<R
     })
 }
 
-/// What is looked at while events come.
+/// The state of the looks while events come.
 struct Watch<'a> {
     bench: &'a Bench,
     members: &'a [Member],
     database: &'a str,
     witness: Witness,
     parts_most: u64,
-    /// When the latest line was printed, after the start.
+    /// Time of the latest line, after the start.
     told: Duration,
     started: Instant,
 }
 
 impl Watch<'_> {
-    /// Looks while `produce` runs, and on until everything that it sent is counted.
+    /// Looks while `produce` runs, and further until everything that it sent is counted.
     fn until_counted(&mut self, produce: impl FnOnce() -> Result<Sent, AnyError> + Send) -> Result<Sent, AnyError> {
         let sent = std::thread::scope(|scope| {
             let producing = scope.spawn(produce);
@@ -267,14 +267,14 @@ fn settle(members: &[Member], partitions: usize, bench: &Bench) -> Result<(), An
     }
 }
 
-/// The members' own histograms together.
+/// Returns the sum of the members' own histograms.
 fn own_buckets(metrics: &[Metrics]) -> Vec<(f64, f64)> {
     let all: Vec<Vec<(f64, f64)>> = metrics.iter().map(|metrics| metrics.buckets(QUERYABLE)).collect();
     let bucket = |index: usize, bound: f64| (bound, all.iter().filter_map(|one| one.get(index)).map(|one| one.1).sum());
     all.first().into_iter().flatten().enumerate().map(|(index, (bound, _))| bucket(index, *bound)).collect()
 }
 
-/// Why a rate did not hold, if it did not.
+/// Returns why a rate did not hold, if it did not.
 fn broken(sent: &Sent, [first, second]: [Option<u64>; 2]) -> Option<String> {
     let late_ms = sent.late.quantile_ms(1.0).unwrap_or(0);
     if late_ms > LATE_MS_MAX {

@@ -1,6 +1,8 @@
-//! `cargo measure`: how soon an event can be queried, and how cost grows with members, campaigns and payloads, on real servers.
+//! `cargo measure`: measures how soon an event can be queried, and how cost grows with members, campaigns and
+//! payloads, on real servers.
 //!
-//! Must never print a figure of a run whose counts differ from what was produced, nor switch off a guard of Tallyhouse.
+//! Must never print a figure of a run whose counts differ from what was produced, nor switch off a guard of
+//! Tallyhouse.
 
 mod freshness;
 mod scaling;
@@ -55,9 +57,9 @@ struct Common {
     svg: Option<PathBuf>,
 }
 
-/// What was measured, ready to be written.
+/// The results of the measurement, ready to be written.
 struct Findings {
-    /// What the figures are of, in one line.
+    /// The subject of the figures, in one line.
     heading: String,
     head: &'static [&'static str],
     rows: Vec<Vec<String>>,
@@ -65,7 +67,7 @@ struct Findings {
     charts: Vec<Chart>,
 }
 
-/// What every run needs.
+/// The servers and settings that every run needs.
 struct Bench {
     program: PathBuf,
     kafka: Kafka,
@@ -90,7 +92,7 @@ fn measure(task: &Task) -> Result<(), AnyError> {
     let program = progress::during("building Tallyhouse", || build::tallyhouse(&["--release", "--bin", "tallyhouse"]))?;
     let stack = Stack::shared();
     let clickhouse = stack.clickhouse().map_err(Error::to_string)?;
-    // The first members of a group are given time to come together, as brokers do by default: none starts with all partitions.
+    // The first members of a group get time to join, as with brokers by default, so none starts with all partitions.
     let properties = [("group.initial.rebalance.delay.ms".to_owned(), "3000".to_owned())].into();
     let kafka =
         progress::during("starting Kafka", || Kafka::start(KafkaOptions { properties, ..KafkaOptions::default() }))?;

@@ -1,7 +1,8 @@
-//! `cargo measure scaling`: what an event costs with more members, with more campaigns, and with larger payloads.
+//! `cargo measure scaling`: measures the cost of an event with more members, with more campaigns, and with larger
+//! payloads.
 //!
-//! Each point catches up with a full topic and is then told to end; its time runs from the first record to the end of the last
-//! member. Must never compare points of different work without saying the events of each.
+//! Each point catches up with a full topic and then receives the signal to end. Its time runs from the first record
+//! to the end of the last member. Must never compare points of different work without saying the events of each.
 
 use crate::{Bench, Common, Findings};
 use clap::{Args, ValueEnum};
@@ -11,9 +12,9 @@ use devstack::bench::{AnyError, CatchUp, Deployment, Topic, Until, catch_up};
 use devstack::producer::Events;
 use serde_json::{Value, json};
 
-/// Partitions where the members stay one.
+/// Number of partitions for points with one member.
 const PARTITIONS: i32 = 4;
-/// Partitions that members share.
+/// Number of partitions that members share.
 const SHARED_PARTITIONS: i32 = 12;
 
 #[derive(Args)]
@@ -54,7 +55,7 @@ pub struct Arguments {
     pub common: Common,
 }
 
-/// What grows.
+/// The quantity that grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Along {
     Members,
@@ -90,7 +91,7 @@ pub fn measure(arguments: &Arguments, bench: &Bench) -> Result<Findings, AnyErro
             Along::Campaigns => arguments.campaigns.clone(),
             Along::Payload => arguments.sizes.clone(),
         };
-        // Members share one topic; each other point has its own.
+        // The points with several members share one topic. Each other point has its own.
         let mut shared: Option<Topic> = None;
         for at in at {
             let topic = match (along, &shared) {
@@ -165,7 +166,7 @@ impl Point {
         self.median(|run| Some(self.events as f64 / run.read_seconds?))
     }
 
-    /// CPU in µs an event: of Tallyhouse and of ClickHouse.
+    /// Returns the CPU time of an event, in µs: of Tallyhouse and of ClickHouse.
     fn cpu_us(&self) -> [Option<f64>; 2] {
         let per_event = |seconds: f64| seconds * 1e6 / self.events as f64;
         [

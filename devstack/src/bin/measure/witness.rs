@@ -1,12 +1,13 @@
 //! The witness: looks at `daily` again and again, and knows for each offset when it was due.
 //!
-//! Independent of what Tallyhouse tells of itself. Must never take an event for queryable before an answer has shown it.
+//! It does not depend on Tallyhouse's own reports. Must never take an event for queryable before an answer has shown
+//! it.
 
 use devstack::bench::figures::Delays;
 use devstack::bench::{AnyError, Pace};
 use std::time::Duration;
 
-/// What has been seen of a steady producer's events.
+/// The events of a steady producer that were seen.
 pub struct Witness {
     pace: Pace,
     /// One past the last offset seen, by partition.
@@ -16,15 +17,16 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// Nothing is seen yet. Event `n` is in partition `n % partitions`, at offset `n / partitions`.
+    /// Makes a witness that has seen nothing yet. Event `n` is in partition `n % partitions`, at offset
+    /// `n / partitions`.
     pub fn new(pace: Pace, partitions: usize) -> Witness {
         Witness { pace, ends: vec![0; partitions], halves: Default::default() }
     }
 
-    /// What a query gives that answers with `source` and `max(end_offset)` in each line, so long after the start.
+    /// Takes a query's answer, with `source` and `max(end_offset)` in each line, and the time since the start.
     ///
     /// # Errors
-    /// The answer is something else.
+    /// The answer has another form.
     pub fn see(&mut self, answer: &str, elapsed: Duration) -> Result<(), AnyError> {
         for line in answer.lines() {
             // topic/partition@topic-id
@@ -50,18 +52,18 @@ impl Witness {
         self.ends[partition] = self.ends[partition].max(end);
     }
 
-    /// Events that were seen.
+    /// Returns the number of events that were seen.
     pub fn seen(&self) -> u64 {
         self.ends.iter().sum()
     }
 
-    /// How far it is, for people.
+    /// Returns the progress, for people.
     pub fn progress(&self) -> String {
         let (least, most) = (self.ends.iter().min().unwrap_or(&0), self.ends.iter().max().unwrap_or(&0));
         format!("{} of {} events are counted, {least} to {most} of each partition", self.seen(), self.pace.events)
     }
 
-    /// The delays of the first and of the second half of the events.
+    /// Returns the delays of the first and of the second half of the events.
     pub fn halves(&self) -> &[Delays; 2] {
         &self.halves
     }

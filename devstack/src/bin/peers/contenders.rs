@@ -1,4 +1,4 @@
-//! The contenders: how each is set up, run to its end, checked, and cleared away.
+//! The contenders: the setup, run, check and removal of each.
 //!
 //! Must never hand on a run whose counts are not those of the ledger.
 
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const KAFKA_ENGINE: &str = include_str!("kafka_engine.sql");
 const PLAIN_TABLES: &str = include_str!("tables.sql");
 
-/// Who runs.
+/// A contender, as named on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Contender {
     /// Tallyhouse, left alone until everything is counted.
@@ -48,7 +48,7 @@ pub enum Contender {
 }
 
 impl Contender {
-    /// What the tables call it.
+    /// Returns the name in the tables.
     pub fn name(self) -> &'static str {
         match self {
             Contender::Tallyhouse => "(a) Tallyhouse",
@@ -63,27 +63,27 @@ impl Contender {
     }
 }
 
-/// What every contender works with.
+/// The servers, programs and topics that every contender works with.
 pub struct Bench<'a> {
-    /// For names that nobody else uses.
+    /// Source of names that nobody else uses.
     pub stack: &'a Stack,
-    /// Kafka.
+    /// Addresses of the Kafka brokers.
     pub brokers: &'a str,
-    /// ClickHouse.
+    /// The ClickHouse server of all contenders.
     pub clickhouse: &'a ClickHouse,
-    /// The Rust programs.
+    /// The built Rust programs.
     pub programs: Programs,
-    /// A Python that has what the consumer needs.
+    /// A Python that has the packages of the consumer.
     pub python: Option<PathBuf>,
-    /// All events.
+    /// The topic with all events.
     pub all: Topic,
-    /// The part for the Python consumer.
+    /// The topic with fewer events for the Python consumer.
     pub python_part: Topic,
-    /// As many records as events, half of them hostile.
+    /// The topic with as many records as events, half of them hostile.
     pub hostile: Topic,
-    /// Settings of Tallyhouse.
+    /// Settings of Tallyhouse, as in `tallyhouse run --set`.
     pub set: Vec<String>,
-    /// Whether to go on.
+    /// The signal to end.
     pub interrupt: Interrupt,
 }
 
@@ -180,7 +180,7 @@ impl Bench<'_> {
         Ok(Run { program: Some(program), ..run })
     }
 
-    /// Runs a program that ends by itself; gives its cost, its time and what it printed.
+    /// Runs a program that ends by itself. Returns its cost, its time and its output.
     fn to_its_end(&self, name: &str, command: Command) -> Result<(Cost, Duration, String), AnyError> {
         let cpu_before = ended_children_cpu()?;
         let started = Instant::now();
@@ -213,7 +213,7 @@ impl Bench<'_> {
     }
 }
 
-/// A run of which only the time is known. The caller says whose.
+/// Makes a run of which only the time is known. The caller adds the contender.
 fn bare_run(events: u64, wall: Duration) -> Run {
     Run {
         contender: Contender::Tallyhouse,

@@ -1,10 +1,12 @@
-//! `cargo peers`: what an event costs with Tallyhouse, and with what one would use instead, side by side on real servers.
+//! `cargo peers`: compares the cost of an event with Tallyhouse and with its alternatives, side by side on real
+//! servers.
 //!
 //! ```text
 //! fill one topic ─► round 1..n: each contender in turn, in a fresh database, until all is counted ─► compare ─► figures
 //! ```
 //!
-//! Must never print a figure of a run whose counts differ from what was produced, nor switch off a guard of Tallyhouse.
+//! Must never print a figure of a run whose counts differ from what was produced, nor switch off a guard of
+//! Tallyhouse.
 
 mod contenders;
 mod python;
@@ -162,9 +164,9 @@ struct Programs {
     other: Option<PathBuf>,
 }
 
-/// Builds the real programs, in release, with what cargo is at hand.
+/// Builds the real programs, in release, with the cargo at hand.
 fn build_all(other: Option<PathBuf>) -> Result<Programs, AnyError> {
-    // One after the other: together, the features of what only examples need would come into the program.
+    // They are built one after the other. Together, the features that only examples need would come into the program.
     let tallyhouse = build::tallyhouse(&["--release", "--bin", "tallyhouse"])?;
     build::tallyhouse(&["--release", "--example", "consume_loop"])?;
     let consume_loop = tallyhouse.with_file_name("examples").join("consume_loop");

@@ -7,11 +7,11 @@ use devstack::{Error, progress};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Carries a version, to be raised with [`PACKAGES`].
+/// Name of the folder. It carries a version, to be raised with [`PACKAGES`].
 const FOLDER: &str = "python-peers-1";
 const PACKAGES: [&str; 2] = ["confluent-kafka==2.16.1", "clickhouse-connect==1.12.0"];
 
-/// The interpreter, or None after a line that says why.
+/// Returns the interpreter, or None after a line that says why.
 pub fn interpreter() -> Option<PathBuf> {
     let ready = Cache::open().and_then(|cache| {
         cache.ensure(FOLDER, |folder| progress::during("installing the Python consumer's packages", || install(folder)))
@@ -27,7 +27,7 @@ pub fn interpreter() -> Option<PathBuf> {
 
 fn install(folder: &Path) -> Result<(), Error> {
     run(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
-    // As a module: the scripts in bin name the folder, which is renamed once it is complete.
+    // pip runs as a module: the scripts in bin name the folder, which is renamed once it is complete.
     run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))
 }
 

@@ -1,4 +1,4 @@
-//! The figures as a table for people, as Markdown for docs/performance.md, and as JSON.
+//! Prints the figures as a table for people, as Markdown for docs/performance.md, and as JSON.
 //!
 //! Must never round away what the JSON holds: it has each run as it was measured.
 
@@ -23,13 +23,13 @@ const HEAD: [&str; 9] = [
 
 /// All runs of one contender.
 pub struct Summary {
-    /// Who.
+    /// The contender.
     pub contender: Contender,
     /// Its runs, in order.
     pub runs: Vec<Run>,
 }
 
-/// The runs by contender, in the order of the contenders.
+/// Returns the runs by contender, in the order of the contenders.
 pub fn summarize(runs: &[Run]) -> Vec<Summary> {
     let mut contenders: Vec<Contender> = runs.iter().map(|run| run.contender).collect();
     contenders.sort_unstable();
@@ -38,7 +38,7 @@ pub fn summarize(runs: &[Run]) -> Vec<Summary> {
     contenders.into_iter().map(|contender| Summary { contender, runs: of(contender) }).collect()
 }
 
-/// One run in one line, for whoever waits for the table.
+/// Returns one run in one line, for the person who waits for the table.
 pub fn line(run: &Run) -> String {
     let own = run.program_cpu_us().map_or(String::new(), |own| format!(", {own:.2} of them its own"));
     let peak = run.program.map_or(String::new(), |cost| format!(", {:.0} MiB", cost.peak_bytes as f64 / MIB));
@@ -46,7 +46,7 @@ pub fn line(run: &Run) -> String {
     format!("{name}: {wall:.2} s, {:.2} µs of CPU an event{own}{peak}", run.cpu_us())
 }
 
-/// The table for people, targets below it.
+/// Returns the table for people, with the targets below it.
 pub fn text(results: &[Summary], targets: &[Target]) -> String {
     let table = table::text(&HEAD, &rows(results));
     let verdict = |target: &Target| {
@@ -57,7 +57,7 @@ pub fn text(results: &[Summary], targets: &[Target]) -> String {
     format!("{}\n\n{table}\n\nTargets\n{}", heading(results), targets.join("\n"))
 }
 
-/// The same for docs/performance.md.
+/// Returns the same for docs/performance.md.
 pub fn markdown(results: &[Summary], targets: &[Target]) -> String {
     let line = |cells: &[String]| format!("| {} |", cells.join(" | "));
     let mut lines = vec![heading(results), String::new(), table::markdown(&HEAD, &rows(results))];
@@ -69,7 +69,7 @@ pub fn markdown(results: &[Summary], targets: &[Target]) -> String {
     lines.join("\n")
 }
 
-/// Everything.
+/// Returns everything as JSON.
 pub fn json(runs: &[Run], results: &[Summary], targets: &[Target]) -> Value {
     let cost = |cost: Option<Cost>| cost.map(|c| json!({"cpu_seconds": c.cpu_seconds, "peak_bytes": c.peak_bytes}));
     let run = |run: &Run| {

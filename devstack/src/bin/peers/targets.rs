@@ -10,31 +10,31 @@ use crate::run::Run;
 use devstack::bench::Cost;
 use devstack::bench::figures::{MIB, median};
 
-/// Tallyhouse's default `memory.limit_bytes`.
+/// Tallyhouse's default `memory.limit_bytes`, in bytes.
 const MEMORY_LIMIT_BYTES: u64 = 512 << 20;
 
 /// One target with its outcome.
 #[derive(Debug)]
 pub struct Target {
-    /// What is compared, and how.
+    /// The comparison, in words.
     pub what: &'static str,
-    /// What was measured.
+    /// The measured figure.
     pub found: f64,
-    /// What it must be.
+    /// The bound of the figure.
     pub bound: Bound,
 }
 
-/// What a figure must be.
+/// The bound of a figure.
 #[derive(Debug, Clone, Copy)]
 pub enum Bound {
-    /// This or more.
+    /// The figure must be this or more.
     AtLeast(f64),
-    /// This or less.
+    /// The figure must be this or less.
     AtMost(f64),
 }
 
 impl Target {
-    /// Whether it is met.
+    /// True if the target is met.
     pub fn is_met(&self) -> bool {
         match self.bound {
             Bound::AtLeast(bound) => self.found >= bound,
@@ -42,7 +42,7 @@ impl Target {
         }
     }
 
-    /// The bound in words.
+    /// Returns the bound in words.
     pub fn bound_text(&self) -> String {
         match self.bound {
             Bound::AtLeast(bound) => format!("at least {bound:.2}"),
@@ -51,7 +51,7 @@ impl Target {
     }
 }
 
-/// Every target whose contenders ran. `large` is Tallyhouse on ten times the events.
+/// Returns every target whose contenders ran. `large` is Tallyhouse on ten times the events.
 pub fn judge(results: &[Summary], large: Option<&Run>) -> Vec<Target> {
     let of = |contender: Contender, figure: fn(&Run) -> Option<f64>| {
         let summary = results.iter().find(|summary| summary.contender == contender)?;
