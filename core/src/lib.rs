@@ -4,8 +4,8 @@
 //! test, a model or a replay after a crash can drive it step by step. The crate `tallyhouse` performs the actions that the core
 //! requests.
 //!
-//! Read the modules in the order of the data flow: [`decode`] → [`window`] in a [`window::buffer`], which [`window::intake`]
-//! keeps within memory → [`batch`] → [`protocol`] (with [`protocol::intent`] and [`protocol::marks`]).
+//! Read the modules in the order of the data flow: [`decode`] → [`window`] → [`batch`] → [`protocol`] (with [`protocol::intent`]
+//! and [`protocol::marks`]). A window lies in a [`window::buffer`], which [`window::intake`] keeps within memory.
 
 pub mod batch;
 pub mod days;

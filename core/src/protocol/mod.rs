@@ -17,8 +17,8 @@
 //! partition starts over from it. After an insert of unknown outcome the protocol reads the marks. An expired lease is renewed by
 //! a commit of the same intent, and then the protocol reads the marks. After each insert that follows a reading of the marks it
 //! reads them again, as the acknowledgement of a repeat proves nothing. If rows are acknowledged and not shown, it looks for them
-//! again with growing pauses, then inserts them once more under another token, and then stops the partition. [`Action::Stop`] is
-//! for decisions that only an operator can make.
+//! again with growing pauses. Then it inserts them once more under another token, and then it stops the partition.
+//! [`Action::Stop`] is for decisions that only an operator can make.
 //!
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert without an intent that it knows to be
 //! committed. It must never write counters before the batch's rows and rejects. It must never commit an end before all inserts of

@@ -51,8 +51,8 @@ fn random_log(rules: Rules, random: &mut StdRng) -> Log {
     log
 }
 
-/// Returns the sizes in bytes that the windows of two or three members may hold: plenty, the first rows of a few days, or a
-/// different share each.
+/// Returns the number of bytes that the windows of each of two or three members may hold. That is plenty, the first rows of a few
+/// days, or a different share each.
 fn random_shares(rules: Rules, random: &mut StdRng) -> Vec<usize> {
     const SHARES: [usize; 4] = [16 << 10, 24 << 10, 48 << 10, PLENTY];
     // It is less than one partition has. It is large enough that three records are no more than the eighth that is lent.
@@ -70,11 +70,11 @@ fn random_shares(rules: Rules, random: &mut StdRng) -> Vec<usize> {
     (0..members).map(|_| if alike { drawn } else { SHARES[random.random_range(0..SHARES.len())] }).collect()
 }
 
-/// The probability of each kind of move. Each seed draws it again, so that each has its own habits. A kind that is rare in one
-/// seed is common in another ("swarm testing").
+/// The weights of the kinds of moves: a greater weight makes a kind more likely. Each seed draws them again, so that each has its
+/// own habits. A kind that is rare in one seed is common in another ("swarm testing").
 struct Weights {
     of_kind: HashMap<String, f64>,
-    /// Kinds of faults that happen alone, if any are named.
+    /// The only kinds of faults that happen, if any are named.
     focus: &'static [&'static str],
 }
 

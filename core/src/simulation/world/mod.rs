@@ -281,7 +281,7 @@ pub enum Fault {
 pub struct World {
     pub rules: Rules,
     pub faults_left: u32,
-    /// Kinds of faults that happen, if any are named; otherwise all kinds happen.
+    /// The only kinds of faults that happen, if any are named.
     pub focus: &'static [&'static str],
     generation: u32,
     fills: u64,
