@@ -161,7 +161,7 @@ impl Client {
     /// one second less than `query_timeout_ms` (`distributed_ddl_task_timeout`), so that the error names the late ones.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn execute(&self, sql: &str) -> Result<(), ClickHouseError> {
         let cluster_limit_s = self.query_timeout.as_secs().saturating_sub(1).max(1);
         self.statement(self.http.query_raw(sql))
@@ -193,7 +193,7 @@ impl Client {
     /// Sends the INSERT of a batch. Only ClickHouse's own answer counts as success: see [`super::exchange`].
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]. Unless nothing was sent, the outcome is unknown.
+    /// Returns any [`ClickHouseError`]. Unless nothing was sent, the outcome is unknown.
     pub async fn insert(
         &self,
         sql: &str,
@@ -271,7 +271,7 @@ impl Client {
     /// Returns the settings that statements carry, and the problems. It asks the server only once.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn pins(&self) -> Result<&Pins, ClickHouseError> {
         self.pins.get_or_try_init(|| self.ask_pins()).await
     }
@@ -349,7 +349,7 @@ impl Deciding<'_> {
     /// Returns all rows, each a tuple.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]; [`ClickHouseError::Unfit`] where the user cannot have the settings that make the answer whole.
+    /// Returns any [`ClickHouseError`]; [`ClickHouseError::Unfit`] where the user cannot have the settings that make the answer whole.
     pub async fn rows<T: DeserializeOwned + 'static>(self) -> Result<Vec<T>, ClickHouseError> {
         let client = self.statement.client;
         client.fit_pins().await?;
@@ -400,7 +400,7 @@ impl<'c> Statement<'c> {
     /// Runs a statement without rows, to its end.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn execute(self) -> Result<(), ClickHouseError> {
         let (client, query) = self.pinned().await?;
         client.limited(query.execute()).await
@@ -409,7 +409,7 @@ impl<'c> Statement<'c> {
     /// Returns all rows. They are held in memory, so a statement should ask for few.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]; `Decode` if `T` does not fit the columns.
+    /// Returns any [`ClickHouseError`]; `Decode` if `T` does not fit the columns.
     pub async fn rows<T: RowOwned + RowRead>(self) -> Result<Vec<T>, ClickHouseError> {
         let (client, query) = self.pinned().await?;
         client.limited(query.fetch_all()).await
@@ -418,7 +418,7 @@ impl<'c> Statement<'c> {
     /// Returns the single value of type `UInt64` that the statement gives.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]; `Decode` if there is no row, or it is not one `UInt64`.
+    /// Returns any [`ClickHouseError`]; `Decode` if there is no row, or it is not one `UInt64`.
     pub async fn scalar_u64(self) -> Result<u64, ClickHouseError> {
         let (client, query) = self.pinned().await?;
         client.limited(query.fetch_one()).await

@@ -28,7 +28,7 @@ pub struct Window {
 /// Returns the deduplication windows, and the speed at which they fill.
 ///
 /// # Errors
-/// Any of [`ClickHouseError`].
+/// Returns any [`ClickHouseError`].
 pub async fn windows(client: &Client) -> Result<Vec<Window>, ClickHouseError> {
     let database = client.database();
     let sql = format!(

@@ -82,7 +82,7 @@ impl Retention {
     /// Reads the TTLs of the tables that have the rows. A table that does not exist has none.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn read(client: &Client, schema: &Schema) -> Result<Retention, ClickHouseError> {
         let [raw, rejected, daily] =
             ["email_events", "rejected_events", "daily"].map(|table| schema.insert_target(table));

@@ -22,7 +22,7 @@ pub enum Sight {
 /// Returns the visibility of each table's rows for this user.
 ///
 /// # Errors
-/// Any of [`ClickHouseError`].
+/// Returns any [`ClickHouseError`].
 pub async fn of_tables(client: &Client) -> Result<Vec<(Table, Sight)>, ClickHouseError> {
     let mut seen = Vec::new();
     for table in Table::ALL {
@@ -74,7 +74,7 @@ pub fn problem(seen: &[(Table, Sight)]) -> Option<String> {
 /// Returns the materialized views on Tallyhouse's tables, as `database.name`, each with its table.
 ///
 /// # Errors
-/// Any of [`ClickHouseError`].
+/// Returns any [`ClickHouseError`].
 pub async fn own_views(client: &Client) -> Result<Vec<(String, String)>, ClickHouseError> {
     let tables = Table::ALL.map(|table| table.name());
     let sql = "SELECT arrayStringConcat([view.1, view.2], '.'), name FROM system.tables \

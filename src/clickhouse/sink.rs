@@ -64,7 +64,7 @@ impl Sink {
     /// take.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn await_ended(&self, range: OffsetRange, source: &Source) -> Result<(), ClickHouseError> {
         let begins: Vec<String> = Table::ALL.iter().map(|&table| source.token(range, table, 0) + ":").collect();
         let sql = "SELECT count() FROM system.processes \
@@ -88,7 +88,7 @@ impl Sink {
     /// Returns the batch's rows and marks in the tables. `months`: the only ones of interest in `daily`, if they are known.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn marks(
         &self,
         range: OffsetRange,
@@ -126,7 +126,7 @@ impl Sink {
     /// brokers report.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn topic_ids(&self, source: &Source) -> Result<Vec<String>, ClickHouseError> {
         let plain = Source { topic_id: String::new(), ..source.clone() }.name();
         let of = |table: Table| {
@@ -143,7 +143,7 @@ impl Sink {
     /// Returns the position of the source in the tables, with rows at `from` and later.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn progress(&self, from: u64, source: &Source) -> Result<Progress, ClickHouseError> {
         let name = source.name();
         let ends = self.counted_ends(&name, from, None).await?;

@@ -4,10 +4,9 @@
 //! Records of a partition come here after the partition was taken over. Everything else (rebalances, statistics, errors of the
 //! client) still comes to `poll`. `poll` also shows the group that this member lives, and so the reader must continue to call it.
 //!
-//! Must never have records of a partition come in two ways at once: out of order, they would be taken for known ones and be lost.
-//! Must never use `rd_kafka_consume_batch_queue`: it takes the end of a partition for a record, and after a pause a record is
-//! missing (librdkafka 2.12). Must never use `rd_kafka_consume_callback_queue`, which shows the markers of transactions as
-//! records.
+//! Must never have records of a partition come in two ways at once: out of order, they would look known and be lost. Must never
+//! use `rd_kafka_consume_batch_queue`: it takes the end of a partition for a record, and after a pause a record is missing
+//! (librdkafka 2.12). Must never use `rd_kafka_consume_callback_queue`, which shows the markers of transactions as records.
 
 use super::consumer::Consumer;
 use super::native::Owned;

@@ -1,5 +1,5 @@
 //! All code that talks to Kafka: the consumer with its rebalances, committed offsets with their metadata, the topic's id, and
-//! producers for dead letters and replays.
+//! producers (dead letters, replays).
 //!
 //! Must never decide where to start or what to commit: the core's protocol does that. Must never commit by itself.
 
@@ -33,7 +33,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Interval at which this client checks if a broker has refused it.
 const METADATA_STEP: Duration = Duration::from_millis(500);
 
-/// Greatest number of brokers' addresses that are tried, each for [`CONNECT_TIMEOUT`].
+/// Greatest number of brokers' addresses that are tried, and the longest wait for each.
 const ADDRESSES_MAX: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 

@@ -196,7 +196,7 @@ impl Schema {
     /// see are included.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn missing_views(&self, client: &Client) -> Result<Vec<String>, ClickHouseError> {
         check::missing_views(client).await
     }
