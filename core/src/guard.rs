@@ -26,11 +26,11 @@ pub enum Guard {
     Behind,
     /// Later owners also know which records may have been inserted before and taken away.
     Again,
-    /// Rows of days that a time to live has reached are not missing.
+    /// Rows of days that a TTL has reached are not missing.
     Expired,
     /// Counters are written last.
     CountersLast,
-    /// Nothing is inserted by a member whose last commit is too old.
+    /// A member whose last commit is too old inserts nothing.
     Lease,
     /// A commit replaces only the offset that the member knows to be committed.
     Compare,

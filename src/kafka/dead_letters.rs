@@ -17,7 +17,7 @@ use tallyhouse_core::batch::Batch;
 use tallyhouse_core::decode::reject::Reason;
 use tallyhouse_core::source::OffsetRange;
 
-/// Header with the stable word of why the record was rejected.
+/// Header with the stable word for the reason of the rejection.
 pub const REASON: &str = "tallyhouse-reason";
 /// Header with the error text of the decoder.
 pub const ERROR: &str = "tallyhouse-error";
@@ -54,7 +54,7 @@ impl DeadLetters {
     /// Delivers the rejected records of a batch that are not acknowledged yet.
     ///
     /// # Errors
-    /// One was not acknowledged, and may be in the topic all the same.
+    /// A record was not acknowledged, and may be in the topic nevertheless.
     pub async fn deliver(&self, source: &str, batch: &Batch, letters: &mut Letters) -> KafkaResult<()> {
         let producer = self.producer()?;
         let (mut sending, mut sent, mut refused) = (producer.sending(), Vec::new(), None);

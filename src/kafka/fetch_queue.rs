@@ -58,8 +58,8 @@ impl FetchQueue {
     pub fn redirect(&self, topic: &str, partition: i32) -> KafkaResult<()> {
         let topic = CString::new(topic)?;
         let client = self.consumer.client().native_ptr();
-        // SAFETY: the client lives, `topic` ends with a null byte, and the partition's queue is freed once; what is forwarded keeps
-        // a hold on `queue` of its own.
+        // SAFETY: the client lives, `topic` ends with a null byte, and the partition's queue is freed once. The forwarded queue
+        // keeps a hold on `queue` of its own.
         unsafe {
             let queue = c::rd_kafka_queue_get_partition(client, topic.as_ptr(), partition);
             let queue = Owned(queue, c::rd_kafka_queue_destroy);

@@ -20,7 +20,7 @@ use std::time::Duration;
 pub enum GroupState {
     /// Every member knows its partitions.
     Stable,
-    /// Partitions are being shared out.
+    /// The group is assigning partitions.
     Rebalancing,
     /// It has committed offsets and no members.
     Empty,
@@ -39,7 +39,7 @@ pub enum Protocol {
     Consumer,
 }
 
-/// A consumer group.
+/// A consumer group with its state and members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// State of the group.

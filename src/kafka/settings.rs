@@ -29,8 +29,8 @@ pub enum ConfigResource<'a> {
 /// Returns every setting with its value. Blocks.
 ///
 /// # Errors
-/// Kafka does not answer in time, or answers with an error: `UnknownTopicOrPartition` for a topic that does not exist; the right to
-/// describe the configuration may be missing.
+/// Kafka does not answer in time, or answers with an error: `UnknownTopicOrPartition` for a topic that does not exist. The right
+/// to describe the configuration may be missing.
 pub fn read(consumer: &Consumer, of: ConfigResource<'_>, within: Duration) -> KafkaResult<HashMap<String, String>> {
     let (kind, name) = match of {
         ConfigResource::Topic(name) => (c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name),

@@ -24,7 +24,7 @@ const LOOKS_TOLD: u32 = 3;
 const LOOKS_PER_SESSION: u32 = 6;
 /// Least pause between two looks.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Longest wait for one answer. A coordinator that needs longer tells nothing about this member.
+/// Longest wait for one answer. A slower coordinator proves nothing about this member.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Greatest time since the reader's last poll. A reader that has not polled for longer has not received the last rebalance
 /// either.

@@ -24,7 +24,7 @@ impl Memory {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Sets the gauge.
+    /// Updates the gauge of the held bytes.
     pub fn report(&self) {
         gauge!(MEMORY_USED).set(self.used_bytes() as f64);
     }

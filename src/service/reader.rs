@@ -70,7 +70,7 @@ pub struct Tally {
     pub rejected: AtomicU64,
 }
 
-/// The reader.
+/// The state of the reader thread, and the objects that it shares with the tasks.
 pub struct Reader {
     /// Queue of fetched records.
     pub fetched: FetchQueue,

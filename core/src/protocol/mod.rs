@@ -151,8 +151,9 @@ pub enum Action {
     AwaitBatch,
     /// Freeze the next batch if it is due already. Answer: [`Outcome::Batch`] or [`Outcome::NoBatch`].
     TakeBatch,
-    /// Read the committed offset; if it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
-    /// Answer: [`Outcome::CommitDone`], [`Outcome::CommitFailed`], [`Outcome::CommitOvertaken`] or, if it `announces`, [`Outcome::Drained`].
+    /// Read the committed offset. If it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
+    /// Answer: [`Outcome::CommitDone`], [`Outcome::CommitFailed`], [`Outcome::CommitOvertaken`] or, if it `announces`,
+    /// [`Outcome::Drained`].
     Commit {
         /// Commit that Kafka must still hold.
         expected: Option<Committed>,
@@ -230,7 +231,7 @@ pub enum Outcome {
 enum State {
     /// Waiting for [`Outcome::Log`].
     Reading,
-    /// Waiting for [`Outcome::Progress`] to see whether an announced batch is the one to complete.
+    /// Waiting for [`Outcome::Progress`] to see if an announced batch is the one to complete.
     Judging { log: LogView, intent: Intent },
     /// The counters end at the end of an announced batch: waiting for marks that show all its rows.
     CheckingCounted { log: LogView, intent: Intent, progress: Progress },

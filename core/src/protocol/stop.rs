@@ -7,7 +7,7 @@ use crate::protocol::intent::{Counts, MetadataError};
 use crate::protocol::marks::Conflict;
 use crate::source::{OffsetRange, Table};
 
-/// A state in which only an operator can decide how to go on.
+/// A state in which only an operator can decide how to continue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum StopReason {
     /// Retention (or `DeleteRecords`) removed records that were never consumed.
@@ -109,7 +109,7 @@ pub enum StopReason {
         range: OffsetRange,
         /// The table.
         table: Table,
-        /// Inserts of the rows that were acknowledged.
+        /// Number of acknowledged inserts of the rows.
         inserts: u32,
     },
     /// A member with more memory has begun a batch that does not fit into this member's memory.

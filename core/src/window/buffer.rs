@@ -57,7 +57,7 @@ impl Buffer {
         Buffer { fill, window: Window::new(from), until, closed: VecDeque::new(), halt: None }
     }
 
-    /// Takes a record.
+    /// Takes a record into the live window, and closes windows that are complete. It takes nothing after a permanent halt.
     pub fn push(&mut self, record: &Record<'_>, decoded: &Result<Event<'_>, Rejection>, limits: &Limits) -> Pushed {
         match self.halt {
             Some(Halt::EndsShort(_)) => self.halt = None,

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 /// A request to read a partition from an offset on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fill {
-    /// The partition.
+    /// Number of the partition to read.
     pub partition: i32,
     /// Number of the fill. No two fills have the same number.
     pub number: u64,

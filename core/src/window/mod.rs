@@ -44,11 +44,11 @@ pub struct Record<'a> {
 /// The key of a counter. The five event types stand side by side in its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CounterKey {
-    /// The UTC day.
+    /// UTC day of the counted events.
     pub day: Day,
-    /// The campaign.
+    /// Id of the events' campaign.
     pub campaign_id: UuidBytes,
-    /// The workspace.
+    /// Id of the campaign's workspace.
     pub workspace_id: UuidBytes,
 }
 

@@ -34,7 +34,7 @@ const SESSION: Duration = Duration::from_secs(40);
 pub struct Rules {
     /// The broker refuses commits of an old generation.
     pub fence: bool,
-    /// Marks are asked only once no insert of the batch runs.
+    /// Marks are read only once no insert of the batch runs.
     pub await_ended: bool,
     /// ClickHouse remembers tokens. Without this, every insert begins when the lease is found valid.
     pub tokens: bool,
