@@ -18,6 +18,8 @@ pub enum Guard {
     /// If an insert was acknowledged and its rows are not shown, Tallyhouse looks for them again, and repeats the insert once at
     /// most.
     Shown,
+    /// Rows that were shown before and are hidden now are not inserted under another token.
+    Hidden,
     /// If the marks show that an announced batch is overtaken, it is not replayed.
     Overtaken,
     /// A single look that finds the log too short stops no partition.
@@ -46,6 +48,8 @@ pub enum Guard {
     Permit,
     /// One partition holds no more memory than there is free memory.
     Share,
+    /// If one side has no topic id, it is the same topic.
+    Identity,
     /// A smaller batch replaces an announced one only when no insert of the announced one can still arrive.
     Quiet,
 }

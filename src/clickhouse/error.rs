@@ -115,6 +115,21 @@ impl ClickHouseError {
 }
 
 impl ClickHouseError {
+    /// True if an insert was refused for its size, by a limit of the user, of the server's settings or of a proxy. A memory limit
+    /// of the whole server does not count: it proves nothing about the insert.
+    pub fn refuses_size(&self) -> bool {
+        match self {
+            Self::NotClickHouse { message, .. } => message.starts_with(PAYLOAD_TOO_LARGE),
+            // MEMORY_LIMIT_EXCEEDED
+            Self::ServerBusy { code: 241, message, .. } => !message.contains("(total)"),
+            // TOO_MANY_PARTS has two meanings.
+            Self::ServerBusy { code: 252, message, .. } => message.contains("Too many partitions for single INSERT"),
+            // TOO_MANY_ROWS, TOO_MANY_BYTES, TOO_MANY_ROWS_OR_BYTES
+            Self::Server { code: 158 | 307 | 396, .. } => true,
+            _ => false,
+        }
+    }
+
     /// True if waiting certainly does not help: somebody has to change the tables, the rights or the configuration.
     ///
     /// An error that is neither this nor [`is_retryable`](Self::is_retryable) may be either.
@@ -129,6 +144,9 @@ impl ClickHouseError {
         }
     }
 }
+
+/// Beginning of a refusal by a proxy: the status of its answer.
+const PAYLOAD_TOO_LARGE: &str = "413 ";
 
 /// Codes of operations that a table or a user's settings do not allow.
 fn refuses_for_good(code: u32) -> bool {
@@ -314,6 +332,26 @@ mod tests {
         }
         for permanent in ["Code: 516. x", "Code: 81. x", "Code: 60. x", "Code: 27. x"] {
             assert!(!classify(permanent).is_retryable(), "{permanent}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_for_size_is_told_from_a_busy_server() {
+        for refused in [
+            "Code: 241. DB::Exception: Query memory limit exceeded: would use 50.00 MiB. (MEMORY_LIMIT_EXCEEDED)",
+            "Code: 252. DB::Exception: Too many partitions for single INSERT block (more than 1). (TOO_MANY_PARTS)",
+            "Code: 396. x",
+            "413 Payload Too Large: <html>nginx</html>",
+        ] {
+            assert!(classify(refused).refuses_size(), "{refused}");
+        }
+        for busy in [
+            "Code: 241. DB::Exception: (total) memory limit exceeded: would use 5.00 GiB. (MEMORY_LIMIT_EXCEEDED)",
+            "Code: 252. DB::Exception: Too many parts (3000). Merges are processing significantly slower than inserts.",
+            "Code: 159. x",
+            "502 Bad Gateway",
+        ] {
+            assert!(!classify(busy).refuses_size(), "{busy}");
         }
     }
 

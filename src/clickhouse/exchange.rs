@@ -97,6 +97,10 @@ async fn read(response: Response<Incoming>) -> Result<Answer, Error> {
         return Ok(Answer { query_id: header(QUERY_ID), body });
     }
     let text = String::from_utf8_lossy(&body).trim().to_owned();
+    // The text alone may not contain the status.
+    if head.status == StatusCode::PAYLOAD_TOO_LARGE && code.is_none() {
+        return Err(Error::BadResponse(format!("{}: {text}", head.status)));
+    }
     let otherwise = || code.map_or_else(|| head.status.to_string(), |code| format!("Code: {code}"));
     Err(Error::BadResponse(if text.is_empty() { otherwise() } else { text }))
 }

@@ -46,6 +46,7 @@ pages! {
     "stops/sink_behind"
     "stops/other_cluster"
     "stops/not_shown"
+    "stops/insert_too_large"
     "audit"
     "rejects"
     "replay"

@@ -1,7 +1,7 @@
 //! The reader passes over offsets between two records: a transaction's marker, records that were aborted, or records that were
 //! lost. The data that a consumer gets does not distinguish them. So a thread reads the log for that.
 //!
-//! Must never delay the reader, nor keep more than [`GAPS_MAX`] gaps: a gap that cannot be looked up is counted as unchecked.
+//! Must never delay the reader, nor keep more than `GAPS_MAX` gaps: a gap that cannot be looked up is counted as unchecked.
 
 use crate::config::Config;
 use crate::kafka::consumer::is_unreadable;

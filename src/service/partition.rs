@@ -39,6 +39,9 @@ const SHORT_PATIENCE: Duration = Duration::from_secs(10);
 /// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Number of refusals of one batch for its size, before it is announced smaller.
+const SIZE_REFUSALS_MAX: u32 = 4;
+
 /// Names of steps that are used in two places.
 const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
@@ -89,6 +92,10 @@ pub struct Partition {
     replayed: Option<(u64, u64)>,
     /// Time at which the partition was assigned, on the boot clock.
     assigned: Duration,
+    /// Time at which the member gave up the last insert without a clear answer, on the boot clock.
+    unanswered: Duration,
+    /// Batch whose insert was refused for its size last, and number of refusals.
+    too_large: Option<(OffsetRange, u32)>,
     drain: watch::Receiver<Drain>,
     gate: CommitGate,
     /// Dead letters of the last batch that had any.
@@ -126,6 +133,8 @@ impl Partition {
             fill: None,
             replayed: None,
             assigned: boot_time(),
+            unanswered: Duration::ZERO,
+            too_large: None,
             drain,
             gate,
             letters: None,
@@ -159,7 +168,7 @@ impl Partition {
             Action::ReadCommitted => self.read_committed().await,
             Action::LookAgain(reason) => self.look_again(&reason).await,
             Action::ReadProgress { from } => self.read_progress(from).await,
-            Action::Fill { from, until } => self.fill(from, until).await,
+            Action::Fill { from, until, records_max } => self.fill(from, until, records_max).await,
             Action::AwaitBatch => self.await_batch().await,
             Action::TakeBatch => self.take_batch(),
             // Nobody knows of the batch yet, and the next owner may end it at another offset.
@@ -263,16 +272,17 @@ impl Partition {
         }
     }
 
-    /// Waits until no insert of an earlier owner can arrive any more. Its lease must have ended, and ClickHouse must have given
-    /// up the inserts whose sending had begun. Returns `false` if the partition is being revoked before that.
+    /// Waits until no insert of an earlier owner, and no own insert without an answer, can arrive any more. The lease must have
+    /// ended, and ClickHouse must have given up the inserts whose sending had begun. Returns `false` if the partition is being
+    /// revoked before that.
     async fn await_quiet(&mut self) -> bool {
-        let quiet_at =
-            self.assigned + self.shared.session_timeout + self.shared.sink.insert_timeout() + RECEIVE_TIMEOUT;
+        let sent = self.unanswered.max(self.assigned + self.shared.session_timeout);
+        let quiet_at = sent + self.shared.sink.insert_timeout() + RECEIVE_TIMEOUT;
         let left = quiet_at.saturating_sub(boot_time());
         tracing::warn!(
             partition = self.source.partition,
             seconds = left.as_secs(),
-            "an announced batch does not fit into memory.limit_bytes: waiting until nothing of it can arrive any more"
+            "an announced batch is too large for memory.limit_bytes or for ClickHouse: waiting until nothing of it can arrive any more"
         );
         let _ = tokio::time::timeout(left, self.drain.changed()).await;
         !self.is_draining()
@@ -288,7 +298,7 @@ impl Partition {
         !self.is_draining()
     }
 
-    async fn fill(&mut self, from: u64, until: Option<u64>) -> Outcome {
+    async fn fill(&mut self, from: u64, until: Option<u64>, records_max: Option<u64>) -> Outcome {
         self.drop_all();
         self.succeeded(LOOK_AGAIN);
         let number = self.source.partition;
@@ -304,7 +314,7 @@ impl Partition {
                 self.failed(REPLAY, &format!("batch [{from}, {until}) could not be read whole")).await;
             }
         }
-        let fill = Fill { partition: number, number: self.shared.next_fill(), from, until };
+        let fill = Fill { partition: number, number: self.shared.next_fill(), from, until, records_max };
         self.fill = Some(fill);
         self.shared.send_to_reader(Command::Fill { fill, wake: Arc::clone(&self.wake) });
         self.await_batch().await
@@ -504,7 +514,19 @@ impl Partition {
                 });
                 Outcome::Inserted
             }
+            Err(error) if error.refuses_size() => {
+                let (_, before) = self.too_large.filter(|(refused, _)| *refused == range).unwrap_or((range, 0));
+                self.too_large = Some((range, before + 1));
+                // A user's other queries may take the memory for a while.
+                if before + 1 < SIZE_REFUSALS_MAX {
+                    self.failed("insert", &error).await;
+                    return Outcome::InsertUnknown;
+                }
+                self.note_failure("insert", &error);
+                Outcome::InsertTooLarge
+            }
             Err(error) => {
+                self.unanswered = boot_time();
                 self.refused("insert", &error, error.is_for_good()).await;
                 Outcome::InsertUnknown
             }

@@ -172,11 +172,11 @@ impl Windows {
 
     /// Starts a partition's window, in place of an earlier one. `wake` is notified of changes.
     pub fn open(&self, fill: &Fill, wake: Arc<Notify>) {
-        let Fill { partition, number, from, until } = *fill;
+        let partition = fill.partition;
         self.close(partition);
         let live = Live {
             slot: FlushSlot::new(self.origin, partition),
-            buffer: Buffer::new(number, from, until),
+            buffer: Buffer::of(fill),
             opened: None,
             caught_up: None,
             paused: false,
@@ -324,7 +324,7 @@ mod tests {
     use super::*;
     use tallyhouse_core::decode::{TimeBounds, decode};
 
-    const FILL: Fill = Fill { partition: 0, number: 1, from: 0, until: None };
+    const FILL: Fill = Fill { partition: 0, number: 1, from: 0, until: None, records_max: None };
 
     fn windows(rows_max: u64) -> Windows {
         Windows::new(Limits { rows_max, bytes_max: 1 << 20, days_max: 9 }, Arc::default())
@@ -394,7 +394,7 @@ mod tests {
         assert!(windows.due_at(0, ages, 2).is_none() && windows.due_at(0, ages, 1).is_some(), "nothing to wait for");
         assert_eq!(windows.take(0, Due::Now, 1).map(start), Some(10));
         let held = windows.take(0, Due::Now, 1);
-        windows.open(&Fill { number: 2, from: 50, until: Some(90), partition: 0 }, Arc::default());
+        windows.open(&Fill { number: 2, from: 50, until: Some(90), ..FILL }, Arc::default());
         push(&windows, 0, 50..60);
         assert!(windows.take(0, Due::Now, 1).is_none() && windows.take(0, Due::Now, 2).is_none());
         assert!(windows.memory.used_bytes() > held.map_or(0, |held| held.batch.bytes()));

@@ -7,6 +7,8 @@ use devstack::{Output, Server, process};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -222,6 +224,72 @@ pub async fn a_batch_that_does_not_fit_is_announced_smaller(url: &str, database:
     end(&member);
     assert_eq!(bench.rows_of(0).await, EVENTS);
     bench.assert_consistent("after a batch was announced smaller").await;
+}
+
+/// A proxy that refuses bodies of more than so many bytes with status 413, as nginx does.
+async fn narrow_proxy(url: &str, bytes_max: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap();
+    let there = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(pass_narrow(client, there.clone(), bytes_max));
+        }
+    });
+    format!("http://{here}")
+}
+
+/// One request for each connection. The body of an insert is chunked; it is read whole before it is passed on.
+async fn pass_narrow(mut client: TcpStream, there: String, bytes_max: usize) {
+    let mut request = Vec::new();
+    let is_insert =
+        |request: &[u8]| String::from_utf8_lossy(request).lines().next().is_some_and(|l| l.contains("INSERT"));
+    let has_head = |request: &[u8]| request.windows(4).any(|end| end == b"\r\n\r\n");
+    while !has_head(&request) || is_insert(&request) && !request.ends_with(b"\r\n0\r\n\r\n") {
+        if !client.read_buf(&mut request).await.is_ok_and(|bytes| bytes > 0) {
+            return;
+        }
+        if request.len() > bytes_max {
+            let refused =
+                b"HTTP/1.1 413 Request Entity Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nnginx";
+            let _ = client.write_all(refused).await;
+            // The rest is read until the client has enough of it: closed before, the answer would be lost with the connection.
+            while client.read_buf(&mut request).await.is_ok_and(|bytes| bytes > 0) {
+                request.clear();
+            }
+            return;
+        }
+    }
+    let Ok(mut server) = TcpStream::connect(there).await else { return };
+    let line = request.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    request.splice(line..line, *b"Connection: close\r\n");
+    if server.write_all(&request).await.is_ok() {
+        let _ = copy_bidirectional(&mut client, &mut server).await;
+    }
+}
+
+/// A proxy refuses large bodies (tried 15). The same events are announced in smaller batches until they pass, and each is counted once. A limit
+/// of ClickHouse's own is told by the same words that the server uses.
+pub async fn a_batch_that_is_refused_for_its_size_is_announced_smaller(url: &str, database: &str) {
+    const EVENTS: u64 = 1_000;
+    let bench = Bench::new(url, database).await;
+    for refused in [
+        "SELECT groupArray(number) FROM numbers(10000000) SETTINGS max_memory_usage = 1000000",
+        "INSERT INTO email_events (event_time) SELECT today() - number FROM numbers(3) SETTINGS max_partitions_per_insert_block = 1",
+    ] {
+        let error = bench.try_execute(refused).await.unwrap_err();
+        assert!(error.refuses_size(), "{error}");
+    }
+    ToPartition::new(&bench, 1_000).send(0, events(EVENTS));
+    let proxy = narrow_proxy(url, 20_000).await;
+    let settings = [(ROWS_MAX, "1000"), INSERT_TIMEOUT, ("TALLYHOUSE__CLICKHOUSE__URL", proxy.as_str())];
+    let member = bench.start(&[&settings[..], &[("TALLYHOUSE__CLICKHOUSE__COMPRESSION", "none")]].concat());
+    bench.await_stored(EVENTS, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    assert!(member.stderr().contains("413 Payload Too Large"), "{}", member.stderr());
+    end(&member);
+    assert_eq!(bench.rows_of(0).await, EVENTS);
+    bench.assert_consistent("in batches that fit through the proxy").await;
 }
 
 /// The same with the batch's rows inserted: the partition stops and names the limit that it needs, and that limit is enough.

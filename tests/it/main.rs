@@ -133,6 +133,7 @@ fn main() -> ExitCode {
         exact::a_replay_of_half_the_memory_ends,
         exact::replays_of_a_larger_member_end,
         exact::a_batch_that_does_not_fit_is_announced_smaller,
+        exact::a_batch_that_is_refused_for_its_size_is_announced_smaller,
         exact::a_half_applied_batch_that_does_not_fit_stops,
         exact::one_partition_that_waits_stops_no_other,
         exact::a_refused_insert_is_tried_with_growing_pauses,

@@ -119,7 +119,7 @@ impl Member<'_> {
                 high: self.log.high(),
             }),
             Action::ReadProgress { from } => Outcome::Progress(self.sink.progress(from, self.source).await.unwrap()),
-            Action::Fill { from, until } => {
+            Action::Fill { from, until, .. } => {
                 self.position = from;
                 self.frozen.clear();
                 self.freeze(until, usize::MAX).map_or(Outcome::Drained, Outcome::Batch)

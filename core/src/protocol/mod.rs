@@ -15,10 +15,11 @@
 //!
 //! Failure paths: a commit that failed is tried again after a comparison. If somebody else has changed the committed offset, the
 //! partition starts over from it. After an insert of unknown outcome the protocol reads the marks. An expired lease is renewed by
-//! a commit of the same intent, and then the protocol reads the marks. After each insert that follows a reading of the marks it
-//! reads them again, as the acknowledgement of a repeat proves nothing. If rows are acknowledged and not shown, it looks for them
-//! again with growing pauses. Then it inserts them once more under another token, and then it stops the partition.
-//! [`Action::Stop`] is for decisions that only an operator can make.
+//! a commit of the same intent, and then the protocol reads the marks. A batch that is refused for its size is announced smaller,
+//! if nothing of it is applied. After each insert that follows a reading of the marks the protocol reads them again, as the
+//! acknowledgement of a repeat proves nothing. If rows are acknowledged and not shown, it looks for them again with growing
+//! pauses. Then it inserts them once more under another token, and then it stops the partition. [`Action::Stop`] is for decisions
+//! that only an operator can make.
 //!
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert without an intent that it knows to be
 //! committed. It must never write counters before the batch's rows and rejects. It must never commit an end before all inserts of
@@ -37,7 +38,7 @@ use crate::guard::{self, Guard};
 use crate::protocol::intent::{Counts, Intent, Metadata};
 use crate::protocol::marks::{Expected, Insert, Marks, Progress, missing};
 use crate::protocol::stop::StopReason;
-use crate::source::{OffsetRange, Table};
+use crate::source::OffsetRange;
 
 /// A committed offset as Kafka keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -146,6 +147,8 @@ pub enum Action {
         from: u64,
         /// Offset at which the batch must end.
         until: Option<u64>,
+        /// Greatest number of records of a batch that is no replay, if larger ones were refused.
+        records_max: Option<u64>,
     },
     /// Continue to consume, and freeze the next batch when it is due. Answers are those of [`Action::Fill`].
     AwaitBatch,
@@ -163,7 +166,7 @@ pub enum Action {
         announces: bool,
     },
     /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Outcome::Inserted`],
-    /// [`Outcome::InsertUnknown`] or [`Outcome::LeaseExpired`].
+    /// [`Outcome::InsertUnknown`], [`Outcome::InsertTooLarge`] or [`Outcome::LeaseExpired`].
     Insert {
         /// The batch.
         range: OffsetRange,
@@ -221,6 +224,8 @@ pub enum Outcome {
     Inserted,
     /// The insert failed or its outcome is unknown.
     InsertUnknown,
+    /// The insert was refused for its size, several times.
+    InsertTooLarge,
     /// Nothing was inserted: the last commit is too old to be sure of still owning the partition.
     LeaseExpired,
     /// Rows that the tables hold of the batch.
@@ -244,16 +249,19 @@ enum State {
     /// The announced batch does not fit into memory: waiting for marks that show nothing of it applied. `quiet`: in addition,
     /// nothing of it can arrive any more.
     Shrinking { intent: Intent, limit_bytes: u64, quiet: bool },
+    /// An insert of the batch was refused for its size: waiting for marks that show nothing of the batch applied. `quiet`: in
+    /// addition, nothing of it can arrive any more.
+    Refused { batch: Frozen, insert: Insert, quiet: bool },
     /// Waiting for the next batch. `first`: this is the first batch of this assignment. An intent for the same offsets may have
     /// been lost, and its tokens used.
     Filling { first: bool },
     /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already. `repeated`: as in `Asking`, if the
     /// lease expired before the next insert.
-    Announcing { batch: Frozen, applied_unknown: bool, repeated: Option<(Table, u32)> },
+    Announcing { batch: Frozen, applied_unknown: bool, repeated: Option<(Insert, u32)> },
     /// Reading the marks of a batch. `differs`: the counts of its intent, if the batch was rebuilt with other counts. `repeated`:
-    /// the table of the last repeated and acknowledged insert, with the number of inserts so far. `look`: the number of repeated
-    /// looks for its rows.
-    Asking { batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>, look: u32 },
+    /// the last repeated and acknowledged insert, with the number of times so far. `look`: the number of repeated looks for its
+    /// rows.
+    Asking { batch: Frozen, differs: Option<Counts>, repeated: Option<(Insert, u32)>, look: u32 },
     /// Inserting a batch; the first of `left` is under way. `attempt`: `None` at the first time, when no token of the batch was
     /// ever used.
     Inserting { batch: Frozen, left: Vec<Insert>, attempt: Option<u32> },
@@ -289,6 +297,8 @@ pub struct Protocol {
     incomplete: u32,
     /// Number of looks in a row that have found a reason to stop the partition.
     doubts: u32,
+    /// Greatest number of records of a batch, once a larger one was refused. It only falls.
+    records_max: Option<u64>,
 }
 
 /// Number of times that a batch is rebuilt with a wrong number of records before the partition stops.
@@ -316,6 +326,7 @@ impl Protocol {
             marked: None,
             again: None,
             doubts: 0,
+            records_max: None,
         };
         (protocol, Action::ReadCommitted)
     }
@@ -364,6 +375,7 @@ impl Protocol {
                 | State::CheckingGone { .. }
                 | State::Replaying { .. }
                 | State::Shrinking { .. }
+                | State::Refused { .. }
                 | State::Filling { .. }
                 // Nothing of the batch is inserted. If the commit succeeded in spite of that, the next owner completes the batch.
                 | State::Announcing { applied_unknown: false, .. }
@@ -377,7 +389,7 @@ impl Protocol {
                     (false, _) => self.insert_all(batch),
                     (true, None) => self.ask(batch, None, None),
                     // Its rows were looked for often enough. A second series of looks could last longer than each lease.
-                    (true, Some(_)) => {
+                    (true, repeated @ Some(_)) => {
                         let range = batch.range;
                         let asking = State::Asking { batch, differs: None, repeated, look: LOOKS_FOR_ROWS };
                         self.enter(asking, Action::ReadMarks { range, quiet: false, look: 0 })
@@ -388,16 +400,23 @@ impl Protocol {
                 self.on_marks(batch, differs, repeated, look, &marks)
             }
             (State::Inserting { batch, mut left, attempt }, Outcome::Inserted) => {
-                let Insert { table, .. } = left.remove(0);
+                let insert = left.remove(0);
                 match attempt.filter(|_| guard::is_on(Guard::Verify)) {
-                    Some(attempt) => self.ask(batch, None, Some((table, attempt + 1))),
+                    Some(attempt) => self.ask(batch, None, Some((insert, attempt + 1))),
                     None => self.insert(batch, left, attempt),
                 }
+            }
+            (State::Inserting { batch, mut left, .. }, Outcome::InsertTooLarge) => {
+                let insert = left.remove(0);
+                self.look_at_refused(batch, insert, false)
+            }
+            (State::Refused { batch, insert, quiet }, Outcome::Marks(marks)) => {
+                self.on_refused(batch, insert, quiet, &marks)
             }
             (State::Inserting { batch, .. }, Outcome::InsertUnknown) => self.ask(batch, None, None),
             (State::Inserting { batch, left, attempt }, Outcome::LeaseExpired) => {
                 let inserts = attempt.filter(|&inserts| inserts > 0);
-                let repeated = left.first().map(|insert| insert.table).zip(inserts);
+                let repeated = left.first().cloned().zip(inserts);
                 self.announce(batch, true, repeated)
             }
             (State::Applied { .. }, Outcome::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
@@ -541,7 +560,8 @@ impl Protocol {
         if low > range.start {
             return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range, quiet: false, look: 0 });
         }
-        self.enter(State::Replaying { intent }, Action::Fill { from: range.start, until: Some(range.end) })
+        let fill = self.fill(range.start, Some(range.end));
+        self.enter(State::Replaying { intent }, fill)
     }
 
     /// Another member may have continued since, or a server may show an old state. So one look proves nothing, and nothing is at
@@ -580,13 +600,17 @@ impl Protocol {
             let range = OffsetRange { start: from.unwrap_or(log.low), end };
             return self.replay(Intent { range, counts: None }, log);
         }
-        match from.filter(|_| from != committed) {
+        // Nothing was ever stored of an empty log. Its start is committed. So the member notices if retention takes records
+        // before they are consumed. A tool that reads the group's lag does not take the partition for one that nobody consumes.
+        let never_read = from.is_none() && log.low == log.high;
+        match from.filter(|_| from != committed).or(never_read.then_some(log.low)) {
             Some(applied) => {
                 let wanted = self.position(applied, None);
                 self.commit(State::Settling, wanted)
             }
             None => {
-                self.enter(State::Filling { first: true }, Action::Fill { from: from.unwrap_or(log.low), until: None })
+                let fill = self.fill(from.unwrap_or(log.low), None);
+                self.enter(State::Filling { first: true }, fill)
             }
         }
     }
@@ -624,26 +648,69 @@ impl Protocol {
         self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, quiet, look: 0 })
     }
 
+    fn fill(&self, from: u64, until: Option<u64>) -> Action {
+        Action::Fill { from, until, records_max: self.records_max }
+    }
+
+    /// Reads the marks to see if a batch that was refused for its size may be announced smaller.
+    fn look_at_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool) -> Action {
+        let range = batch.range;
+        self.enter(State::Refused { batch, insert, quiet }, Action::ReadMarks { range, quiet, look: 0 })
+    }
+
+    /// Takes back a batch that was refused for its size. Its records are announced in batches of at most half its size. The
+    /// halving ends at batches of one record.
+    fn on_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool, marks: &Marks) -> Action {
+        let (range, records) = (batch.range, batch.counts().records());
+        // If this is not the first insert, an earlier one was applied, even if the marks do not show it.
+        let is_first = batch.expected.inserts().first() == Some(&insert);
+        match missing(&batch.expected, range, marks) {
+            Ok(_) if is_first && marks.show_nothing(range) && records > 1 => {
+                if !quiet && guard::is_on(Guard::Quiet) {
+                    return self.look_at_refused(batch, insert, true);
+                }
+                self.records_max = Some(records / 2);
+                let wanted = self.position(range.start, None);
+                self.commit(State::Settling, wanted)
+            }
+            // Some of its ClickHouse partitions are applied, so the rest is smaller.
+            Ok(left) if left.first() != Some(&insert) => self.insert(batch, left, Some(0)),
+            Ok(_) => Action::Stop(StopReason::InsertTooLarge { range, records, table: insert.table }),
+            Err(conflict) => Action::Stop(StopReason::Conflict { range, conflict }),
+        }
+    }
+
     fn on_marks(
         &mut self,
         batch: Frozen,
         differs: Option<Counts>,
-        repeated: Option<(Table, u32)>,
+        repeated: Option<(Insert, u32)>,
         look: u32,
         marks: &Marks,
     ) -> Action {
         let range = batch.range;
         match (missing(&batch.expected, range, marks), differs) {
             (Ok(left), None) => {
-                let same = |(table, _): &(Table, u32)| left.first().is_some_and(|insert| insert.table == *table);
-                let Some((table, inserts)) = repeated.filter(same) else { return self.insert(batch, left, Some(0)) };
+                let same = |(insert, _): &(Insert, u32)| left.first().is_some_and(|first| first.table == insert.table);
+                let Some((mut insert, inserts)) = repeated.filter(same) else {
+                    return self.insert(batch, left, Some(0));
+                };
+                // The tables show less than before. Another token would insert the hidden rows once more.
+                let is_hidden = !left[0].partitions.iter().all(|partition| insert.partitions.contains(partition));
+                if !is_hidden || !guard::is_on(Guard::Hidden) {
+                    insert = left[0].clone();
+                }
+                let table = insert.table;
+                let looks = if insert == left[0] { LOOKS_FOR_ROWS } else { 2 * LOOKS_FOR_ROWS };
                 match guard::is_on(Guard::Shown) {
-                    true if look < LOOKS_FOR_ROWS => {
+                    true if look < looks => {
                         let look = look + 1;
-                        let asking = State::Asking { batch, differs, repeated, look };
+                        let asking = State::Asking { batch, differs, repeated: Some((insert, inserts)), look };
                         self.enter(asking, Action::ReadMarks { range, quiet: false, look })
                     }
-                    true if inserts >= INSERTS_MAX => Action::Stop(StopReason::NotShown { range, table, inserts }),
+                    true if inserts >= INSERTS_MAX || insert != left[0] => {
+                        Action::Stop(StopReason::NotShown { range, table, inserts })
+                    }
                     _ => self.insert(batch, left, Some(inserts)),
                 }
             }
@@ -673,12 +740,12 @@ impl Protocol {
         self.enter(state, Action::Commit { expected: self.known.clone(), wanted, announces })
     }
 
-    fn announce(&mut self, batch: Frozen, applied_unknown: bool, repeated: Option<(Table, u32)>) -> Action {
+    fn announce(&mut self, batch: Frozen, applied_unknown: bool, repeated: Option<(Insert, u32)>) -> Action {
         let wanted = self.position(batch.range.start, Some(&batch));
         self.commit(State::Announcing { batch, applied_unknown, repeated }, wanted)
     }
 
-    fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Table, u32)>) -> Action {
+    fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Insert, u32)>) -> Action {
         let range = batch.range;
         self.enter(
             State::Asking { batch, differs, repeated, look: 0 },
@@ -720,6 +787,7 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Table;
     use std::collections::BTreeMap;
 
     fn announced(end: u64, rows: u64, high: u64) -> LogView {
@@ -746,7 +814,7 @@ mod tests {
         };
         assert!(matches!(after(&raw), Action::Commit { wanted: Committed { offset: 2, .. }, .. }));
         // A row that a TTL has removed proves nothing about its counters: the batch decides.
-        assert_eq!(after(&raw[1..]), Action::Fill { from: 0, until: Some(2) });
+        assert_eq!(after(&raw[1..]), Action::Fill { from: 0, until: Some(2), records_max: None });
     }
 
     #[test]
@@ -802,7 +870,10 @@ mod tests {
         let (mut protocol, _) = Protocol::start();
         protocol.on_outcome(Outcome::Log(plain(metadata.clone(), "")));
         let shown = Progress { counted_end: Some(48), ..Progress::default() };
-        assert_eq!(protocol.on_outcome(Outcome::Progress(shown)), Action::Fill { from: 50, until: None });
+        assert_eq!(
+            protocol.on_outcome(Outcome::Progress(shown)),
+            Action::Fill { from: 50, until: None, records_max: None }
+        );
     }
 
     /// Brokers begin to report topic ids, and one reports none again. The partition continues under the name of its rows.
@@ -847,6 +918,95 @@ mod tests {
             let log = LogView { committed: None, ids_of_rows, ..look("", told) };
             assert_eq!(log.id_of_rows().as_deref(), of_rows, "{told} {ids:?}");
         }
+    }
+
+    /// A batch that is refused for its size is announced in halves while nothing of it is applied, down to one record.
+    #[test]
+    fn a_batch_that_is_refused_for_its_size_is_announced_smaller() {
+        let (mut protocol, _) = Protocol::start();
+        let batch = |end| {
+            let expected = Expected { raw: [(20_261_031, end - 50)].into(), daily: vec![202_610], rejected: 0 };
+            Outcome::Batch(Frozen { range: OffsetRange { start: 50, end }, expected })
+        };
+        let nothing = || Outcome::Marks(Marks::default());
+        let mut log = plain(Metadata { topic_id: "id".into(), ..Metadata::default() }, "");
+        for (end, records_max) in [(55, None), (52, Some(2)), (51, Some(1))] {
+            protocol.on_outcome(Outcome::Log(log.clone()));
+            let fill = protocol.on_outcome(Outcome::Progress(Progress::default()));
+            assert_eq!(fill, Action::Fill { from: 50, until: None, records_max });
+            protocol.on_outcome(batch(end));
+            protocol.on_outcome(Outcome::CommitDone);
+            assert!(matches!(protocol.on_outcome(nothing()), Action::Insert { .. }));
+            let action = protocol.on_outcome(Outcome::InsertTooLarge);
+            assert!(matches!(action, Action::ReadMarks { quiet: false, .. }), "{action:?}");
+            if end == 51 {
+                let stop = protocol.on_outcome(nothing());
+                assert!(matches!(stop, Action::Stop(StopReason::InsertTooLarge { records: 1, .. })), "{stop:?}");
+                break;
+            }
+            assert!(matches!(protocol.on_outcome(nothing()), Action::ReadMarks { quiet: true, .. }));
+            let Action::Commit { wanted, .. } = protocol.on_outcome(nothing()) else { panic!("not taken back") };
+            assert_eq!((wanted.offset, Metadata::decode(&wanted.metadata).unwrap().unwrap().next), (50, None));
+            log.committed = Some(wanted);
+            protocol.on_outcome(Outcome::CommitDone);
+        }
+    }
+
+    /// A batch whose rows are stored and whose counters are refused cannot be announced smaller.
+    #[test]
+    fn a_half_applied_batch_that_is_refused_for_its_size_stops() {
+        let raw = [(20_261_031, 3), (20_261_101, 3)];
+        let refused = |stored: &[(u32, u64)], daily: &[(u32, u64)]| {
+            let (mut protocol, _) = Protocol::start();
+            protocol.on_outcome(Outcome::Log(plain(Metadata { topic_id: "id".into(), ..Metadata::default() }, "")));
+            protocol.on_outcome(Outcome::Progress(Progress::default()));
+            let expected = Expected { raw: raw.into(), daily: vec![202_610, 202_611], rejected: 0 };
+            protocol.on_outcome(Outcome::Batch(Frozen { range: OffsetRange { start: 50, end: 56 }, expected }));
+            protocol.on_outcome(Outcome::CommitDone);
+            protocol.on_outcome(Outcome::Marks(Marks::default()));
+            let marks = |raw: &[(u32, u64)], daily: &[(u32, u64)]| {
+                let (raw, daily) = (raw.iter().copied().collect(), daily.iter().copied().collect());
+                Outcome::Marks(Marks { raw, daily, ..Marks::default() })
+            };
+            if stored == raw {
+                protocol.on_outcome(Outcome::Inserted);
+                protocol.on_outcome(marks(stored, &[]));
+            }
+            protocol.on_outcome(Outcome::InsertTooLarge);
+            protocol.on_outcome(marks(stored, daily))
+        };
+        let stop = refused(&raw, &[]);
+        assert!(matches!(stop, Action::Stop(StopReason::InsertTooLarge { table: Table::Daily, .. })), "{stop:?}");
+        // One day or one month was applied nevertheless, so the rest is smaller.
+        let rest = |partitions: Vec<u32>, table| Insert { table, partitions };
+        let day = refused(&raw[..1], &[]);
+        assert!(
+            matches!(&day, Action::Insert { insert, .. } if *insert == rest(vec![20_261_101], Table::Raw)),
+            "{day:?}"
+        );
+        let month = refused(&raw, &[(202_610, 56)]);
+        assert!(
+            matches!(&month, Action::Insert { insert, .. } if *insert == rest(vec![202_611], Table::Daily)),
+            "{month:?}"
+        );
+    }
+
+    /// A partition that never had a record: its start is committed once.
+    #[test]
+    fn the_start_of_an_empty_log_is_committed() {
+        let (mut protocol, _) = Protocol::start();
+        let empty = LogView { committed: None, low: 7, high: 7, ..plain(Metadata::default(), "") };
+        protocol.on_outcome(Outcome::Log(empty.clone()));
+        let Action::Commit { wanted, .. } = protocol.on_outcome(Outcome::Progress(Progress::default())) else {
+            panic!("none")
+        };
+        assert_eq!((wanted.offset, wanted.metadata.as_slice()), (7, &b"tallyhouse/2 topic=id"[..]));
+        assert_eq!(protocol.on_outcome(Outcome::CommitDone), Action::ReadCommitted);
+        protocol.on_outcome(Outcome::Log(LogView { committed: Some(wanted), ..empty }));
+        assert_eq!(
+            protocol.on_outcome(Outcome::Progress(Progress::default())),
+            Action::Fill { from: 7, until: None, records_max: None }
+        );
     }
 
     /// A backup was restored, with the offset deleted. The marks of each batch that was stored before are read, also after a

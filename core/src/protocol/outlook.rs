@@ -113,8 +113,8 @@ impl Position {
         }
         match action {
             Action::Stop(reason) | Action::LookAgain(reason) => Outlook::Stops(reason),
-            Action::Fill { from, until: None } => Outlook::GoesOn(format!("reads on from offset {from}")),
-            Action::Fill { from, until: Some(until) } => {
+            Action::Fill { from, until: None, .. } => Outlook::GoesOn(format!("reads on from offset {from}")),
+            Action::Fill { from, until: Some(until), .. } => {
                 let range = OffsetRange { start: from, end: until };
                 Outlook::GoesOn(format!("completes {range} first and reads on from offset {until}"))
             }

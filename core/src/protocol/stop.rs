@@ -112,6 +112,20 @@ pub enum StopReason {
         /// Number of acknowledged inserts of the rows.
         inserts: u32,
     },
+    /// ClickHouse, or a proxy before it, refuses an insert for its size, and the batch cannot be announced smaller.
+    #[error(
+        "the insert of batch {range} into `{}` is refused for its size, and the batch cannot be announced smaller, as {}. The log says who \
+         refuses it. Raise that limit until the batch is committed",
+        table.name(), if *records > 1 { "part of it is already in ClickHouse" } else { "it has one record" }
+    )]
+    InsertTooLarge {
+        /// The batch.
+        range: OffsetRange,
+        /// Number of its records.
+        records: u64,
+        /// The table.
+        table: Table,
+    },
     /// A member with more memory has begun a batch that does not fit into this member's memory.
     #[error(
         "batch {range} was begun by a member with a larger memory.limit_bytes, part of it is already in ClickHouse, and the rest does \
@@ -163,7 +177,7 @@ fn differs_in_words(rebuilt: Counts, intent: Counts) -> &'static str {
 
 impl StopReason {
     /// All codes, in the order of the variants.
-    pub const CODES: [&str; 11] = [
+    pub const CODES: [&str; 12] = [
         "retention_gap",
         "intent_gone",
         "ahead_of_log",
@@ -175,6 +189,7 @@ impl StopReason {
         "sink_behind",
         "other_cluster",
         "not_shown",
+        "insert_too_large",
     ];
 
     /// Returns a stable word for metrics and logs.
@@ -191,6 +206,7 @@ impl StopReason {
             StopReason::SinkBehind { .. } => "sink_behind",
             StopReason::OtherCluster { .. } => "other_cluster",
             StopReason::NotShown { .. } => "not_shown",
+            StopReason::InsertTooLarge { .. } => "insert_too_large",
         }
     }
 
@@ -242,7 +258,10 @@ mod tests {
             Some(StopReason::OtherCluster { .. }) => {
                 StopReason::NotShown { range: RANGE, table: Table::Daily, inserts: 2 }
             }
-            Some(StopReason::NotShown { .. }) => return None,
+            Some(StopReason::NotShown { .. }) => {
+                StopReason::InsertTooLarge { range: RANGE, records: 1, table: Table::Raw }
+            }
+            Some(StopReason::InsertTooLarge { .. }) => return None,
         })
     }
 

@@ -178,12 +178,13 @@ fn without_any_one_guard_a_violation_is_found() {
     let real = Rules::REAL;
     let (plenty, unequal) = (Rules { memory: Memory::Plenty, ..real }, Rules { memory: Memory::Unequal, ..real });
     let for_good = Rules { hides: Hides::ForGood, ..real };
-    let ours: [(Guard, Rules, &'static [&'static str]); 24] = [
+    let ours: [(Guard, Rules, &'static [&'static str]); 26] = [
         (Guard::Intent, real, &[]),
         (Guard::Token, real, &[]),
         (Guard::Mark, real, &[]),
         (Guard::Verify, real, &[]),
         (Guard::Shown, real, &[]),
+        (Guard::Hidden, real, &["KillSink", "HideTable"]),
         (Guard::Shown, for_good, &["Hide", "Crash"]),
         (Guard::Shown, for_good, &["HideTable", "Crash"]),
         (Guard::Shown, for_good, &["ShowOld", "Crash"]),
@@ -202,6 +203,7 @@ fn without_any_one_guard_a_violation_is_found() {
         (Guard::Position, real, &["LosePosition"]),
         (Guard::Fill, real, &["LosePosition", "Crash", "LoseCommitAnswer"]),
         (Guard::Permit, real, &["Crash"]),
+        (Guard::Identity, real, &["TellIds", "Crash"]),
         (Guard::Quiet, unequal, &["Crash", "Expire", "ForgetTokens"]),
     ];
     let mut found: Vec<(String, Option<(u64, String)>)> = ours

@@ -64,6 +64,8 @@ pub struct Sink {
     pub has_hidden: bool,
     /// True if tokens of rows were forgotten.
     pub has_forgotten: bool,
+    /// For a while, inserts of batches with more records than this are refused.
+    pub records_max: Option<u64>,
     /// The topic id in the `source` of the rows.
     id: String,
     pub sent: Vec<Sent>,
@@ -91,6 +93,7 @@ impl Sink {
             tokens: BTreeSet::new(),
             halved: BTreeSet::new(),
             shown: None,
+            records_max: None,
             id: String::new(),
             expired_before: 0,
             removed_before: 0,
@@ -184,6 +187,12 @@ impl Sink {
             Some(left) => *looks = left,
             None => self.shown = None,
         }
+    }
+
+    /// True if the insert is refused for its size.
+    pub fn refuses(&self, index: usize) -> bool {
+        let Content { rows, rejects } = &self.sent[index].content;
+        self.records_max.is_some_and(|most| (rows.len() + rejects.len()) as u64 > most)
     }
 
     /// True if there are no rows.

@@ -10,6 +10,7 @@
 use crate::decode::event::Event;
 use crate::decode::reject::Rejection;
 use crate::guard::{self, Guard};
+use crate::window::intake::Fill;
 use crate::window::{Limits, Record, Window};
 use std::collections::VecDeque;
 
@@ -47,6 +48,8 @@ pub struct Buffer {
     window: Window,
     /// Offset at which the window must be closed, in a replay.
     until: Option<u64>,
+    /// Greatest number of records of a window that is no replay, if larger batches were refused.
+    records_max: Option<u64>,
     closed: VecDeque<(Window, u64)>,
     halt: Option<Halt>,
 }
@@ -54,7 +57,12 @@ pub struct Buffer {
 impl Buffer {
     /// Returns an empty buffer of this fill. Its first window ends exactly at `until` if that is given.
     pub fn new(fill: u64, from: u64, until: Option<u64>) -> Buffer {
-        Buffer { fill, window: Window::new(from), until, closed: VecDeque::new(), halt: None }
+        Buffer { fill, window: Window::new(from), until, records_max: None, closed: VecDeque::new(), halt: None }
+    }
+
+    /// Returns an empty buffer for a fill.
+    pub fn of(fill: &Fill) -> Buffer {
+        Buffer { records_max: fill.records_max, ..Buffer::new(fill.number, fill.from, fill.until) }
     }
 
     /// Takes a record into the live window, and closes windows that are complete. It takes nothing after a permanent halt.
@@ -71,7 +79,8 @@ impl Buffer {
         }
         let passed_over = record.offset.saturating_sub(self.window.next());
         let added = self.window.push(record, decoded);
-        if self.until.is_none() && self.window.is_full(limits) {
+        let rows_max = self.records_max.map_or(limits.rows_max, |most| most.min(limits.rows_max));
+        if self.until.is_none() && self.window.is_full(&Limits { rows_max, ..*limits }) {
             self.close(self.window.next());
             closed = true;
         }

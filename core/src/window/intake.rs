@@ -22,6 +22,8 @@ pub struct Fill {
     pub from: u64,
     /// Offset at which the first window must end. With it, the fill is a replay.
     pub until: Option<u64>,
+    /// Greatest number of records of the later windows, if larger batches were refused.
+    pub records_max: Option<u64>,
 }
 
 impl Fill {
@@ -185,7 +187,13 @@ mod tests {
     const SHARE: usize = 1_000;
 
     fn fill(partition: i32, records: Option<u64>) -> Fill {
-        Fill { partition, number: partition as u64, from: 5, until: records.map(|records| 5 + records) }
+        Fill {
+            partition,
+            number: partition as u64,
+            from: 5,
+            until: records.map(|records| 5 + records),
+            records_max: None,
+        }
     }
 
     fn begun(intake: &mut Intake) -> Vec<i32> {

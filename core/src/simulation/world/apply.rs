@@ -119,6 +119,7 @@ impl World {
                 sink.remove_expired(log);
             }
             Fault::TellIds(p) => self.partitions[p].tells_id ^= true,
+            Fault::Narrow(p, records_max) => self.partitions[p].sink.records_max = records_max,
             Fault::DeleteRecords(p) => {
                 let partition = &mut self.partitions[p];
                 partition.log.low = partition.committed.as_ref().map_or(0, |committed| committed.offset);
@@ -228,12 +229,12 @@ impl World {
             }
             Doing::Progress { .. } if !sink.shows(&task.id) => Outcome::Progress(Progress::default()),
             Doing::Progress { from, ends } => Outcome::Progress(sink.progress(from, &ends, log)),
-            Doing::Next(Action::Fill { from, until }) => {
+            Doing::Next(Action::Fill { from, until, records_max }) => {
                 task.frozen.clear();
                 self.fills += 1;
                 task.fill = self.fills;
                 task.doing = Doing::Awaiting;
-                task.asked = Some(Fill { partition: p as i32, number: self.fills, from, until });
+                task.asked = Some(Fill { partition: p as i32, number: self.fills, from, until, records_max });
                 return;
             }
             Doing::Awaiting | Doing::Next(Action::AwaitBatch) => {
@@ -331,7 +332,7 @@ impl World {
         let task = self.partitions[p].tasks.iter_mut().find(|task| task.member == m && task.fill == fill.number);
         match task {
             Some(task) => {
-                task.buffer = Some(Buffer::new(fill.number, fill.from, fill.until));
+                task.buffer = Some(Buffer::of(&fill));
                 task.position = Some(fill.from);
                 task.paused = false;
             }
@@ -401,7 +402,9 @@ impl World {
     }
 
     fn begin(&mut self, p: usize, i: usize) {
-        if !self.partitions[p].sink.begin(i) {
+        if self.partitions[p].sink.refuses(i) {
+            self.answer_insert(p, i, Outcome::InsertTooLarge);
+        } else if !self.partitions[p].sink.begin(i) {
             self.answer_insert(p, i, Outcome::InsertUnknown);
         }
     }
@@ -475,6 +478,14 @@ impl World {
                     let owner = &mut self.partitions[p].owner;
                     *owner = owner.filter(|owner| *owner != task.member);
                 }
+                return;
+            }
+            // The operator's remedy is another limit.
+            Action::Stop(StopReason::InsertTooLarge { .. }) => {
+                partition.sink.records_max = None;
+                let task = partition.tasks.remove(t);
+                self.members[task.member].intake.forget(p as i32);
+                partition.owner = partition.owner.filter(|owner| *owner != task.member);
                 return;
             }
             Action::Stop(StopReason::NotShown { .. } | StopReason::SinkBehind { .. })

@@ -245,6 +245,8 @@ pub enum Fault {
     KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
     ForgetTokens(usize),
+    /// From now on ClickHouse refuses batches of more records than this, or accepts all again.
+    Narrow(usize, Option<u64>),
     /// Rows that are applied from now on are not shown.
     Hide(usize),
     /// Brokers begin to report topic ids, or a broker that reports none answers from now on.
@@ -579,6 +581,10 @@ impl World {
                 }
             }
             add(Fault::TellIds(p));
+            match partition.sink.records_max {
+                Some(_) => add(Fault::Narrow(p, None)),
+                None => [1, 3].into_iter().for_each(|most| add(Fault::Narrow(p, Some(most)))),
+            }
             if self.rules.tokens && self.nobody_inserts(partition) && !partition.sink.hides() {
                 add(Fault::ForgetTokens(p));
             }
@@ -652,6 +658,8 @@ impl World {
     fn nobody_inserts(&self, partition: &Partition) -> bool {
         let inserts = |task: &Task| match &task.doing {
             Doing::Sending { .. } => true,
+            // The action itself waits until nothing can arrive, for longer than its lease lasts.
+            Doing::Next(Action::ReadMarks { quiet: true, .. }) => false,
             Doing::Next(Action::Insert { .. } | Action::ReadMarks { .. }) | Doing::Marks { .. } => {
                 task.renewed == Some(self.members[task.member].now)
             }
