@@ -1,4 +1,4 @@
-//! The hot path of the core, one step at a time: `cargo bench`. Figures are per event and in bytes of payload.
+//! Measures each step of the hot path of the core: `cargo bench`. Figures are per event and in bytes of payload.
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use devstack::producer::Events;

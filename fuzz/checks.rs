@@ -1,6 +1,6 @@
-//! What must hold for any bytes whatever. Each check panics where it does not.
+//! Properties that must hold for any bytes. Each check panics if its property does not hold.
 //!
-//! `tests/fuzz.rs` runs them over the seeds and over mutations of them; the targets in `fuzz_targets/` are guided by coverage.
+//! `tests/fuzz.rs` runs them over the seeds and over mutations of them. Coverage guides the targets in `fuzz_targets/`.
 
 use chrono::{FixedOffset, NaiveDateTime, Timelike};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -19,7 +19,7 @@ pub const NOW_MS: i64 = 1_795_501_800_000;
 /// The defaults of `decode.past_days_max` and `decode.future_days_max`.
 pub const BOUNDS: TimeBounds = TimeBounds { past_seconds_max: 3_650 * 86_400, future_seconds_max: 2 * 86_400 };
 
-/// Any value is an event or a reject, the same each time, and one row of a batch whose blocks can be made.
+/// Any value is an event or a reject, with the same result each time. It is one row of a batch whose blocks can be made.
 pub fn decode(data: &[u8]) {
     for timestamp_ms in [None, Some(NOW_MS), Some(i64::MAX), Some(0)] {
         let decoded = read(Some(data), timestamp_ms, &BOUNDS);
@@ -36,7 +36,7 @@ pub fn decode(data: &[u8]) {
     }
 }
 
-/// The metadata of a commit is read only if it is exactly what would be written, and an error shows little of it.
+/// Metadata of a commit is read only if it is exactly the text that would be written. An error shows little of it.
 pub fn intent(data: &[u8]) {
     match Metadata::decode(data) {
         Ok(None) => assert!(data.is_empty()),
@@ -46,12 +46,13 @@ pub fn intent(data: &[u8]) {
     }
 }
 
-/// The quick reader says nothing that serde_json does not: the same event to the byte, the same reject.
+/// The fast reader returns only results of serde_json: the same event to the byte, the same reject.
 pub fn quick(data: &[u8]) {
     assert_eq!(read(Some(data), None, &BOUNDS), decode_json(Some(data), None, &BOUNDS));
 }
 
-/// The decoder agrees with plain `serde_json::Value`, chrono and the `uuid` crate, but for what `docs/rejects.md` says.
+/// The decoder agrees with plain `serde_json::Value`, chrono and the `uuid` crate, except for the differences in
+/// `docs/rejects.md`.
 pub fn differential(data: &[u8]) {
     let decoded = read(Some(data), Some(NOW_MS), &BOUNDS);
     match (reference(data), &decoded) {
@@ -59,7 +60,7 @@ pub fn differential(data: &[u8]) {
         (Err(faults), Err(rejection)) => {
             assert!(faults.allow(rejection.reason), "{rejection:?} is none of {faults:?}");
         }
-        // Not looked into, so it need not be what `Value` can hold.
+        // The decoder does not look into it, so `Value` need not be able to hold it.
         (Err(Faults::Unreadable { grammatical: true }), Ok(_)) => {}
         (wanted, found) => panic!("{found:?} instead of {wanted:?}"),
     }
@@ -94,13 +95,13 @@ impl Wanted {
     }
 }
 
-/// Why the reference reads no event.
+/// Reasons why the reference reads no event.
 #[derive(Debug)]
 enum Faults {
-    /// `Value` cannot be made of it: then a fault before that place may have been found first. `grammatical`: it is JSON, but has
+    /// `Value` cannot be made of it. Then a fault before that place may have been found first. `grammatical`: it is JSON, but has
     /// a number, a string or a depth that `Value` cannot hold.
     Unreadable { grammatical: bool },
-    /// Each of these is wrong with it, and any may be found first.
+    /// Each of these is wrong with it, and the decoder may find any of them first.
     Some(BTreeSet<Reason>),
 }
 
@@ -108,7 +109,7 @@ impl Faults {
     fn allow(&self, reason: Reason) -> bool {
         match self {
             Faults::Unreadable { .. } => true,
-            // By its packaging, where that is known.
+            // The reason names the packaging, if that is known.
             Faults::Some(reasons) => match reason {
                 Reason::SchemaRegistryPrefix | Reason::Compressed => reasons.contains(&Reason::NotUtf8),
                 Reason::Enveloped => reasons.contains(&Reason::MissingField),
@@ -118,7 +119,7 @@ impl Faults {
     }
 }
 
-/// An object's fields in order, each with its value: `Value` itself would keep the last of two.
+/// An object's fields in order, each with its value. `Value` itself would keep only the last of two equal fields.
 struct Fields(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Fields {
@@ -163,7 +164,7 @@ fn judge(fields: &[(String, Value)]) -> Result<Wanted, BTreeSet<Reason>> {
         let (value, again) = (values.next(), values.next());
         if again.is_some() {
             faults.insert(Reason::DuplicateField);
-            // Any of them may be wrong in its own way, and found first.
+            // Any of them may be wrong in its own way, and may be found first.
             faults.extend([Reason::WrongType, Reason::BadUuid, Reason::UnknownEventType, Reason::BadTime]);
             faults.insert(Reason::TimeOutOfRange);
         }
@@ -223,7 +224,7 @@ fn judge(fields: &[(String, Value)]) -> Result<Wanted, BTreeSet<Reason>> {
     }
 }
 
-/// CPython's `uuid.UUID.__init__`, but for `int(hex, 16)`: 32 digits there, and nothing else.
+/// Reads a UUID as CPython's `uuid.UUID.__init__` does, except for `int(hex, 16)`: here it takes 32 digits, and nothing else.
 fn uuid(text: &str) -> Option<UuidBytes> {
     let hex = text.replace("urn:", "").replace("uuid:", "");
     let hex = hex.trim_matches(|c| c == '{' || c == '}').replace('-', "");
@@ -238,7 +239,7 @@ fn time(value: &Value) -> Result<i64, Reason> {
             let whole = match (number.as_i64(), number.as_u64()) {
                 (Some(number), _) => i128::from(number),
                 (_, Some(number)) => i128::from(number),
-                // What lies below zero, if only by a fraction, is out of range, and a cast cuts it off.
+                // A number below zero, even by a fraction, is out of range. A cast would cut the fraction off.
                 _ => number.as_f64().filter(|number| *number >= 0.0).map_or(-1, |number| number as i128),
             };
             if whole > i128::from(u32::MAX) { whole / 1_000 } else { whole }
@@ -248,7 +249,7 @@ fn time(value: &Value) -> Result<i64, Reason> {
     u32::try_from(seconds).map(i64::from).map_err(|_| Reason::TimeOutOfRange)
 }
 
-/// `YYYY-MM-DD?HH:MM:SS` exactly as chrono writes it, then a fraction and an offset.
+/// Reads `YYYY-MM-DD?HH:MM:SS` exactly as chrono writes it, then a fraction and an offset.
 fn time_of_text(text: &str) -> Option<i128> {
     let (naive, rest) = text.split_at_checked(19)?;
     let separator = naive.get(10..11).filter(|separator| ["T", "t", " "].contains(separator))?;

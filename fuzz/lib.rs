@@ -1,3 +1,3 @@
-//! The targets' checks of the core crate, so that no Kafka client has to be built to fuzz a decoder.
+//! The checks of the fuzz targets on the core crate. Fuzzing a decoder so needs no build of a Kafka client.
 
 pub mod checks;

@@ -1,7 +1,7 @@
-//! The frozen batch: a window closed at an offset, ready to be inserted as often as it takes.
+//! A frozen batch is a window that was closed at an offset. It can be inserted as many times as necessary.
 //!
-//! A batch is immutable and its content and order are a function of the records [start, end) alone. Each insert is one Native
-//! block; encoding one must never depend on what was inserted before.
+//! A batch is immutable. Its content and order depend on the records [start, end) alone. Each insert is one Native block. The
+//! encoding of a block must never depend on what was inserted before.
 
 use crate::decode::event::{Day, EventType};
 use crate::decode::reject::Reason;
@@ -12,12 +12,12 @@ use crate::window::native::{Column, Values, constant_low_cardinality, low_cardin
 use crate::window::{Arrivals, CounterKey, Totals, Window};
 use bytes::Bytes;
 
-/// The types of the enum column, as both tables declare it.
+/// Types of the enum column, as both tables declare it.
 pub const EVENT_TYPE_COLUMN: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5)";
 
 const LOW_CARDINALITY: &str = "LowCardinality(String)";
 
-/// One column's finished chunks. Cloning clones handles, not bytes.
+/// Finished chunks of one column. A clone copies handles and no bytes.
 type Chunks = Vec<Bytes>;
 
 #[derive(Debug)]
@@ -47,34 +47,34 @@ struct Rejected {
 /// One rejected record of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RejectedRecord {
-    /// Its offset.
+    /// Offset of the record.
     pub offset: u64,
-    /// Its timestamp in milliseconds since 1970-01-01 UTC, 0 where it had none.
+    /// Timestamp of the record in milliseconds since 1970-01-01 UTC; 0 if it had none.
     pub timestamp_ms: i64,
-    /// Why it was rejected.
+    /// Reason for the rejection.
     pub reason: Reason,
-    /// What the decoder said.
+    /// Error text of the decoder.
     pub error: Bytes,
-    /// Its key; empty where it had none.
+    /// Key of the record; empty if it had none.
     pub key: Bytes,
-    /// Its value; empty where it had none.
+    /// Value of the record; empty if it had none.
     pub payload: Bytes,
 }
 
-/// The batch.
+/// A frozen batch: the rows, rejects and counters of a range of offsets.
 #[derive(Debug)]
 pub struct Batch {
     range: OffsetRange,
     bytes: usize,
     raw: Vec<RawDay>,
-    /// Sorted, one per (day, campaign, workspace).
+    /// Counters, sorted; one per (day, campaign, workspace).
     counters: Vec<(CounterKey, Totals)>,
     rejected: Rejected,
     arrivals: Arrivals,
 }
 
 impl Batch {
-    /// Closes a window at `end`, which is at or after the last offset it took.
+    /// Closes a window at `end`. `end` is at or after the last offset that the window took.
     pub fn freeze(window: Window, end: u64) -> Batch {
         let range = OffsetRange { start: window.start(), end: end.max(window.next()) };
         let bytes = window.bytes();
@@ -104,27 +104,27 @@ impl Batch {
         Batch { range, bytes, raw: raw.collect(), counters, rejected, arrivals: parts.arrivals }
     }
 
-    /// The offsets the batch covers.
+    /// Returns the offsets the batch covers.
     pub fn range(&self) -> OffsetRange {
         self.range
     }
 
-    /// It has neither rows nor rejects.
+    /// True if the batch has neither rows nor rejects.
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty() && self.rejected.rows == 0
     }
 
-    /// The months of its counters, as ClickHouse partitions of `daily`.
+    /// Returns the months of its counters, as ClickHouse partitions of `daily`.
     pub fn months(&self) -> Vec<PartitionId> {
         self.frozen().expected.daily
     }
 
-    /// Memory held, in bytes, as counted by the window.
+    /// Returns the memory that it holds, in bytes, as the window counted it.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The rejected records, in the order of their offsets.
+    /// Returns the rejected records, in the order of their offsets.
     pub fn rejected(&self) -> impl Iterator<Item = RejectedRecord> + use<'_> {
         let rows = &self.rejected;
         let [mut offsets, mut times, mut errors, mut keys, mut payloads] =
@@ -142,12 +142,12 @@ impl Batch {
         })
     }
 
-    /// When its records came into Kafka.
+    /// Returns the times at which its records came into Kafka.
     pub fn arrivals(&self) -> &Arrivals {
         &self.arrivals
     }
 
-    /// The offset of each row with its day, and those of the rejects.
+    /// Returns the offset of each row with its day, and the offsets of the rejects.
     #[cfg(test)]
     pub(super) fn offsets(&self) -> (Vec<(PartitionId, u64)>, Vec<u64>) {
         let numbers = |chunks: &Chunks| {
@@ -161,7 +161,7 @@ impl Batch {
         (rows.collect(), numbers(&self.rejected.source_offset).collect())
     }
 
-    /// What the protocol needs to know of it.
+    /// Returns the facts about the batch that the protocol needs.
     pub fn frozen(&self) -> Frozen {
         let mut daily: Vec<PartitionId> = self.counters.iter().map(|(key, _)| key.day.yyyymm()).collect();
         daily.dedup();
@@ -169,7 +169,7 @@ impl Batch {
         Frozen { range: self.range, expected: Expected { raw, daily, rejected: self.rejected.rows } }
     }
 
-    /// One insert's rows as one Native block, with their number. `source` is the text of the `source` column.
+    /// Returns the rows of one insert as one Native block, with their number. `source` is the text of the `source` column.
     pub fn block(&self, insert: &Insert, source: &str) -> (u64, Vec<Bytes>) {
         match insert.table {
             Table::Raw => self.raw_block(&insert.partitions, source),
@@ -241,7 +241,7 @@ impl Batch {
     }
 }
 
-/// The columns of one insert into a table, as its INSERT statement lists them.
+/// Returns the columns of one insert into a table, as its INSERT statement lists them.
 pub fn column_list(table: Table) -> &'static str {
     match table {
         Table::Raw => "campaign_id, workspace_id, email, event_type, event_time, metadata, source, source_offset",
@@ -277,7 +277,7 @@ mod tests {
     }
 
     proptest! {
-        /// The same records give the same blocks, byte for byte: what the deduplication token and the replay rest on.
+        /// The same records give the same blocks, byte for byte. The deduplication token and the replay depend on that.
         #[test]
         fn the_same_records_freeze_to_the_same_bytes(times in proptest::collection::vec(proptest::option::weighted(0.9, 0u32..90_000_000), 1..100)) {
             let (once, twice) = (batch(&times), batch(&times));

@@ -1,4 +1,4 @@
-//! The days that are looked at: whole UTC days.
+//! Whole UTC days, and ranges of them, for the commands that look at a period.
 
 use crate::decode::{event, time};
 use std::str::FromStr;
@@ -23,7 +23,7 @@ impl FromStr for Day {
 }
 
 impl Day {
-    /// As it was written.
+    /// Returns the day as it was written.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -44,16 +44,16 @@ impl FromStr for Month {
 }
 
 impl Month {
-    /// The ClickHouse partition of `daily`: `yyyymm`.
+    /// Returns the ClickHouse partition of `daily`: `yyyymm`.
     pub fn number(self) -> u32 {
         self.0
     }
 
-    /// The days of the month.
+    /// Returns the days of the month.
     pub fn span(self) -> Span {
         let after = if self.0 % 100 == 12 { self.0 + 89 } else { self.0 + 1 };
         let first_s = self.first_second(self.0).unwrap_or(0);
-        // The last month that fits the column ends in the middle.
+        // The last month that fits into the column ends before its last day.
         let last_s = self.first_second(after).map_or(u32::MAX, |second| second - 1);
         Span { first_s, last_s }
     }
@@ -63,7 +63,7 @@ impl Month {
     }
 }
 
-/// From the first second of one day to the last of another, in seconds since 1970-01-01 UTC.
+/// A range from the first second of one day to the last second of another, in seconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     first_s: u32,
@@ -71,7 +71,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// From `since` to `until`, both inclusive; open where a day is not given.
+    /// Returns the range from `since` to `until`, both inclusive. It is open on the side where a day is not given.
     pub fn new(since: Option<&Day>, until: Option<&Day>) -> Span {
         Span {
             first_s: since.map_or(0, |day| day.start_s),
@@ -79,30 +79,30 @@ impl Span {
         }
     }
 
-    /// The part of the span from a day on, and the part before it.
+    /// Returns the part of the span from a day on, and the part before it.
     pub fn split_at(&self, day: event::Day) -> (Span, Span) {
         let first_s = u32::from(day.0).saturating_mul(DAY_S);
         let from = Span { first_s: self.first_s.max(first_s), ..*self };
         (from, Span { last_s: self.last_s.min(first_s.saturating_sub(1)), ..*self })
     }
 
-    /// First millisecond, unless the span is open there.
+    /// Returns the first millisecond, unless the span has no beginning.
     pub fn first_ms(&self) -> Option<i64> {
         (self.first_s > 0).then(|| i64::from(self.first_s) * 1_000)
     }
 
-    /// First millisecond after the span, unless it is open there.
+    /// Returns the first millisecond after the span, unless the span has no end.
     pub fn end_ms(&self) -> Option<i64> {
         (self.last_s < u32::MAX).then(|| (i64::from(self.last_s) + 1) * 1_000)
     }
 
-    /// Condition on `email_events`.
+    /// Returns the SQL condition on `email_events`.
     pub fn of_rows(&self) -> String {
         let Span { first_s, last_s } = self;
         format!("(event_time >= toDateTime({first_s}, 'UTC') AND event_time <= toDateTime({last_s}, 'UTC'))")
     }
 
-    /// Condition on `daily`.
+    /// Returns the SQL condition on `daily`.
     pub fn of_counters(&self) -> String {
         let (first, last) = (self.first_s / DAY_S, self.last_s / DAY_S);
         format!("(day >= toDate({first}) AND day <= toDate({last}))")

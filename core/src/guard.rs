@@ -1,59 +1,60 @@
-//! The guards of the exactly-once protocol, each with a switch that only tests have.
+//! Guards of the exactly-once protocol. Only tests can switch them off.
 //!
-//! A test turns one off and shows that the simulation then finds a violation: a guard whose removal nothing notices is
-//! either not needed or not tested. In every other build [`is_on`] is the constant `true`; no setting, no feature and no
-//! environment variable may ever reach it.
+//! A test switches one off and shows that the simulation then finds a violation. A guard is either not needed or not tested if
+//! nothing notices its removal. In every other build [`is_on`] is the constant `true`; no setting, no feature and no environment
+//! variable may ever reach it.
 
-/// One guard.
+/// One guard of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Guard {
     /// A batch is announced in the committed offset's metadata before anything of it is inserted.
     Intent,
     /// Every attempt at an insert carries the same deduplication token.
     Token,
-    /// Only what the marks say is missing is inserted.
+    /// Only the rows that are missing by the marks are inserted.
     Mark,
-    /// A repeated insert that was acknowledged counts only once the marks show its rows.
+    /// After a repeated insert was acknowledged, it counts only once the marks show its rows.
     Verify,
-    /// An insert that was acknowledged and is not shown is looked for again, and repeated once at the most.
+    /// If an insert was acknowledged and its rows are not shown, Tallyhouse looks for them again, and repeats the insert once at
+    /// most.
     Shown,
     /// Rows that were shown before and are hidden now are not inserted under another token.
     Hidden,
-    /// An announced batch that the marks show to be overtaken is not replayed.
+    /// If the marks show that an announced batch is overtaken, it is not replayed.
     Overtaken,
-    /// One look that finds the log too short stops no partition.
+    /// A single look that finds the log too short stops no partition.
     Doubt,
-    /// A partition whose rows were shown and are gone stops.
+    /// A partition stops if its rows were shown and are gone.
     Behind,
-    /// Later owners know as well which records may have been inserted before and taken away.
+    /// Later owners also know which records may have been inserted before and taken away.
     Again,
-    /// Rows of days that a time to live has reached are not missing.
+    /// Rows of days that a TTL has reached are not missing.
     Expired,
     /// Counters are written last.
     CountersLast,
-    /// Nothing is inserted by a member whose last commit is too old.
+    /// A member whose last commit is too old inserts nothing.
     Lease,
-    /// A commit replaces only what the member knows to be committed.
+    /// A commit replaces only the offset that the member knows to be committed.
     Compare,
     /// A replay is whole only when the reader has passed its end.
     End,
-    /// A rebuilt batch is announced only with the number of records that its intent says.
+    /// A rebuilt batch is announced only with the number of records in its intent.
     Whole,
-    /// A partition whose position the reader has lost starts over.
+    /// A partition starts over if the reader has lost its position.
     Position,
-    /// A task takes windows of its own last fill only.
+    /// A task takes only windows of its own last fill.
     Fill,
     /// One replay at a time is exempt from the pause.
     Permit,
-    /// One partition holds no more memory than is free.
+    /// One partition holds no more memory than there is free memory.
     Share,
-    /// A topic id on one side only is the same topic.
+    /// If one side has no topic id, it is the same topic.
     Identity,
-    /// A smaller batch takes an announced one's place only when no insert of it can still arrive.
+    /// A smaller batch replaces an announced one only when no insert of the announced one can still arrive.
     Quiet,
 }
 
-/// Whether a guard is at work.
+/// True if a guard is on.
 #[cfg(not(test))]
 pub const fn is_on(_: Guard) -> bool {
     true
@@ -71,12 +72,12 @@ mod switch {
         static OFF: Cell<Option<Guard>> = const { Cell::new(None) };
     }
 
-    /// Whether a guard is at work on this thread.
+    /// True if a guard is on, on this thread.
     pub fn is_on(guard: Guard) -> bool {
         OFF.get() != Some(guard)
     }
 
-    /// Runs something on this thread without a guard.
+    /// Runs a function on this thread with a guard switched off.
     pub fn with_off<T>(guard: Guard, run: impl FnOnce() -> T) -> T {
         OFF.set(Some(guard));
         let result = run();

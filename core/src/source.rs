@@ -1,7 +1,7 @@
-//! The identity of one Kafka partition: the name its rows carry in ClickHouse and the token of its inserts.
+//! The identity of one Kafka partition: the name that its rows carry in ClickHouse, and the token of its inserts.
 //!
-//! Must never map two different logs to one name: the topic id keeps a topic that was deleted and re-created under
-//! the same name apart from its predecessor, so the marks of the old one are never taken for those of the new one.
+//! Must never map two different logs to one name. The topic id distinguishes a re-created topic from the deleted topic of the
+//! same name. So the marks of the old one are never taken for those of the new one.
 
 use crate::guard::{self, Guard};
 use std::fmt;
@@ -21,8 +21,8 @@ impl fmt::Display for OffsetRange {
     }
 }
 
-/// The three tables a batch is written to, in the order in which it is written to them: the counters come last, so that their
-/// mark (`end_offset`) says that the batch's rows and rejects are there as well.
+/// The three tables of a batch, in the order in which the member writes to them. The counters come last. So their mark
+/// (`end_offset`) shows that the batch's rows and rejects are there as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {
     /// `email_events`: one row per event.
@@ -34,10 +34,10 @@ pub enum Table {
 }
 
 impl Table {
-    /// Every table, in the order of writing.
+    /// All tables, in the order of writing.
     pub const ALL: [Table; 3] = [Table::Raw, Table::Rejected, Table::Daily];
 
-    /// The table's name in ClickHouse.
+    /// Returns the table's name in ClickHouse.
     pub fn name(self) -> &'static str {
         match self {
             Table::Raw => "email_events",
@@ -50,18 +50,18 @@ impl Table {
 /// One partition of one topic of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Source {
-    /// Kafka's cluster id; empty where the broker tells none.
+    /// Kafka's cluster id; empty if the broker reports none.
     pub cluster: String,
     /// The topic's name.
     pub topic: String,
-    /// Kafka's topic id (KIP-516) in its 22-character text form; empty where the broker tells none.
+    /// Kafka's topic id (KIP-516) in its 22-character text form; empty if the broker reports none.
     pub topic_id: String,
     /// The partition's number.
     pub partition: i32,
 }
 
 impl Source {
-    /// The text of the `source` column: `topic/partition@topic_id`, or `topic/partition` without a topic id.
+    /// Returns the text of the `source` column: `topic/partition@topic_id`, or `topic/partition` without a topic id.
     pub fn name(&self) -> String {
         if self.topic_id.is_empty() {
             format!("{}/{}", self.topic, self.partition)
@@ -70,9 +70,9 @@ impl Source {
         }
     }
 
-    /// The `insert_deduplication_token` (and the query id) of one batch's insert into one table: the same for every
-    /// attempt, by whichever member, at the same batch. `attempt` is 0 until the server has acknowledged the insert and left no
-    /// rows of it.
+    /// Returns the `insert_deduplication_token` (and the query id) of one batch's insert into one table. It is the same for every
+    /// attempt at the same batch, by any member. `attempt` is 0 until the server has acknowledged the insert and left no rows of
+    /// it.
     pub fn token(&self, range: OffsetRange, table: Table, attempt: u32) -> String {
         if !guard::is_on(Guard::Token) {
             return String::new();

@@ -1,7 +1,7 @@
-//! One ClickHouse server over HTTP(S), with a bound on how long each statement may take.
+//! One ClickHouse server over HTTP(S), with a time limit for each statement.
 //!
-//! Must never send a password anywhere but to the configured server, skip the check of a certificate, or let an
-//! identifier out of the configuration into SQL without [`identifier`] having seen it.
+//! Must never send a password to any server but the configured one, nor skip the check of a certificate. Must never let an
+//! identifier from the configuration into SQL before [`identifier`] has checked it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -31,31 +31,31 @@ const LOG_COMMENT: &str = concat!("tallyhouse/", env!("CARGO_PKG_VERSION"));
 /// Longest wait for a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long an idle connection is kept; shorter than ClickHouse's `keep_alive_timeout` (3 s in old servers, now 30 s),
-/// so that a request is not sent into a connection which the server is closing.
+/// Time for which an idle connection is kept. It is shorter than ClickHouse's `keep_alive_timeout` (3 s in old servers, now 30
+/// s). So a request is not sent into a connection that the server is closing.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Compression of what is sent to and received from the server.
+/// The compression of data that is sent to and received from the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// LZ4: less network, a little CPU.
+    /// LZ4: it takes less network and a little CPU.
     Lz4,
-    /// None: for a server on the same machine.
+    /// No compression, for a server on the same machine.
     None,
 }
 
-/// How to reach ClickHouse.
+/// Options for the connection to ClickHouse.
 #[derive(Clone)]
 pub struct ClickHouseOptions {
     /// `http://host:port` or `https://host:port`, without user, password or settings.
     pub url: String,
     /// ClickHouse user.
     pub user: String,
-    /// Its password; never printed.
+    /// Password of the user; never printed.
     pub password: String,
     /// Database of all tables: letters, digits and `_`, not starting with a digit.
     pub database: String,
-    /// PEM file with the authorities to trust. None: those of the system.
+    /// PEM file with the authorities to trust. `None`: the system's authorities.
     pub ca_file: Option<PathBuf>,
     /// PEM files of a client certificate and of its key, for a server that demands one.
     pub identity: Option<(PathBuf, PathBuf)>,
@@ -101,7 +101,7 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// Prepares the pool; connects to nothing yet.
+    /// Prepares the pool. It connects to nothing yet.
     ///
     /// # Errors
     /// [`ClickHouseError::Config`] if an option cannot be used.
@@ -136,32 +136,32 @@ impl Client {
         })
     }
 
-    /// The configured database: a valid identifier.
+    /// Returns the configured database: a valid identifier.
     pub fn database(&self) -> &str {
         &self.peer.database
     }
 
-    /// Longest time for an INSERT.
+    /// Returns the longest time for an INSERT.
     pub fn insert_timeout(&self) -> Duration {
         self.insert_timeout
     }
 
-    /// A statement in the configured database; `?` takes the next [`Statement::bind`], `??` is a question mark.
+    /// Returns a statement in the configured database. `?` takes the next [`Statement::bind`], `??` is a question mark.
     pub fn query(&self, sql: &str) -> Statement<'_> {
         let http = self.http.clone().with_database(self.database());
         self.statement(http.query(sql))
     }
 
-    /// A statement outside of any database, which may not exist yet; otherwise as [`Self::query`].
+    /// Returns a statement outside of any database, for a database that may not exist yet. Otherwise it is as [`Self::query`].
     pub fn server_query(&self, sql: &str) -> Statement<'_> {
         self.statement(self.http.query(sql))
     }
 
-    /// Runs DDL as it stands, outside of any database, which may not exist yet. With ON CLUSTER, the servers get one
-    /// second less than `query_timeout_ms` (`distributed_ddl_task_timeout`), so that the error names the late ones.
+    /// Runs DDL as it stands, outside of any database, for a database that may not exist yet. With ON CLUSTER, the servers get
+    /// one second less than `query_timeout_ms` (`distributed_ddl_task_timeout`), so that the error names the late ones.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn execute(&self, sql: &str) -> Result<(), ClickHouseError> {
         let cluster_limit_s = self.query_timeout.as_secs().saturating_sub(1).max(1);
         self.statement(self.http.query_raw(sql))
@@ -170,19 +170,19 @@ impl Client {
             .await
     }
 
-    /// The `clickhouse` crate's own client, for an INSERT that is no batch's: with database, user and compression set, and without any timeout,
-    /// setting or query id.
+    /// Returns the `clickhouse` crate's own client, for an INSERT that is not of a batch. Database, user and compression are set.
+    /// It has no timeout, setting or query id.
     pub fn for_insert(&self) -> clickhouse::Client {
         self.http.clone().with_database(self.database())
     }
 
-    /// Sorts an error that came out of [`Self::for_insert`].
+    /// Classifies an error that came out of [`Self::for_insert`].
     pub fn classify(&self, error: &clickhouse::error::Error) -> ClickHouseError {
         self.peer.classify(error)
     }
 
-    /// A read on whose answer it depends what is inserted or committed. The answer holds the query id that was sent, so that it is ClickHouse's
-    /// own and of now, and no answer at all is no empty one.
+    /// Returns a read whose answer decides about inserts or commits. The answer holds the sent query id, so it is ClickHouse's
+    /// own and of now. No answer at all is not an empty answer.
     pub fn deciding(&self, sql: &str) -> Deciding<'_> {
         let query_id = new_query_id();
         let sql = format!("SELECT queryID() AS query_id, groupArray(tuple(*)) AS answer FROM ({sql})");
@@ -190,10 +190,10 @@ impl Client {
         Deciding { statement: Statement { client: self, query }, query_id }
     }
 
-    /// Sends the INSERT of a batch. Success is ClickHouse's own word: see [`super::exchange`].
+    /// Sends the INSERT of a batch. Only ClickHouse's own answer counts as success: see [`super::exchange`].
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]. Unless nothing was sent, the outcome is unknown.
+    /// Returns any [`ClickHouseError`]. Unless nothing was sent, the outcome is unknown.
     pub async fn insert(
         &self,
         sql: &str,
@@ -224,8 +224,8 @@ impl Client {
         self.exchange.send(sql, &parameters, chunks, limit).await.map_err(|error| self.classify(&error))
     }
 
-    /// Looks whether this user can have the settings that exactness needs, and whether what is sent arrives: a statement is sent just as an INSERT
-    /// is, and answers with its own query id and settings.
+    /// Checks that this user can have the settings that exactness needs, and that the sent text arrives. It sends a statement in
+    /// the same way as an INSERT. The statement returns its own query id and settings.
     ///
     /// # Errors
     /// [`ClickHouseError::Unfit`] for what only an operator can change, or any other of [`ClickHouseError`].
@@ -237,7 +237,7 @@ impl Client {
             names.join(", ")
         );
         let query_id = new_query_id();
-        // The limits of a profile would cut this answer as well, so what reads need goes with it.
+        // The limits of a profile would cut this answer as well, so the settings of reads are sent with it.
         let of_reads = pins.reads.iter().filter(|(name, _)| pins.inserts.iter().all(|(other, _)| other != name));
         let sent: Vec<Pin> = pins.inserts.iter().chain(of_reads).cloned().collect();
         let answer = self.exchange(&sql, &query_id, &query_id, &sent, Vec::new(), self.query_timeout).await?;
@@ -263,15 +263,15 @@ impl Client {
         }
     }
 
-    /// An error that says that this server, user or way cannot be used.
+    /// Returns an error that says that this server, user or way cannot be used.
     pub fn unfit(&self, why: &str) -> ClickHouseError {
         self.peer.unfit(why)
     }
 
-    /// The settings that statements carry, and the problems; asked of the server once.
+    /// Returns the settings that statements carry, and the problems. It asks the server only once.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn pins(&self) -> Result<&Pins, ClickHouseError> {
         self.pins.get_or_try_init(|| self.ask_pins()).await
     }
@@ -281,7 +281,8 @@ impl Client {
         pins.problem().map_or(Ok(pins), |problem| Err(self.peer.unfit(&problem)))
     }
 
-    /// A profile can falsify this question too (seen: a `limit` of 1), so what would do that is sent with it wherever the server lets it be.
+    /// A profile can falsify this question too (seen: a `limit` of 1). So the settings against that are sent with it if the
+    /// server allows them.
     async fn ask_pins(&self) -> Result<Pins, ClickHouseError> {
         let ask = |pinned: bool| {
             let query = self.http.query(settings::QUESTION).bind(settings::names());
@@ -290,7 +291,7 @@ impl Client {
             self.limited(query.fetch_all::<Found>())
         };
         let found = match ask(true).await {
-            // A server that does not know one of them, or a profile that fixes one.
+            // The server does not know one of them, or a profile fixes one.
             Err(ClickHouseError::Server { code: 115 | 452, .. }) => ask(false).await?,
             answer => answer?,
         };
@@ -316,12 +317,12 @@ impl Client {
     }
 }
 
-/// An id no other statement has: `tallyhouse-` and 32 hexadecimal digits.
+/// Returns an id that no other statement has: `tallyhouse-` and 32 hexadecimal digits.
 pub fn new_query_id() -> String {
     format!("tallyhouse-{:032x}", rand::random::<u128>())
 }
 
-/// The remedy for a proxy that changes requests or answers.
+/// Remedy for a proxy that changes requests or answers.
 const PROXY: &str = "a proxy in between drops or replaces them. Set clickhouse.url to ClickHouse itself, or let the proxy pass query_id, \
                      all settings of the URL, and the header X-ClickHouse-Query-Id of the answer";
 
@@ -332,7 +333,7 @@ struct Answered<T> {
     answer: Vec<T>,
 }
 
-/// A read on which it depends what is inserted or committed.
+/// A read whose answer decides about inserts or commits.
 #[must_use = "a statement runs when it is awaited"]
 pub struct Deciding<'c> {
     statement: Statement<'c>,
@@ -340,15 +341,15 @@ pub struct Deciding<'c> {
 }
 
 impl Deciding<'_> {
-    /// As [`Statement::bind`].
+    /// Does the same as [`Statement::bind`].
     pub fn bind(self, value: impl Bind) -> Self {
         Self { statement: self.statement.bind(value), ..self }
     }
 
-    /// All rows, each a tuple.
+    /// Returns all rows, each a tuple.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]; [`ClickHouseError::Unfit`] where the user cannot have the settings that make the answer whole.
+    /// Returns any [`ClickHouseError`]; [`ClickHouseError::Unfit`] where the user cannot have the settings that make the answer whole.
     pub async fn rows<T: DeserializeOwned + 'static>(self) -> Result<Vec<T>, ClickHouseError> {
         let client = self.statement.client;
         client.fit_pins().await?;
@@ -359,17 +360,17 @@ impl Deciding<'_> {
         }
     }
 
-    /// The one number that the statement gives.
+    /// Returns the one number that the statement gives.
     ///
     /// # Errors
-    /// As [`Self::rows`].
+    /// Returns those of [`Self::rows`].
     pub async fn number(self) -> Result<u64, ClickHouseError> {
         let rows = self.rows::<(u64,)>().await?;
         rows.first().map(|(number,)| *number).ok_or_else(|| ClickHouseError::Decode("there is no row".to_owned()))
     }
 }
 
-/// One statement about to run. It ends after `query_timeout_ms` at the latest, here and on the server.
+/// A statement that is about to run. It ends after `query_timeout_ms` at the latest, here and on the server.
 #[must_use = "a statement runs when it is awaited"]
 pub struct Statement<'c> {
     client: &'c Client,
@@ -377,7 +378,7 @@ pub struct Statement<'c> {
 }
 
 impl<'c> Statement<'c> {
-    /// Puts `value`, escaped, in the place of the next `?`.
+    /// Puts `value`, escaped, in place of the next `?`.
     pub fn bind(mut self, value: impl Bind) -> Self {
         self.query = self.query.bind(value);
         self
@@ -389,7 +390,7 @@ impl<'c> Statement<'c> {
         self
     }
 
-    /// The query with the settings that the server lets this user send.
+    /// Returns the query with the settings that the server lets this user send.
     async fn pinned(self) -> Result<(&'c Client, Query), ClickHouseError> {
         let pins = &self.client.pins().await?.reads;
         let query = pins.iter().fold(self.query, |query, (name, value)| query.with_setting(*name, value.as_str()));
@@ -399,33 +400,33 @@ impl<'c> Statement<'c> {
     /// Runs a statement without rows, to its end.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn execute(self) -> Result<(), ClickHouseError> {
         let (client, query) = self.pinned().await?;
         client.limited(query.execute()).await
     }
 
-    /// All rows. They are held in memory: ask for few.
+    /// Returns all rows. They are held in memory, so a statement should ask for few.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]; `Decode` if `T` does not fit the columns.
+    /// Returns any [`ClickHouseError`]; `Decode` if `T` does not fit the columns.
     pub async fn rows<T: RowOwned + RowRead>(self) -> Result<Vec<T>, ClickHouseError> {
         let (client, query) = self.pinned().await?;
         client.limited(query.fetch_all()).await
     }
 
-    /// The single value of type `UInt64` that the statement gives.
+    /// Returns the single value of type `UInt64` that the statement gives.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]; `Decode` if there is no row, or it is not one `UInt64`.
+    /// Returns any [`ClickHouseError`]; `Decode` if there is no row, or it is not one `UInt64`.
     pub async fn scalar_u64(self) -> Result<u64, ClickHouseError> {
         let (client, query) = self.pinned().await?;
         client.limited(query.fetch_one()).await
     }
 }
 
-/// Lets through a name that can stand in SQL without quotes: letters, digits and `_`, not starting with a digit,
-/// at most 128 bytes. `key` names it in the error.
+/// Returns the name if it can stand in SQL without quotes: letters, digits and `_`, not starting with a digit, at most 128 bytes.
+/// `key` names it in the error.
 ///
 /// # Errors
 /// [`ClickHouseError::Config`] for any other.

@@ -1,33 +1,34 @@
-//! How much the deduplication windows of the three tables still remember.
+//! Reads the contents of the deduplication windows of the three tables.
 //!
-//! ClickHouse does not tell; it is judged from the parts there are. Must never be what exactly once rests on: a token that is
-//! forgotten is made up for by the marks.
+//! ClickHouse does not show them, so this module estimates them from the existing parts. Must never be a basis of exactly once:
+//! the marks make up for a token that is forgotten.
 
 use super::client::Client;
 use super::error::ClickHouseError;
 use clickhouse::Row;
 use serde::Deserialize;
 
-/// Span that [`Window::recent`] counts, in seconds.
+/// Time span that [`Window::recent`] counts, in seconds.
 const RECENT_S: u64 = 300;
 
-/// What is known of one table's deduplication window.
+/// The known facts about one table's deduplication window.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
 pub struct Window {
-    /// Table.
+    /// Name of the table.
     pub table: String,
-    /// Number of insert blocks it remembers.
+    /// Number of insert blocks that the window remembers.
     pub blocks: u64,
-    /// Blocks inserted in the last five minutes: parts of level 0, which ClickHouse keeps for eight minutes after a merge.
+    /// Number of blocks inserted in the last five minutes. They are parts of level 0, which ClickHouse keeps for eight minutes
+    /// after a merge.
     pub recent: u64,
-    /// Seconds that the window covers at least: it is known of a part with a block of the window that it is so old.
+    /// Least time that the window covers, in seconds. A part with a block of the window is known to be that old.
     pub at_least_s: u64,
 }
 
-/// The deduplication windows, and how fast they fill.
+/// Returns the deduplication windows, and the speed at which they fill.
 ///
 /// # Errors
-/// Any of [`ClickHouseError`].
+/// Returns any [`ClickHouseError`].
 pub async fn windows(client: &Client) -> Result<Vec<Window>, ClickHouseError> {
     let database = client.database();
     let sql = format!(
@@ -44,7 +45,8 @@ pub async fn windows(client: &Client) -> Result<Vec<Window>, ClickHouseError> {
 }
 
 impl Window {
-    /// Seconds until a token is forgotten, at the pace of the last five minutes; at the pace of one block where there was none.
+    /// Returns the seconds until a token is forgotten, at the pace of the last five minutes. If there was no block, the pace is
+    /// one block.
     pub fn headroom_s(&self) -> u64 {
         self.blocks * RECENT_S / self.recent.max(1)
     }

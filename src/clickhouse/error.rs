@@ -1,4 +1,4 @@
-//! What can go wrong with ClickHouse, sorted by what the reader has to do about it.
+//! Errors of ClickHouse, classified by the reaction that they need.
 //!
 //! Must never print a password, nor more of a server's answer than [`MAX_MESSAGE_BYTES`].
 
@@ -8,13 +8,13 @@ use std::io;
 use crate::platform::tls::{self, Cause};
 use thiserror::Error;
 
-/// Longest part of a server's answer that is kept, in bytes.
+/// Greatest length of the part of a server's answer that is kept, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 2048;
 
-/// A failed conversation with ClickHouse. The text says what failed, and what to do next.
+/// A failed conversation with ClickHouse. The text describes the failure and the next step.
 ///
-/// `message` and `reason` are what the server, or the layer that failed, said; cut to [`MAX_MESSAGE_BYTES`].
-/// `code` and `name` are ClickHouse's own, as in its table `system.errors`.
+/// `message` and `reason` are the words of the server, or of the layer that failed. They are cut to [`MAX_MESSAGE_BYTES`]. `code`
+/// and `name` are ClickHouse's own, as in its table `system.errors`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the fields are described above, once for all variants")]
 pub enum ClickHouseError {
@@ -22,8 +22,8 @@ pub enum ClickHouseError {
     #[error("invalid ClickHouse configuration: {0}")]
     Config(String),
 
-    /// No complete answer: connection refused, name not found, connection cut, or no answer in time.
-    /// A statement that changes data may have taken effect all the same.
+    /// There is no complete answer: connection refused, name not found, connection cut, or no answer in time. A statement that
+    /// changes data may have taken effect nevertheless.
     #[error("ClickHouse at {url} does not answer: {reason}. Check that it runs and that clickhouse.url is right")]
     Unreachable { url: String, reason: String },
 
@@ -31,24 +31,24 @@ pub enum ClickHouseError {
     #[error("no trusted TLS connection to ClickHouse at {url}: {reason}. {}", tls_fix(*cause))]
     Tls { url: String, reason: String, cause: Cause },
 
-    /// The answer is not ClickHouse's, for instance a load balancer's 502.
+    /// The answer is not ClickHouse's. It is for instance a load balancer's 502.
     #[error(
         "something other than ClickHouse answers at {url}: {message}. Check clickhouse.url and any proxy in between"
     )]
     NotClickHouse { url: String, message: String },
 
-    /// The answer has not the query id that was sent. What was sent may have taken effect all the same.
+    /// The answer does not have the query id that was sent. The request may have taken effect nevertheless.
     #[error(
         "something other than ClickHouse answers at {url}, or in its place: the answer \"{message}\" has not the query id that was sent. Check \
          clickhouse.url and any proxy or load balancer in between"
     )]
     NotOurs { url: String, message: String },
 
-    /// The server, the user or the way to it are such that nothing can be read or written exactly.
+    /// The server, the user or the way to it prevents exact reads or writes.
     #[error("ClickHouse at {url} cannot be used: {message}")]
     Unfit { url: String, message: String },
 
-    /// A materialized view of the users' own, on a table of ours, refuses an insert.
+    /// A materialized view of the users' own, on one of Tallyhouse's tables, refuses an insert.
     #[error(
         "a materialized view of your own on Tallyhouse's tables fails ({code} {name}): {message}. Mend or drop that view: `tallyhouse check` \
          names all that there are. Tallyhouse's own tables are exact; the view may miss rows of this batch (`tallyhouse explain limits`)"
@@ -103,9 +103,9 @@ pub enum ClickHouseError {
 }
 
 impl ClickHouseError {
-    /// Whether the same request may succeed later without anybody changing anything.
+    /// True if the same request may succeed later without a change by anybody.
     ///
-    /// It does not say that the request had no effect.
+    /// It does not mean that the request had no effect.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
@@ -115,8 +115,8 @@ impl ClickHouseError {
 }
 
 impl ClickHouseError {
-    /// Says if an insert was refused for its size, by a limit of the user, of the server's settings or of a proxy. A limit of the whole server's
-    /// memory is none: it says nothing of the insert.
+    /// True if an insert was refused for its size, by a limit of the user, of the server's settings or of a proxy. A memory limit
+    /// of the whole server does not count: it proves nothing about the insert.
     pub fn refuses_size(&self) -> bool {
         match self {
             Self::NotClickHouse { message, .. } => message.starts_with(PAYLOAD_TOO_LARGE),
@@ -130,7 +130,7 @@ impl ClickHouseError {
         }
     }
 
-    /// Says if it is known that waiting mends nothing: somebody has to change the tables, the rights or the configuration.
+    /// True if waiting certainly does not help: somebody has to change the tables, the rights or the configuration.
     ///
     /// An error that is neither this nor [`is_retryable`](Self::is_retryable) may be either.
     pub fn is_for_good(&self) -> bool {
@@ -138,17 +138,17 @@ impl ClickHouseError {
             Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::Unfit { .. } => true,
             Self::UnknownDatabase { .. } | Self::UnknownTable { .. } => true,
             Self::Tls { cause, .. } => *cause != Cause::Other,
-            // The constraint of a repair goes by itself.
+            // The constraint of a repair goes away by itself.
             Self::Server { code, message, .. } => refuses_for_good(*code) && !message.contains("tallyhouse_repair_"),
             _ => false,
         }
     }
 }
 
-/// The beginning of a refusal by a proxy: the status of its answer.
+/// Beginning of a refusal by a proxy: the status of its answer.
 const PAYLOAD_TOO_LARGE: &str = "413 ";
 
-/// Codes of what a table or a user's settings do not allow.
+/// Codes of operations that a table or a user's settings do not allow.
 fn refuses_for_good(code: u32) -> bool {
     matches!(
         code,
@@ -177,7 +177,7 @@ fn tls_fix(cause: Cause) -> &'static str {
     }
 }
 
-/// Whom an error is about: what its text may name.
+/// The peer of the conversation, with the names that the error's text may contain.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) url: String,
@@ -186,7 +186,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Sorts an error of the `clickhouse` crate.
+    /// Classifies an error of the `clickhouse` crate.
     pub(crate) fn classify(&self, error: &clickhouse::error::Error) -> ClickHouseError {
         use clickhouse::error::Error;
         match error {
@@ -239,7 +239,7 @@ impl Peer {
     }
 }
 
-/// Codes of conditions that pass: load, limits, lost replicas, a shutdown, a full disk.
+/// True for codes of conditions that pass: load, limits, lost replicas, a shutdown, a full disk.
 fn is_busy(code: u32) -> bool {
     matches!(
         code,
@@ -256,7 +256,7 @@ fn is_busy(code: u32) -> bool {
     )
 }
 
-/// Code and name out of `Code: 60. DB::Exception: … (UNKNOWN_TABLE) (version …)`, or `Code: 60` alone.
+/// Reads code and name from `Code: 60. DB::Exception: … (UNKNOWN_TABLE) (version …)`, or from `Code: 60` alone.
 fn parse_exception(text: &str) -> Option<(u32, String)> {
     let rest = text.trim_start().strip_prefix("Code: ")?;
     let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -267,7 +267,7 @@ fn parse_exception(text: &str) -> Option<(u32, String)> {
     Some((code, bounded(name)))
 }
 
-/// An error and the errors below it. `io::Error::source` skips the error it wraps, hence the look inside.
+/// Returns an error and the errors below it. `io::Error::source` skips the error that it wraps, so this looks inside.
 fn causes<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| {
         let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -275,7 +275,7 @@ fn causes<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (
     })
 }
 
-/// An error and its causes, each said once.
+/// Returns the text of an error and its causes, each only once.
 fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = String::new();
     for cause in causes(error).map(ToString::to_string) {
@@ -362,7 +362,7 @@ mod tests {
             assert!(classify(for_good).is_for_good(), "{for_good}");
         }
         let fence = violated.replace("held", "tallyhouse_repair_0123456789abcdef");
-        // Of most errors nobody knows it: 49 is LOGICAL_ERROR, 473 DEADLOCK_AVOIDED.
+        // For most errors nobody knows if they pass: 49 is LOGICAL_ERROR, 473 DEADLOCK_AVOIDED.
         for passing in [&fence, "Code: 241. x", "Code: 49. x", "Code: 473. x", "502 Bad Gateway"] {
             assert!(!classify(passing).is_for_good(), "{passing}");
         }

@@ -1,11 +1,12 @@
 //! One INSERT over HTTP, and the proof that ClickHouse itself has answered it.
 //!
-//! A load balancer, a maintenance page or a proxy can answer `200 Ok.` to an INSERT that never reached ClickHouse; believed, its rows are lost.
-//! ClickHouse repeats the query id of each request in the header `X-ClickHouse-Query-Id`. So an answer counts only with the id that was sent.
-//! The row count in `X-ClickHouse-Summary` decides nothing: it includes the rows of users' own views.
+//! A load balancer, a maintenance page or a proxy can answer `200 Ok.` to an INSERT that never reached ClickHouse. A member that
+//! believes it loses the rows. ClickHouse repeats the query id of each request in the header `X-ClickHouse-Query-Id`. So an
+//! answer counts only with the id that was sent. The row count in `X-ClickHouse-Summary` decides nothing: it includes the rows of
+//! users' own views.
 //!
-//! The `clickhouse` crate (0.15) hides the headers of an answer, its `HttpClient` trait is sealed, and its compressed chunks are private.
-//! So a batch's INSERT is sent here, on a connection pool of its own, with errors in the crate's own kinds.
+//! The `clickhouse` crate (0.15) hides the headers of an answer, its `HttpClient` trait is sealed, and its compressed chunks are
+//! private. So this module sends a batch's INSERT, on a connection pool of its own, with errors in the crate's own kinds.
 //!
 //! Must never take an answer without the id for a success, nor let a body that was cut look like a whole one.
 
@@ -25,7 +26,7 @@ use url::Url;
 const QUERY_ID: &str = "X-ClickHouse-Query-Id";
 const EXCEPTION_CODE: &str = "X-ClickHouse-Exception-Code";
 
-/// More than any exception's text.
+/// Limit of an answer's length in bytes, more than the text of any exception.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// A pool of connections for INSERTs.
@@ -40,15 +41,15 @@ pub(super) struct Exchange {
 
 /// A whole answer with status 200.
 pub(super) struct Answer {
-    /// The query id under which ClickHouse says it answers.
+    /// Query id with which ClickHouse says it answers.
     pub(super) query_id: Option<String>,
-    /// The answer's text; empty for an INSERT.
+    /// Text of the answer; empty for an INSERT.
     pub(super) body: Bytes,
 }
 
 impl Exchange {
-    /// Sends a statement with its parameters, and `chunks` as its data; waits for the whole answer. Each chunk, and the answer, may take
-    /// `limit`.
+    /// Sends a statement with its parameters, and `chunks` as its data. It waits for the whole answer. Each chunk, and the
+    /// answer, may take `limit`.
     pub(super) async fn send(
         &self,
         sql: &str,
@@ -75,7 +76,7 @@ impl Exchange {
         for chunk in framed.map(Some).chain([None]) {
             match tokio::time::timeout(limit, sender.send(chunk)).await {
                 Ok(Ok(())) => {}
-                // The server has answered before it has read all: the answer says why.
+                // The server has answered before it has read everything. The answer contains the reason.
                 Ok(Err(_)) => break,
                 Err(_) => return Err(Error::TimedOut),
             }
@@ -96,7 +97,7 @@ async fn read(response: Response<Incoming>) -> Result<Answer, Error> {
         return Ok(Answer { query_id: header(QUERY_ID), body });
     }
     let text = String::from_utf8_lossy(&body).trim().to_owned();
-    // Its text alone may not say it.
+    // The text alone may not contain the status.
     if head.status == StatusCode::PAYLOAD_TOO_LARGE && code.is_none() {
         return Err(Error::BadResponse(format!("{}: {text}", head.status)));
     }
@@ -104,8 +105,8 @@ async fn read(response: Response<Incoming>) -> Result<Answer, Error> {
     Err(Error::BadResponse(if text.is_empty() { otherwise() } else { text }))
 }
 
-/// A body in chunks, ended by `None`. One that ends without it was cut off: then the connection is broken off, and the server discards what it
-/// has read.
+/// A body in chunks, ended by `None`. A body that ends without it was cut off. Then the connection is broken off, and the server
+/// discards the data that it has read.
 pub(super) struct Chunks(mpsc::Receiver<Option<Bytes>>);
 
 impl Body for Chunks {
@@ -121,7 +122,7 @@ impl Body for Chunks {
     }
 }
 
-/// A frame of ClickHouse's own compression: a checksum, the method, both sizes, the data.
+/// Returns a frame of ClickHouse's own compression: a checksum, the method, both sizes, the data.
 fn lz4(data: &[u8]) -> Bytes {
     const CHECKSUM: usize = 16;
     const HEADER: usize = 9;
@@ -129,7 +130,7 @@ fn lz4(data: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(CHECKSUM + HEADER + packed.len());
     frame.put_bytes(0, CHECKSUM);
     frame.put_u8(0x82);
-    // A chunk is some megabytes at the most.
+    // A chunk is some megabytes at most.
     frame.put_u32_le((HEADER + packed.len()) as u32);
     frame.put_u32_le(data.len() as u32);
     frame.put_slice(&packed);

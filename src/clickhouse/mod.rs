@@ -1,4 +1,4 @@
-//! Everything that talks to ClickHouse: the HTTP client, its errors and the schema.
+//! All code that talks to ClickHouse: the HTTP client, its errors and the schema.
 //!
 //! Must never decide what to write: batches, tokens and recovery decisions come from the pure core.
 

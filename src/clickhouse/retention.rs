@@ -1,10 +1,10 @@
-//! The tables' TTLs: they are read from all tables, and set on `email_events` and `rejected_events`.
+//! Reads the TTLs of all tables, and sets them on `email_events` and `rejected_events`.
 //!
-//! Raw rows go by whole UTC days: `TTL toDate(event_time) + INTERVAL n DAY` with `ttl_only_drop_parts`, so that the rows of a batch in a
-//! ClickHouse partition go together. Were they removed row by row (`OPTIMIZE … FINAL` does that even with `ttl_only_drop_parts`,
-//! where the TTL is one of `event_time`), a batch to be completed could be found half applied, and its partition would stop.
+//! Raw rows expire by whole UTC days: `TTL toDate(event_time) + INTERVAL n DAY` with `ttl_only_drop_parts`. So the rows of a
+//! batch in a ClickHouse partition expire together. If a TTL is one of `event_time`, `OPTIMIZE … FINAL` removes row by row even
+//! with `ttl_only_drop_parts`. Then a batch to be completed could be found half applied, and its partition would stop.
 //!
-//! Must never set one on `daily`: counters are kept for good, and they are the marks.
+//! Must never set one on `daily`: counters are kept permanently, and they are the marks.
 
 use super::client::Client;
 use super::error::ClickHouseError;
@@ -14,46 +14,46 @@ use serde::Deserialize;
 use std::str::FromStr;
 use tallyhouse_core::decode::event::Day;
 
-/// A day counts as expired that long before it is: it must not expire between two questions. In seconds.
+/// Time before its expiry at which a day counts as expired, in seconds. A day must not expire between two questions.
 const EARLY_S: u32 = 3_600;
 
 /// Longest time to keep rows, in days: a century.
 const DAYS_MAX: u32 = 36_500;
 
-/// How long a table keeps its rows.
+/// The time for which a table keeps its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ttl {
-    /// For good.
+    /// Rows are kept permanently.
     None,
-    /// So many days.
+    /// Number of days.
     Days(u32),
-    /// An expression that somebody else wrote.
+    /// Expression that somebody else wrote.
     Other(String),
 }
 
 /// The time for which the tables keep their rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
-    /// `email_events`, from the beginning of the event's UTC day.
+    /// TTL of `email_events`, from the beginning of the event's UTC day.
     pub raw: Ttl,
-    /// `rejected_events`, from when the row was written.
+    /// TTL of `rejected_events`, from the time when the row was written.
     pub rejected: Ttl,
-    /// `daily`; none is ours.
+    /// TTL of `daily`; Tallyhouse sets none.
     pub daily: Ttl,
     /// Tables with a column that has a TTL of its own.
     pub of_columns: Vec<String>,
-    /// Whether raw rows go by whole days.
+    /// True if raw rows expire by whole days.
     pub by_whole_days: bool,
-    /// Today in UTC, an hour early.
+    /// The current day in UTC, an hour early.
     today: Day,
 }
 
-/// What a TTL is to be.
+/// The wanted TTL of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// Rows are kept for good.
+    /// Rows are kept permanently.
     Forever,
-    /// Rows are kept for so many days.
+    /// Number of days for which rows are kept.
     Days(u32),
 }
 
@@ -79,10 +79,10 @@ struct Found {
 }
 
 impl Retention {
-    /// Reads the TTLs of the tables that have the rows; what does not exist has none.
+    /// Reads the TTLs of the tables that have the rows. A table that does not exist has none.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn read(client: &Client, schema: &Schema) -> Result<Retention, ClickHouseError> {
         let [raw, rejected, daily] =
             ["email_events", "rejected_events", "daily"].map(|table| schema.insert_target(table));
@@ -103,7 +103,7 @@ impl Retention {
         })
     }
 
-    /// The first UTC day of which `email_events` has every row; `None` if rows are kept for good, or nobody can tell.
+    /// Returns the first UTC day of which `email_events` has every row; `None` if rows are kept permanently, or nobody can know.
     pub fn first_kept_day(&self) -> Option<Day> {
         match self.raw {
             Ttl::Days(days) => Some(Day((u32::from(self.today.0) + 1).saturating_sub(days) as u16)),
@@ -112,7 +112,8 @@ impl Retention {
     }
 }
 
-/// The statements that make a table of the schema keep raw rows (`rejected`: rejected ones) for so long, if it does not yet.
+/// Returns the statements that make a table of the schema keep raw rows (`rejected`: rejected ones) for this time, if it does not
+/// yet.
 pub fn statements(schema: &Schema, database: &str, rejected: bool, keep: Keep, now: Option<&Retention>) -> Vec<String> {
     let (name, from) =
         if rejected { ("rejected_events", "rejected_at") } else { ("email_events", "toDate(event_time)") };
@@ -126,7 +127,7 @@ pub fn statements(schema: &Schema, database: &str, rejected: bool, keep: Keep, n
         (Keep::Days(days), _) => {
             let settings = if rejected { "" } else { "ttl_only_drop_parts = 1, " };
             vec![
-                // Parts learn their new time without being written again.
+                // Parts get their new time without being rewritten.
                 format!("ALTER TABLE {table} MODIFY SETTING {settings}materialize_ttl_recalculate_only = 1"),
                 format!("ALTER TABLE {table} MODIFY TTL {from} + INTERVAL {days} DAY"),
             ]
@@ -134,7 +135,7 @@ pub fn statements(schema: &Schema, database: &str, rejected: bool, keep: Keep, n
     }
 }
 
-/// The TTL in `system.tables.engine_full`; `of` is the column it counts from.
+/// Returns the TTL in `system.tables.engine_full`. `of` is the column from which it counts.
 fn ttl(engine_full: &str, of: &str) -> Ttl {
     let Some((_, rest)) = engine_full.split_once(" TTL ") else { return Ttl::None };
     let expression = rest.split(" SETTINGS ").next().unwrap_or(rest);

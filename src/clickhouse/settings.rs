@@ -1,11 +1,13 @@
-//! The settings on which the exactness of reads and inserts rests: which there are, and whether this user can have them.
+//! The settings on which the exactness of reads and inserts depends, and a check that this user can have them.
 //!
-//! A user's profile can make a read tell less than there is (`timeout_overflow_mode = 'break'`, a query cache, a filter), and an insert
-//! split, delay or drop its rows. So each statement carries the values that it needs. The server is asked once which of them it knows,
-//! what they are now, and which it lets this user change; [`judge`] is the one place that decides from that.
+//! A user's profile can make a read return less than there is (`timeout_overflow_mode = 'break'`, a query cache, a filter). It
+//! can split, delay or drop the rows of an insert. So each statement carries the values that it needs. Tallyhouse asks the server
+//! once which of them it knows, their present values, and which this user may change. [`judge`] is the one place that decides
+//! from that.
 //!
-//! A value is sent even where it is right by now: a profile can be changed under a running member. A setting that the server does not know
-//! is not sent: what the server does not have cannot falsify anything. A value that the server does not let the user change is not sent either.
+//! A value is sent even if it is right at the moment: a profile can be changed under a running member. A setting that the server
+//! does not know is not sent: it cannot falsify anything. A value that the server does not let the user change is not sent
+//! either.
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -22,20 +24,20 @@ enum Statements {
     Both,
 }
 
-/// The need for a value.
+/// The kind of need for a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
-    /// Another value falsifies, and a server that does not know the setting has no such danger.
+    /// Another value falsifies. If a server does not know the setting, this danger does not exist there.
     Right,
-    /// The server has to know it as well.
+    /// As `Right`, and the server has to know the setting as well.
     Known,
-    /// Each statement gives its own value: the user has to be let change it.
+    /// Each statement gives its own value, so the user must be allowed to change it.
     Free,
-    /// It cannot be sent, so the user has to have it.
+    /// It cannot be sent, so the user has to have it already.
     Had,
 }
 
-/// A setting, its value, which statements need it, how much, and what another value does.
+/// A setting, its value, the statements that need it, the kind of need, and the effect of another value.
 type Wanted = (&'static str, &'static str, Statements, Need, &'static str);
 
 const LIMIT: &str = "an answer or insert cut by a limit would be taken for a whole one";
@@ -86,21 +88,21 @@ const WANTED: [Wanted; 35] = [
 /// The server's answer about a setting, for this user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Row, Deserialize)]
 pub struct Found {
-    /// Setting.
+    /// Name of the setting.
     pub name: String,
     /// Its value for a statement that does not change it.
     pub value: String,
-    /// The user may not change it.
+    /// Not 0 if the user may not change it.
     pub readonly: u8,
-    /// Least value that the user may give; empty without one.
+    /// Least value that the user may set; empty without one.
     pub min: String,
-    /// Greatest value that the user may give; empty without one.
+    /// Greatest value that the user may set; empty without one.
     pub max: String,
     /// The user's settings profiles.
     pub profiles: String,
 }
 
-/// Asks for every setting that matters.
+/// Query for every setting that matters.
 pub(super) const QUESTION: &str = "SELECT name, value, readonly, ifNull(min, '') AS min, ifNull(max, '') AS max, \
                                    arrayStringConcat(enabledProfiles(), ', ') AS profiles FROM system.settings WHERE name IN ?";
 
@@ -113,14 +115,14 @@ pub(super) const OF_THE_QUESTION: [(&str, &str); 5] = [
     ("additional_result_filter", ""),
 ];
 
-/// The names of the settings that matter.
+/// Returns the names of the settings that matter.
 pub(super) fn names() -> Vec<&'static str> {
     WANTED.iter().map(|(name, ..)| *name).chain([LOG_COMMENT, MAX_EXECUTION_TIME]).collect()
 }
 
-/// Only tells whose statement it is.
+/// Setting that only identifies whose statement it is.
 const LOG_COMMENT: &str = "log_comment";
-/// A server that ends a statement sooner says so by an error.
+/// A server that ends a statement sooner reports that by an error.
 const MAX_EXECUTION_TIME: &str = "max_execution_time";
 
 /// A name and the value to send with it.
@@ -129,16 +131,16 @@ pub type Pin = (&'static str, String);
 /// The settings that statements carry, and the problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pins {
-    /// With each statement that is no insert of a batch.
+    /// Sent with each statement that is not an insert of a batch.
     pub reads: Vec<Pin>,
-    /// With each insert of a batch.
+    /// Sent with each insert of a batch.
     pub inserts: Vec<Pin>,
-    /// The settings that are needed and cannot be had, in words; empty if all is well.
+    /// Settings that are needed and cannot be had, in words; empty if all is well.
     pub problems: Vec<String>,
 }
 
 impl Pins {
-    /// Everything that stands in the way, in one text that says what to do.
+    /// Returns one text about everything that prevents exactness, with the remedy.
     pub fn problem(&self) -> Option<String> {
         (!self.problems.is_empty()).then(|| {
             let problems = self.problems.join("; ");
@@ -155,7 +157,7 @@ pub(super) struct Own<'a> {
     pub(super) log_comment: &'a str,
 }
 
-/// Decides what is sent, and what stands in the way.
+/// Decides which settings are sent, and which problems there are.
 pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
     let of = |name: &str| found.iter().find(|found| found.name == name);
     let mut pins = Pins::default();
@@ -173,7 +175,7 @@ pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
                 pins.problems.extend((found.readonly != 0).then(problem));
             }
             Some(found) if same(&found.value, value) || (need != Need::Had && found.allows(value)) => {
-                // Sent where it is right already, it is refused by nobody: ClickHouse looks at changes only.
+                // Nobody refuses a value that is right already: ClickHouse looks at changes only.
                 let pin = (name, value.to_owned());
                 if need != Need::Had && statements != Statements::Inserts {
                     pins.reads.push(pin.clone());
@@ -202,7 +204,7 @@ pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
     pins
 }
 
-/// Settings of those sent that did not arrive as they were sent.
+/// Returns the sent settings that did not arrive as they were sent.
 pub(super) fn lost<'p>(sent: &'p [Pin], arrived: &[Found]) -> Vec<&'p str> {
     let is_there = |(name, value): &&Pin| arrived.iter().any(|found| found.name == *name && same(&found.value, value));
     sent.iter().filter(|pin| !is_there(pin)).map(|(name, _)| *name).collect()
@@ -218,7 +220,7 @@ impl Found {
     }
 }
 
-/// ClickHouse may write a number otherwise than it was sent.
+/// ClickHouse may write a number in another form than the sent one.
 fn same(a: &str, b: &str) -> bool {
     let number = |text: &str| text.parse::<f64>().ok();
     a == b || number(a).zip(number(b)).is_some_and(|(a, b)| a == b)
@@ -234,7 +236,7 @@ mod tests {
         log_comment: "tallyhouse",
     };
 
-    /// A server that knows everything, forbids nothing and has other values.
+    /// Returns the answers of a server that knows everything, forbids nothing and has other values.
     fn server() -> Vec<Found> {
         let other = |name: &str| if name == "readonly" { "0" } else { "7" }.to_owned();
         let found =

@@ -1,28 +1,28 @@
-//! Row policies can keep this user from seeing rows that it inserts, and users' own materialized views on our tables take part in its
-//! inserts. Both are found here.
+//! Finds row policies and users' own materialized views. Row policies can keep this user from seeing rows that it inserts. Views
+//! on Tallyhouse's tables take part in its inserts.
 //!
-//! `system.row_policies` is closed to most users. But ClickHouse counts a table from its metadata alone only where no filter is on it, and
-//! `EXPLAIN` tells which way it takes. So that is asked first.
+//! `system.row_policies` is closed to most users. But ClickHouse counts a table from its metadata alone only if no filter is on
+//! it. `EXPLAIN` shows which way it takes, so this module asks for that first.
 
 use super::client::Client;
 use super::error::ClickHouseError;
 use tallyhouse_core::source::Table;
 
-/// The rows that this user sees of a table.
+/// The rows of a table that this user sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
     /// Every row.
     Whole,
-    /// Row policies leave rows out. Their names, where the user may see them.
+    /// Row policies hide rows. The list has their names, if the user may see them.
     Filtered(Vec<String>),
-    /// Nobody can tell.
+    /// Nobody can know.
     Unknown,
 }
 
-/// The rows that this user sees of each table.
+/// Returns the visibility of each table's rows for this user.
 ///
 /// # Errors
-/// Any of [`ClickHouseError`].
+/// Returns any [`ClickHouseError`].
 pub async fn of_tables(client: &Client) -> Result<Vec<(Table, Sight)>, ClickHouseError> {
     let mut seen = Vec::new();
     for table in Table::ALL {
@@ -37,18 +37,18 @@ pub async fn of_tables(client: &Client) -> Result<Vec<(Table, Sight)>, ClickHous
     Ok(seen)
 }
 
-/// A plan that reads the table may have other reasons than a policy: rows that were deleted and are still there.
+/// A plan that reads the table may have other reasons than a policy: rows that were deleted and still exist.
 fn judge(plan: &str, policies: Vec<String>) -> Sight {
     match plan.contains("trivial count") {
         true => Sight::Whole,
         false if !policies.is_empty() || plan.contains("Row level filter") => Sight::Filtered(policies),
-        // It has no rows, and is not counted without a look.
+        // The table has no rows, and its plan does not count it from metadata.
         false if plan.contains("NullSource") => Sight::Unknown,
         false => Sight::Whole,
     }
 }
 
-/// The names of the policies on a table for this user; none where it may not see them.
+/// Returns the names of the policies on a table for this user; none if it may not see them.
 async fn policies(client: &Client, table: Table) -> Vec<String> {
     let sql = "SELECT name FROM system.row_policies WHERE database = ? AND table IN (?, '', '*') \
                AND ((apply_to_all AND NOT has(apply_to_except, currentUser())) OR has(apply_to_list, currentUser()) \
@@ -56,7 +56,7 @@ async fn policies(client: &Client, table: Table) -> Vec<String> {
     client.query(sql).bind(client.database()).bind(table.name()).rows().await.unwrap_or_default()
 }
 
-/// The first filter that is certain, in words.
+/// Returns the first filter that is certain, in words.
 pub fn problem(seen: &[(Table, Sight)]) -> Option<String> {
     seen.iter().find_map(|(table, sight)| match sight {
         Sight::Filtered(policies) => {
@@ -71,10 +71,10 @@ pub fn problem(seen: &[(Table, Sight)]) -> Option<String> {
     })
 }
 
-/// Materialized views on our tables, as `database.name`, each with its table.
+/// Returns the materialized views on Tallyhouse's tables, as `database.name`, each with its table.
 ///
 /// # Errors
-/// Any of [`ClickHouseError`].
+/// Returns any [`ClickHouseError`].
 pub async fn own_views(client: &Client) -> Result<Vec<(String, String)>, ClickHouseError> {
     let tables = Table::ALL.map(|table| table.name());
     let sql = "SELECT arrayStringConcat([view.1, view.2], '.'), name FROM system.tables \

@@ -1,7 +1,7 @@
-//! The sink: inserts one batch's blocks with their token, and reads the marks.
+//! The sink inserts one batch's blocks with their token, and reads the marks.
 //!
-//! Must never retry an insert by itself, cancel one to learn its fate, or say "inserted" without the server's word: what
-//! follows an unknown outcome is the protocol's decision ([`tallyhouse_core::protocol`]).
+//! Must never retry an insert by itself, cancel one to learn its result, or report "inserted" without the server's confirmation.
+//! The protocol decides about the step after an unknown outcome ([`tallyhouse_core::protocol`]).
 
 use super::client::Client;
 use super::error::ClickHouseError;
@@ -13,10 +13,10 @@ use tallyhouse_core::decode::event::Day;
 use tallyhouse_core::protocol::marks::{Insert, Marks, PartitionId, Progress};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
 
-/// How often `system.processes` is asked whether an insert has ended.
+/// Interval at which `system.processes` is checked for the end of an insert.
 const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// No batch has more rows than that: it is one block, which has at most `max_insert_block_size` rows.
+/// Greatest number of rows of a batch. A batch is one block, which has at most `max_insert_block_size` rows.
 const BATCH_ROWS_MAX: u64 = 1_048_449;
 
 /// Writes batches of one consumer group into one database.
@@ -27,24 +27,24 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// An insert may take so long.
+    /// Returns the longest time of an insert.
     pub fn insert_timeout(&self) -> Duration {
         self.client.insert_timeout()
     }
 
-    /// A sink for a database that has this form of the schema.
+    /// Returns a sink for a database that has this form of the schema.
     pub fn new(client: Client, schema: Schema) -> Sink {
         Sink { client, schema }
     }
 
-    /// Sends one insert of a batch as one block and waits for ClickHouse's own answer; gives the number of rows.
+    /// Sends one insert of a batch as one block and waits for ClickHouse's own answer. Returns the number of rows.
     ///
-    /// The token is the same for every attempt at the same batch, so ClickHouse drops what it has already
-    /// (`insert_deduplication_token`, checked per ClickHouse partition). The query id is made of it: a second attempt cannot run
-    /// beside the first, and whoever takes over can wait for its end ([`Sink::await_ended`]).
+    /// The token is the same for every attempt at the same batch (`insert_deduplication_token`, checked per ClickHouse
+    /// partition). So ClickHouse drops the rows that it has already. The query id is made of the token. So a second attempt
+    /// cannot run beside the first, and the next owner can wait for its end ([`Sink::await_ended`]).
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`]. Unless it is clear that nothing was sent, the outcome is unknown: ask [`Sink::marks`].
+    /// Returns any [`ClickHouseError`]. The outcome is unknown unless certainly nothing was sent: then read [`Sink::marks`].
     pub async fn insert(
         &self,
         batch: &Batch,
@@ -60,10 +60,11 @@ impl Sink {
         Ok(rows)
     }
 
-    /// Waits until no insert of the batch runs on the server any more, whichever member sent it; for as long as an insert may take.
+    /// Waits until no insert of the batch, by any member, runs on the server any more. It waits for as long as an insert may
+    /// take.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn await_ended(&self, range: OffsetRange, source: &Source) -> Result<(), ClickHouseError> {
         let begins: Vec<String> = Table::ALL.iter().map(|&table| source.token(range, table, 0) + ":").collect();
         let sql = "SELECT count() FROM system.processes \
@@ -78,16 +79,16 @@ impl Sink {
         Ok(())
     }
 
-    /// Tokens are kept per table, query ids per server: without the database, two deployments that write the same topic into
-    /// two databases of one server would refuse each other's inserts (seen: code 216).
+    /// Tokens are kept per table, query ids per server. Two deployments may write the same topic into two databases of one
+    /// server. Without the database, they would refuse each other's inserts (seen: code 216).
     fn query_id(&self, token: &str) -> String {
         format!("{token}:{}", self.client.database())
     }
 
-    /// The batch's rows and marks in the tables. `months`: the only ones of interest in `daily`, where they are known.
+    /// Returns the batch's rows and marks in the tables. `months`: the only ones of interest in `daily`, if they are known.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn marks(
         &self,
         range: OffsetRange,
@@ -121,10 +122,11 @@ impl Sink {
         })
     }
 
-    /// The topic ids in the `source` of the partition's rows, empty for a plain one, whatever the id that the brokers tell.
+    /// Returns the topic ids in the `source` of the partition's rows, empty for a plain one, independent of the id that the
+    /// brokers report.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn topic_ids(&self, source: &Source) -> Result<Vec<String>, ClickHouseError> {
         let plain = Source { topic_id: String::new(), ..source.clone() }.name();
         let of = |table: Table| {
@@ -138,10 +140,10 @@ impl Sink {
         Ok(names.into_iter().map(|(name,)| name.strip_prefix(&with_id).unwrap_or_default().to_owned()).collect())
     }
 
-    /// How far the source has come in the tables, with rows looked for at `from` and later.
+    /// Returns the position of the source in the tables, with rows at `from` and later.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn progress(&self, from: u64, source: &Source) -> Result<Progress, ClickHouseError> {
         let name = source.name();
         let ends = self.counted_ends(&name, from, None).await?;
@@ -151,7 +153,7 @@ impl Sink {
             None => None,
         };
         let from = from.max(counted_end.unwrap_or(0));
-        // Offsets are counted up here: ClickHouse rewrites `max(x + 1)` to `max(x) + 1`, which is 1 where there is no row.
+        // The code here adds one to offsets: ClickHouse rewrites `max(x + 1)` to `max(x) + 1`, which is 1 if there is no row.
         let raw = self
             .client
             .deciding(
@@ -178,9 +180,9 @@ impl Sink {
         Ok(Progress { counted_end, uncounted, rejected_end, stored_end })
     }
 
-    /// Greatest `end_offset` of a source by month, of the months in which it lies after `after`.
+    /// Returns the greatest `end_offset` of a source by month, for the months in which it lies after `after`.
     ///
-    /// `daily` is sorted by day, so the source alone would mean to read all of it: the months leave out ClickHouse partitions, and
+    /// `daily` is sorted by day, so a query by source alone would read all of it. The months leave out ClickHouse partitions, and
     /// the offset leaves out granules, by an index (`sql/single/0004_marks.sql`).
     async fn counted_ends(
         &self,
@@ -204,8 +206,8 @@ impl Sink {
         }
     }
 
-    /// First offset in the range of a row that the counters of its month end before. Only the last batch can have such
-    /// rows: what is further back was taken away by hand.
+    /// Returns the first offset in the range of a row whose month's counters end before it. Only the last batch can have such
+    /// rows: rows further back were taken away by hand.
     async fn uncounted(
         &self,
         source: &str,
@@ -224,8 +226,9 @@ impl Sink {
         Ok(found.first().filter(|(rows, _)| *rows > 0).map(|(_, first)| *first))
     }
 
-    /// An offset from which the range has at least [`BATCH_ROWS_MAX`] rows, or all that it has. Transactions leave offsets without a
-    /// record, so a batch may span any number of them; mostly it does not, and the last offsets are found by their index.
+    /// Returns an offset from which the range has at least [`BATCH_ROWS_MAX`] rows, or all that it has. Transactions leave
+    /// offsets without a record, so a batch may span any number of them. In most cases it does not, and the last offsets are
+    /// found by their index.
     async fn start_of_last_rows(&self, source: &str, range: OffsetRange) -> Result<u64, ClickHouseError> {
         let mut offsets = BATCH_ROWS_MAX;
         loop {

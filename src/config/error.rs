@@ -1,26 +1,26 @@
-//! What is wrong with a configuration, said to the person who wrote it.
+//! The faults of a configuration, described for the person who wrote it.
 //!
 //! A problem must never carry the text of a secret: values are masked before they come here.
 
 use std::fmt;
 
-/// Everything wrong with a configuration.
+/// All faults of a configuration.
 #[derive(Debug, thiserror::Error)]
 pub struct ConfigError {
     /// The problems, in the order they were found.
     pub problems: Vec<Problem>,
 }
 
-/// One thing wrong.
+/// One fault of a configuration.
 #[derive(Debug)]
 pub struct Problem {
-    /// The key, as it was given.
+    /// Name of the key, as it was given.
     pub key: String,
-    /// The value if it may be shown and says something.
+    /// Value, if it may be shown and is informative.
     pub value: Option<String>,
-    /// Where the value came from.
+    /// Origin of the value.
     pub origin: String,
-    /// Why it is refused, and what is allowed.
+    /// Reason for the refusal, and the allowed values.
     pub reason: String,
 }
 

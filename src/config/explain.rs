@@ -1,6 +1,6 @@
-//! The configuration as a table for people: each key, its value, and what gave it.
+//! Shows the configuration as a table for people: each key, its value, and the origin of the value.
 //!
-//! Secrets are masked when the rows are made, so that nothing kept here can leak one.
+//! Secrets are masked when the rows are made, so that no row can leak one.
 
 use toml::Value;
 
@@ -14,7 +14,7 @@ use super::secret::mask;
 /// A line of the table: key, value and origin.
 pub(super) type Row = [String; 3];
 
-/// One row for each key; for the table of properties, one for each entry if it has any.
+/// Returns one row for each key. For the table of properties it returns one row for each entry, if it has any.
 pub(super) fn rows(settings: &Settings) -> Vec<Row> {
     let passed = || settings.keys().filter(|name| name.starts_with(PROPERTY_PREFIX)).map(String::as_str);
     let names = keys().flat_map(|key| match key.kind {
@@ -25,7 +25,7 @@ pub(super) fn rows(settings: &Settings) -> Vec<Row> {
     names.filter_map(row).collect()
 }
 
-/// The value of any key as people may see it.
+/// Returns the value of any key as people may see it.
 pub(super) fn shown(name: &str, value: &Value) -> String {
     match find(name) {
         Some(key) => key.show(value),
@@ -33,13 +33,13 @@ pub(super) fn shown(name: &str, value: &Value) -> String {
     }
 }
 
-/// The value of a librdkafka property, masked if it may be a credential.
+/// Returns the value of a librdkafka property, masked if it may be a credential.
 fn show_property(property: &str, value: &str) -> String {
     if is_secret(property) { mask(value).to_owned() } else { value.to_owned() }
 }
 
 impl Resolved {
-    /// Every key with its value and origin, then the effective librdkafka properties. Secrets are masked.
+    /// Returns every key with its value and origin, then the effective librdkafka properties. Secrets are masked.
     pub fn explain(&self) -> String {
         let properties = self.config.kafka_properties();
         let effective: Vec<_> =

@@ -1,14 +1,14 @@
-//! The librdkafka properties that a configuration comes down to.
+//! The librdkafka properties that result from a configuration.
 //!
-//! A user may pass any property through, except those that exactly-once rests on and those that have a key of their
-//! own. Those must never come from `kafka.properties`: they are refused by name, and written last all the same.
+//! A user may set any property, except those on which exactly-once depends and those that have a key of their own. Those must
+//! never come from `kafka.properties`: they are refused by name. In addition they are written last.
 
 use std::collections::BTreeMap;
 
 use super::memory;
 use super::schema::{Assignment, Config, GroupProtocol, Mechanism, Topics};
 
-/// Properties that the protocol rests on: name, value, and why it cannot be another.
+/// Properties on which the protocol depends: name, value, and the reason why it cannot be another.
 const PROTOCOL: &[(&str, &str, &str)] = &[
     ("enable.auto.commit", "false", "offsets are committed only after ClickHouse has the batch"),
     ("enable.auto.offset.store", "false", "offsets are committed only after ClickHouse has the batch"),
@@ -18,8 +18,8 @@ const PROTOCOL: &[(&str, &str, &str)] = &[
     ("check.crcs", "true", "a damaged message must not be counted"),
 ];
 
-/// Makes librdkafka look for the system's authorities in the usual places. Our OpenSSL is linked statically and would look only where
-/// it was built.
+/// Makes librdkafka look for the system's authorities in the usual places. Tallyhouse's OpenSSL is linked statically and would
+/// look only in the place where it was built.
 pub const SYSTEM_AUTHORITIES: &str = "probe";
 
 /// Properties that are set by a key of their own.
@@ -45,20 +45,20 @@ const KEYED: &[(&str, &str)] = &[
     ("sasl.password", "kafka.sasl.password"),
 ];
 
-/// Properties that would contend with one of the others, and why.
+/// Properties that would conflict with one of the others, with the reason.
 const CONTENDING: &[(&str, &str)] = &[
     ("auto.commit.enable", "is another name of enable.auto.commit"),
     ("offset.store.method", "offsets are committed to Kafka, by the protocol"),
     ("max.partition.fetch.bytes", "is another name of fetch.message.max.bytes: set that instead"),
 ];
 
-/// Properties that the producers of dead letters and replays rest on.
+/// Properties on which the producers of dead letters and replays depend.
 const PRODUCER: &[(&str, &str)] = &[("acks", "all"), ("enable.idempotence", "true")];
 
-/// The least `message.max.bytes` that librdkafka allows.
+/// Least `message.max.bytes` that librdkafka allows.
 const MESSAGE_MAX_BYTES_MIN: &str = "1000";
 
-/// Properties that no producer gets: those of a group, and the name of transactions, which replays give themselves.
+/// Properties that no producer gets: those of a group, and the name of transactions, which replays set themselves.
 const NOT_OF_PRODUCERS: &[&str] = &[
     "group.id",
     "group.instance.id",
@@ -68,10 +68,11 @@ const NOT_OF_PRODUCERS: &[&str] = &[
     "transactional.id",
 ];
 
-/// Time for a member to come back in a rebalance, beside its session and the grace of a revocation. A commit takes some of it.
+/// Time for a member to come back in a rebalance, in ms, in addition to its session and the grace of a revocation. A commit takes
+/// some of it.
 const REBALANCE_MARGIN_MS: u64 = 30_000;
 
-/// Why `property` cannot be passed through, if so.
+/// Returns the reason why `property` cannot be set by the user, if there is one.
 pub(super) fn refusal(property: &str) -> Option<String> {
     let protocol = PROTOCOL.iter().map(|(name, value, why)| (name, format!("is always {value}: {why}")));
     let keyed = KEYED.iter().map(|(name, key)| (name, format!("set {key} instead")));
@@ -79,18 +80,19 @@ pub(super) fn refusal(property: &str) -> Option<String> {
     protocol.chain(keyed).chain(contending).find_map(|(name, reason)| (*name == property).then_some(reason))
 }
 
-/// The keys that a text means which names them, or librdkafka's properties.
+/// Returns the keys to which a text refers. The text names the keys or librdkafka's properties.
 pub fn keys_named_in(text: &str) -> Vec<&'static str> {
     const KEY_FILE: &str = "ssl.key.location";
     let named =
         |(property, key): &(&str, &'static str)| (text.contains(property) || text.contains(key)).then_some(*key);
     let mut keys: Vec<_> = KEYED.iter().filter_map(named).collect();
-    // Without its password an encrypted key cannot be read, and that is all that is said.
+    // An encrypted key cannot be read without its password, and librdkafka reports no more than that.
     keys.extend(text.contains(KEY_FILE).then_some("kafka.tls.key_password"));
     keys
 }
 
-/// Whether the value of `property` may be a credential. A misspelt one counts too, hence all of `sasl.` but what is known not to.
+/// True if the value of `property` may be a credential. A misspelt one counts too. So this covers all of `sasl.` except the known
+/// harmless properties.
 pub(super) fn is_secret(property: &str) -> bool {
     let property = property.to_ascii_lowercase();
     property.starts_with("sasl.")
@@ -99,27 +101,27 @@ pub(super) fn is_secret(property: &str) -> bool {
 }
 
 impl Config {
-    /// All properties of the consumer, by name. Credentials are in clear: never log them.
+    /// Returns all properties of the consumer, by name. Credentials are in clear: never log them.
     pub fn kafka_properties(&self) -> Vec<(String, String)> {
         let mut all: BTreeMap<String, String> = BTreeMap::new();
         let classic = self.kafka.group_protocol == GroupProtocol::Classic;
-        // librdkafka refuses what the broker decides in the consumer protocol.
+        // In the consumer protocol librdkafka refuses the properties that the broker decides.
         let tuning = self.tuning().into_iter().filter(|(name, _)| classic || *name != "heartbeat.interval.ms");
         all.extend(tuning.map(|(name, value)| (name.to_owned(), value.to_string())));
         all.extend(self.kafka.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
-        // A limit of what is produced. librdkafka refuses a consumer whose `fetch.max.bytes` is below it.
+        // This is a limit of produced records. librdkafka refuses a consumer whose `fetch.max.bytes` is below it.
         all.insert("message.max.bytes".to_owned(), MESSAGE_MAX_BYTES_MIN.to_owned());
         all.extend(self.keyed().into_iter().map(|(name, value)| (name.to_owned(), value)));
         all.extend(PROTOCOL.iter().map(|(name, value, _)| (name.to_string(), value.to_string())));
         all.into_iter().collect()
     }
 
-    /// All properties of a producer, by name. Credentials are in clear: never log them.
+    /// Returns all properties of a producer, by name. Credentials are in clear: never log them.
     pub fn producer_properties(&self) -> Vec<(String, String)> {
         let mut all: BTreeMap<String, String> = BTreeMap::new();
-        // What is too large is for the broker to say: it knows the topic's limit.
+        // The broker decides if a record is too large: it knows the topic's limit.
         all.insert("message.max.bytes".to_owned(), "1000000000".to_owned());
-        // The topic's limit is one of batches, and one that is refused for its size is not made smaller.
+        // The topic's limit is one of batches. librdkafka does not make a batch smaller that is refused for its size.
         all.insert("batch.size".to_owned(), "65536".to_owned());
         let queue_kbytes = kbytes(memory::produced(self.memory.limit_bytes));
         all.insert("queue.buffering.max.kbytes".to_owned(), queue_kbytes.to_string());
@@ -129,29 +131,30 @@ impl Config {
         all.into_iter().filter(|(name, _)| !NOT_OF_PRODUCERS.contains(&name.as_str())).collect()
     }
 
-    /// Defaults that `kafka.properties` may override.
+    /// Returns the defaults that `kafka.properties` may override.
     fn tuning(&self) -> [(&'static str, u64); 9] {
         let limit_bytes = self.memory.limit_bytes;
         let session_timeout_ms = self.kafka.session_timeout_ms;
         [
             ("heartbeat.interval.ms", (session_timeout_ms / 3).min(3_000)),
-            // Kafka calls it the rebalance timeout: one member that does not come back holds the whole group up for so long.
+            // Kafka calls it the rebalance timeout: one member that does not come back delays the whole group for this time.
             ("max.poll.interval.ms", session_timeout_ms + self.rebalance.grace_ms + REBALANCE_MARGIN_MS),
-            // The defaults of librdkafka throttle: with these two, a backlog is read about ten times faster.
+            // The defaults of librdkafka throttle. With these two, a member reads a backlog about ten times faster.
             ("queued.min.messages", 1_000_000),
             ("fetch.queue.backoff.ms", 5),
             // librdkafka asks a broker for more while its queue is below the first, and takes an answer whole.
             ("queued.max.messages.kbytes", kbytes(memory::queued_values(limit_bytes))),
             ("fetch.max.bytes", memory::fetch(limit_bytes) as u64),
             ("fetch.message.max.bytes", 1_048_576),
-            // A batch is always sent whole, however large. librdkafka also refuses zstd batches that unpack to more than this, or, as
-            // it guesses in threes, to more than a third of it; refused is a partition that stands still.
+            // A batch is always sent whole, however large. librdkafka also refuses zstd batches that unpack to more than this.
+            // Its guess of the size grows threefold each time, so it may refuse those that unpack to more than a third of it. A
+            // partition with a refused batch stands still.
             ("receive.message.max.bytes", 1_000_000_000),
             ("statistics.interval.ms", 5_000),
         ]
     }
 
-    /// Properties that have a key.
+    /// Returns the properties that have a key.
     fn keyed(&self) -> Vec<(&'static str, String)> {
         let kafka = &self.kafka;
         let security_protocol = match (kafka.tls.enabled, kafka.sasl.mechanism.is_some()) {
@@ -193,20 +196,20 @@ impl Config {
     }
 }
 
-/// In the unit of librdkafka's queue sizes, within their range.
+/// Returns the size in the unit of librdkafka's queue sizes, within their range.
 fn kbytes(bytes: usize) -> u64 {
     (bytes as u64 / 1024).min(2_097_151)
 }
 
 impl Topics {
-    /// `kafka.topics.replays`, or the name that stands for it.
+    /// Returns `kafka.topics.replays`, or the default name that replaces it.
     pub fn replays(&self) -> String {
         self.replays.clone().unwrap_or_else(|| format!("{}.replays", self.events))
     }
 }
 
 impl Assignment {
-    /// The strategy's name in Kafka.
+    /// Returns the strategy's name in Kafka.
     pub fn strategy(self) -> &'static str {
         match self {
             Assignment::CooperativeSticky => "cooperative-sticky",
@@ -216,7 +219,7 @@ impl Assignment {
 }
 
 impl Mechanism {
-    /// The mechanism's name in SASL.
+    /// Returns the mechanism's name in SASL.
     pub fn name(self) -> &'static str {
         match self {
             Mechanism::Plain => "PLAIN",

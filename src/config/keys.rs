@@ -1,7 +1,7 @@
-//! What a key is: its name, default, help, and the values it allows.
+//! The keys of the configuration: name, default, help, and the allowed values.
 //!
-//! A [`Kind`] judges one value on its own and brings it to the type its field has. It must never look at another key
-//! (that is `validate`), and never at where a value came from (that is `layers`).
+//! A [`Kind`] judges one value on its own and converts it to the type of its field. It must never look at another key: that is
+//! the task of `validate`. It must never look at the origin of a value: that is the task of `layers`.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -17,11 +17,11 @@ use super::secret::mask;
 pub struct Key {
     /// Dotted name, such as `flush.age_ms`.
     pub name: &'static str,
-    /// Default, as text. Empty: not set (for a secret: the empty secret).
+    /// Default, as text. Empty: the key is not set (for a secret: the empty secret).
     pub default: &'static str,
-    /// What it does, as in the field's documentation.
+    /// Description of the key, as in the field's documentation.
     pub help: &'static str,
-    /// What it accepts.
+    /// Kind of values that it accepts.
     pub kind: Kind,
 }
 
@@ -57,13 +57,13 @@ pub enum Kind {
 }
 
 impl Key {
-    /// What is allowed, to follow the words "must be".
+    /// Returns the allowed values, to follow the words "must be".
     pub fn allowed(&self) -> String {
         let unset = if self.is_optional() { ", or \"\" for not set" } else { "" };
         self.kind.allowed() + unset
     }
 
-    /// Whether `value` says "not set".
+    /// True if `value` means "not set".
     pub(super) fn is_unset(&self, value: &Value) -> bool {
         self.is_optional() && value.as_str() == Some("")
     }
@@ -72,7 +72,7 @@ impl Key {
         self.default.is_empty() && !matches!(self.kind, Kind::Secret | Kind::Properties)
     }
 
-    /// The value as people may see it. Text that could hold a credential is masked.
+    /// Returns the value as people may see it. It masks text that could hold a credential.
     pub(super) fn show(&self, value: &Value) -> String {
         match (&self.kind, value) {
             _ if self.is_unset(value) => "(not set)".to_owned(),
@@ -86,7 +86,7 @@ impl Key {
     }
 }
 
-/// A value on one line.
+/// Returns a value on one line.
 pub(super) fn show(value: &Value) -> String {
     match value {
         Value::String(text) => format!("{text:?}"),
@@ -119,7 +119,7 @@ impl Kind {
         }
     }
 
-    /// `number`, or the least that is allowed if that is more.
+    /// Returns `number`, or the least allowed number if that is greater.
     pub(super) fn at_least(&self, number: i64) -> i64 {
         match self {
             Kind::Integer(range) | Kind::Bytes(range) => number.max(*range.start()),
@@ -127,7 +127,7 @@ impl Kind {
         }
     }
 
-    /// Brings `given`, text (from the environment or a flag) or typed (from TOML), to the type of the field.
+    /// Converts `given`, text (from the environment or a flag) or typed (from TOML), to the type of the field.
     pub(super) fn parse(&self, given: &Value) -> Option<Value> {
         match self {
             Kind::Text => text_if(given, |t| !t.is_empty() && !t.contains(char::is_control)),
@@ -154,7 +154,7 @@ impl Kind {
     }
 }
 
-/// The text of a librdkafka property.
+/// Returns the text of a librdkafka property.
 pub(super) fn property(given: &Value) -> Option<Value> {
     let text = match given {
         Value::String(text) => text.clone(),
@@ -190,7 +190,7 @@ fn is_identifier(text: &str) -> bool {
 }
 
 fn is_http_url(text: &str) -> bool {
-    // '@' and '?' are looked for in the text as well, so that whatever `show` masks is also refused.
+    // The check also looks for '@' and '?' in the text, so that everything that `show` masks is refused as well.
     !text.contains(['@', '?', '#'])
         && Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
 }
@@ -205,7 +205,7 @@ const UNITS: [(&str, i64); 7] = [
     ("B", 1),
 ];
 
-/// Bytes from `1048576`, `512MiB`, `1 GB`; binary and decimal units, in any case.
+/// Reads bytes from `1048576`, `512MiB`, `1 GB`; binary and decimal units, in any case.
 fn parse_bytes(text: &str) -> Option<i64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -219,7 +219,7 @@ fn parse_bytes(text: &str) -> Option<i64> {
     number.checked_mul(factor)
 }
 
-/// Bytes in the largest binary unit that is exact.
+/// Returns bytes in the largest binary unit that is exact.
 pub(super) fn format_bytes(bytes: i64) -> String {
     let exact = UNITS[..3].iter().find(|(_, factor)| bytes != 0 && bytes % factor == 0);
     exact.map_or_else(|| bytes.to_string(), |(unit, factor)| format!("{}{unit}", bytes / factor))

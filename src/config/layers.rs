@@ -1,7 +1,7 @@
-//! The four layers, flattened to dotted keys and merged, each value with its origin.
+//! Flattens the four layers to dotted keys and merges them. Each value keeps its origin.
 //!
-//! Reading files is all the I/O there is. It must never judge a value, only find it: whether a value is allowed is the
-//! business of `validate`. Settings hold secrets in clear, so they have no `Debug`.
+//! Reading files is the only I/O. This module must never judge a value, only find it: `validate` decides if a value is allowed.
+//! Settings hold secrets in clear, so they have no `Debug`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,10 +20,10 @@ const ENV_PREFIX: &str = "TALLYHOUSE__";
 const ENV_FILE: &str = "TALLYHOUSE_CONFIG";
 const DEFAULT_FILE: &str = "tallyhouse.toml";
 
-/// Before each librdkafka property among the keys.
+/// Prefix of each librdkafka property among the keys.
 pub(super) const PROPERTY_PREFIX: &str = "kafka.properties.";
 
-/// A value as it was given, and by what.
+/// A value as it was given, with its origin.
 pub(super) struct Setting {
     pub value: Value,
     pub origin: String,
@@ -32,7 +32,7 @@ pub(super) struct Setting {
 /// Settings by dotted key.
 pub(super) type Settings = BTreeMap<String, Setting>;
 
-/// All layers in one: every key of `schema` is there, and whatever else was given.
+/// Merges all layers into one. The result has every key of `schema`, and everything else that was given.
 pub(super) fn merge(sources: &Sources, problems: &mut Vec<Problem>) -> Settings {
     let mut merged = Settings::new();
     let file = from_file(sources, problems);
@@ -52,8 +52,8 @@ fn defaults(memory_max_bytes: Option<u64>) -> Settings {
     layer
 }
 
-/// Lowers the two defaults that say how much memory is used to what a container has. The rest is for the reserve and for what the
-/// kernel counts beside the process.
+/// Lowers the two defaults for the use of memory to the memory that a container has. The rest is for the reserve and for the
+/// memory that the kernel counts beside the process.
 fn fit_into(memory_max_bytes: Option<u64>, layer: &mut Settings) {
     let bytes_of = |layer: &Settings, key: &str| {
         layer.get(key).and_then(|setting| find(key)?.kind.parse(&setting.value)?.as_integer())
@@ -67,7 +67,7 @@ fn fit_into(memory_max_bytes: Option<u64>, layer: &mut Settings) {
         }
     };
     let limit_bytes = (max_bytes / 4 * 3).min(max_bytes - RESERVE_BYTES as i64);
-    // In whole MiB, which people can read.
+    // The value is in whole MiB, which people can read.
     let limit_bytes = at_least("memory.limit_bytes", limit_bytes & !((1 << 20) - 1));
     lower("memory.limit_bytes", limit_bytes);
     lower("flush.bytes_max", limit_bytes / 4);
@@ -101,7 +101,7 @@ fn file_path(sources: &Sources) -> Option<(PathBuf, &'static str)> {
     path.exists().then(|| (path.to_owned(), "found in the working directory"))
 }
 
-/// The parser's own display quotes the line at fault, which may hold a password: only the place is told.
+/// The parser's own message quotes the faulty line, which may hold a password. So the error names only the place.
 fn parse_toml(text: &str) -> Result<Table, String> {
     text.parse::<Table>().map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start));
@@ -135,12 +135,12 @@ fn from_environment(env: &BTreeMap<String, String>) -> Settings {
     .collect()
 }
 
-/// Variables that would be a key if their underscores were doubled. A name that could be another program's, such as
-/// `TALLYHOUSE_SERVICE_HOST` of Kubernetes, is none of ours.
+/// Reports variables that would be a key if their underscores were doubled. It ignores names that could be another program's,
+/// such as `TALLYHOUSE_SERVICE_HOST` of Kubernetes.
 fn misspelt_variables(env: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
     let ours = |name: &str| name.strip_prefix(ENV_PREFIX).is_none().then(|| meant(name)).flatten();
     for (name, meant) in env.keys().filter_map(|name| Some((name, ours(name)?))) {
-        // With both, the right one counts.
+        // If both are set, the right one counts.
         if !env.contains_key(&meant) {
             problems.push(Problem {
                 key: name.clone(),
@@ -152,7 +152,7 @@ fn misspelt_variables(env: &BTreeMap<String, String>, problems: &mut Vec<Problem
     }
 }
 
-/// The variable of the key that a name with single underscores means.
+/// Returns the variable of the key that a name with single underscores means.
 fn meant(name: &str) -> Option<String> {
     let name = name.strip_prefix("TALLYHOUSE_")?.to_ascii_uppercase();
     if let Some(property) = name.replace("__", "_").strip_prefix("KAFKA_PROPERTIES_") {
@@ -169,7 +169,7 @@ fn meant(name: &str) -> Option<String> {
     key.map(|key| format!("{ENV_PREFIX}{key}"))
 }
 
-/// A secret among them is refused: whoever may list processes has read it.
+/// Reads the flags. It refuses a secret among them: everybody who may list processes has read it.
 fn from_flags(flags: &[FlagValue], problems: &mut Vec<Problem>) -> Settings {
     let mut layer = Settings::new();
     for FlagValue { key, value, flag } in flags {

@@ -1,50 +1,54 @@
-//! The parts of `memory.limit_bytes`. Whatever sizes something by that limit takes its part from here.
+//! The parts of `memory.limit_bytes`. Code that derives a size from that limit takes its part from here.
 //!
 //! ```text
 //! 1/2  windows and batches          1/8  records in librdkafka's queue
-//! 1/4  what is being sent           1/8  answers of brokers, unpacked
+//! 1/4  data that is being sent      1/8  answers of brokers, unpacked
 //! ```
 //!
-//! Beside the limit the process takes a reserve of at most [`RESERVE_BYTES`]: the program, its threads, what the allocator has not
-//! given back, and answers that unpack to more than is usual. `tests/it/memory.rs` holds both to it.
+//! Beside the limit, the process takes a reserve of at most [`RESERVE_BYTES`]. It is for the program, its threads, memory that
+//! the allocator has not given back, and answers that unpack to more than usual. `tests/it/memory.rs` checks both.
 //!
 //! A part is a bound on bytes that are counted. Must never give out more than the whole.
 
-/// Most that the process takes beside `memory.limit_bytes`.
+/// Greatest memory that the process takes beside `memory.limit_bytes`, in bytes.
 pub const RESERVE_BYTES: usize = 96 << 20;
 
-/// librdkafka's own bytes for each byte of a record's value, at most: an event of 290 bytes has 384 of a queue's entry beside it, and its key,
-/// headers and length in the batch. Long records have next to nothing.
+/// Greatest number of librdkafka's own bytes for each byte of a record's value. An event of 290 bytes has 384 of a queue's entry
+/// beside it, and its key, headers and length in the batch. Long records have almost none.
 const OVERHEAD: usize = 3;
 
-/// An answer of a broker is packed, and unpacked at once. Events in JSON unpack to 3 to 16 times their size; the reserve is for more.
+/// Assumed ratio by which an answer unpacks. A broker's answer is packed, and librdkafka unpacks it at once. Events in JSON
+/// unpack to 3 to 16 times their size. The reserve is for more.
 const UNPACKED: usize = 16;
 
-/// Brokers that answer at the same time, each with one answer. With more of them the reserve is used, or `fetch.max.bytes` is to be set.
+/// Number of brokers that answer at the same time, each with one answer. With more of them, the reserve is used, or
+/// `fetch.max.bytes` has to be set.
 const BROKERS: usize = 3;
 
-/// An answer of less is mostly the work of asking for it.
+/// Least size of an answer, in bytes. A smaller answer is mostly the work of asking for it.
 const FETCH_BYTES_MIN: usize = 64 << 10;
-/// An answer of more saves nothing.
+/// Greatest size of an answer, in bytes. A larger answer saves nothing.
 const FETCH_BYTES_MAX: usize = 1 << 20;
 
-/// What windows and batches may hold. The oldest replay may borrow an eighth of this more (`core/intake.rs`), of what is being sent.
+/// Returns the bytes that windows and batches may hold. The oldest replay may borrow an eighth of this more (`core/intake.rs`),
+/// from the part for sending.
 pub const fn windows(limit_bytes: usize) -> usize {
     limit_bytes / 2
 }
 
-/// The `memory.limit_bytes` with which a replay of so many bytes fits, its last record included.
+/// Returns the `memory.limit_bytes` with which a replay of `bytes` bytes fits, including its last record.
 pub const fn limit_for_replay(bytes: u64) -> u64 {
     bytes.saturating_mul(2)
 }
 
-/// Values of records in librdkafka's queue (`queued.max.messages.kbytes`), of an eighth of the limit with what comes beside them.
+/// Returns the size of the values of records in librdkafka's queue (`queued.max.messages.kbytes`). With the bytes beside them
+/// they take an eighth of the limit.
 pub const fn queued_values(limit_bytes: usize) -> usize {
     limit_bytes / 8 / OVERHEAD
 }
 
-/// Bytes of one answer of a broker (`fetch.max.bytes`): unpacked, those of several brokers come to an eighth of the limit. A broker sends
-/// one batch of one partition whole, however large.
+/// Returns the bytes of one answer of a broker (`fetch.max.bytes`). Unpacked, those of several brokers take an eighth of the
+/// limit. A broker sends one batch of one partition whole, however large.
 pub const fn fetch(limit_bytes: usize) -> usize {
     let bytes = limit_bytes / 8 / (OVERHEAD * UNPACKED * BROKERS);
     if bytes < FETCH_BYTES_MIN {
@@ -56,8 +60,8 @@ pub const fn fetch(limit_bytes: usize) -> usize {
     }
 }
 
-/// Records that a producer has taken and not delivered (`queue.buffering.max.kbytes`): half of the quarter for what is being sent.
-/// Counters as they are encoded for an insert take of the other half.
+/// Returns the size of the records that a producer has taken and not delivered (`queue.buffering.max.kbytes`). It is half of the
+/// quarter for data that is being sent. Counters that are encoded for an insert use the other half.
 pub const fn produced(limit_bytes: usize) -> usize {
     limit_bytes / 8
 }
@@ -71,7 +75,7 @@ mod tests {
         for limit in [64 << 20, 100 << 20, 512 << 20, 1 << 34] {
             let answers = fetch(limit) * OVERHEAD * UNPACKED * BROKERS;
             let counted = windows(limit) + queued_values(limit) * OVERHEAD + produced(limit);
-            // The least size of an answer is of the reserve where the limit is low.
+            // If the limit is low, the least size of an answer comes from the reserve.
             assert!(counted + answers <= limit + RESERVE_BYTES / 8, "{counted} and {answers} of {limit}");
         }
     }

@@ -1,12 +1,12 @@
-//! Configuration: from four layers of text to one typed, valid [`Config`], with the origin of every value.
+//! Turns four layers of text into one typed, valid [`Config`], with the origin of every value.
 //!
 //! ```text
 //! defaults  ->  TOML file  ->  environment TALLYHOUSE__SECTION__KEY  ->  flags      (later wins)
 //! ```
 //!
-//! [`load`] reads the configuration file and the secret files it is pointed to; all else is a pure function of
-//! [`Sources`]. It must never read the process's environment or arguments itself, never show a secret in an error, a
-//! `Debug` or [`Resolved::explain`], and never let through a value that the rest of the program would have to check.
+//! [`load`] reads the configuration file and the secret files that it names. Everything else is a pure function of [`Sources`].
+//! It must never read the process's environment or arguments itself. It must never show a secret in an error, a `Debug` or
+//! [`Resolved::explain`]. It must never let a value through that the rest of the program would have to check.
 
 mod error;
 mod explain;
@@ -34,27 +34,28 @@ pub use schema::{
 };
 pub use secret::Secret;
 
-/// Where configuration comes from.
+/// The sources of a configuration.
 #[derive(Default)]
 pub struct Sources {
-    /// The file named by `--config`. Without it: `TALLYHOUSE_CONFIG`, else `tallyhouse.toml` here if there is one.
+    /// File named by `--config`. Without it: `TALLYHOUSE_CONFIG`, otherwise `tallyhouse.toml` in the working directory if it
+    /// exists.
     pub file: Option<PathBuf>,
-    /// The environment. Only `TALLYHOUSE_CONFIG` and names that begin with `TALLYHOUSE__` are looked at.
+    /// Environment variables. Only `TALLYHOUSE_CONFIG` and names that begin with `TALLYHOUSE__` are read.
     pub env: BTreeMap<String, String>,
     /// Values given on the command line, in order; the last one wins.
     pub flags: Vec<FlagValue>,
-    /// Bytes of memory that this process may have before the kernel ends it, where a limit is known.
+    /// Memory in bytes that this process may have before the kernel ends it, if a limit is known.
     pub memory_max_bytes: Option<u64>,
 }
 
-/// A value given on the command line. Parses from the `KEY=VALUE` of `--set`.
+/// A value given on the command line. It can be parsed from the `KEY=VALUE` of `--set`.
 #[derive(Clone)]
 pub struct FlagValue {
     /// Dotted key, such as `kafka.brokers`.
     pub key: String,
     /// Value, as text.
     pub value: String,
-    /// The flag that gave it, such as `--set`; named as the origin.
+    /// Flag that gave it, such as `--set`; named as the origin.
     pub flag: String,
 }
 
@@ -67,15 +68,15 @@ impl FromStr for FlagValue {
     }
 }
 
-/// A valid configuration, and where each of its values came from.
+/// A valid configuration, with the origin of each of its values.
 #[derive(Debug)]
 pub struct Resolved {
-    /// The values.
+    /// Values of the configuration.
     pub config: Config,
     rows: Vec<explain::Row>,
 }
 
-/// Layers, checks and types the configuration. All problems are reported at once.
+/// Merges, checks and types the configuration. It reports all problems at once.
 pub fn load(sources: &Sources) -> Result<Resolved, ConfigError> {
     let mut problems = Vec::new();
     let mut settings = layers::merge(sources, &mut problems);

@@ -1,4 +1,4 @@
-//! The pace at which partitions flush. `run` goes by it, and `status` judges by it.
+//! The pace at which partitions flush. `run` uses it to flush, and `status` uses it to judge.
 
 use super::Config;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The pace of a configuration.
+    /// Returns the pace of a configuration.
     pub fn of(config: &Config) -> Pace {
         Pace {
             flush_age: Duration::from_millis(config.flush.age_ms),
@@ -21,12 +21,12 @@ impl Pace {
         }
     }
 
-    /// The least time between two flushes of a partition, if its member has so many.
+    /// Returns the least time between two flushes of a partition, if its member has `partitions` partitions.
     pub fn paced(&self, partitions: usize) -> Duration {
         Duration::from_secs_f64(partitions as f64 / self.batches_per_second_max)
     }
 
-    /// The longest time between two flushes of a partition, if its member has so many.
+    /// Returns the longest time between two flushes of a partition, if its member has `partitions` partitions.
     pub fn flush_age(&self, partitions: usize) -> Duration {
         self.flush_age.max(self.paced(partitions))
     }

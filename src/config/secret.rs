@@ -1,4 +1,4 @@
-//! A text that must not be seen: passwords and whatever else may be a credential.
+//! A text that must not be seen: a password, or anything else that may be a credential.
 //!
 //! It must never print, serialise or compare its way out: the only way to the text is [`Secret::expose`].
 
@@ -12,12 +12,12 @@ use serde::Deserialize;
 pub struct Secret(String);
 
 impl Secret {
-    /// The text itself, for the call that needs it and nothing else.
+    /// Returns the text itself, only for the call that needs it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether no secret was given.
+    /// True if no secret was given.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -29,7 +29,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What is shown in the place of a secret text.
+/// Returns the text that is shown in place of a secret one.
 pub(super) fn mask(text: &str) -> &'static str {
     if text.is_empty() { "(empty)" } else { "***" }
 }

@@ -1,7 +1,7 @@
-//! From settings to a [`Config`]: each value judged by its key, then those that must fit each other.
+//! Turns settings into a [`Config`]: it judges each value by its key, then the values that must fit each other.
 //!
-//! All problems are found in one pass. A value already refused must not cause a second problem elsewhere: its default
-//! stands in for it, and checks that look at it are left out.
+//! All problems are found in one pass. A value that is already refused must not cause a second problem elsewhere. Its default
+//! replaces it, and checks that look at it are left out.
 
 use tallyhouse_core::decode::TimeBounds;
 use tallyhouse_core::decode::event::SECONDS_PER_DAY;
@@ -15,7 +15,7 @@ use super::keys::{format_bytes, property};
 use super::layers::{PROPERTY_PREFIX, Setting, Settings};
 use super::schema::{Assignment, ClickHouse, Config, GroupProtocol, Mechanism, find, keys};
 
-/// Brings every setting to its type, in place, and builds the configuration.
+/// Converts every setting to its type, in place, and builds the configuration.
 pub(super) fn config(
     settings: &mut Settings,
     memory_max_bytes: Option<u64>,
@@ -23,7 +23,7 @@ pub(super) fn config(
 ) -> Option<Config> {
     let all_read = problems.is_empty();
     let refused = judge_each(settings, problems);
-    // Each kind parses to the type of its field, which the tests see to: this does not fail.
+    // Each kind parses to the type of its field, and the tests check that. So this does not fail.
     let unfit = |error: toml::de::Error| Problem {
         key: "configuration".into(),
         value: None,
@@ -33,7 +33,7 @@ pub(super) fn config(
     let typed = nest(settings).try_into::<Config>();
     let config = typed.map_err(|error| problems.push(unfit(error))).ok()?;
     let told = |name: &str| refused.iter().any(|refused| refused == name);
-    // Without a file that could not be read, what seems to conflict may not.
+    // If a file could not be read, an apparent conflict may not be one.
     let conflicts = if all_read { conflicts(&config) } else { Vec::new() };
     for ([key, other], reason) in conflicts {
         if let (Some(setting), Some(against)) = (settings.get(key), settings.get(other))
@@ -57,7 +57,7 @@ pub(super) fn config(
     Some(config)
 }
 
-/// Judges every setting by itself, and returns the names of those refused. Their defaults, if any, stand in.
+/// Judges every setting by itself, and returns the names of the refused ones. Their defaults, if any, replace them.
 fn judge_each(settings: &mut Settings, problems: &mut Vec<Problem>) -> Vec<String> {
     let mut refused = Vec::new();
     settings.retain(|name, setting| {
@@ -101,7 +101,7 @@ fn unknown(name: &str) -> String {
     }
 }
 
-/// Dotted keys to nested tables. Keys that are not set are left out.
+/// Turns dotted keys into nested tables. Keys that are not set are left out.
 fn nest(settings: &Settings) -> Table {
     let mut root = Table::new();
     for key in keys() {
@@ -130,7 +130,7 @@ fn insert(table: &mut Table, path: &str, value: Value) {
     }
 }
 
-/// A key at fault, the key it does not fit, and why.
+/// A faulty key, the key that it does not fit, and the reason.
 type Conflict = ([&'static str; 2], String);
 
 fn conflicts(config: &Config) -> Vec<Conflict> {
@@ -215,7 +215,7 @@ fn security_conflicts(config: &Config) -> Vec<Conflict> {
     let mechanism = sasl.mechanism.is_some();
     let username = sasl.username.is_some();
     let password = !sasl.password.is_empty();
-    // A key, whether it is used, what it needs (a key, and in words), and whether that is there.
+    // Columns: a key, true if it is used, its need (a key, and in words), and true if the need is met.
     let needs = [
         ("kafka.tls.ca_file", tls.ca_file.is_some(), TLS, tls.enabled),
         ("kafka.tls.cert_file", cert_file, TLS, tls.enabled),
@@ -258,7 +258,7 @@ impl ClickHouse {
 }
 
 impl Config {
-    /// Bounds for the times of events, in seconds around the Kafka record's own timestamp.
+    /// Returns the bounds for the times of events, in seconds around the Kafka record's own timestamp.
     pub fn time_bounds(&self) -> TimeBounds {
         let seconds = |days: u32| i64::from(days) * i64::from(SECONDS_PER_DAY);
         TimeBounds {
@@ -267,7 +267,7 @@ impl Config {
         }
     }
 
-    /// What is allowed but should be known, one sentence each.
+    /// Returns one sentence for each setting that is allowed and risky.
     pub fn warnings(&self) -> Vec<String> {
         let (tls, clickhouse) = (&self.kafka.tls, &self.clickhouse);
         let open_admin = format!(

@@ -1,7 +1,7 @@
-//! Why a broker's certificate is not trusted. librdkafka says only that its verification failed; a second look by rustls, at the same
-//! address and with the same authorities, says what is wrong with it.
+//! Finds the reason why a broker's certificate is not trusted. librdkafka says only that its verification failed. A second look
+//! by rustls, at the same address and with the same authorities, shows the fault.
 //!
-//! Must never decide anything: librdkafka has refused already, and what is found here is words.
+//! Must never decide anything: librdkafka has refused already, and the findings here are only for the message.
 
 use super::refusal::address;
 use crate::config::Kafka;
@@ -16,7 +16,8 @@ use std::time::Duration;
 /// Longest wait for the connection, and for each answer on it.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is wrong with the certificate of the broker that librdkafka's words name, and in a last sentence what to do.
+/// Returns the fault of the broker's certificate, with the remedy in a last sentence. librdkafka's words in `reason` name the
+/// broker.
 pub fn describe(reason: &str, kafka: &Kafka) -> String {
     let address = address(reason).unwrap_or(&kafka.brokers);
     let (what, cause) = match look(address, kafka.tls.ca_file.as_deref()) {
@@ -34,7 +35,7 @@ pub fn describe(reason: &str, kafka: &Kafka) -> String {
     format!("the certificate of the Kafka broker {address} is not trusted: {what}. {fix}")
 }
 
-/// What rustls finds wrong, if anything.
+/// Returns the fault that rustls finds, if any.
 fn look(address: &str, ca_file: Option<&str>) -> Option<rustls::Error> {
     let roots = tls::roots(ca_file.map(Path::new)).ok()?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());

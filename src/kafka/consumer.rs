@@ -1,11 +1,11 @@
-//! The consumer of the group, with rebalances handed to whoever owns the partitions.
+//! The consumer of the group. It hands rebalances to the owner of the partitions.
 //!
-//! A partition is assigned paused: nothing is fetched before the protocol has said where to start, and that is then a seek.
-//! (Without a start, librdkafka would look for a committed offset itself, and with `auto.offset.reset=error` give the
-//! partition up where there is none.) Callbacks run inside `poll`, on the reader's thread.
+//! A partition is assigned paused: nothing is fetched before the protocol has decided where to start, and the reader then seeks
+//! there. (Without a start, librdkafka would look for a committed offset itself. With `auto.offset.reset=error` it would give the
+//! partition up if there is none.) Callbacks run inside `poll`, on the reader's thread.
 //!
-//! Must never give librdkafka a logical offset such as the log's end: it looks that up in the background, and an answer that
-//! comes after the seek makes it look again half a second later and jump there, past records that nobody has read.
+//! Must never give librdkafka a logical offset such as the log's end: it looks that up in the background. If the answer comes
+//! after the seek, librdkafka looks again half a second later and jumps there, past records that nobody has read.
 
 use super::refusal::{ClientErrors, Refusal, is_closed_at_once};
 use crate::config::{Config, Tls};
@@ -19,48 +19,49 @@ use rdkafka::{Offset, TopicPartitionList};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Where a partition stands until the seek: any offset that is not a logical one.
+/// Position of a partition until the seek: any offset that is not a logical one.
 const PLACEHOLDER: Offset = Offset::Offset(0);
 
 /// The consumer. Commits and look-ups may be made from any thread; only the reader polls.
 pub type Consumer = BaseConsumer<Context>;
 
-/// What is told to the owner of the partitions. All methods run on the reader's thread, inside `poll`.
+/// Receives the reports for the owner of the partitions. All methods run on the reader's thread, inside `poll`.
 pub trait Rebalances: Send + Sync {
-    /// These partitions are ours now; they are paused.
+    /// The group has assigned these partitions to this member. They are paused.
     fn assigned(&self, partitions: &[i32]);
-    /// These partitions are about to be taken; until this returns, commits are still accepted. `lost`: they belong to
-    /// somebody else already, and nothing must be committed for them.
+    /// The group is about to take these partitions away. Until this returns, commits are still accepted. `lost`: they belong to
+    /// another member already, and nothing must be committed for them.
     fn revoked(&self, partitions: &[i32], lost: bool);
-    /// librdkafka's statistics, every `statistics.interval.ms`.
+    /// librdkafka reports its statistics, every `statistics.interval.ms`.
     fn statistics(&self, statistics: &Statistics);
 }
 
-/// How long after the last report a batch still counts as unreadable: librdkafka tries it again twice a second.
+/// Time after the last report for which a batch still counts as unreadable. librdkafka tries it again twice a second.
 const UNREADABLE_FOR: Duration = Duration::from_secs(10);
 
 /// Receives librdkafka's callbacks.
 pub struct Context {
     owner: Arc<dyn Rebalances>,
     trouble: Mutex<ClientErrors>,
-    /// What could not be read of the log, and when that was tried last.
+    /// Text about the part of the log that could not be read, and time of the last attempt.
     unreadable: Mutex<Option<(Instant, String)>>,
 }
 
 impl Context {
-    /// Whether a broker has refused us since [`Context::take_errors`].
+    /// True if a broker has refused this client since the last [`Context::take_errors`].
     pub fn is_refused(&self) -> bool {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).refusal.is_some()
     }
 
-    /// What librdkafka reported outside of a call since this was asked last, such as a refused login. It reports while it is
-    /// polled.
+    /// Returns and clears the errors that librdkafka has reported outside of a call, such as a refused login. It reports while it
+    /// is polled.
     pub fn take_errors(&self) -> ClientErrors {
         std::mem::take(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Why a batch in the log cannot be read, in librdkafka's words, while it goes on trying. Its partition stands still
-    /// meanwhile; which one it is, the crate does not tell. (A batch with a wrong checksum librdkafka reports and skips.)
+    /// Returns the reason why a batch in the log cannot be read, in librdkafka's words, while librdkafka tries it again. Its
+    /// partition stands still meanwhile. The crate does not report the partition. (librdkafka reports and skips a batch with a
+    /// wrong checksum.)
     pub fn unreadable(&self) -> Option<String> {
         let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
         unreadable.take_if(|(seen, _)| seen.elapsed() > UNREADABLE_FOR);
@@ -68,7 +69,7 @@ impl Context {
     }
 }
 
-/// Whether it is the log's content that is refused: too large, packed in a way that cannot be unpacked, damaged.
+/// True if the log's content is refused: it is too large, packed in a way that cannot be unpacked, or damaged.
 pub fn is_unreadable(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{BadCompression, BadMessage, MessageSizeTooLarge, NotImplemented};
     let unreadable = [BadCompression, BadMessage, MessageSizeTooLarge, NotImplemented];
@@ -81,12 +82,12 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        // The end of a partition is reported here as well; the reader sees it in `poll`.
+        // librdkafka reports the end of a partition here as well. The reader sees it in `poll`.
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
             return;
         }
         let refusal = Refusal::of(error.rdkafka_error_code(), reason);
-        // A handshake that fails is no batch.
+        // A failed handshake is no batch.
         if is_unreadable(&error) && refusal.is_none() {
             let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
             if unreadable.replace((Instant::now(), reason.to_owned())).is_none() {
@@ -96,7 +97,7 @@ impl ClientContext for Context {
         }
         tracing::warn!(reason, "kafka: {error}");
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        // That all brokers are down is said after the reason, and is none.
+        // The report that all brokers are down comes after the reason. It is not a reason itself.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             trouble.reason = Some(reason.to_owned());
         }
@@ -106,7 +107,7 @@ impl ClientContext for Context {
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // librdkafka calls it no error.
+        // librdkafka does not report it as an error.
         if is_closed_at_once(message) {
             self.trouble.lock().unwrap_or_else(PoisonError::into_inner).reason = Some(message.to_owned());
         }
@@ -126,7 +127,7 @@ impl ConsumerContext for Context {
         let answered = answer(consumer, list, cooperative);
         if let Err(error) = &answered {
             tracing::error!(?partitions, assigns, "rebalance failed: {error}");
-            // librdkafka waits for an answer for ever, and the group with it.
+            // Without an answer, librdkafka and the whole group would wait permanently.
             if let Err(error) = answer(consumer, &mut TopicPartitionList::new(), cooperative) {
                 tracing::error!(assigns, "rebalance failed without partitions, too: {error}");
             }
@@ -139,8 +140,8 @@ impl ConsumerContext for Context {
 
 fn assign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool) -> KafkaResult<()> {
     list.set_all_offsets(PLACEHOLDER)?;
-    // Before, so that nothing is fetched from the placeholder, which the log may have left behind; and after, for a
-    // partition that librdkafka did not know yet.
+    // The first pause is before the assignment, so that nothing is fetched from the placeholder, which the log may have left
+    // behind. The second is after it, for a partition that librdkafka did not know yet.
     consumer.pause(list)?;
     if cooperative {
         consumer.incremental_assign(list)?
@@ -148,17 +149,18 @@ fn assign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: bool)
         consumer.assign(list)?
     }
     if let Err(error) = consumer.pause(list) {
-        // Records that come now find no window and are dropped; the partition is assigned all the same.
+        // Records that come now find no window and are dropped. The partition is assigned nevertheless.
         tracing::warn!("pausing what was assigned failed: {error}");
     }
     Ok(())
 }
 
-/// Starts partitions afresh whose position librdkafka has lost: it seeks them no more (`rd_kafka_toppar_seek` answers `_STATE`). They are
-/// paused then. `false`: the eager protocol knows no such step, and everything has to be assigned anew.
+/// Assigns partitions again whose position librdkafka has lost: it no longer seeks them (`rd_kafka_toppar_seek` answers
+/// `_STATE`). They are paused afterwards. Returns `false` in the eager protocol: it has no such step, and everything has to be
+/// assigned again.
 ///
 /// # Errors
-/// librdkafka refuses it, as while a rebalance is under way.
+/// librdkafka refuses it, for instance while a rebalance is under way.
 pub fn reassign(consumer: &Consumer, partitions: &TopicPartitionList) -> KafkaResult<bool> {
     if !matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
         return Ok(false);
@@ -173,7 +175,7 @@ fn unassign(consumer: &Consumer, list: &mut TopicPartitionList, cooperative: boo
     if cooperative { consumer.incremental_unassign(list) } else { consumer.unassign() }
 }
 
-/// librdkafka says of a file that is not there only that its own property failed.
+/// If a file does not exist, librdkafka says only that its own property failed.
 fn check_tls_files(tls: &Tls) -> KafkaResult<()> {
     let files = [
         ("kafka.tls.ca_file", &tls.ca_file),
@@ -186,7 +188,7 @@ fn check_tls_files(tls: &Tls) -> KafkaResult<()> {
     Ok(())
 }
 
-/// Makes the consumer; connects in the background.
+/// Creates the consumer. It connects in the background.
 ///
 /// # Errors
 /// librdkafka refuses a property.
@@ -194,10 +196,10 @@ pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consum
     create_with(config, owner, &[])
 }
 
-/// As [`create`], with other values for some properties. Must never be used for a member.
+/// Does the same as [`create`], with other values for some properties. Must never be used for a member.
 ///
 /// # Errors
-/// As [`create`].
+/// Returns those of [`create`].
 pub fn create_with(config: &Config, owner: Arc<dyn Rebalances>, others: &[(&str, &str)]) -> KafkaResult<Consumer> {
     check_tls_files(&config.kafka.tls)?;
     let mut client = super::client_config(config.kafka_properties());
@@ -226,7 +228,7 @@ mod tests {
     #[derive(Default)]
     struct Owner {
         assigned: AtomicBool,
-        /// librdkafka's word for how far the last rebalance is.
+        /// librdkafka's word for the state of the last rebalance.
         join_state: Mutex<String>,
     }
 
@@ -244,7 +246,7 @@ mod tests {
 
     fn produce(brokers: &str) {
         let mut client = ClientConfig::new();
-        // One record in a batch, so that one fetch brings one record.
+        // A batch has one record, so that one fetch brings one record.
         client.set("bootstrap.servers", brokers).set("batch.num.messages", "1");
         let producer: ThreadedProducer<DefaultProducerContext> = client.create().unwrap();
         for _ in 0..RECORDS {
@@ -268,12 +270,12 @@ mod tests {
         (owner, consumer)
     }
 
-    /// A member of the group that has its partition, still paused, with what it fetches.
+    /// Returns a member of the group that has its partition, still paused, with the queue of its records.
     fn joined(cluster: &MockCluster<'_, DefaultProducerContext>) -> (Arc<Consumer>, FetchQueue) {
         let (owner, consumer) = member(cluster);
         let consumer = Arc::new(consumer);
         let fetched = FetchQueue::new(Arc::clone(&consumer));
-        // As the service does before it subscribes: librdkafka knows the partitions from then on.
+        // The service does the same before it subscribes. librdkafka knows the partitions from then on.
         consumer.fetch_metadata(Some(TOPIC), DEADLINE).unwrap();
         consumer.subscribe(&[TOPIC]).unwrap();
         let started = Instant::now();
@@ -296,7 +298,7 @@ mod tests {
         consumer.resume(&place()).unwrap();
     }
 
-    /// The offsets up to the next end of the partition at `end` or later.
+    /// Returns the offsets up to the next end of the partition at `end` or later.
     fn read_to_end(consumer: &Consumer, fetched: &FetchQueue, end: u64) -> Vec<u64> {
         let (started, mut offsets, mut ended) = (Instant::now(), Vec::new(), false);
         while !ended || offsets.last().is_none_or(|&last| last + 1 < end) {
@@ -318,7 +320,7 @@ mod tests {
         offsets
     }
 
-    /// The brokers answer late, so that whatever librdkafka asks at the assignment is answered after the seek.
+    /// The brokers answer late. So everything that librdkafka asks at the assignment is answered after the seek.
     #[test]
     fn no_late_answer_moves_a_partition_away_from_the_seek() {
         let cluster = MockCluster::new(1).unwrap();
@@ -330,7 +332,7 @@ mod tests {
         assert_eq!(read_to_end(&consumer, &fetched, RECORDS as u64), (0..RECORDS as u64).collect::<Vec<_>>());
     }
 
-    /// Where librdkafka goes on after a pause is behind the last record, also where the end of the partition was reported since.
+    /// After a pause, librdkafka continues behind the last record, even if the end of the partition was reported since.
     #[test]
     fn a_pause_at_the_end_of_a_partition_skips_nothing() {
         let cluster = MockCluster::new(1).unwrap();
@@ -346,7 +348,7 @@ mod tests {
         assert_eq!(read_to_end(&consumer, &fetched, all), (first..all).collect::<Vec<_>>());
     }
 
-    /// A position behind the log's end is lost, and only a new assignment brings the partition back.
+    /// A position behind the log's end is lost. Only a new assignment restores the partition.
     #[test]
     fn a_lost_position_is_found_again() {
         let cluster = MockCluster::new(1).unwrap();
@@ -384,7 +386,8 @@ mod tests {
         assert_eq!(read_to_end(&consumer, &fetched, RECORDS as u64), (0..RECORDS as u64).collect::<Vec<_>>());
     }
 
-    /// librdkafka refuses to assign a partition twice. Left without an answer, it waits for one, and the group for this member.
+    /// librdkafka refuses to assign a partition twice. If it gets no answer, it waits for one, and the group waits for this
+    /// member.
     #[test]
     fn an_assignment_that_fails_does_not_hold_the_group_up() {
         let cluster = MockCluster::new(1).unwrap();

@@ -1,9 +1,9 @@
-//! The dead-letter topic: each rejected record once more, with headers that say why it was rejected.
+//! The dead-letter topic gets each rejected record once more, with headers that contain the reason of the rejection.
 //!
-//! A batch's letters are delivered before its rows of `rejected_events` are inserted. So whatever shows that rows are applied (the
-//! marks, a committed end) shows that their letters were delivered, and a crash in between delivers them again: at least once,
-//! each time with the same headers. A member sends a letter again only while it is not acknowledged. Must never be the reason for two
-//! rows, nor for none.
+//! A batch's letters are delivered before its rows of `rejected_events` are inserted. So a proof that rows are applied (the
+//! marks, a committed end) is also a proof that their letters were delivered. A crash in between delivers them again: at least
+//! once, each time with the same headers. A member sends a letter again only while it is not acknowledged. Must never be the
+//! reason for two rows, nor for none.
 
 use super::producer::{self, Outgoing, Producer};
 use crate::config::Config;
@@ -17,25 +17,25 @@ use tallyhouse_core::batch::Batch;
 use tallyhouse_core::decode::reject::Reason;
 use tallyhouse_core::source::OffsetRange;
 
-/// Header with the stable word of why the record was rejected.
+/// Header with the stable word for the reason of the rejection.
 pub const REASON: &str = "tallyhouse-reason";
-/// Header with what the decoder said.
+/// Header with the error text of the decoder.
 pub const ERROR: &str = "tallyhouse-error";
-/// Header with where the record stands: the `source` of its row.
+/// Header with the place of the record: the `source` of its row.
 pub const SOURCE: &str = "tallyhouse-source";
-/// Header with its offset there, in decimal digits. Source and offset together name a letter.
+/// Header with the record's offset there, in decimal digits. Source and offset together identify a letter.
 pub const OFFSET: &str = "tallyhouse-offset";
 
 /// The dead-letter topic and a producer for it.
 pub struct DeadLetters {
     topic: String,
     client: ClientConfig,
-    /// Made anew after an error that librdkafka calls fatal.
+    /// Producer, which is created again after an error that librdkafka calls fatal.
     producer: Mutex<Producer>,
 }
 
 impl DeadLetters {
-    /// `None` where no topic is configured. Connects in the background.
+    /// Returns `None` if no topic is configured. It connects in the background.
     ///
     /// # Errors
     /// librdkafka refuses a property.
@@ -46,7 +46,7 @@ impl DeadLetters {
         Ok(Some(DeadLetters { topic, client, producer }))
     }
 
-    /// The topic's name.
+    /// Returns the name of the dead-letter topic.
     pub fn topic(&self) -> &str {
         &self.topic
     }
@@ -54,7 +54,7 @@ impl DeadLetters {
     /// Delivers the rejected records of a batch that are not acknowledged yet.
     ///
     /// # Errors
-    /// One was not acknowledged, and may be in the topic all the same.
+    /// A record was not acknowledged, and may be in the topic nevertheless.
     pub async fn deliver(&self, source: &str, batch: &Batch, letters: &mut Letters) -> KafkaResult<()> {
         let producer = self.producer()?;
         let (mut sending, mut sent, mut refused) = (producer.sending(), Vec::new(), None);
@@ -96,7 +96,8 @@ impl DeadLetters {
         refused.map_or(Ok(()), Err)
     }
 
-    /// The producer, made anew if its last error was fatal. The old one is dropped on a thread for blocking calls: it waits for its threads.
+    /// Returns the producer, which is created again if its last error was fatal. The old one is dropped on a thread for blocking
+    /// calls, because it waits for its threads.
     fn producer(&self) -> KafkaResult<Producer> {
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if producer.inner.client().fatal_error().is_some() {
@@ -110,22 +111,22 @@ impl DeadLetters {
 /// The letters of one batch.
 pub struct Letters {
     range: OffsetRange,
-    /// By the place of the record in the batch.
+    /// True for each record that is acknowledged, by its place in the batch.
     acknowledged: Vec<bool>,
 }
 
 impl Letters {
-    /// None is acknowledged.
+    /// Returns the letters of a batch, of which none is acknowledged.
     pub fn new(batch: &Batch) -> Letters {
         Letters { range: batch.range(), acknowledged: vec![false; batch.rejected().count()] }
     }
 
-    /// Whose letters they are.
+    /// Returns the range of the batch to which the letters belong.
     pub fn range(&self) -> OffsetRange {
         self.range
     }
 
-    /// All are acknowledged.
+    /// True if all letters are acknowledged.
     pub fn are_delivered(&self) -> bool {
         self.acknowledged.iter().all(|&acknowledged| acknowledged)
     }

@@ -1,4 +1,4 @@
-//! What the broker has fixed for a consumer group (KIP-848), where the client no longer decides.
+//! Settings of a consumer group that the broker decides (KIP-848), where the client no longer does.
 
 use super::consumer::Consumer;
 use super::settings::{self, ConfigResource};
@@ -11,13 +11,13 @@ const HEARTBEAT_INTERVAL: &str = "consumer.heartbeat.interval.ms";
 /// The group's times as the broker has them, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// Without a heartbeat for so long a member is taken for dead.
+    /// Time without a heartbeat after which a member counts as dead.
     pub timeout_ms: u64,
-    /// Members send a heartbeat so often.
+    /// Interval at which members send a heartbeat.
     pub heartbeat_ms: u64,
 }
 
-/// The group's session as the broker has it; `None` where it tells none (before Kafka 4.0). Blocks.
+/// Returns the group's session as the broker has it; `None` if it reports none (before Kafka 4.0). Blocks.
 ///
 /// # Errors
 /// Kafka does not answer in time, or answers with an error; the right to describe the group's configuration may be missing.

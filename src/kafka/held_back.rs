@@ -1,7 +1,8 @@
-//! Records that an open transaction holds back. They lie behind the last stable offset, which is where a reader of committed records ends.
+//! Records that an open transaction holds back. They lie behind the last stable offset, at which a reader of committed records
+//! ends.
 //!
-//! librdkafka's watermarks end there as well, so the real end is asked for apart (`rd_kafka_ListOffsets`, which rust-rdkafka does not have).
-//! Must never be asked for by a member: its statistics have both offsets.
+//! librdkafka's watermarks end there as well. So this module requests the real end separately (`rd_kafka_ListOffsets`, which
+//! rust-rdkafka does not have). Must never be used by a member: its statistics have both offsets.
 
 use super::consumer::{self, Consumer};
 use super::native;
@@ -21,10 +22,10 @@ const UNCOMMITTED: &[(&str, &str)] = &[("isolation.level", "read_uncommitted")];
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A record that seems to be older than 2010 has a timestamp that means something else.
+/// Least credible timestamp, in ms: the year 2010. A record that seems to be older has a timestamp with another meaning.
 const OLDEST_MS: i64 = 1_262_304_000_000;
 
-/// A transaction that is open for longer is to be looked at. It is the default of `transaction.timeout.ms` of producers.
+/// Time after which an open transaction needs attention. It is the default of `transaction.timeout.ms` of producers.
 const OPEN_MAX: Duration = Duration::from_secs(60);
 
 /// The records behind the last stable offset of a partition.
@@ -32,18 +33,18 @@ const OPEN_MAX: Duration = Duration::from_secs(60);
 pub struct HeldBack {
     /// Offsets up to the real end of the log.
     pub offsets: u64,
-    /// For how long the transaction has been open, by the timestamp of its first record, if that can be told.
+    /// Time for which the transaction has been open, by the timestamp of its first record, if it is known.
     pub open_for: Option<Duration>,
 }
 
 impl HeldBack {
-    /// For how long the transaction has been open, if that is too long.
+    /// Returns the time for which the transaction has been open, if that is too long.
     pub fn open_too_long(&self) -> Option<Duration> {
         self.open_for.filter(|&open_for| open_for >= OPEN_MAX)
     }
 }
 
-/// The real end of each partition that a broker tells it of. Blocks.
+/// Returns the real end of each partition whose end a broker reports. Blocks.
 ///
 /// # Errors
 /// Kafka does not answer in time, or answers with an error.
@@ -82,8 +83,8 @@ pub fn ends(
     answer.map_err(KafkaError::AdminOp)
 }
 
-/// The records held back in each partition, by its real end and by its last stable offset. The ends must have been read first: then a
-/// transaction was open at some moment in between. Blocks, for so long at most.
+/// Returns the records held back in each partition, by its real end and by its last stable offset. The ends must have been read
+/// first. Then a transaction was open at some moment in between. Blocks for at most `within`.
 pub fn of(
     config: &Config,
     ends: &BTreeMap<i32, u64>,
@@ -105,7 +106,7 @@ pub fn of(
     held.iter().map(|(n, &offsets)| (*n, HeldBack { offsets, open_for: open_for(n) })).collect()
 }
 
-/// Timestamps of the first records from these offsets on, committed or not.
+/// Returns the timestamps of the first records from these offsets on, committed or not.
 fn first_ms(config: &Config, offsets: &BTreeMap<i32, u64>, within: Duration) -> KafkaResult<BTreeMap<i32, i64>> {
     let mut found = BTreeMap::new();
     if offsets.is_empty() {

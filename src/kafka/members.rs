@@ -1,7 +1,7 @@
-//! Who is in a consumer group, and what this client may do with the group, asked from outside of it.
+//! Describes a consumer group from outside of it: its members, and the rights of this client on the group.
 //!
-//! librdkafka can ask (`rd_kafka_DescribeConsumerGroups`, for the classic and the consumer protocol) and reads the assignments
-//! itself; rust-rdkafka only passes on the bytes of the classic protocol. Must never join the group.
+//! librdkafka can describe it (`rd_kafka_DescribeConsumerGroups`, for the classic and the consumer protocol) and reads the
+//! assignments itself. rust-rdkafka only passes on the bytes of the classic protocol. Must never join the group.
 
 use super::consumer::Consumer;
 use super::{native, refusal};
@@ -14,47 +14,47 @@ use serde::Serialize;
 use std::ffi::{CStr, CString, c_char};
 use std::time::Duration;
 
-/// What a group is doing.
+/// The state of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupState {
     /// Every member knows its partitions.
     Stable,
-    /// Partitions are being shared out.
+    /// The group is assigning partitions.
     Rebalancing,
     /// It has committed offsets and no members.
     Empty,
     /// Kafka does not know it: nobody has joined or committed.
     Unknown,
-    /// Kafka does not tell.
+    /// Kafka does not report the state.
     NotReported,
 }
 
-/// The ways in which a group shares partitions out.
+/// The ways in which a group assigns partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// Members do, by the strategy of this name.
+    /// Members assign them, by the strategy of this name.
     Classic(String),
-    /// The broker does (KIP-848).
+    /// The broker assigns them (KIP-848).
     Consumer,
 }
 
-/// A consumer group.
+/// A consumer group with its state and members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// What it is doing.
+    /// State of the group.
     pub state: GroupState,
-    /// The way in which it shares partitions out; `None` where it has not begun to, or Kafka does not tell.
+    /// Way in which the group assigns partitions; `None` if it has not begun to, or Kafka does not report it.
     pub protocol: Option<Protocol>,
-    /// Its members.
+    /// Members of the group.
     pub members: Vec<Member>,
-    /// Whether this client may read it, which joining and committing take; `None` where the broker does not tell.
+    /// True if this client may read the group, which joining and committing require; `None` if the broker does not report it.
     pub may_read: Option<bool>,
 }
 
 impl Group {
-    /// Why a member with this configuration cannot join as long as the group's members are there, if so. A classic member may join a group
-    /// of the consumer protocol.
+    /// Returns the reason why a member with this configuration cannot join as long as the group's members are there, if there is
+    /// one. A classic member may join a group of the consumer protocol.
     pub fn keeps_out(&self, config: &Config) -> Option<String> {
         let ours = match config.kafka.group_protocol {
             GroupProtocol::Classic => Some(config.kafka.assignment.strategy()),
@@ -72,23 +72,23 @@ impl Group {
 /// One member of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Member {
-    /// The coordinator's name for it.
+    /// Name that the coordinator has given it.
     #[serde(skip)]
     pub id: String,
     /// `kafka.client_id` of its configuration.
     pub client_id: String,
-    /// Where it connects from.
+    /// Address from which it connects.
     pub host: String,
     /// `kafka.group_instance_id`, if it is a static member.
     pub instance_id: Option<String>,
-    /// Its partitions of the topic, in order; `None` where the broker does not tell.
+    /// Partitions of the topic that it has, in order; `None` if the broker does not report them.
     pub partitions: Option<Vec<i32>>,
 }
 
-/// The coordinator's name for this member; empty while it has none. Blocks until librdkafka's main thread answers.
+/// Returns the coordinator's name for this member; empty while it has none. Blocks until librdkafka's main thread answers.
 pub fn member_id(consumer: &Consumer) -> String {
     let client = consumer.client().native_ptr();
-    // SAFETY: `client` lives as long as `consumer`. The text, which is null or ends with a null byte, is ours to free.
+    // SAFETY: `client` lives as long as `consumer`. The text is null or ends with a null byte, and this function has to free it.
     unsafe {
         let id = c::rd_kafka_memberid(client);
         let copy = text(id).unwrap_or_default();
@@ -189,7 +189,7 @@ unsafe fn partitions(assignment: *const c::rd_kafka_MemberAssignment_t, topic: &
 
 /// Safety: `chars` is null or ends with a null byte. `None` where it is null or empty.
 unsafe fn text(chars: *const c_char) -> Option<String> {
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees it.
     let text = (!chars.is_null()).then(|| unsafe { CStr::from_ptr(chars) }.to_string_lossy().into_owned());
     text.filter(|text| !text.is_empty())
 }

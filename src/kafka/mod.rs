@@ -1,7 +1,7 @@
-//! Everything that talks to Kafka: the consumer with its rebalances, committed offsets with their metadata, the topic's id,
-//! and producers for dead letters and replays.
+//! All code that talks to Kafka: the consumer with its rebalances, committed offsets with their metadata, the topic's id, and
+//! producers (dead letters, replays).
 //!
-//! Must never decide where to start or what to commit: that is the core's protocol. Must never commit by itself.
+//! Must never decide where to start or what to commit: the core's protocol does that. Must never commit by itself.
 
 mod certificate;
 pub mod consumer;
@@ -30,20 +30,21 @@ use std::time::{Duration, Instant};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How often librdkafka is asked whether a broker refuses us.
+/// Interval at which this client checks if a broker has refused it.
 const METADATA_STEP: Duration = Duration::from_millis(500);
 
-/// So many addresses of brokers are tried, each for so long.
+/// Greatest number of brokers' addresses that are tried, and the longest wait for each.
 const ADDRESSES_MAX: usize = 4;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long librdkafka has each time to report.
+/// Time that librdkafka gets each time to report.
 const REPORT_TIME: Duration = Duration::from_millis(20);
 
-/// How long the other brokers have to answer after one has refused us.
+/// Time that the other brokers have to answer after one has refused this client.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 
-/// Why the client cannot be made, without the value, which may be a secret; and in a last sentence which keys to look at.
+/// Returns the reason why the client cannot be created, with the keys to check in a last sentence. It omits the value, which may
+/// be a secret.
 pub fn masked(error: &KafkaError) -> String {
     let what = match error {
         KafkaError::ClientConfig(_, description, key, _) => format!("{key}: {description}"),
@@ -55,7 +56,7 @@ pub fn masked(error: &KafkaError) -> String {
     }
 }
 
-/// The topic's metadata. Gives up before the time is up if brokers refuse this client, which the consumer's context then tells.
+/// Returns the topic's metadata. Gives up early if brokers refuse this client; the consumer's context then has the refusal.
 /// Blocks, and polls the consumer, which must not have been given partitions yet.
 ///
 /// # Errors
@@ -82,8 +83,8 @@ pub fn metadata(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
     }
 }
 
-/// The first address that brokers tell and that takes no connection, with the reason; `None` also where no broker tells any. Blocks, for
-/// a few seconds at most.
+/// Returns the first address that brokers report and that accepts no connection, with the reason. Returns `None` also if no
+/// broker reports an address. Blocks for a few seconds at most.
 pub fn unreachable(consumer: &Consumer, topic: &str) -> Option<(String, String)> {
     let metadata = consumer.fetch_metadata(Some(topic), METADATA_STEP).ok()?;
     metadata.brokers().iter().take(ADDRESSES_MAX).find_map(|broker| {
@@ -103,19 +104,20 @@ fn connect(address: &str) -> std::io::Result<TcpStream> {
     failed
 }
 
-/// Lets librdkafka report what it has to report.
+/// Lets librdkafka deliver its reports.
 fn serve(consumer: &Consumer) {
-    // By time, as a poll that gives nothing may have served something, and brokers that are away go on giving reports.
+    // A time bounds the loop: a poll that returns nothing may have served something, and brokers that are away continue to cause
+    // reports.
     let deadline = Instant::now() + REPORT_TIME;
     while Instant::now() < deadline {
         drop(consumer.poll(REPORT_TIME));
     }
 }
 
-/// OpenSSL reads authorities from these in the place of the system's.
+/// Environment variables from which OpenSSL reads authorities in place of the system's.
 const AUTHORITY_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-/// librdkafka's configuration with these properties. It logs as much as it tells, since some causes stand nowhere else.
+/// Returns librdkafka's configuration with these properties. It logs everything, since only the log contains some causes.
 fn client_config(properties: Vec<(String, String)>) -> ClientConfig {
     let named = AUTHORITY_VARIABLES.iter().any(|name| std::env::var_os(name).is_some_and(|path| !path.is_empty()));
     let mut client = ClientConfig::new();
@@ -126,7 +128,7 @@ fn client_config(properties: Vec<(String, String)>) -> ClientConfig {
     client
 }
 
-/// Puts a line of librdkafka's log into ours.
+/// Writes a line of librdkafka's log into Tallyhouse's log.
 fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
         RDKafkaLogLevel::Emerg
@@ -138,7 +140,7 @@ fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
     }
 }
 
-/// The error of a property that librdkafka refuses without the property's value, which may be a secret.
+/// Returns the error of a property that librdkafka refuses, without the property's value, which may be a secret.
 fn without_value(error: KafkaError) -> KafkaError {
     match error {
         KafkaError::ClientConfig(code, description, key, _) => {
@@ -148,10 +150,10 @@ fn without_value(error: KafkaError) -> KafkaError {
     }
 }
 
-/// Asks again, for so long, where a broker is only about to take over its part. Blocks.
+/// Repeats a request for at most `within`, while a broker is about to take over its role. Blocks.
 ///
 /// # Errors
-/// What `ask` gives otherwise, or when the time is up.
+/// Returns any other error of `ask`, or its last one when the time is up.
 pub fn retry_until<T>(within: Duration, ask: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
     let deadline = Instant::now() + within;
     loop {
@@ -162,7 +164,8 @@ pub fn retry_until<T>(within: Duration, ask: impl Fn() -> KafkaResult<T>) -> Kaf
     }
 }
 
-/// An error of a member's request, by the request's name in Kafka's protocol. rust-rdkafka calls most of them "meta data fetch".
+/// Returns the text of an error of a member's request, with the request's name in Kafka's protocol. rust-rdkafka calls most of
+/// them "meta data fetch".
 pub fn describe_error(error: &KafkaError) -> String {
     match error {
         KafkaError::OffsetFetch(code) => format!("OffsetFetch (the committed offset): {code}"),
@@ -173,7 +176,7 @@ pub fn describe_error(error: &KafkaError) -> String {
     }
 }
 
-/// What a broker or librdkafka answered. (rust-rdkafka's own function leaves out what admin requests answer.)
+/// Returns the code that a broker or librdkafka answered. (rust-rdkafka's own function omits the answers to admin requests.)
 pub fn code(error: &KafkaError) -> Option<RDKafkaErrorCode> {
     match error {
         KafkaError::AdminOp(code) => Some(*code),
@@ -181,7 +184,7 @@ pub fn code(error: &KafkaError) -> Option<RDKafkaErrorCode> {
     }
 }
 
-/// A broker was just started or lost; in a fresh cluster the first question for a group makes its coordinator.
+/// True if a broker was just started or lost. In a fresh cluster the first question for a group creates its coordinator.
 fn is_changing_hands(error: &KafkaError) -> bool {
     matches!(
         code(error),
@@ -201,7 +204,7 @@ mod tests {
     use crate::config::Sources;
     use rdkafka::mocking::MockCluster;
 
-    /// The address that cannot be reached is named, not the one that answered.
+    /// The text names the address that cannot be reached, not the one that answered.
     #[test]
     fn an_advertised_address_that_takes_no_connection_is_found() {
         let cluster = MockCluster::new(2).unwrap();

@@ -1,4 +1,4 @@
-//! librdkafka's C API, as far as a few modules need it: objects that are freed when they are dropped, and admin requests.
+//! The parts of librdkafka's C API that a few modules need: objects that are freed when they are dropped, and admin requests.
 
 use rdkafka::bindings as c;
 use rdkafka::types::{RDKafka, RDKafkaErrorCode, RDKafkaRespErr};
@@ -16,19 +16,19 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-/// When librdkafka itself gives an admin request up that goes to a group's coordinator: the most that it allows, as no such request may
-/// time out in it. With 2.12.1 the process aborts when the coordinator comes back after that: `rd_kafka_coord_req_fsm` sends the
-/// request, hears that it is over, and answers it a second time (`rd_kafka_enq_once_del_source_return: Assertion refcnt > 0`). The same
-/// happens when the client is taken down in between.
+/// Time after which librdkafka itself gives up an admin request to a group's coordinator, in ms. It is the greatest that
+/// librdkafka allows, because no such request may time out in it. With 2.12.1 the process aborts when the coordinator comes back
+/// after a timeout. `rd_kafka_coord_req_fsm` sends the request, learns that it is over, and answers it a second time
+/// (`rd_kafka_enq_once_del_source_return: Assertion refcnt > 0`). The same happens when the client is destroyed in between.
 const COORDINATOR_TIMEOUT_MS: i32 = 3_600_000;
 
 /// Sends an admin request over a client's own connections and reads the answer. Blocks.
 ///
 /// # Errors
-/// No answer in time, the error that was answered, or what `read` makes of the answer.
+/// No answer came in time, the answer was an error, or `read` returned an error.
 ///
 /// # Safety
-/// `client` lives until this returns; `send` makes the request of `operation` with these options and this queue; `read` keeps
+/// `client` lives until this returns. `send` makes the request of `operation` with these options and this queue. `read` keeps
 /// nothing of the event, which is not null.
 pub unsafe fn ask<T>(
     client: *mut RDKafka,
@@ -38,7 +38,7 @@ pub unsafe fn ask<T>(
     read: impl FnOnce(*mut c::rd_kafka_event_t) -> Result<T, RDKafkaErrorCode>,
 ) -> Result<T, RDKafkaErrorCode> {
     let timeout_ms = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: every object made here is owned by an `Owned`, and the event goes before what it came from.
+    // SAFETY: every object made here is owned by an `Owned`, and the event is freed before the objects that it came from.
     unsafe {
         let queue = Owned(c::rd_kafka_queue_new(client), c::rd_kafka_queue_destroy);
         let options = Owned(c::rd_kafka_AdminOptions_new(client, operation), c::rd_kafka_AdminOptions_destroy);
@@ -55,7 +55,7 @@ pub unsafe fn ask<T>(
     }
 }
 
-/// An error code of librdkafka as a result.
+/// Converts an error code of librdkafka to a result.
 ///
 /// # Errors
 /// The code, unless it means that there was none.
@@ -63,19 +63,20 @@ pub fn check(code: RDKafkaRespErr) -> Result<(), RDKafkaErrorCode> {
     if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(code.into()) }
 }
 
-/// Asks the broker to tell as well what this client may do with what it describes.
+/// Asks the broker to report also the rights of this client on the described object.
 ///
 /// # Safety
 /// `options` are those of a request that is not sent yet, made for an operation that describes.
 pub unsafe fn ask_for_rights(options: *const c::rd_kafka_AdminOptions_t) {
-    // SAFETY: `ask` has made the options and nobody else uses them; an error is ours to free. With one, nothing is told.
+    // SAFETY: `ask` has made the options and nobody else uses them; this function has to free an error. With one, nothing is
+    // reported.
     unsafe {
         let error = c::rd_kafka_AdminOptions_set_include_authorized_operations(options.cast_mut(), 1);
         drop(Owned(error, c::rd_kafka_error_destroy));
     }
 }
 
-/// Whether an operation is among those that the broker allows; `None` where it has told none.
+/// True if an operation is among those that the broker allows; `None` if it has reported none.
 ///
 /// # Safety
 /// `operations` has `count` elements, or is null.
@@ -87,6 +88,6 @@ pub unsafe fn may(
     if operations.is_null() || count == 0 {
         return None;
     }
-    // SAFETY: the caller's word.
+    // SAFETY: the caller guarantees it.
     Some(unsafe { std::slice::from_raw_parts(operations, count) }.contains(&wanted))
 }

@@ -1,7 +1,7 @@
-//! Looks at a topic and at a group's committed offsets from outside of the group.
+//! Reads a topic and a group's committed offsets from outside of the group.
 //!
 //! Must never subscribe, commit, or seek anywhere but in its own assignment: a member must not notice that it is watched. All
-//! calls block; each has a timeout.
+//! calls block. Each has a timeout.
 
 use super::consumer::{self, Consumer, Rebalances};
 use super::held_back::{self, HeldBack};
@@ -23,12 +23,12 @@ use tallyhouse_core::source::{OffsetRange, Source};
 /// Longest wait for one answer from Kafka.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Longest wait for one answer, of either server.
+/// Longest wait for one answer from either server.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Keeps what librdkafka fetches ahead to a few small batches.
+/// Properties that limit librdkafka's prefetching to a few small batches.
 const SMALL: &[(&str, &str)] = &[("queued.min.messages", "1"), ("queued.max.messages.kbytes", "64")];
 
 /// A consumer with the group's name that never joins the group.
@@ -38,28 +38,28 @@ pub struct Observer {
     within: Duration,
 }
 
-/// One record, as far as an observer cares.
+/// The parts of one record that an observer uses.
 pub struct Record<'a> {
-    /// Its offset.
+    /// Offset of the record.
     pub offset: u64,
-    /// Its timestamp, in milliseconds since 1970-01-01 UTC.
+    /// Timestamp of the record, in milliseconds since 1970-01-01 UTC.
     pub timestamp_ms: Option<i64>,
-    /// Its value.
+    /// Value of the record.
     pub payload: Option<&'a [u8]>,
 }
 
-/// How a look at a range of the log ended.
+/// The way in which a look at a range of the log ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanEnd {
     /// All committed records of the range were seen.
     Done,
-    /// The log does not have the range's beginning any more.
+    /// The log no longer has the range's beginning.
     Gone,
     /// The time was up; the records before this offset were seen.
     TimeUp(u64),
 }
 
-/// There is no group, so there is nothing to be told.
+/// There is no group, so there is nothing to report.
 pub struct Nobody;
 
 impl Rebalances for Nobody {
@@ -68,7 +68,7 @@ impl Rebalances for Nobody {
     fn statistics(&self, _: &Statistics) {}
 }
 
-/// A consumer that never joins the group, to be assigned by hand.
+/// Returns a consumer that never joins the group, for manual assignment.
 ///
 /// # Errors
 /// librdkafka refuses a property.
@@ -77,7 +77,7 @@ pub fn standalone_consumer(config: &Config) -> KafkaResult<Consumer> {
 }
 
 impl Observer {
-    /// Makes the consumer; connects in the background.
+    /// Creates the consumer. It connects in the background.
     ///
     /// # Errors
     /// librdkafka refuses a property.
@@ -85,7 +85,7 @@ impl Observer {
         Observer::with_timeout(config, KAFKA_TIMEOUT)
     }
 
-    /// As [`Observer::new`], with another longest wait for one answer.
+    /// Does the same as [`Observer::new`], with another longest wait for one answer.
     ///
     /// # Errors
     /// librdkafka refuses a property.
@@ -93,7 +93,7 @@ impl Observer {
         Ok(Observer { consumer: standalone_consumer(config)?, config: config.clone(), within })
     }
 
-    /// An observer beside a member, which takes little memory.
+    /// Returns an observer for use beside a member. It takes little memory.
     ///
     /// # Errors
     /// librdkafka refuses a property.
@@ -101,7 +101,7 @@ impl Observer {
         Observer::with(config, SMALL)
     }
 
-    /// As [`Observer::small`], of records of open and aborted transactions as well.
+    /// Does the same as [`Observer::small`], and also reads records of open and aborted transactions.
     ///
     /// # Errors
     /// librdkafka refuses a property.
@@ -114,22 +114,22 @@ impl Observer {
         Ok(Observer { consumer, config: config.clone(), within: KAFKA_TIMEOUT })
     }
 
-    /// How many brokers there are, and the cluster's id, which is empty where it has none.
+    /// Returns the number of brokers, and the cluster's id, which is empty if it has none.
     ///
     /// # Errors
     /// Kafka does not answer in time.
     pub fn cluster(&self) -> KafkaResult<(usize, String)> {
-        // Of this topic only: all topics of a cluster are many.
+        // The request is for this topic only, because a cluster may have many topics.
         let metadata = super::metadata(&self.consumer, self.topic(), self.within)?;
         let cluster_id = self.consumer.client().fetch_cluster_id(self.within).unwrap_or_default();
         Ok((metadata.brokers().len(), cluster_id))
     }
 
-    /// What failed, and in a last sentence what to do.
+    /// Returns the text of a failure, with the remedy in a last sentence.
     pub fn describe_error(&self, error: &KafkaError) -> String {
         let kafka = &self.config.kafka;
         let (brokers, topic) = (&kafka.brokers, &kafka.topics.events);
-        // What goes wrong in the background, such as a refused login, says more than that the time is up.
+        // An error in the background, such as a refused login, says more than that the time is up.
         let trouble = self.consumer.context().take_errors();
         let refusal = Refusal::from_error(error).or(trouble.refusal);
         if let Some(refusal) = refusal {
@@ -146,7 +146,7 @@ impl Observer {
         }
     }
 
-    /// What failed where the group was asked for, and in a last sentence what to do.
+    /// Returns the text of a failed request about the group, with the remedy in a last sentence.
     pub fn describe_group_error(&self, error: &KafkaError) -> String {
         match Refusal::from_error(error) {
             Some(refusal) => refusal.describe(&self.config),
@@ -165,7 +165,7 @@ impl Observer {
         &self.config.kafka.group_id
     }
 
-    /// Whether the topic may be read; `None` where the broker does not tell.
+    /// True if this client may read the topic; `None` if the broker does not report it.
     ///
     /// # Errors
     /// Kafka does not answer in time, or the topic does not exist.
@@ -173,7 +173,7 @@ impl Observer {
         topic::may_read(&self.consumer, self.topic(), self.within)
     }
 
-    /// Whether another topic may be written to; `None` where the broker does not tell.
+    /// True if this client may write to another topic; `None` if the broker does not report it.
     ///
     /// # Errors
     /// Kafka does not answer in time, or the topic does not exist.
@@ -181,7 +181,7 @@ impl Observer {
         topic::may_write(&self.consumer, topic, self.within)
     }
 
-    /// The group and its members.
+    /// Returns the group and its members.
     ///
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
@@ -189,7 +189,7 @@ impl Observer {
         members::describe(&self.consumer, self.group_id(), self.topic(), self.within)
     }
 
-    /// The group's session timeout in milliseconds where the broker decides it (KIP-848); `None` where it tells none.
+    /// Returns the group's session timeout in milliseconds if the broker decides it (KIP-848); `None` if it reports none.
     ///
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
@@ -198,7 +198,8 @@ impl Observer {
         Ok(session.map(|session| session.timeout_ms))
     }
 
-    /// Every partition of the topic, with the id that the brokers tell. Its rows may carry another name: [`LogView::id_of_rows`].
+    /// Returns every partition of the topic, with the id that the brokers report. Its rows may carry another name:
+    /// [`LogView::id_of_rows`].
     ///
     /// # Errors
     /// Kafka does not answer in time, or the topic does not exist.
@@ -217,7 +218,7 @@ impl Observer {
         Ok(numbers.into_iter().map(source).collect())
     }
 
-    /// The committed offset of one partition alone.
+    /// Returns only the committed offset of one partition.
     ///
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
@@ -225,7 +226,7 @@ impl Observer {
         offsets::committed(&self.consumer, self.topic(), source.partition, self.within)
     }
 
-    /// The committed offset of one partition, then the log's bounds.
+    /// Reads the committed offset of one partition, then the log's bounds.
     ///
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
@@ -233,7 +234,7 @@ impl Observer {
         offsets::log_view(&self.consumer, self.topic(), source.topic_id.clone(), source.partition, self.within)
     }
 
-    /// The real end of each partition, behind open transactions too. A partition whose end is not told is missing.
+    /// Returns the real end of each partition, also behind open transactions. A partition whose end is not reported is missing.
     pub fn ends(&self, sources: &[Source]) -> BTreeMap<i32, u64> {
         let partitions = sources.iter().map(|source| source.partition);
         held_back::ends(&self.consumer, self.topic(), partitions, self.within).unwrap_or_else(|error| {
@@ -242,12 +243,13 @@ impl Observer {
         })
     }
 
-    /// The records that open transactions hold back, by [`Observer::ends`] and by the last stable offsets, which were read after those.
+    /// Returns the records that open transactions hold back, by [`Observer::ends`] and by the last stable offsets. The stable
+    /// offsets were read after the ends.
     pub fn held_back(&self, ends: &BTreeMap<i32, u64>, stable: &BTreeMap<i32, u64>) -> BTreeMap<i32, HeldBack> {
         held_back::of(&self.config, ends, stable, self.within)
     }
 
-    /// The first offset whose record is not older than `timestamp_ms`; `None` if all are older.
+    /// Returns the first offset whose record is not older than `timestamp_ms`; `None` if all are older.
     ///
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
@@ -261,7 +263,7 @@ impl Observer {
         })
     }
 
-    /// Shows every committed record of a range to `visit`, in order, until `deadline`.
+    /// Passes every committed record of a range to `visit`, in order, until `deadline`.
     ///
     /// # Errors
     /// Kafka does not answer, or answers with an error.
@@ -292,7 +294,7 @@ impl Observer {
                 Some(Ok(message)) => message,
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(ScanEnd::Done),
                 Some(Err(error)) if is_gone(&error) => return Ok(ScanEnd::Gone),
-                // Connections come and go; the deadline bounds the waiting.
+                // Connections come and go. The deadline bounds the wait.
                 Some(Err(error)) if is_passing(&error) => continue,
                 Some(Err(error)) => return Err(error),
             };
@@ -312,7 +314,7 @@ fn is_gone(error: &KafkaError) -> bool {
     matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::OffsetOutOfRange | RDKafkaErrorCode::AutoOffsetReset))
 }
 
-/// Whether an error is of a connection that comes and goes.
+/// True if the error belongs to a connection that comes and goes.
 pub fn is_passing(error: &KafkaError) -> bool {
     matches!(
         super::code(error),
@@ -329,7 +331,7 @@ pub fn is_passing(error: &KafkaError) -> bool {
 /// Judges an answer of [`Observer::may_write`].
 ///
 /// # Errors
-/// The trouble with the dead-letter topic, and the remedy.
+/// Returns the fault of the dead-letter topic, and the remedy.
 pub fn describe_dead_letter_error(topic: &str, may_write: KafkaResult<Option<bool>>) -> Result<(), String> {
     let what = match may_write {
         Ok(Some(false)) => "may not be written to by this user".to_owned(),

@@ -1,4 +1,4 @@
-//! Committed offsets with their metadata, and the log's bounds. All calls block; each has a timeout.
+//! Committed offsets with their metadata, and the log's bounds. All calls block. Each has a timeout.
 
 use super::consumer::Consumer;
 use rdkafka::consumer::{CommitMode, Consumer as _};
@@ -8,7 +8,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use std::time::Duration;
 use tallyhouse_core::protocol::{Committed, LogView};
 
-/// The group's committed offset of a partition, with its metadata byte for byte.
+/// Returns the group's committed offset of a partition, with its metadata byte for byte.
 ///
 /// # Errors
 /// Kafka does not answer in time, or answers with an error.
@@ -39,7 +39,7 @@ pub fn committed(consumer: &Consumer, topic: &str, partition: i32, within: Durat
     Ok(u64::try_from(offset).ok().map(|offset| Committed { offset, metadata }))
 }
 
-/// Commits an offset with its metadata, with the generation that the member has, and waits for the answer.
+/// Commits an offset with its metadata, with the generation of the member, and waits for the answer.
 ///
 /// # Errors
 /// The commit failed, or its outcome is unknown.
@@ -53,8 +53,8 @@ pub fn commit(consumer: &Consumer, topic: &str, partition: i32, wanted: &Committ
     consumer.commit(&list, CommitMode::Sync)
 }
 
-/// What Kafka says of a partition of the topic with this id: first the committed offset, then the bounds, which are thus never
-/// the older ones.
+/// Returns the state of a partition of the topic with this id. It reads the committed offset first and then the bounds, which are
+/// so never the older ones.
 ///
 /// # Errors
 /// Kafka does not answer in time, or answers with an error.
@@ -67,12 +67,12 @@ pub fn log_view(
 ) -> KafkaResult<LogView> {
     let committed = committed(consumer, topic, partition, within)?;
     let (low, high) = bounds(consumer, topic, partition, within)?;
-    // librdkafka knows it from the first metadata on.
+    // librdkafka knows it after the first metadata.
     let cluster_id = consumer.client().fetch_cluster_id(within).unwrap_or_default();
     Ok(LogView { committed, topic_id, ids_of_rows: Vec::new(), cluster_id, low, high })
 }
 
-/// First offset of the log and one past its last.
+/// Returns the first offset of the log and one past its last.
 ///
 /// # Errors
 /// Kafka does not answer in time, or answers with an error.

@@ -1,6 +1,6 @@
 //! Producers: of dead letters ([`super::dead_letters`]) and of replays ([`crate::commands::rejects`]).
 //!
-//! Must never be acknowledged by less than all replicas, and never give a record up without saying so.
+//! Must never accept an acknowledgement by fewer than all replicas, and never give a record up without an error.
 
 use crate::config::Config;
 use rdkafka::client::ClientContext;
@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Longest time from handing a record over to its acknowledgement.
+/// Longest time between handing a record over and its acknowledgement.
 pub const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(20);
@@ -21,15 +21,15 @@ const QUEUE_FULL_WAIT: Duration = Duration::from_millis(20);
 /// A record to be produced.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
-    /// Where to.
+    /// Topic to which the record goes.
     pub topic: &'a str,
-    /// Partition; the key decides where there is none.
+    /// Partition; the key decides if there is none.
     pub partition: Option<i32>,
-    /// Key; none where it is empty.
+    /// Key; the record has none if it is empty.
     pub key: &'a [u8],
-    /// Value.
+    /// Value of the record.
     pub payload: Option<&'a [u8]>,
-    /// Timestamp in milliseconds since 1970; the moment of sending where there is none.
+    /// Timestamp in milliseconds since 1970; the moment of sending if there is none.
     pub timestamp_ms: Option<i64>,
     /// Headers, in order.
     pub headers: &'a [(&'a str, &'a [u8])],
@@ -38,7 +38,7 @@ pub struct Outgoing<'a> {
 /// A producer, with the newest error that librdkafka reported outside of a call.
 #[derive(Clone)]
 pub struct Producer {
-    /// For transactions.
+    /// Producer of the crate, for transactions.
     pub inner: FutureProducer<Context>,
     last_error: LastError,
 }
@@ -59,7 +59,7 @@ impl ClientContext for Context {
     }
 }
 
-/// The configuration of a producer.
+/// Returns the configuration of a producer.
 pub fn client_config(config: &Config) -> ClientConfig {
     let mut client = super::client_config(config.producer_properties());
     client.set("message.timeout.ms", DELIVERY_TIMEOUT.as_millis().to_string());
@@ -67,7 +67,7 @@ pub fn client_config(config: &Config) -> ClientConfig {
 }
 
 impl Producer {
-    /// Makes the producer; connects in the background.
+    /// Creates the producer. It connects in the background.
     ///
     /// # Errors
     /// librdkafka refuses a property.
@@ -77,7 +77,7 @@ impl Producer {
         Ok(Producer { inner, last_error })
     }
 
-    /// Hands one record over to librdkafka; `None` while the queue is full.
+    /// Hands one record over to librdkafka. Returns `None` while the queue is full.
     ///
     /// # Errors
     /// librdkafka refuses the record.
@@ -104,11 +104,11 @@ impl Producer {
     /// Waits for one record's acknowledgement.
     ///
     /// # Errors
-    /// It was not acknowledged, and may be in the log all the same.
+    /// The record was not acknowledged, and may be in the log nevertheless.
     async fn delivered(&self, delivery: DeliveryFuture) -> KafkaResult<Delivery> {
         match delivery.await {
             Ok(Ok(delivery)) => Ok(delivery),
-            // That the time is up says less than what went wrong meanwhile, such as a refused login.
+            // An error in the meantime, such as a refused login, says more than that the time is up.
             Ok(Err((error, _))) => Err(self.take_error().unwrap_or(error)),
             Err(_) => Err(KafkaError::Canceled),
         }
@@ -120,7 +120,7 @@ impl Producer {
 
     /// Begins to send records.
     pub fn sending(&self) -> Sending<'_> {
-        // What went wrong before says nothing of these.
+        // Earlier errors are not about these records.
         self.take_error();
         Sending { producer: self, waiting: VecDeque::new(), done: Vec::new() }
     }
@@ -134,10 +134,10 @@ pub struct Sending<'p> {
 }
 
 impl Sending<'_> {
-    /// Sends one record; waits while the queue is full.
+    /// Sends one record. It waits while the queue is full.
     ///
     /// # Errors
-    /// It is refused, or is larger than the whole queue.
+    /// librdkafka refuses the record, or it is larger than the whole queue.
     pub async fn send(&mut self, record: &Outgoing<'_>) -> KafkaResult<()> {
         loop {
             if let Some(delivery) = self.producer.hand_over(record)? {
@@ -149,13 +149,14 @@ impl Sending<'_> {
                 None if self.producer.inner.in_flight_count() == 0 => {
                     return Err(KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge));
                 }
-                // Others fill the queue.
+                // Other senders fill the queue.
                 None => tokio::time::sleep(QUEUE_FULL_WAIT).await,
             }
         }
     }
 
-    /// Waits for every acknowledgement; gives, in the order of sending, where each record is or why it was not acknowledged.
+    /// Waits for every acknowledgement. Returns, in the order of sending, the place of each record or the reason why it was not
+    /// acknowledged.
     pub async fn finish(mut self) -> Vec<KafkaResult<Delivery>> {
         for delivery in self.waiting {
             self.done.push(self.producer.delivered(delivery).await);

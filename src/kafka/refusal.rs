@@ -1,55 +1,55 @@
-//! Why Kafka and this client will not come together however long one waits, and what mends it.
+//! Reasons why Kafka and this client cannot work together, however long the client waits, and their remedies.
 //!
-//! librdkafka tells the reason as text only: what is looked for in it is what version 2.12 writes and OpenSSL 3 and the broker's
-//! alerts say. A text that is not recognised is no refusal, and the service goes on trying.
+//! librdkafka reports the reason as text only. This module searches that text for the words of librdkafka 2.12, OpenSSL 3 and the
+//! broker's alerts. A text that is not recognised is no refusal, and the service continues to try.
 //!
-//! Must never tell a secret: only names, addresses, and what librdkafka and the broker said.
+//! Must never show a secret: only names, addresses, and the words of librdkafka and the broker.
 
 use super::certificate;
 use crate::config::{Assignment, Config, GroupProtocol, Mechanism};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
-/// A refusal that waiting does not mend. `reason` is what librdkafka said.
+/// A refusal that does not end by waiting. `reason` has librdkafka's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the field is described above")]
 pub enum Refusal {
-    /// The broker does not take this user, password or mechanism.
+    /// The broker does not accept this user, password or mechanism.
     Login { reason: String },
-    /// We do not trust the broker's certificate.
+    /// This client does not trust the broker's certificate.
     Untrusted { reason: String },
-    /// The broker does not trust our certificate, or wants one.
+    /// The broker does not trust the client's certificate, or requires one.
     ClientCertificate { reason: String },
-    /// No TLS with this broker for another reason.
+    /// There is no TLS connection with this broker, for another reason.
     Tls { reason: String },
-    /// It is an HTTP server that answers.
+    /// An HTTP server answers in place of a broker.
     Http { reason: String },
-    /// The group's members share partitions out in another way than this one.
+    /// The group's members assign partitions in another way than this member.
     Protocol,
-    /// The user may not read the topic, or not even see it.
+    /// The user may not read the topic, or may not even see it.
     Topic,
     /// The user may not read the group.
     Group,
-    /// The user may not do something that takes a right on the cluster.
+    /// The user may not do something that requires a right on the cluster.
     Cluster,
 }
 
-/// What a client's last troubles were.
+/// The last errors of a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientErrors {
-    /// The last refusal.
+    /// The last refusal, if there was one.
     pub refusal: Option<Refusal>,
-    /// What librdkafka said last.
+    /// Last words of librdkafka.
     pub reason: Option<String>,
 }
 
 impl Refusal {
-    /// What an answer to a request comes to, if it is a refusal.
+    /// Returns the refusal in an answer to a request, if it is one.
     pub fn from_error(error: &KafkaError) -> Option<Refusal> {
         Refusal::of(super::code(error), "")
     }
 
-    /// What an error and librdkafka's words for it come to, if it is a refusal.
+    /// Returns the refusal in an error and librdkafka's words for it, if it is one.
     pub fn of(code: Option<RDKafkaErrorCode>, reason: &str) -> Option<Refusal> {
         use RDKafkaErrorCode as Code;
         let told = || reason.to_owned();
@@ -62,7 +62,8 @@ impl Refusal {
             Code::ClusterAuthorizationFailed => Some(Refusal::Cluster),
             Code::InconsistentGroupProtocol => Some(Refusal::Protocol),
             _ if is_http(reason) => Some(Refusal::Http { reason: told() }),
-            // Where the broker only looks at our certificate once we are through (TLS 1.3), its alert ends the connection.
+            // With TLS 1.3 the broker checks the client's certificate only after the handshake. Its alert then ends the
+            // connection.
             Code::SSL | Code::BrokerTransportFailure if reason.contains(" alert ") => {
                 Some(Refusal::of_alert(reason).unwrap_or(Refusal::Tls { reason: told() }))
             }
@@ -83,7 +84,8 @@ impl Refusal {
         about_ours.then(|| Refusal::ClientCertificate { reason: reason.to_owned() })
     }
 
-    /// What is refused, and in a last sentence what to do. May ask the broker for its certificate, for a second at most.
+    /// Returns the text of the refusal, with the remedy in a last sentence. It may ask the broker for its certificate, for a
+    /// second at most.
     pub fn describe(&self, config: &Config) -> String {
         let kafka = &config.kafka;
         let brokers = &kafka.brokers;
@@ -149,15 +151,15 @@ impl Refusal {
     }
 }
 
-/// librdkafka takes the first bytes of an answer for its length.
+/// librdkafka takes the first bytes of an answer for its length. These bytes are `HTTP`.
 const HTTP_AS_SIZE: &str = "Invalid response size 1213486160 ";
 
-/// The answer begins with `HTTP`.
+/// True if the answer begins with `HTTP`.
 fn is_http(reason: &str) -> bool {
     reason.contains(HTTP_AS_SIZE)
 }
 
-/// `host:port` in librdkafka's `ssl://host:port/1: …` or `host:port/bootstrap: …`.
+/// Returns `host:port` from librdkafka's `ssl://host:port/1: …` or `host:port/bootstrap: …`.
 pub(super) fn address(reason: &str) -> Option<&str> {
     let named = |word: &&str| word.contains(':') && word.contains('/');
     let name = reason.split_whitespace().map(|word| word.trim_end_matches(':')).find(named)?;
@@ -165,7 +167,7 @@ pub(super) fn address(reason: &str) -> Option<&str> {
     name.split('/').next().filter(|address| address.contains(':'))
 }
 
-/// The group shares partitions out otherwise: says so, and the remedy.
+/// Returns the text for a group that assigns partitions in another way, and the remedy.
 pub fn other_protocol(config: &Config, theirs: &str) -> String {
     let kafka = &config.kafka;
     let ours = match (kafka.group_protocol, kafka.assignment) {
@@ -181,7 +183,8 @@ pub fn other_protocol(config: &Config, theirs: &str) -> String {
     )
 }
 
-/// Kafka does not answer: as far as it is known why, and in a last sentence what to do. `said` is what librdkafka said.
+/// Returns the text for a Kafka that does not answer: the known reason, and the remedy in a last sentence. `said` has
+/// librdkafka's words.
 pub fn no_answer(config: &Config, said: &str) -> String {
     let (brokers, tls) = (&config.kafka.brokers, config.kafka.tls.enabled);
     if !tls && is_closed_at_once(said) {
@@ -200,12 +203,12 @@ pub fn no_answer(config: &Config, said: &str) -> String {
     format!("Kafka at {brokers} does not answer: {said}. Check that it runs and that kafka.brokers is right")
 }
 
-/// A connection was closed after the first request on it. librdkafka only logs that.
+/// True if a connection was closed after the first request on it. librdkafka only logs that.
 pub(super) fn is_closed_at_once(said: &str) -> bool {
     said.contains("Disconnected") && said.contains("in state APIVERSION_QUERY")
 }
 
-/// An address that brokers told and that cannot be reached, and what to do.
+/// Returns the text about a reported address that cannot be reached, and the remedy.
 pub fn unreachable(config: &Config, address: &str, why: &str) -> String {
     format!(
         "Kafka at {} answers and names {address} as the address of a broker, which cannot be reached from here: {why}. Correct \
@@ -214,14 +217,14 @@ pub fn unreachable(config: &Config, address: &str, why: &str) -> String {
     )
 }
 
-/// librdkafka's words without its advice, which is about its own properties, and without how long it took.
+/// Returns librdkafka's words without its advice, which is about its own properties, and without the elapsed time.
 fn cut(reason: &str) -> &str {
     let ends = ["\n", ": client SSL authentication might", " (after "];
     let end = ends.iter().filter_map(|end| reason.find(end)).min();
     reason[..end.unwrap_or(reason.len())].trim_end_matches('.')
 }
 
-/// Who this client is to the brokers, as far as the configuration tells.
+/// Returns the name of this client for the brokers, as far as the configuration shows it.
 fn principal(config: &Config) -> String {
     let kafka = &config.kafka;
     match (&kafka.sasl.username, &kafka.tls.cert_file) {
@@ -231,7 +234,7 @@ fn principal(config: &Config) -> String {
     }
 }
 
-/// The command that gives this client the right to read, which holds the right to describe.
+/// Returns the command that gives this client the right to read, which includes the right to describe.
 pub fn grant(config: &Config, kind: &str, name: &str) -> String {
     let words = [
         "kafka-acls.sh",
@@ -257,7 +260,7 @@ fn shell_word(word: &str) -> String {
     }
 }
 
-/// Says if it is known of an answer that waiting mends nothing: a refusal, or a record that the topic does not take.
+/// True if an answer shows that waiting does not help: a refusal, or a record that the topic does not accept.
 pub fn is_for_good(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
     let of_record = [Code::MessageSizeTooLarge, Code::InvalidRecord, Code::InvalidTopic, Code::PolicyViolation];
@@ -317,7 +320,7 @@ mod tests {
         let told = refusal.unwrap().describe(&without_login(&[]));
         assert!(told.starts_with("an HTTP server answers where Kafka should: 10.9.9.9:29936. Check"), "{told}");
         assert!(matches!(Refusal::of(Some(Code::MessageSizeTooLarge), http), Some(Refusal::Http { .. })));
-        // A batch that is larger than configured.
+        // The text is about a batch that is larger than configured.
         let large = http.replace("1213486160", "1000000001");
         assert_eq!(Refusal::of(Some(Code::MessageSizeTooLarge), &large), None);
         let closed = "[thrd:127.0.0.1:9093/bootstrap]: 127.0.0.1:9093/bootstrap: Disconnected: connection reset by peer (after \

@@ -1,7 +1,7 @@
-//! Settings of topics and groups as the brokers have them, and making a compacted topic.
+//! Reads settings of topics and groups as the brokers have them, and creates a compacted topic.
 //!
-//! librdkafka can ask (`rd_kafka_DescribeConfigs`) with the consumer's own connection; rust-rdkafka only with a client of its own, and it
-//! drops the error of what cannot be described. Must never change what exists.
+//! librdkafka can read them (`rd_kafka_DescribeConfigs`) with the consumer's own connection. rust-rdkafka can only do so with a
+//! client of its own, and it drops the error of an object that cannot be described. Must never change existing settings.
 
 use super::consumer::Consumer;
 use super::native::{self, Owned};
@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
-/// What has settings.
+/// An object that has settings.
 #[derive(Clone, Copy, Debug)]
 pub enum ConfigResource<'a> {
     /// A topic.
@@ -26,11 +26,11 @@ pub enum ConfigResource<'a> {
     Group(&'a str),
 }
 
-/// Every setting with its value. Blocks.
+/// Returns every setting with its value. Blocks.
 ///
 /// # Errors
-/// Kafka does not answer in time, or answers with an error: `UnknownTopicOrPartition` for a topic that does not exist; the right to
-/// describe the configuration may be missing.
+/// Kafka does not answer in time, or answers with an error: `UnknownTopicOrPartition` for a topic that does not exist. The right
+/// to describe the configuration may be missing.
 pub fn read(consumer: &Consumer, of: ConfigResource<'_>, within: Duration) -> KafkaResult<HashMap<String, String>> {
     let (kind, name) = match of {
         ConfigResource::Topic(name) => (c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name),
@@ -66,7 +66,7 @@ pub fn read(consumer: &Consumer, of: ConfigResource<'_>, within: Duration) -> Ka
     settings.map_err(KafkaError::AdminOp)
 }
 
-/// Makes a compacted topic of one partition, unless somebody else just has.
+/// Creates a compacted topic of one partition, unless somebody else has just created it.
 ///
 /// # Errors
 /// Kafka does not answer in time, or refuses; the right to create topics may be missing.

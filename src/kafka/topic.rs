@@ -1,6 +1,6 @@
-//! The topic's id (KIP-516), which tells a re-created topic from its predecessor, and what this client may do with the topic.
+//! The topic's id (KIP-516), which distinguishes a re-created topic from its predecessor, and this client's rights on the topic.
 //!
-//! librdkafka knows it (`rd_kafka_DescribeTopics`), rust-rdkafka does not pass it on, hence the C calls here.
+//! librdkafka knows them (`rd_kafka_DescribeTopics`). rust-rdkafka does not pass them on, so this module calls the C API.
 
 use super::consumer::Consumer;
 use super::native::{self, Owned};
@@ -11,10 +11,10 @@ use rdkafka::types::RDKafkaErrorCode;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
-/// Kafka's text for "no topic id", which old brokers give.
+/// Kafka's text for "no topic id", which old brokers return.
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
-/// The topic's id in its 22-character text form; empty where the broker has none. Blocks.
+/// Returns the topic's id in its 22-character text form; empty if the broker has none. Blocks.
 ///
 /// # Errors
 /// Kafka does not answer in time, or answers with an error; `UnknownTopicOrPartition` when the topic does not exist.
@@ -23,24 +23,24 @@ pub fn topic_id(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
         // SAFETY: `described` lives until this returns, the strings inside too.
         let id =
             unsafe { CStr::from_ptr(c::rd_kafka_Uuid_base64str(c::rd_kafka_TopicDescription_topic_id(described))) };
-        // librdkafka writes base64 with + and /, Kafka's tools with - and _: people compare the two, and `source` has a /.
+        // librdkafka writes base64 with + and /, Kafka's tools with - and _. People compare the two, and `source` has a /.
         id.to_string_lossy().replace('+', "-").replace('/', "_")
     })?;
     Ok(if id == NO_TOPIC_ID { String::new() } else { id })
 }
 
-/// Whether this client may read the topic; `None` where the broker does not tell. Blocks.
+/// True if this client may read the topic; `None` if the broker does not report it. Blocks.
 ///
 /// # Errors
-/// As [`topic_id`].
+/// Returns those of [`topic_id`].
 pub fn may_read(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<Option<bool>> {
     may(consumer, topic, c::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ, within)
 }
 
-/// Whether this client may write to the topic; `None` where the broker does not tell. Blocks.
+/// True if this client may write to the topic; `None` if the broker does not report it. Blocks.
 ///
 /// # Errors
-/// As [`topic_id`].
+/// Returns those of [`topic_id`].
 pub fn may_write(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<Option<bool>> {
     may(consumer, topic, c::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE, within)
 }
@@ -61,7 +61,7 @@ fn may(
     })
 }
 
-/// `read` gets a description that lives until it returns.
+/// Requests a description of the topic. `read` gets one that lives until it returns.
 fn describe<T>(
     consumer: &Consumer,
     topic: &str,

@@ -1,21 +1,22 @@
-//! How much memory the kernel lets this process have: the limit of its control groups, which is a container's memory limit.
+//! Finds the memory limit that the kernel sets for this process. It is the limit of its control groups, which is a container's
+//! memory limit.
 //!
-//! Must never fail: where no limit can be found, there is none.
+//! Must never fail: if no limit can be found, there is none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The lowest memory limit of this process's control groups, of either version, in bytes.
+/// Returns the lowest memory limit of this process's control groups, of either version, in bytes.
 pub fn memory_max_bytes() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     lowest(&groups, |path| fs::read_to_string(path).ok())
 }
 
-/// `groups` is `/proc/self/cgroup`: lines of `number:controllers:path`, of which version 2 has one, without controllers. A group's
-/// limit holds for those below it, so each is asked up to the root. In a container the path can be the host's, while the root that
-/// is mounted there is the container's own group: then only the root answers.
+/// Returns the lowest limit. `groups` is `/proc/self/cgroup`: lines of `number:controllers:path`, of which version 2 has one,
+/// without controllers. A group's limit also holds for the groups below it, so this asks each up to the root. In a container the
+/// path can be the host's, while the root that is mounted there is the container's own group. Then only the root answers.
 fn lowest(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
     let limits = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);

@@ -1,9 +1,9 @@
-//! Fail points: places at which a test makes the process die as `kill -9` makes it die, or freezes it.
+//! Fail points are places at which a test makes the process die as with `kill -9`, or freezes it.
 //!
-//! `TALLYHOUSE_FAILPOINT=name` or `name:n` kills the process at the n-th passing, `name:n:stop` stops it there as SIGSTOP does,
-//! until SIGCONT. Compiled into debug builds only; in a release build [`hit`] is empty.
+//! `TALLYHOUSE_FAILPOINT=name` or `name:n` kills the process at the n-th passing. `name:n:stop` stops it there as SIGSTOP does,
+//! until SIGCONT. Fail points are compiled into debug builds only. In a release build [`hit`] is empty.
 
-/// Dies or stops here if the environment says so.
+/// Dies or stops here if the environment requests it.
 #[cfg(debug_assertions)]
 pub fn hit(name: &str) {
     use rustix::process::Signal;
@@ -26,6 +26,6 @@ pub fn hit(name: &str) {
     }
 }
 
-/// Nothing in a release build.
+/// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 pub fn hit(_name: &str) {}

@@ -1,7 +1,7 @@
 //! The metrics: every name, unit and help text in one place, and the exporter that renders them.
 //!
-//! Labels must never come from outside: reasons, tables and partitions are bounded, and the one topic is the configured one.
-//! A name here is a promise to dashboards and alerts: `docs/metrics.md` and `prometheus/` are checked against it.
+//! Labels must never come from outside: reasons, tables and partitions are bounded, and the only topic is the configured one. A
+//! name here is a promise to dashboards and alerts: `docs/metrics.md` and `prometheus/` are checked against it.
 
 #![allow(missing_docs, reason = "the help texts in the table below document the names")]
 
@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-// What each counts stands in the table below.
+// The table below has the meaning of each.
 pub const CONSUMED: &str = "tallyhouse_consumed_records_total";
 pub const DECODED: &str = "tallyhouse_decoded_events_total";
 pub const REJECTED: &str = "tallyhouse_rejected_records_total";
@@ -61,29 +61,29 @@ pub const GAP_KINDS: [&str; 4] = ["marker", "aborted", "lost", "unchecked"];
 
 const QUERYABLE_HELP: &str = "Time from a record's Kafka timestamp to its batch being in ClickHouse";
 
-/// How a metric behaves.
+/// The behaviour of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only rises, and starts at 0 with the process.
+    /// It only rises, and starts at 0 with the process.
     Counter,
-    /// The value of now.
+    /// It shows the present value.
     Gauge,
-    /// Values in buckets, with their sum and number.
+    /// It shows values in buckets, with their sum and number.
     Histogram,
 }
 
-/// One metric of the contract: `docs/metrics.md` is made from these.
+/// One metric of the contract. `docs/metrics.md` is generated from these.
 #[derive(Debug)]
 pub struct Metric {
-    /// The name, with Prometheus' usual endings.
+    /// Name, with Prometheus' usual endings.
     pub name: &'static str,
-    /// How it behaves.
+    /// Behaviour of the metric.
     pub kind: Kind,
-    /// What one is.
+    /// Unit of its values.
     pub unit: Unit,
-    /// The labels; each has few values.
+    /// Labels; each has few values.
     pub labels: &'static [&'static str],
-    /// What it tells.
+    /// Meaning of the metric.
     pub help: &'static str,
 }
 
@@ -97,7 +97,7 @@ const fn metric(
     Metric { name, kind, unit, labels, help }
 }
 
-/// Every metric there is.
+/// All metrics.
 pub const METRICS: &[Metric] = &[
     metric(Kind::Counter, CONSUMED, Unit::Count, &[], "Records taken from Kafka"),
     metric(Kind::Counter, DECODED, Unit::Count, &[], "Records that were valid events"),
@@ -264,12 +264,12 @@ const DELAY_MS: [u64; 17] = [
     21_600_000, 86_400_000,
 ];
 
-/// The delays of all events, as [`QUERYABLE_SECONDS`].
+/// Delays of all events, as [`QUERYABLE_SECONDS`].
 pub static QUERYABLE: Delays = Delays::new();
 
-/// A histogram that takes many equal values at once: the exporter's own keeps one sample for each event until it is asked.
+/// A histogram that takes many equal values at once. The exporter's own keeps one sample for each event until it is asked.
 pub struct Delays {
-    /// Values in each bucket of [`DELAY_MS`], and above the last, each counted once.
+    /// Number of values in each bucket of [`DELAY_MS`], and above the last. Each value is counted once.
     buckets: [AtomicU64; DELAY_MS.len() + 1],
     sum_ms: AtomicU64,
 }
@@ -279,14 +279,14 @@ impl Delays {
         Delays { buckets: [const { AtomicU64::new(0) }; DELAY_MS.len() + 1], sum_ms: AtomicU64::new(0) }
     }
 
-    /// Takes `events` delays of `delay_ms` milliseconds.
+    /// Records `events` delays of `delay_ms` milliseconds.
     pub fn record(&self, delay_ms: u64, events: u64) {
         let bucket = DELAY_MS.partition_point(|&bound_ms| bound_ms < delay_ms);
         self.buckets[bucket].fetch_add(events, Ordering::Relaxed);
         self.sum_ms.fetch_add(delay_ms.saturating_mul(events), Ordering::Relaxed);
     }
 
-    /// The histogram in Prometheus' text format.
+    /// Returns the histogram in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut text = format!(
             "# HELP {QUERYABLE_SECONDS} {QUERYABLE_HELP}\n\
@@ -304,7 +304,7 @@ impl Delays {
     }
 }
 
-/// Installs the exporter and describes every metric; the handle renders them.
+/// Installs the exporter and describes every metric. The returned handle renders them.
 ///
 /// # Errors
 /// An exporter is installed already.
@@ -318,13 +318,13 @@ pub fn install(topic: &str) -> Result<PrometheusHandle, BuildError> {
         }
     }
     gauge!(INFO, "version" => env!("CARGO_PKG_VERSION"), "topic" => topic.to_owned()).set(1);
-    // These would come to be with the first incident, and an increase from nothing to one is no increase for Prometheus.
+    // Otherwise these would appear with the first incident. For Prometheus an increase from nothing to one is no increase.
     [PAUSES, REPLAYS].into_iter().for_each(|name| counter!(name).absolute(0));
     GAP_KINDS.into_iter().for_each(|kind| counter!(OFFSET_GAPS, "kind" => kind).absolute(0));
     Ok(handle)
 }
 
-/// Sets what is the process's and the runtime's own, at the moment of asking.
+/// Sets the metrics of the process and of the runtime, at the moment of the request.
 pub fn sample_process(process: &Collector, ready: bool) {
     process.collect();
     let runtime = tokio::runtime::Handle::current().metrics();
@@ -340,7 +340,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// `UPDATE=1 cargo test -p tallyhouse --lib metrics` writes the page anew.
+    /// `UPDATE=1 cargo test -p tallyhouse --lib metrics` writes the page again.
     #[test]
     fn the_page_is_true() {
         let mut page = String::from(
@@ -360,7 +360,7 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), page, "run again with UPDATE=1");
     }
 
-    /// A label of anything from outside (a campaign, a user, an address) would grow without bound.
+    /// A label with any value from outside (a campaign, a user, an address) would grow without bound.
     #[test]
     fn labels_have_few_values() {
         let few = ["reason", "table", "kind", "step", "partition", "broker", "version", "topic"];
@@ -369,7 +369,7 @@ mod tests {
         }
     }
 
-    /// A constant that is not in the table would be served without a help text and miss on the page.
+    /// A constant that is not in the table would be served without a help text and would be missing on the page.
     #[test]
     fn every_name_is_in_the_table_once() {
         let named = include_str!("metrics.rs").lines().filter_map(|line| line.strip_prefix("pub const "));

@@ -1,18 +1,18 @@
 //! Standard output and standard error of the commands.
 //!
-//! A reader may go away at any time: a pager ends, a terminal is closed, a disk is full. This module must never panic over that,
-//! nor end a command that holds something open. It remembers the loss, and the command's exit status tells it at the end.
+//! A reader may go away at any time: a pager ends, a terminal is closed, a disk is full. This module must never panic because of
+//! that, nor end a command that holds something open. It remembers the loss, and the command's exit status reports it at the end.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
 
-/// This is why standard output cannot be written any more.
+/// The reason why standard output cannot be written any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("standard output: {reason}")]
 pub struct Lost {
-    /// Nobody reads it any more: a pipe's other end, or the terminal, is closed.
+    /// True if nobody reads it any more: a pipe's other end, or the terminal, is closed.
     pub reader_gone: bool,
-    /// The system's word for it.
+    /// Description of the failure by the system.
     pub reason: String,
 }
 
@@ -38,17 +38,17 @@ pub fn print(bytes: &[u8]) -> Result<(), Lost> {
 
 /// Writes one line to standard output, if it can still be written.
 pub fn line(text: &str) {
-    // `lost` tells it at the end of the command.
+    // `lost` reports it at the end of the command.
     let _ = print(format!("{text}\n").as_bytes());
 }
 
 /// Writes one line to standard error, if it can be written.
 pub fn note(text: &str) {
-    // There is no other place to tell this.
+    // There is no other place to report this.
     let _ = writeln!(io::stderr().lock(), "{text}");
 }
 
-/// The first failure to write standard output, if there was one.
+/// Returns the first failure to write standard output, if there was one.
 pub fn lost() -> Option<Lost> {
     LOST.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
@@ -64,7 +64,7 @@ fn write(to: &mut impl Write, lost: &mut Option<Lost>, bytes: &[u8]) -> Result<(
 mod tests {
     use super::*;
 
-    /// Fails with an error number of the system.
+    /// A writer that fails with an error number of the system.
     struct Broken(rustix::io::Errno);
 
     impl Write for Broken {

@@ -1,4 +1,4 @@
-//! Waiting between attempts: exponential backoff with jitter.
+//! Waits between attempts: exponential backoff with jitter.
 
 use crate::config::Retry;
 use std::time::Duration;
@@ -12,13 +12,14 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// A new series.
+    /// Returns a new series of delays.
     pub fn new(retry: &Retry) -> Backoff {
         let max = Duration::from_millis(retry.backoff_max_ms);
         Backoff { min: Duration::from_millis(retry.backoff_min_ms).min(max), max, attempts: 0 }
     }
 
-    /// Waits before the next attempt: between half of a bound and the bound, which doubles from the least delay up to the greatest.
+    /// Waits before the next attempt, between half of a bound and the bound. The bound doubles from the least delay up to the
+    /// greatest.
     pub async fn wait(&mut self) {
         let bound = self.min.saturating_mul(1 << self.attempts.min(20)).min(self.max);
         self.attempts += 1;

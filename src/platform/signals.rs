@@ -1,8 +1,8 @@
 //! Signals ask a command to end.
 //!
-//! SIGTERM, SIGINT, SIGHUP and SIGQUIT ask for the same. A shell's process group and a supervisor may both send it, so what comes
-//! within a second of the first one counts as one with it. A later one ends the process, with 128 and its number as the exit status.
-//! A command must never be ended by it before it has said what it leaves open.
+//! SIGTERM, SIGINT, SIGHUP and SIGQUIT have the same meaning. A shell's process group and a supervisor may both send one. So
+//! signals that come within a second of the first one count as one with it. A later one ends the process, with 128 plus its
+//! number as the exit status. Must never end a command by a signal before the command has reported what it leaves open.
 
 use crate::platform::output;
 use std::fmt;
@@ -15,14 +15,14 @@ use tokio_util::sync::CancellationToken;
 /// Signals that come within this time of the first one count as one with it.
 pub const DOUBLED_WITHIN: Duration = Duration::from_secs(1);
 
-/// A signal that asks for the end.
+/// A signal that asks the process to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// The terminal was closed.
     Hangup,
-    /// Ctrl-C.
+    /// The user pressed Ctrl-C.
     Interrupt,
-    /// Ctrl-\.
+    /// The user pressed Ctrl-\.
     Quit,
     /// Supervisors send it.
     Terminate,
@@ -38,7 +38,7 @@ impl Signal {
         }
     }
 
-    /// The exit status of a process that this signal has ended, as a shell shows it.
+    /// Returns the exit status of a process that this signal has ended, as a shell shows it.
     pub fn exit_status(self) -> i32 {
         128 + self.kind().as_raw_value()
     }
@@ -60,7 +60,7 @@ impl fmt::Display for Signal {
 pub enum Answer {
     /// End in order.
     End,
-    /// Nothing: it counts as one with the first.
+    /// Do nothing: the signal counts as one with the first.
     Nothing,
     /// End the process now.
     EndNow,
@@ -73,7 +73,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    /// Takes a signal that comes at this time of any clock that does not go back.
+    /// Takes a signal that comes at this time, by any clock that does not go back.
     pub fn again(&mut self, at: Duration) -> Answer {
         match self.first_at {
             None => {
@@ -86,7 +86,7 @@ impl Asked {
     }
 }
 
-/// The first signal cancels `stop`. A later one runs `leave`, which says what stays open, and ends the process.
+/// The first signal cancels `stop`. A later one runs `leave`, which reports what stays open, and ends the process.
 ///
 /// # Errors
 /// The system refuses a handler.
@@ -114,7 +114,7 @@ where
     Ok(())
 }
 
-/// The first signal says `left`, which is what may stay half done, and ends the process.
+/// The first signal prints `left`, which names what may stay half done, and ends the process.
 ///
 /// # Errors
 /// The system refuses a handler.
@@ -128,7 +128,7 @@ pub fn end_at_once(left: &'static str) -> io::Result<()> {
     Ok(())
 }
 
-/// SIGQUIT ends the process as SIGTERM does. The system would also write its memory to a file, and secrets are in it.
+/// SIGQUIT ends the process as SIGTERM does. Otherwise the system would also write its memory to a file, with the secrets in it.
 ///
 /// # Errors
 /// The system refuses a handler.
@@ -175,7 +175,7 @@ async fn one(listener: &mut Option<unix::Signal>) {
     }
 }
 
-/// A listener, unless whoever started the process has it ignore the signal, as `nohup` does.
+/// Returns a listener, unless the parent process has made this one ignore the signal, as `nohup` does.
 fn unless_ignored(signal: Signal) -> io::Result<Option<unix::Signal>> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     match ignores(&status, signal) {
@@ -184,7 +184,7 @@ fn unless_ignored(signal: Signal) -> io::Result<Option<unix::Signal>> {
     }
 }
 
-/// Says by the text of `/proc/self/status` if the process ignores the signal; `SigIgn` has one bit for each.
+/// True if the process ignores the signal, by the text of `/proc/self/status`. `SigIgn` has one bit for each signal.
 fn ignores(status: &str, signal: Signal) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);

@@ -1,12 +1,12 @@
 //! The log: text for people or JSON for machines, on standard error.
 //!
-//! Must never carry a secret or a payload: what is logged is offsets, counts, names and errors.
+//! Must never carry a secret or a payload: log lines contain offsets, counts, names and errors.
 
 use crate::config::{Log, LogFormat};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging. Called once; a second call changes nothing.
+/// Starts logging. It is called once; a second call changes nothing.
 pub fn start(log: &Log) {
     // The configuration has checked the directive.
     let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));

@@ -1,6 +1,6 @@
-//! TLS as rustls does it: whom to trust, who we are, and why a certificate was not accepted.
+//! TLS with rustls: trusted authorities, Tallyhouse's identity, and the reasons why a certificate was not accepted.
 //!
-//! Must never skip the check of a certificate, and never repeat what stands in a key file.
+//! Must never skip the check of a certificate, and never repeat the content of a key file.
 
 use rustls::{AlertDescription, CertificateError, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -11,22 +11,22 @@ use std::path::Path;
 /// A client certificate with its chain, and its key.
 pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-/// What keeps a TLS connection from being made, by what mends it.
+/// The reason why a TLS connection cannot be made, classified by its remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// Nobody we trust has signed the server's certificate.
+    /// No trusted authority has signed the server's certificate.
     UnknownAuthority,
     /// The server's certificate is not valid any more, or not yet.
     Expired,
     /// The server's certificate is for another name.
     WrongName,
-    /// The server does not accept our client certificate, or misses one.
+    /// The server does not accept Tallyhouse's client certificate, or requires one that is not there.
     ClientCertificate,
-    /// Anything else, such as a server that does not speak TLS.
+    /// Any other reason, such as a server that does not speak TLS.
     Other,
 }
 
-/// What mends an error of rustls.
+/// Returns the cause of an error of rustls.
 pub fn cause(error: &rustls::Error) -> Cause {
     use AlertDescription as Alert;
     use CertificateError as Certificate;
@@ -54,10 +54,11 @@ pub fn cause(error: &rustls::Error) -> Cause {
     }
 }
 
-/// The authorities in a PEM file, or the system's if there is none. Those of the system that cannot be read are left out.
+/// Returns the authorities in a PEM file, or the system's if there is no file. It leaves out those of the system that cannot be
+/// read.
 ///
 /// # Errors
-/// Why the file cannot be used, or that the system trusts nobody.
+/// Returns the reason why the file cannot be used, or that the system trusts nobody.
 pub fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     let Some(path) = ca_file else {
@@ -71,10 +72,10 @@ pub fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
     Ok(roots)
 }
 
-/// A client certificate and its key, which must not be encrypted, from their PEM files.
+/// Returns a client certificate and its key, which must not be encrypted, from their PEM files.
 ///
 /// # Errors
-/// Why a file cannot be used.
+/// Returns the reason why a file cannot be used.
 pub fn identity(cert_file: &Path, key_file: &Path) -> Result<Identity, String> {
     let key = PrivateKeyDer::from_pem_file(key_file)
         .map_err(|error| unusable(key_file, &format!("{error}; it must hold a private key that is not encrypted")))?;

@@ -1,6 +1,7 @@
-//! The partitions that are ours: one task each, started when a partition is assigned and ended before it is given up.
+//! The partitions that are assigned to this member. Each has one task, which starts at the assignment and ends before the
+//! partition is given up.
 //!
-//! Must never let a revocation return while a task of the revoked partitions still runs, or a commit of theirs.
+//! Must never let a revocation return while a task of the revoked partitions, or a commit of theirs, still runs.
 
 use super::partition::{CommitGate, Partition};
 use super::{Drain, Shared, gauges};
@@ -21,23 +22,23 @@ struct Running {
     gate: CommitGate,
 }
 
-/// The partitions that a rebalance has left this member.
+/// The partitions that this member has after a rebalance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The number of the rebalance, counted from 1.
+    /// Number of the rebalance, counted from 1.
     pub rebalance: u64,
-    /// The partitions, in order.
+    /// Partitions, in order.
     pub partitions: Vec<i32>,
 }
 
-/// How many times partitions were assigned. Settled: nothing was revoked since.
+/// The number of times that partitions were assigned. Settled: nothing was revoked since.
 #[derive(Default)]
 struct Rebalanced {
     assigned: u64,
     settled: bool,
 }
 
-/// The tasks of the partitions that are ours.
+/// The tasks of the partitions that are assigned to this member.
 pub struct Assignment {
     runtime: Handle,
     grace: Duration,
@@ -47,8 +48,8 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// Nothing is assigned; `grace` bounds how long a revocation waits for the batches in flight. Tasks run on the current
-    /// runtime.
+    /// Creates an empty assignment. `grace` bounds the time for which a revocation waits for the batches in flight. Tasks run on
+    /// the current runtime.
     pub fn new(grace: Duration) -> Assignment {
         Assignment {
             runtime: Handle::current(),
@@ -59,7 +60,7 @@ impl Assignment {
         }
     }
 
-    /// Gives the tasks what they work with; before the consumer subscribes.
+    /// Gives the tasks the objects that they share. It must be called before the consumer subscribes.
     pub fn start_with(&self, shared: Arc<Shared>) {
         let _ = self.shared.set(shared);
     }
@@ -86,7 +87,7 @@ impl Assignment {
         self.rebalanced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The result of the last rebalance; `None` while one is under way, as far as librdkafka has reported.
+    /// Returns the result of the last rebalance; `None` while one is under way, as far as librdkafka has reported.
     pub fn standing(&self) -> Option<Standing> {
         let rebalance = {
             let rebalanced = self.rebalanced_locked();
@@ -97,12 +98,12 @@ impl Assignment {
         Some(Standing { rebalance, partitions })
     }
 
-    /// Flushes every partition; `true` when all ended within the grace.
+    /// Flushes every partition. Returns `true` if all ended within the grace.
     pub async fn flush_all(&self, grace: Duration) -> bool {
         self.end_all(Drain::Flush, grace).await
     }
 
-    /// Gives every partition up as a revocation does; `true` when all ended within its grace.
+    /// Gives every partition up as a revocation does. Returns `true` if all ended within its grace.
     pub async fn abandon_all(&self) -> bool {
         self.end_all(Drain::Abandon, self.grace).await
     }
@@ -114,14 +115,15 @@ impl Assignment {
     }
 }
 
-/// Asks tasks to end and waits; what has not ended in time is cut off, and the next owner completes it. A commit under way is waited
-/// for: librdkafka could send it when the partition is somebody else's. If it gets no answer within a session, only the end of this
-/// process ends it.
+/// Asks tasks to end and waits. A task that has not ended in time is cut off, and the next owner completes its batch. This also
+/// waits for a commit under way: librdkafka could send it when the partition is somebody else's. If the commit gets no answer
+/// within a session, only the end of this process ends it.
 async fn drain(running: Vec<Running>, how: Drain, grace: Duration, shared: &Shared) -> bool {
     let deadline = tokio::time::Instant::now() + grace;
     for one in &running {
         let _ = one.drain.send(how);
-        // All at once: one that goes on while another is waited for would commit what is no longer its own.
+        // All are cut off at once: a task that continues while another is waited for would commit to a partition that it no
+        // longer owns.
         if grace.is_zero() {
             one.task.abort();
         }

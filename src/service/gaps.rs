@@ -1,7 +1,7 @@
-//! The reader passes over offsets between two records: a transaction's marker, records that were aborted, or records that were lost. A
-//! thread looks into the log for that, as nothing in what a consumer is given tells them apart.
+//! The reader passes over offsets between two records: a transaction's marker, records that were aborted, or records that were
+//! lost. The data that a consumer gets does not distinguish them. So a thread reads the log for that.
 //!
-//! Must never hold the reader up, nor keep more than so many gaps: what cannot be looked up is counted as unchecked.
+//! Must never delay the reader, nor keep more than `GAPS_MAX` gaps: a gap that cannot be looked up is counted as unchecked.
 
 use crate::config::Config;
 use crate::kafka::consumer::is_unreadable;
@@ -14,25 +14,25 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use tallyhouse_core::source::OffsetRange;
 
-/// Gaps that wait for the next look at most.
+/// Greatest number of gaps that wait for the next look.
 const GAPS_MAX: usize = 4_096;
-/// Gaps are gathered for so long before a look, which takes a connection of its own.
+/// Time for which gaps are gathered before a look, because a look takes a connection of its own.
 const GATHER: Duration = Duration::from_secs(5);
-/// Longest time of one look.
+/// Time limit of one look.
 const LOOK_TIME: Duration = Duration::from_secs(20);
-/// Gaps of a partition that lie no further apart are looked at in one go.
+/// Greatest distance, in offsets, between gaps of a partition that are looked up together.
 const TOGETHER: u64 = 1_000;
 
-/// The fate of offsets that nobody was given.
+/// The content of offsets without a delivered record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// Nothing is there: the marker of a transaction; in a compacted topic, what was removed.
+    /// There is no record: it is the marker of a transaction or, in a compacted topic, a removed record.
     Marker,
     /// A record of a transaction that was aborted.
     Aborted,
     /// A record that should have been counted, or a damaged batch.
     Lost,
-    /// It could not be looked up.
+    /// The offset could not be looked up.
     Unchecked,
 }
 
@@ -49,11 +49,11 @@ impl Kind {
     }
 }
 
-/// Where the reader says what it has passed over.
+/// The sender to which the reader reports the offsets that it has passed over.
 pub struct Gaps(SyncSender<(i32, OffsetRange)>);
 
 impl Gaps {
-    /// Starts the thread, which ends when this is dropped.
+    /// Starts the thread. The thread ends when this is dropped.
     pub fn start(config: &Config) -> Gaps {
         let (sender, gaps) = sync_channel(GAPS_MAX);
         let config = config.clone();
@@ -61,7 +61,7 @@ impl Gaps {
         Gaps(sender)
     }
 
-    /// Offsets that were passed over.
+    /// Reports offsets that were passed over.
     pub fn note(&self, partition: i32, gap: OffsetRange) {
         if self.0.try_send((partition, gap)).is_err() {
             Kind::Unchecked.count(gap.end - gap.start);
@@ -84,7 +84,7 @@ fn watch(config: &Config, gaps: &Receiver<(i32, OffsetRange)>) {
     }
 }
 
-/// Looks at all that was gathered, and counts it.
+/// Looks up all gathered gaps, and counts them.
 fn look(config: &Config, mut gathered: Vec<(i32, OffsetRange)>) {
     gathered.sort_unstable_by_key(|(partition, gap)| (*partition, gap.start));
     let deadline = Instant::now() + LOOK_TIME;
@@ -109,7 +109,7 @@ fn look(config: &Config, mut gathered: Vec<(i32, OffsetRange)>) {
     }
 }
 
-/// Gaps of a partition that lie close to each other, as parts of what is sorted.
+/// Returns gaps of a partition that lie close to each other, as parts of the sorted list.
 fn together(sorted: &[(i32, OffsetRange)]) -> impl Iterator<Item = (i32, &[(i32, OffsetRange)])> {
     let close = |(before, first): &(i32, OffsetRange), (after, next): &(i32, OffsetRange)| {
         before == after && next.start.saturating_sub(first.end) <= TOGETHER
@@ -121,7 +121,7 @@ fn offsets(gaps: &[(i32, OffsetRange)]) -> impl Iterator<Item = u64> {
     gaps.iter().flat_map(|(_, gap)| gap.start..gap.end)
 }
 
-/// Looks up the fate of the offsets of gaps that lie close to each other.
+/// Returns the kinds of the offsets of gaps that lie close to each other.
 fn kinds(
     config: &Config,
     partition: i32,
@@ -140,7 +140,7 @@ fn kinds(
         match looked {
             Ok(ScanEnd::Done) => Ok(Some((shown, false))),
             Ok(ScanEnd::Gone | ScanEnd::TimeUp(_)) => Ok(None),
-            // A damaged batch was skipped, and nobody will read it.
+            // librdkafka skipped a damaged batch, and nobody will read it.
             Err(error) if is_unreadable(&error) => Ok(Some((shown, true))),
             Err(error) => Err(error),
         }
@@ -157,7 +157,7 @@ fn kinds(
     Ok(judge(&wanted, &there, &committed, damaged))
 }
 
-/// `there` are the offsets that have a record, `committed` those that have one that is committed.
+/// Counts the kinds. `there` are the offsets that have a record, `committed` those that have a committed record.
 fn judge(
     wanted: &BTreeSet<u64>,
     there: &BTreeSet<u64>,
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(parts, [(0, 2), (0, 1), (1, 2)]);
     }
 
-    /// A thread that is busy or gone holds nobody up.
+    /// The reader waits neither for a busy thread nor for one that has ended.
     #[test]
     fn what_does_not_fit_is_not_waited_for() {
         let (sender, gaps) = sync_channel(1);

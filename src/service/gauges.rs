@@ -1,6 +1,7 @@
-//! What is looked at from time to time rather than counted as it happens: lags, librdkafka's statistics, the deduplication windows.
+//! Values that are read from time to time and not counted as they happen: lags, librdkafka's statistics, the deduplication
+//! windows.
 //!
-//! Must never wait for, or fail, what the service does: what cannot be had keeps its last value.
+//! Must never delay the service, or make it fail. A value that cannot be read keeps its last reading.
 
 use super::Shared;
 use crate::clickhouse::client::Client;
@@ -16,21 +17,21 @@ use rdkafka::statistics::{Broker, Partition, Statistics};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How often the deduplication windows are looked at.
+/// Interval at which the deduplication windows are read.
 const HEADROOM_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Takes over librdkafka's statistics.
+/// Copies librdkafka's statistics to the gauges.
 pub fn take(shared: &Shared, statistics: &Statistics) {
     // The bootstrap addresses are listed as brokers with a negative id.
     statistics.brokers.values().filter(|broker| broker.nodeid >= 0).for_each(take_broker);
     counter!(RECEIVED_BYTES).absolute(statistics.rx_bytes.unsigned_abs());
     let Some(topic) = statistics.topics.get(&shared.topic) else { return };
     let (mut records, mut bytes) = (0, 0);
-    // One with number -1 stands for records without a partition, and a deleted one is unknown.
+    // A partition with number -1 stands for records without a partition, and a deleted one is unknown.
     let real = topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
     gauge!(PARTITIONS).set(real.count() as f64);
     for partition in topic.partitions.values() {
-        // Partitions that were taken over share one queue (`kafka/fetch_queue.rs`), and each tells all of it.
+        // Partitions that were taken over share one queue (`kafka/fetch_queue.rs`), and each reports the whole queue.
         records = partition.fetchq_cnt.max(records);
         bytes = partition.fetchq_size.max(bytes);
         take_lags(shared, partition);
@@ -65,17 +66,18 @@ fn take_lags(shared: &Shared, partition: &Partition) {
     gauge!(LAG_SECONDS, "partition" => label).set(age_ms as f64 / 1_000.0);
 }
 
-/// The transactions that keep partitions from being read: the last stable offset of each, and since when it has been the same.
+/// The transactions that prevent partitions from being read. The map has the last stable offset of each, and the time since which
+/// it is unchanged.
 #[derive(Debug, Default)]
 pub struct OpenTransactions(DashMap<i32, (u64, Instant)>);
 
 impl OpenTransactions {
-    /// Notes what the statistics tell of a partition that is read up to `next`. Gives the records behind its open transaction, and for how
-    /// long that one has been seen.
+    /// Takes the statistics of a partition that is read up to `next`. Returns the records behind its open transaction, and the
+    /// time for which that one has been seen.
     fn note(&self, partition: &Partition, next: u64, now: Instant) -> (u64, Duration) {
         let [stable, end] = [partition.ls_offset, partition.hi_offset].map(|offset| offset.max(0).unsigned_abs());
         let records = end.saturating_sub(stable);
-        // A partition that has not come so far yet is not kept by the transaction, and its statistics may be old.
+        // If a partition is not read so far yet, the transaction does not hold it back, and its statistics may be old.
         if records == 0 || next < stable {
             self.0.remove(&partition.partition);
             return (records, Duration::ZERO);
@@ -88,7 +90,7 @@ impl OpenTransactions {
     }
 }
 
-/// The next owner tells a partition's lags; ours would be added to those.
+/// Sets this member's lags of a partition to 0. The next owner reports them, and a sum would count both.
 pub fn forget(shared: &Shared, partition: i32) {
     shared.open_transactions.0.remove(&partition);
     for lag in [POSITION_LAG, COMMITTED_LAG, LAG_SECONDS, OPEN_TRANSACTION_RECORDS, OPEN_TRANSACTION_SECONDS] {
@@ -96,7 +98,7 @@ pub fn forget(shared: &Shared, partition: i32) {
     }
 }
 
-/// Looks at the deduplication windows every minute until `stop`.
+/// Reads the deduplication windows every minute until `stop`.
 pub async fn watch_headroom(client: Client, stop: CancellationToken) {
     loop {
         match dedup::windows(&client).await {
@@ -120,7 +122,7 @@ mod tests {
         Partition { partition: 3, ls_offset: stable, hi_offset: end, ..Partition::default() }
     }
 
-    /// Transactions that follow each other are not one that stays open.
+    /// Transactions that follow each other do not count as one that stays open.
     #[test]
     fn a_transaction_is_open_while_the_stable_offset_stands() {
         let (open, begun) = (OpenTransactions::default(), Instant::now());

@@ -1,6 +1,6 @@
-//! Whether the service is ready, and if not, why: one reason per cause, in words.
+//! The readiness of the service, and the reasons if it is not ready: one reason per cause, in words.
 //!
-//! Must never be ready while a partition that is ours is stopped or a server is known to be away.
+//! Must never be ready while a partition of this member is stopped or a server is known to be away.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Default)]
 pub struct Health {
     reasons: Mutex<BTreeMap<String, String>>,
-    /// None until the reader polls for the first time: before that the service waits for servers, which is no hanging.
+    /// Time of the last poll. It is `None` until the reader polls for the first time: before that the service waits for servers,
+    /// and does not hang.
     pulse: Mutex<Option<Instant>>,
 }
 
@@ -19,27 +20,27 @@ impl Health {
         self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `cause` keeps the service from being ready.
+    /// Adds a cause that keeps the service from being ready.
     pub fn set(&self, cause: &str, reason: impl Into<String>) {
         self.reasons_locked().insert(cause.to_owned(), reason.into());
     }
 
-    /// `cause` is over.
+    /// Removes a cause that has ended.
     pub fn clear(&self, cause: &str) {
         self.reasons_locked().remove(cause);
     }
 
-    /// Every cause with its reason; none means ready.
+    /// Returns every cause with its reason. If there is none, the service is ready.
     pub fn reasons(&self) -> BTreeMap<String, String> {
         self.reasons_locked().clone()
     }
 
-    /// The reader has polled.
+    /// Notes that the reader has polled.
     pub fn beat(&self) {
         *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// How long ago the reader polled last; zero while it has not started.
+    /// Returns the time since the reader polled last; zero while it has not started.
     pub fn pulse_age(&self) -> Duration {
         let pulse = *self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
         pulse.map_or(Duration::ZERO, |last| last.elapsed())
@@ -55,7 +56,7 @@ mod tests {
         let health = Health::default();
         assert_eq!(health.pulse_age(), Duration::ZERO);
         health.beat();
-        // As soon as the clock has moved.
+        // The loop waits until the clock has moved.
         assert!((0..1_000_000).any(|_| health.pulse_age() > Duration::ZERO));
     }
 }

@@ -1,7 +1,8 @@
-//! Finds out that librdkafka has left this member behind: its group goes on, and the client takes no part any more.
+//! Detects that librdkafka has left this member behind: its group continues, and the client no longer takes part.
 //!
-//! librdkafka 2.12.1 can take a rebalance for unfinished for ever, and then ignores every later one (docs/librdkafka-left-behind.md).
-//! The coordinator knows better: it waits for this member, or does not count it any more, or counts other partitions as its own.
+//! librdkafka 2.12.1 can take a rebalance for unfinished forever, and then ignores every later one
+//! (docs/librdkafka-left-behind.md). The coordinator shows it: it waits for this member, or no longer counts it, or counts other
+//! partitions as this member's.
 //!
 //! Must never run on the reader's thread, and never decide by one look: a member that is slow takes part again by itself.
 
@@ -14,33 +15,35 @@ use rdkafka::error::KafkaResult;
 use std::fmt;
 use std::time::Duration;
 
-/// So many looks in a row must find the same member left behind. Together they last longer than a heartbeat takes to be answered.
+/// Number of looks in a row that must find the same member left behind. Together they last longer than a heartbeat takes to be
+/// answered.
 const LOOKS: u32 = 5;
-/// From so many looks on, `/readyz` tells.
+/// Number of looks in a row from which on `/readyz` shows it.
 const LOOKS_TOLD: u32 = 3;
-/// Looks in a session.
+/// Number of looks in a session.
 const LOOKS_PER_SESSION: u32 = 6;
 /// Least pause between two looks.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// Longest wait for one answer. A coordinator that needs longer tells nothing about this member.
+/// Longest wait for one answer. A slower coordinator proves nothing about this member.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// A reader that has not polled for so long has not been handed the last rebalance either.
+/// Greatest time since the reader's last poll. A reader that has not polled for longer has not received the last rebalance
+/// either.
 const PULSE_AGE_MAX: Duration = Duration::from_secs(1);
-/// The cause at `/readyz`.
+/// Name of the cause at `/readyz`.
 const CAUSE: &str = "group";
 
-/// How the coordinator's view of this member differs from the member's own.
+/// The difference between the coordinator's view of this member and the member's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Difference {
-    /// The group waits for members to join, and this one, which could, does not.
+    /// The group waits for members to join. This member could join and does not.
     Awaited,
     /// The group does not list this member.
     NotListed,
     /// The group counts other partitions as this member's.
     Partitions {
-        /// In the coordinator's view.
+        /// Partitions in the coordinator's view.
         counted: Vec<i32>,
-        /// In the member's own view.
+        /// Partitions in the member's own view.
         held: Vec<i32>,
     },
 }
@@ -57,7 +60,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Compares the coordinator's view with the member's own. `id` is the member's, empty when it has none.
+/// Compares the coordinator's view with the member's own. `id` is the member's, empty if it has none.
 fn compare(group: &Group, id: &str, held: &[i32]) -> Option<Difference> {
     let listed = group.members.iter().find(|member| !id.is_empty() && member.id == id);
     match (group.state, listed) {
@@ -79,7 +82,7 @@ struct Row {
 }
 
 impl Row {
-    /// Takes a look in, and gives how many in a row have found a difference.
+    /// Takes the result of a look. Returns the number of looks in a row that have found a difference.
     fn note(&mut self, rebalance: u64, differs: bool) -> u32 {
         self.looks = match differs {
             true if rebalance == self.rebalance => self.looks + 1,
@@ -91,7 +94,8 @@ impl Row {
     }
 }
 
-/// Returns once this member is left behind, with the reason; never in the consumer protocol, in which the broker drives the members.
+/// Returns once this member is left behind, with the difference. It never returns in the consumer protocol, in which the broker
+/// drives the members.
 pub async fn found(shared: &Shared, assignment: &Assignment, config: &Config) -> Difference {
     if config.kafka.group_protocol == GroupProtocol::Consumer {
         return std::future::pending().await;
@@ -105,7 +109,7 @@ pub async fn found(shared: &Shared, assignment: &Assignment, config: &Config) ->
             Some(standing) => (standing.rebalance, look(shared, &standing, &config.kafka.group_id).await),
             None => (0, None),
         };
-        // A rebalance that came during the look makes its answers old ones.
+        // A rebalance during the look makes its answers outdated.
         let now = assignment.standing().map(|standing| standing.rebalance);
         let difference = difference.filter(|_| now == Some(rebalance));
         let looks = row.note(rebalance, difference.is_some());
@@ -121,12 +125,13 @@ pub async fn found(shared: &Shared, assignment: &Assignment, config: &Config) ->
     }
 }
 
-/// One look at the group. No answer counts as no difference.
+/// Looks at the group once. No answer counts as no difference.
 async fn look(shared: &Shared, standing: &Standing, group: &str) -> Option<Difference> {
     let (group, topic, held) = (group.to_owned(), shared.topic.clone(), standing.partitions.clone());
     let asked = shared.kafka(move |consumer| -> KafkaResult<Option<Difference>> {
-        // It goes over the connection of JoinGroup and SyncGroup, so it is not answered while this member takes part in a rebalance. Nor
-        // while the coordinator is away: the request after it must not wait for one (docs/librdkafka-coordinator-request.md).
+        // This request uses the connection of JoinGroup and SyncGroup, so it gets no answer while this member takes part in a
+        // rebalance. It gets none while the coordinator is away either: the next request must not wait for one
+        // (docs/librdkafka-coordinator-request.md).
         offsets::committed(consumer, &topic, 0, ANSWER_TIMEOUT)?;
         let described = members::describe(consumer, &group, &topic, ANSWER_TIMEOUT)?;
         Ok(compare(&described, &member_id(consumer), &held))
@@ -154,7 +159,7 @@ mod tests {
     fn a_member_in_step_differs_in_nothing() {
         let stable = group(GroupState::Stable, &[("other", Some(vec![2])), ("me", Some(vec![0, 1]))]);
         assert_eq!(compare(&stable, "me", &[0, 1]), None);
-        // A broker that does not tell makes no difference.
+        // If a broker does not report partitions, that is no difference.
         assert_eq!(compare(&group(GroupState::Stable, &[("me", None)]), "me", &[0]), None);
         assert_eq!(compare(&group(GroupState::NotReported, &[]), "me", &[0]), None);
     }

@@ -1,6 +1,6 @@
-//! The batches that would stay open if this member ended now, for the words with which it ends.
+//! The batches that would stay open if this member ended now. Its last message names them.
 //!
-//! It must never decide anything: the committed offset alone says what the next owner completes.
+//! It must never decide anything: the committed offset alone determines the batch that the next owner completes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,16 +9,16 @@ use tallyhouse_core::protocol::Committed;
 use tallyhouse_core::protocol::intent::Metadata;
 use tallyhouse_core::source::OffsetRange;
 
-/// One partition leaves this open.
+/// The open batch of one partition.
 #[derive(Debug, Default)]
 struct Open {
-    /// Announced, and not committed as far as this member knows.
+    /// Batch that is announced, and not committed as far as this member knows.
     batch: Option<OffsetRange>,
-    /// The refusal for which this member has given the batch up at its end.
+    /// Refusal for which this member has given the batch up at its end.
     refused: Option<String>,
 }
 
-/// The partitions of this member leave this open.
+/// The open batches of all partitions of this member.
 #[derive(Debug, Default)]
 pub struct LeftOpen {
     partitions: Mutex<BTreeMap<i32, Open>>,
@@ -30,7 +30,7 @@ impl LeftOpen {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what Kafka holds for a partition.
+    /// Takes the offset that Kafka holds for a partition.
     pub(super) fn committed(&self, partition: i32, committed: Option<&Committed>) {
         let next = committed.and_then(|committed| {
             let (end, _) = Metadata::decode(&committed.metadata).ok()??.next?;
@@ -44,29 +44,29 @@ impl LeftOpen {
         self.locked().entry(partition).or_default().refused = Some(why);
     }
 
-    /// The partition is no longer this member's.
+    /// Forgets a partition that is no longer this member's.
     pub(super) fn forget(&self, partition: i32) {
         if !self.kept.load(Ordering::Relaxed) {
             self.locked().remove(&partition);
         }
     }
 
-    /// All partitions are given up now, for the end of the process. What they leave open is still to be told.
+    /// Notes that all partitions are given up now, for the end of the process. Their open batches have still to be reported.
     pub(super) fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
     }
 
-    /// Some partition was given up for a refusal.
+    /// True if a partition was given up for a refusal.
     pub(super) fn has_refusal(&self) -> bool {
         self.locked().values().any(|open| open.refused.is_some())
     }
 
-    /// Nothing is open.
+    /// True if no batch is open.
     pub(super) fn is_empty(&self) -> bool {
         self.locked().values().all(|open| open.batch.is_none() && open.refused.is_none())
     }
 
-    /// Names what is open, in words without a full stop.
+    /// Returns a text that names the open batches, without a full stop.
     pub fn message(&self) -> String {
         let mut told = Vec::new();
         for (partition, Open { batch, refused }) in self.locked().iter() {

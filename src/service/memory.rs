@@ -1,5 +1,5 @@
-//! Counts the bytes that windows and batches hold. [`Intake`](tallyhouse_core::window::intake::Intake) decides by these figures who pauses;
-//! `config/memory.rs` says which part of `memory.limit_bytes` is theirs.
+//! Counts the bytes that windows and batches hold. [`Intake`](tallyhouse_core::window::intake::Intake) uses these figures to
+//! decide which partition pauses. `config/memory.rs` defines their part of `memory.limit_bytes`.
 
 use crate::platform::metrics::{MEMORY_LIMIT, MEMORY_USED, PAUSED};
 use metrics::gauge;
@@ -7,30 +7,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tallyhouse_core::window::intake::Intake;
 
-/// What all windows and batches hold.
+/// The number of bytes that all windows and batches hold.
 #[derive(Debug, Default)]
 pub struct Memory(AtomicUsize);
 
 impl Memory {
-    /// Nothing is held; the gauges show the limit.
+    /// Creates an empty count. The gauges show the limit.
     pub fn new(share_bytes: usize) -> Memory {
         gauge!(MEMORY_LIMIT).set(Intake::most_bytes(share_bytes) as f64);
         gauge!(PAUSED).set(0.0);
         Memory::default()
     }
 
-    /// Bytes held now.
+    /// Returns the bytes held now.
     pub fn used_bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Sets the gauge.
+    /// Updates the gauge of the held bytes.
     pub fn report(&self) {
         gauge!(MEMORY_USED).set(self.used_bytes() as f64);
     }
 }
 
-/// What one partition holds since its last fill. What is left is given back when the last holder is gone.
+/// The bytes that one partition holds since its last fill. The remaining bytes are given back when the last holder is gone.
 #[derive(Debug)]
 pub struct Account {
     held: AtomicUsize,
@@ -38,23 +38,23 @@ pub struct Account {
 }
 
 impl Account {
-    /// Nothing is held.
+    /// Opens an empty account.
     pub fn open(all: &Arc<Memory>) -> Arc<Account> {
         Arc::new(Account { held: AtomicUsize::new(0), all: Arc::clone(all) })
     }
 
-    /// Bytes held now, of this partition and of all.
+    /// Returns the bytes held now, of this partition and of all.
     pub fn held_bytes(&self) -> (usize, usize) {
         (self.held.load(Ordering::Relaxed), self.all.used_bytes())
     }
 
-    /// Bytes were taken; gives what is held now.
+    /// Adds bytes. Returns the bytes held now.
     pub fn add(&self, bytes: usize) -> (usize, usize) {
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         (held, self.all.0.fetch_add(bytes, Ordering::Relaxed) + bytes)
     }
 
-    /// Bytes were given back.
+    /// Subtracts bytes that were given back.
     pub fn sub(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
         self.all.0.fetch_sub(bytes, Ordering::Relaxed);

@@ -6,8 +6,8 @@
 //!  (reader.rs)       (windows.rs)      (partition.rs, as the core's protocol says)
 //! ```
 //!
-//! Must never exit because a server is away for a while: it waits and says so. It ends on a signal, and at the start for what
-//! waiting does not mend.
+//! Must never exit because a server is away for a while: it waits and reports that. It ends on a signal. At the start it also
+//! ends for a fault that waiting does not fix.
 
 mod admin;
 mod assignment;
@@ -66,27 +66,27 @@ pub use windows::{WindowSnapshot, Windows};
 /// Longest wait for an answer from Kafka at the start.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether a partition's task is to end.
+/// The way in which a partition's task is to end, if at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Drain {
-    /// Go on.
+    /// Continue.
     No,
-    /// Finish the batch in flight, drop the rest: the next owner reads it again.
+    /// Finish the batch in flight and drop the rest. The next owner reads the rest again.
     Abandon,
-    /// Flush everything that was consumed.
+    /// Flush all consumed records.
     Flush,
 }
 
-/// Why the service did not start, or did not end cleanly.
+/// Reasons why the service did not start, or did not end cleanly.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// ClickHouse refuses us.
+    /// ClickHouse refuses this member.
     #[error(transparent)]
     ClickHouse(#[from] ClickHouseError),
-    /// The schema is not there or does not fit.
+    /// The schema does not exist or does not fit.
     #[error(transparent)]
     Schema(#[from] SchemaProblem),
-    /// Kafka refuses us: what, and what to do.
+    /// Kafka refuses this member: the refusal and its remedy.
     #[error("{0}")]
     Kafka(String),
     /// librdkafka refuses a property.
@@ -95,12 +95,12 @@ pub enum RunError {
     /// The HTTP endpoint cannot listen.
     #[error("admin.listen {address}: {error}")]
     Admin {
-        /// The address.
+        /// Address to listen on.
         address: std::net::SocketAddr,
-        /// Why not.
+        /// Error of the system.
         error: std::io::Error,
     },
-    /// Metrics are installed already: one service per process.
+    /// Metrics are installed already: a process can have only one service.
     #[error("metrics: {0}")]
     Metrics(String),
     /// Not everything was flushed in time. Nothing is lost.
@@ -108,9 +108,9 @@ pub enum RunError {
         "shutdown.grace_ms passed before all batches were committed; the next owner reads the rest again. {open}. {summary}"
     )]
     Grace {
-        /// The batches that are open.
+        /// Names of the open batches.
         open: String,
-        /// The work until then.
+        /// Work until then.
         summary: Summary,
     },
     /// Not everything was flushed, and waiting would not have changed that. Nothing is lost.
@@ -119,29 +119,29 @@ pub enum RunError {
          mended. {summary}"
     )]
     Refused {
-        /// The batches that are open, and what refuses them.
+        /// Names of the open batches, with their refusals.
         open: String,
-        /// The work until then.
+        /// Work until then.
         summary: Summary,
     },
-    /// Kafka will not have this member any more.
+    /// Kafka permanently refuses this member.
     #[error(
         "kafka refuses this member for good: {0}. Nothing is lost: the next owner goes on. With kafka.group_instance_id, each \
          running process needs an id of its own"
     )]
     Fatal(String),
-    /// librdkafka takes no part in the group any more.
+    /// librdkafka no longer takes part in the group.
     #[error(
         "librdkafka has left this member behind: {0}. Its partitions are given up, nothing is lost, and the next owner goes on. Start \
          the process again, as a supervisor does; see `tallyhouse explain librdkafka-left-behind`"
     )]
     LeftBehind(left_behind::Difference),
-    /// A defect, or a call that never ends: only a new process helps.
+    /// There is a defect, or a call that never ends: only a new process helps.
     #[error(
         "{0}. Nothing is lost: the next owner goes on. Start the process again, as a supervisor does, and report this"
     )]
     Broken(String),
-    /// Its credentials were changed since the start.
+    /// The member's credentials were changed since the start.
     #[error(
         "this member is not ready, and what it logs in with was changed since it started: {0}. It has left the group and nothing is lost. \
          Start the process again, as a supervisor does, so that it takes up the new values"
@@ -152,18 +152,18 @@ pub enum RunError {
     Reader,
 }
 
-/// What a run did.
+/// The work of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Records consumed.
+    /// Number of records consumed.
     pub consumed: u64,
-    /// Records that were no events.
+    /// Number of records that were no events.
     pub rejected: u64,
-    /// Raw rows that ClickHouse acknowledged.
+    /// Number of raw rows that ClickHouse acknowledged.
     pub rows: u64,
-    /// Batches committed.
+    /// Number of batches committed.
     pub batches: u64,
-    /// How long it ran.
+    /// Time for which it ran.
     pub uptime: Duration,
 }
 
@@ -175,9 +175,9 @@ impl fmt::Display for Summary {
     }
 }
 
-/// What all tasks work with.
+/// The objects that all tasks share.
 struct Shared {
-    /// Weak: the reader owns the consumer, and closes it when it ends.
+    /// Consumer. The reference is weak: the reader owns the consumer, and closes it when it ends.
     consumer: OnceLock<Weak<Consumer>>,
     sink: Sink,
     dead_letters: Option<DeadLetters>,
@@ -192,7 +192,7 @@ struct Shared {
     pace: Pace,
     assigned: AtomicUsize,
     stopped: Mutex<BTreeMap<i32, &'static str>>,
-    /// Why this process cannot go on, once it cannot.
+    /// Reason why this process cannot continue, once there is one.
     broken: watch::Sender<Option<String>>,
     open_transactions: gauges::OpenTransactions,
     /// Kafka timestamp of the oldest record that is frozen and not stored, by partition.
@@ -203,7 +203,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Ends the service, as only a new process helps.
+    /// Ends the service, because only a new process helps.
     fn give_up(&self, reason: String) {
         self.broken.send_replace(Some(reason));
     }
@@ -217,18 +217,18 @@ impl Shared {
         tokio::task::spawn_blocking(move || call(&consumer)).await.unwrap_or(Err(KafkaError::Canceled))
     }
 
-    /// The number of a fill, which no other has.
+    /// Returns the number of a fill. No other fill has it.
     fn next_fill(&self) -> u64 {
         self.fills.fetch_add(1, Ordering::Relaxed)
     }
 
     fn send_to_reader(&self, command: Command) {
-        // A reader that has ended needs no telling.
+        // If the reader has ended, it needs no command.
         let _ = self.commands.send(command);
     }
 
-    /// The ages at which a window is flushed: the configured one, or more with so many partitions that ClickHouse would get
-    /// more than `flush.batches_per_second_max`.
+    /// Returns the ages at which a window is flushed. They are the configured ones. With too many partitions, they are greater,
+    /// so that ClickHouse gets at most `flush.batches_per_second_max`.
     fn flush_ages(&self) -> Ages {
         let assigned = self.assigned.load(Ordering::Relaxed);
         Ages { most: self.pace.flush_age(assigned), idle: self.pace.paced(assigned) }
@@ -239,7 +239,7 @@ impl Shared {
         gauge!(FLUSH_AGE).set(self.flush_ages().most.as_secs_f64());
     }
 
-    /// Kafka timestamp of the oldest record of a partition that is consumed and not stored.
+    /// Returns the Kafka timestamp of the oldest record of a partition that is consumed and not stored.
     fn unstored_ms(&self, partition: i32) -> Option<i64> {
         let frozen_ms = self.frozen_ms.get(&partition).map(|oldest_ms| *oldest_ms);
         frozen_ms.or_else(|| self.windows.oldest_ms(partition))
@@ -272,11 +272,11 @@ impl Shared {
     }
 }
 
-/// Runs the service until `stop` is cancelled, then flushes, commits and leaves the group. `left_open` always has what an end at this
-/// moment would leave open. `reload` reads the configuration again.
+/// Runs the service until `stop` is cancelled, then flushes, commits and leaves the group. `left_open` always has the batches
+/// that an end at this moment would leave open. `reload` reads the configuration again.
 ///
 /// # Errors
-/// Any of [`RunError`].
+/// Returns any [`RunError`].
 pub async fn run(
     config: &Config,
     clickhouse: &ClickHouseOptions,
@@ -383,7 +383,7 @@ pub async fn run(
     }
 }
 
-/// Waits for the signal, then ends in order: no more records, flush, commit, leave the group.
+/// Waits for the signal, then ends in order: it takes no more records, flushes, commits and leaves the group.
 async fn until_stopped(
     config: &Config,
     shared: &Shared,
@@ -422,7 +422,7 @@ async fn until_stopped(
     let flushed = tokio::time::timeout(grace, flushed).await.unwrap_or(false);
     shared.left_open.keep();
     shared.send_to_reader(Command::End);
-    // Leaving the group takes one answer from the coordinator; without it the others wait for the session timeout.
+    // To leave the group takes one answer from the coordinator. Without it the others wait for the session timeout.
     let _ = tokio::time::timeout(ANSWER_TIMEOUT, reader_ended).await;
     Ok(flushed)
 }

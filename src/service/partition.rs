@@ -1,7 +1,7 @@
-//! The task of one partition: carries out what its protocol asks for, one action at a time.
+//! The task of one partition: it performs the actions of its protocol, one at a time.
 //!
-//! Must never do anything the protocol did not ask for, and never answer what it did not see. What may fail for a while (Kafka,
-//! ClickHouse) is tried again with backoff for as long as the partition is ours.
+//! Must never do anything that the protocol did not ask for, and never answer with anything that it did not see. If Kafka or
+//! ClickHouse fails for a while, the task tries again with backoff for as long as the partition is this member's.
 
 use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
@@ -34,36 +34,36 @@ use tokio::sync::{Notify, watch};
 
 /// Longest wait for one answer from Kafka.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
-/// A log may end before the end of a replay for so long: a broker that has just become the leader may not know better yet.
+/// Time for which a log may end before the end of a replay. A broker that has just become the leader may have an old end.
 const SHORT_PATIENCE: Duration = Duration::from_secs(10);
-/// ClickHouse's default of `http_receive_timeout`: it gives up a sender that says nothing for so long.
+/// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Refusals of one batch for its size, before it is announced smaller.
+/// Number of refusals of one batch for its size, before it is announced smaller.
 const SIZE_REFUSALS_MAX: u32 = 4;
 
-/// Steps that are named in two places.
+/// Names of steps that are used in two places.
 const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
 const LOOK_AGAIN: &str = "look_again";
 const SHOWN: &str = "shown";
 
-/// Before the second look for rows that an acknowledged insert has left.
+/// Pause before the second look for rows of an acknowledged insert.
 const SHOWN_PAUSE: Duration = Duration::from_millis(500);
 
-/// Whether a partition's task may commit. A commit holds the lock from the comparison to its answer.
+/// Decides if a partition's task may commit. A commit holds the lock from the comparison to its answer.
 #[derive(Clone, Debug, Default)]
 pub struct CommitGate(Arc<Mutex<bool>>);
 
 impl CommitGate {
-    /// Waits for the commit under way, which may outlive its task, and lets none pass any more: once the partition is
-    /// somebody else's, a commit compared before could overwrite theirs.
+    /// Waits for the commit under way, which may outlive its task, and lets no further one pass. Once the partition is somebody
+    /// else's, a commit that was compared before could overwrite theirs.
     pub fn close(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    /// Makes a commit, unless the gate is closed or the commit before is still without an answer: waiting for that would take one more
-    /// thread each time.
+    /// Makes a commit, unless the gate is closed or the commit before still has no answer. To wait for that answer would take one
+    /// more thread each time.
     fn pass<T>(&self, commit: impl FnOnce() -> KafkaResult<T>) -> KafkaResult<T> {
         let closed = match self.0.try_lock() {
             Ok(closed) => closed,
@@ -80,27 +80,27 @@ impl CommitGate {
 pub struct Partition {
     shared: Arc<Shared>,
     source: Source,
-    /// Frozen and not committed, in order.
+    /// Batches that are frozen and not committed, in order.
     batches: VecDeque<(ReservedBatch, Instant)>,
     lease: Lease,
-    /// Of the steps that have failed since they succeeded last.
+    /// Backoffs of the steps that have failed since they succeeded last.
     backoffs: BTreeMap<&'static str, Backoff>,
     wake: Arc<Notify>,
-    /// The fill that was asked for, until the partition starts over.
+    /// Requested fill, until the partition starts over.
     fill: Option<Fill>,
-    /// The bounds of the last replay that was begun.
+    /// Bounds of the last replay that was begun.
     replayed: Option<(u64, u64)>,
-    /// When the partition was assigned, on the boot clock.
+    /// Time at which the partition was assigned, on the boot clock.
     assigned: Duration,
-    /// When the last insert that got no clear answer was given up, on the boot clock.
+    /// Time at which the member gave up the last insert without a clear answer, on the boot clock.
     unanswered: Duration,
-    /// The batch whose insert was refused for its size last, and how often.
+    /// Batch whose insert was refused for its size last, and number of refusals.
     too_large: Option<(OffsetRange, u32)>,
     drain: watch::Receiver<Drain>,
     gate: CommitGate,
-    /// The dead letters of the last batch that had any.
+    /// Dead letters of the last batch that had any.
     letters: Option<Letters>,
-    /// Refused for good while the partition is being given up: no further attempt is made.
+    /// True if a step was refused permanently while the partition is being given up. Then no further attempt is made.
     refused: bool,
 }
 
@@ -114,7 +114,7 @@ impl Drop for Partition {
 }
 
 impl Partition {
-    /// The task of a partition that was just assigned.
+    /// Returns the task of a partition that was just assigned.
     pub fn new(shared: Arc<Shared>, number: i32, drain: watch::Receiver<Drain>, gate: CommitGate) -> Partition {
         let source = Source {
             cluster: shared.cluster_id.clone(),
@@ -171,7 +171,7 @@ impl Partition {
             Action::Fill { from, until, records_max } => self.fill(from, until, records_max).await,
             Action::AwaitBatch => self.await_batch().await,
             Action::TakeBatch => self.take_batch(),
-            // Nobody knows of the batch yet, and the next owner may cut it otherwise.
+            // Nobody knows of the batch yet, and the next owner may end it at another offset.
             Action::Commit { announces: true, .. } if *self.drain.borrow() == Drain::Abandon => Outcome::Drained,
             Action::Commit { expected, wanted, .. } => self.commit(expected, wanted).await,
             Action::Insert { range, insert, attempt } => self.insert(range, insert, attempt).await,
@@ -208,7 +208,8 @@ impl Partition {
         }
     }
 
-    /// What Kafka says, and the topic id in the `source` of the partition's rows: without a committed offset the tables are asked for it.
+    /// Returns the state in Kafka, and the topic id in the `source` of the partition's rows. Without a committed offset it reads
+    /// the id from the tables.
     async fn with_rows(&self, view: KafkaResult<LogView>) -> Result<(LogView, String), String> {
         let mut view = view.map_err(|error| kafka::describe_error(&error))?;
         if view.committed.is_none() {
@@ -225,7 +226,7 @@ impl Partition {
         Ok((view, id))
     }
 
-    /// All looks together last for a session: a broker needs no longer to learn that it leads no more.
+    /// All looks together last for a session. No broker needs longer to learn that it is no longer the leader.
     async fn look_again(&mut self, reason: &StopReason) -> Outcome {
         self.note_failure(LOOK_AGAIN, reason);
         let pause = self.shared.session_timeout / LOOKS_MAX;
@@ -271,8 +272,9 @@ impl Partition {
         }
     }
 
-    /// Waits until no insert of an earlier owner, and none of our own that got no answer, can arrive any more: its lease has ended, and ClickHouse
-    /// has given up what it had begun to send. `false`: the partition is being revoked before that.
+    /// Waits until no insert of an earlier owner, and no own insert without an answer, can arrive any more. The lease must have
+    /// ended, and ClickHouse must have given up the inserts whose sending had begun. Returns `false` if the partition is being
+    /// revoked before that.
     async fn await_quiet(&mut self) -> bool {
         let sent = self.unanswered.max(self.assigned + self.shared.session_timeout);
         let quiet_at = sent + self.shared.sink.insert_timeout() + RECEIVE_TIMEOUT;
@@ -286,7 +288,8 @@ impl Partition {
         !self.is_draining()
     }
 
-    /// Pauses before the next look for the rows of an acknowledged insert: half a second, one, two. `false`: the partition is being revoked.
+    /// Pauses before the next look for the rows of an acknowledged insert: half a second, one, two. Returns `false` if the
+    /// partition is being revoked.
     async fn await_shown(&mut self, range: OffsetRange, look: u32) -> bool {
         let error = format!("ClickHouse has acknowledged an insert of batch {range} and does not show its rows");
         self.note_failure(SHOWN, &error);
@@ -321,7 +324,7 @@ impl Partition {
         let number = self.source.partition;
         let windows = Arc::clone(&self.shared.windows);
         let Some(fill) = self.fill else { return Outcome::PositionLost };
-        // Where the log ended before the end of a replay, and until when that is waited for.
+        // Offset at which the log ended before the end of a replay, and deadline of the wait for more.
         let mut short: Option<(u64, Instant)> = None;
         loop {
             let ages = self.shared.flush_ages();
@@ -382,7 +385,7 @@ impl Partition {
         Outcome::Batch(frozen)
     }
 
-    /// Everything of the first batch is in ClickHouse.
+    /// Notes that everything of the first batch is in ClickHouse.
     fn note_applied(&self) {
         let Some((held, _)) = self.batches.front() else { return };
         let now_ms = unix_ms();
@@ -406,12 +409,12 @@ impl Partition {
                     return Ok(None);
                 }
                 let sent = boot_time();
-                // A process that was stopped since it asked may have been overtaken since.
+                // A process that was stopped after its request may have been overtaken since.
                 if sent.saturating_sub(begun) > within {
                     return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut));
                 }
-                // Once its session has ended librdkafka commits without a member id and generation: that is accepted for a
-                // group that has no members, and ends a static member for good.
+                // Once its session has ended, librdkafka commits without a member id and generation. A group without members
+                // accepts that, and it ends a static member permanently.
                 if consumer.assignment_lost() {
                     return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::AssignmentLost));
                 }
@@ -419,7 +422,7 @@ impl Partition {
                 Ok(Some(sent))
             })
         });
-        // The call itself may wait for a coordinator for long; whether it went through is then found by comparing.
+        // The call itself may wait for a coordinator for a long time. A comparison then shows if it succeeded.
         let outcome = tokio::time::timeout(within * 2, attempt).await;
         histogram!(COMMIT_SECONDS).record(started.elapsed());
         match outcome {
@@ -463,7 +466,8 @@ impl Partition {
         self.note_oldest();
     }
 
-    /// The partition starts over: its records are read again. Until it is known from where, none are wanted.
+    /// Drops everything: the partition starts over and its records are read again. Until the new start is known, it wants no
+    /// records.
     fn drop_all(&mut self) {
         self.batches.clear();
         self.letters = None;
@@ -474,7 +478,7 @@ impl Partition {
         }
     }
 
-    /// Tells the gauges how old the oldest frozen record is.
+    /// Sets the gauges to the age of the oldest frozen record.
     fn note_oldest(&self) {
         let first = self.batches.front().and_then(|(held, _)| held.batch.arrivals().first());
         match first {
@@ -484,7 +488,7 @@ impl Partition {
     }
 
     async fn insert(&mut self, range: OffsetRange, insert: Insert, attempt: u32) -> Outcome {
-        // Before the lease is looked at, as this may take long: letters are harmless whoever sends them.
+        // The letters come before the check of the lease, as this may take long. Letters do no harm from any sender.
         if insert.table == Table::Rejected && !self.deliver_dead_letters(range).await {
             return Outcome::InsertUnknown;
         }
@@ -533,8 +537,9 @@ impl Partition {
         self.batches.iter().map(|(held, _)| held).find(|held| held.batch.range() == range)
     }
 
-    /// Delivers a batch's dead letters where there is a topic for them; once, however often its rows are inserted. They go before
-    /// the rows: then whatever shows the rows applied shows the letters delivered, and no lost offset can lose one.
+    /// Delivers a batch's dead letters if there is a topic for them. It delivers them once, even if the rows are inserted several
+    /// times. They come before the rows. Then a proof that the rows are applied also proves that the letters were delivered, and
+    /// no lost offset can lose one.
     async fn deliver_dead_letters(&mut self, range: OffsetRange) -> bool {
         let shared = Arc::clone(&self.shared);
         let known = self.letters.take().filter(|letters| letters.range() == range);
@@ -565,14 +570,14 @@ impl Partition {
         *self.drain.borrow() != Drain::No
     }
 
-    /// A step is done: what kept it from that is over. Another step's success proves nothing of it.
+    /// Notes that a step is done, so its failures are over. The success of one step proves nothing about another.
     fn succeeded(&mut self, step: &'static str) {
         if self.backoffs.remove(step).is_some() {
             self.shared.health.clear(&self.cause(step));
         }
     }
 
-    /// A step has failed. Who gives the partition up does not wait for what is refused for good.
+    /// Notes that a step has failed. A partition that is being given up does not wait for a step that is refused permanently.
     async fn refused(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync), for_good: bool) {
         if !for_good || !self.is_draining() {
             return self.failed(step, error).await;
@@ -588,7 +593,7 @@ impl Partition {
     async fn failed(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
         self.note_failure(step, error);
         let Some(backoff) = self.backoffs.get_mut(step) else { return };
-        // Who gives the partition up does not wait for it.
+        // A partition that is being given up does not wait for it.
         tokio::select! {
             () = backoff.wait() => {}
             _ = self.drain.changed() => {}
@@ -602,12 +607,12 @@ impl Partition {
         self.backoffs.entry(step).or_insert_with(|| Backoff::new(&self.shared.retry));
     }
 
-    /// What keeps a step of this partition from being done, at `/readyz`.
+    /// Returns the name of the cause at `/readyz` that keeps a step of this partition from being done.
     fn cause(&self, step: &str) -> String {
         format!("partition {}, {step}", self.source.partition)
     }
 
-    /// All that was tried again is done, or is for the next owner to try.
+    /// Forgets all failures: the steps are done now, or the next owner has to try them.
     fn forget_failures(&mut self) {
         for step in std::mem::take(&mut self.backoffs).into_keys() {
             self.shared.health.clear(&self.cause(step));
@@ -615,7 +620,7 @@ impl Partition {
     }
 }
 
-/// A replay of which so many records took so many bytes.
+/// Returns the outcome of a replay of which `records` records took `bytes` bytes.
 fn too_large(fill: Fill, records: u64, bytes: usize) -> Outcome {
     let offsets = fill.until.unwrap_or(fill.from).saturating_sub(fill.from);
     let whole = u128::from(offsets) * bytes as u128 / u128::from(records.max(1));

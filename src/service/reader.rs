@@ -1,8 +1,8 @@
 //! The reader: one thread that polls Kafka, decodes, and appends to the live windows.
 //!
-//! It is the only one that polls and the only one that seeks, so a record polled before a seek can never reach the window
-//! that is made after it. Must never wait for ClickHouse: a partition for which there is no memory pauses, and polling goes on.
-//! [`Intake`] decides who pauses and which fill begins.
+//! Only this thread polls and seeks. So a record polled before a seek can never reach the window that is made after it. Must
+//! never wait for ClickHouse: a partition for which there is no memory pauses, and polling continues. [`Intake`] decides which
+//! partition pauses and which fill begins.
 
 use super::gaps::Gaps;
 use super::memory::Memory;
@@ -28,99 +28,99 @@ use tallyhouse_core::window::Record;
 use tallyhouse_core::window::intake::{Fill, Intake, Verdict};
 use tokio::sync::{Notify, oneshot};
 
-/// Longest wait for a record; also how late a command may be looked at.
+/// Longest wait for a record; also the longest delay of a command.
 const POLL_WAIT: Duration = Duration::from_millis(20);
-/// Records between two looks at commands and memory.
+/// Number of records between two checks of commands and memory.
 const RECORDS_PER_TURN: usize = 1_000;
-/// What to do about a batch that cannot be read.
+/// Remedy for a batch that cannot be read.
 const REMEDY: &str = "`tallyhouse explain rejects` says what to do, under \"Batches that cannot be read\"";
-/// The oldest replay may take no record for so long while others wait for its permit.
+/// Time for which the oldest replay may take no record while others wait for its permit.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(5);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time that waking fetchers may keep the reader from polling.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
-/// The cause at `/readyz` of what Kafka refuses.
+/// Name of the cause at `/readyz` for refusals by Kafka.
 const ACCESS: &str = "access";
 
-/// What the tasks ask of the reader.
+/// The requests of the tasks to the reader.
 pub enum Command {
-    /// Drop the partition's window; as soon as there is room seek, make a window there, and resume.
+    /// Drop the partition's window. As soon as there is room, seek, make a window there, and resume.
     Fill {
-        /// From where to where.
+        /// Fill with its first offset and its end.
         fill: Fill,
-        /// Notified when there is something to look at.
+        /// Notified when there is a change.
         wake: Arc<Notify>,
     },
     /// Pause a partition that stopped or starts over.
     Pause(i32),
     /// The partition was revoked.
     Forget(i32),
-    /// Take no more records; answered when the last one is in.
+    /// Take no more records. The reader answers when the last one is in.
     Quiesce(oneshot::Sender<()>),
     /// Leave the group and end.
     End,
 }
 
-/// What was consumed since the start, for the summary.
+/// The number of records consumed since the start, for the summary.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Records taken.
+    /// Number of records taken.
     pub consumed: AtomicU64,
-    /// Records that were no events.
+    /// Number of records that were no events.
     pub rejected: AtomicU64,
 }
 
-/// The reader.
+/// The state of the reader thread, and the objects that it shares with the tasks.
 pub struct Reader {
-    /// What it has fetched.
+    /// Queue of fetched records.
     pub fetched: FetchQueue,
-    /// The consumer; dropped, and so closed, on this thread.
+    /// Consumer. It is dropped, and so closed, on this thread.
     pub consumer: Arc<Consumer>,
-    /// The event topic.
+    /// Name of the event topic.
     pub topic: String,
-    /// Where records go.
+    /// Windows that take the records.
     pub windows: Arc<Windows>,
-    /// What all windows and batches hold.
+    /// Count of the bytes that all windows and batches hold.
     pub memory: Arc<Memory>,
-    /// What decides who reads.
+    /// Decisions about the partitions that read.
     pub intake: Intake,
-    /// Where the pulse and refusals show.
+    /// Health, which shows the pulse and refusals.
     pub health: Arc<Health>,
-    /// How event times are judged.
+    /// Bounds for the times of events.
     pub bounds: TimeBounds,
-    /// What a refusal is told with.
+    /// Configuration, for the texts of refusals.
     pub config: Config,
-    /// Where it says what it passes over.
+    /// Receiver of the offsets that the reader passes over.
     pub gaps: Gaps,
-    /// What the tasks ask for.
+    /// Requests of the tasks.
     pub commands: Receiver<Command>,
-    /// What was consumed.
+    /// Number of consumed records.
     pub tally: Arc<Tally>,
 }
 
 struct PollState {
     intake: Intake,
-    /// Partitions that pause for want of memory.
+    /// Partitions that pause because there is no memory.
     paused: BTreeSet<i32>,
-    /// Partitions whose position librdkafka has lost: it seeks them no more.
+    /// Partitions whose position librdkafka has lost: it no longer seeks them.
     lost: BTreeSet<i32>,
-    /// The oldest replay's number and next offset, and the time since which it stands there.
+    /// Number and next offset of the oldest replay, and the time since which it stands there.
     replay: Option<(u64, u64, Instant)>,
-    /// What has to be done before the next record is taken.
+    /// Verdict to carry out before the next record is taken.
     verdict: Option<(i32, Verdict)>,
-    /// Whom to notify of each partition that was asked for.
+    /// Notifier of each requested partition's task.
     wakes: BTreeMap<i32, Arc<Notify>>,
     quiet: bool,
     ended: bool,
     rejoin: bool,
-    /// Kafka has refused us, and given nothing since.
+    /// True if Kafka has refused this member, and given nothing since.
     refused: bool,
     consumed: u64,
     decoded: u64,
     unknown_fields: u64,
     /// Time without a record to take, in this state.
     waited: Duration,
-    /// Time that was not waited, in all turns.
+    /// Time that was not spent waiting, in all turns.
     busy: Duration,
 }
 
@@ -145,7 +145,7 @@ impl PollState {
         }
     }
 
-    /// Nobody wants the partition's fill any more.
+    /// Forgets a partition's fill, because nobody wants it any more.
     fn forget(&mut self, partition: i32) {
         self.intake.forget(partition);
         self.paused.remove(&partition);
@@ -154,13 +154,14 @@ impl PollState {
 }
 
 impl Reader {
-    /// Polls until told to end, then leaves the group. Gives the reason if Kafka ended it: an error that librdkafka calls fatal
-    /// (a static member that was fenced, a group protocol that the broker does not speak) is never over.
+    /// Polls until the command to end comes, then leaves the group. If Kafka ended it, this returns the reason. An error that
+    /// librdkafka calls fatal never ends (a static member that was fenced, a group protocol that the broker does not speak).
     pub fn run(self) -> Option<String> {
         let mut state = PollState::new(self.intake.clone());
         while !state.ended {
             let begun = Instant::now();
-            // Rebalances and what else concerns the client, and never a record: of a partition that was not taken over none is wanted.
+            // `poll` returns rebalances and other events of the client, and never a record: nobody wants records of a partition
+            // that was not taken over.
             while let Some(polled) = self.consumer.poll(Duration::ZERO) {
                 if let Err(error) = polled {
                     self.on_error(&error, &mut state);
@@ -196,8 +197,8 @@ impl Reader {
         None
     }
 
-    /// Takes the next record, and waits for it a little; tells whether there was one. In a backlog there always is, and not to wait needs
-    /// no look at the clock.
+    /// Takes the next record, and waits for it a little. True if there was one. In a backlog there always is one. Without a wait,
+    /// it needs no reading of the clock.
     fn take_records(&self, state: &mut PollState) -> bool {
         let mut visit = |partition, fetch: Fetch<'_>| match fetch {
             Fetch::Record(record) => self.take(partition, &record, state),
@@ -251,13 +252,13 @@ impl Reader {
 
     fn on_error(&self, error: &KafkaError, state: &mut PollState) {
         match error {
-            // Told in words through `Context::unreadable`.
+            // `Context::unreadable` reports it in words.
             error if is_unreadable(error) => {}
             error => {
                 tracing::warn!("consuming: {error}");
                 let trouble = self.consumer.context().take_errors();
                 let refusal = Refusal::from_error(error).or(trouble.refusal);
-                // Once, as finding the words can take a second.
+                // The text is made only once, as this can take a second.
                 if let Some(refusal) = refusal.filter(|_| !state.refused) {
                     let told = refusal.describe(&self.config);
                     tracing::error!("{told}");
@@ -268,7 +269,7 @@ impl Reader {
         }
     }
 
-    /// Kafka gives us something: whatever right was missing is there again.
+    /// Notes that Kafka has given something. So a missing right is there again.
     fn clear_access_error(&self, state: &mut PollState) {
         if std::mem::take(&mut state.refused) {
             self.health.clear(ACCESS);
@@ -289,7 +290,7 @@ impl Reader {
         self.memory.report();
     }
 
-    /// Does what memory asks for after a record.
+    /// Carries out the verdict on memory after a record.
     fn carry_out(&self, state: &mut PollState) {
         let Some((partition, verdict)) = state.verdict.take() else { return };
         self.set_paused(true, &[partition]);
@@ -322,7 +323,7 @@ impl Reader {
         gauge!(PAUSED).set(state.paused.len() as f64);
     }
 
-    /// Lets partitions go on for which there is memory again.
+    /// Resumes partitions for which there is memory again.
     fn resume(&self, state: &mut PollState) {
         if state.paused.is_empty() {
             return;
@@ -347,7 +348,7 @@ impl Reader {
         gauge!(PAUSED).set(state.paused.len() as f64);
     }
 
-    /// Gives the permit of the oldest replay to another one, if it gets on no more: its broker may be away for long.
+    /// Gives the permit of the oldest replay to another one if it makes no progress. Its broker may be away for a long time.
     fn watch_replay(&self, state: &mut PollState) {
         let Some(fill) = state.intake.replays().first().copied() else { return };
         let next = self.windows.next(fill.partition).unwrap_or(fill.from);
@@ -370,7 +371,7 @@ impl Reader {
         let mut again = Vec::new();
         while let Some(fill) = state.intake.begin() {
             let partition = fill.partition;
-            // A task that has gone meanwhile holds the other half of `wake` no more.
+            // If the task has ended meanwhile, it no longer holds the other half of `wake`.
             let wake = state.wakes.get(&partition).filter(|wake| Arc::strong_count(wake) > 1).cloned();
             let Some(wake) = wake else {
                 state.forget(partition);
@@ -381,7 +382,7 @@ impl Reader {
                     Ok(true) => {
                         state.lost.remove(&partition);
                     }
-                    // Everything is assigned anew.
+                    // All partitions are assigned again.
                     Ok(false) => {
                         state.rejoin = true;
                         state.forget(partition);
@@ -396,7 +397,7 @@ impl Reader {
                     self.set_paused(false, &[partition]);
                 }
                 Err(error) => {
-                    // Right after an assignment the fetcher may not be started yet: the next turn tries again.
+                    // Right after an assignment librdkafka may not have started the fetcher yet. The next turn tries again.
                     tracing::debug!(partition, from = fill.from, "seek is not possible yet: {error}");
                     again.push(fill);
                 }
@@ -478,9 +479,9 @@ impl Reader {
         }
     }
 
-    /// librdkafka's fetcher of a broker sleeps for up to a second (`rd_kafka_max_block_ms`) while all its partitions are paused,
-    /// and nobody tells it of a resumption. Any request to the broker wakes it; the answer does not matter, but without one
-    /// there is nothing to hurry for.
+    /// Wakes librdkafka's fetchers. A broker's fetcher sleeps for up to a second (`rd_kafka_max_block_ms`) while all its
+    /// partitions are paused, and nobody notifies it of a resumption. Any request to the broker wakes it. The answer does not
+    /// matter, but without one there is nothing to hurry for.
     fn wake_fetchers(&self, partitions: &[i32]) {
         let begun = Instant::now();
         for &partition in partitions {

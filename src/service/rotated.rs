@@ -1,7 +1,8 @@
-//! Finds out that passwords, certificates or keys were changed since the start while this member is not ready.
+//! Detects that passwords, certificates or keys were changed since the start while this member is not ready.
 //!
-//! Both clients keep what they were made with, so after a rotation a member would be refused for ever. It ends instead, in order, and the
-//! supervisor starts it with what is in the files now. Must never end a member that counts: what it has is still accepted.
+//! Both clients keep the credentials with which they were made. So after a rotation the servers would refuse a member forever. It
+//! ends in order, and the supervisor starts it with the present content of the files. Must never end a member that counts: its
+//! credentials are still accepted.
 
 use crate::config::Config;
 use crate::service::health::Health;
@@ -9,15 +10,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Reads the configuration again, with the same sources and what is in the files now. `None` where it is not valid now.
+/// Reads the configuration again, from the same sources and the present content of the files. `None` if it is not valid now.
 pub type Reload = Arc<dyn Fn() -> Option<Config> + Send + Sync>;
 
-/// A member that is not ready looks so often.
+/// Interval at which a member that is not ready looks.
 pub const INTERVAL: Duration = Duration::from_secs(5);
-/// So many looks in a row must find it: files of one rotation are not written in one moment.
+/// Number of looks in a row that must find it. The files of one rotation are not written in one moment.
 const LOOKS: u32 = 2;
 
-/// The credentials of this member: each key, with a hash of its value or of its file.
+/// Credentials of this member: each key, with a hash of its value or of its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials(Vec<(&'static str, u64)>);
 
@@ -42,7 +43,7 @@ impl Credentials {
         ])
     }
 
-    /// The keys whose values are others now.
+    /// Returns the keys whose values have changed.
     fn changed(&self, now: &Credentials) -> Vec<&'static str> {
         let pairs = self.0.iter().zip(&now.0);
         pairs.filter(|(then, now)| then != now).map(|((key, _), _)| *key).collect()
@@ -55,7 +56,7 @@ fn hash(value: impl Hash) -> u64 {
     hasher.finish()
 }
 
-/// Gives the keys that were changed, once they were and the member is not ready; until then it goes on looking.
+/// Returns the changed keys, once some have changed and the member is not ready. Until then it continues to look.
 pub async fn found(started_with: &Credentials, health: &Health, reload: &Reload, interval: Duration) -> String {
     let mut looks = 0;
     loop {
@@ -91,7 +92,8 @@ mod tests {
         config::load(&Sources { file, env, ..Sources::default() }).unwrap().config
     }
 
-    /// Only what a member that is not ready logs in with ends it, and its names are told, not its values.
+    /// A rotation ends the member only if it is not ready and logs in with the changed keys. The message has the names of the
+    /// keys, not the values.
     #[tokio::test]
     async fn a_rotation_ends_a_member_that_is_not_ready() {
         let folder = tempfile::tempdir().unwrap();
@@ -104,7 +106,7 @@ mod tests {
         let reload: Reload = Arc::new(move || Some(configured(&at)));
         let health = Health::default();
         let found = || found(&started_with, &health, &reload, Duration::from_millis(1));
-        // As many looks as fit into a moment.
+        // It is the number of looks that fit into a moment.
         let found_at_once = || tokio::time::timeout(Duration::from_millis(100), found());
         health.set("clickhouse", "does not answer");
         assert!(found_at_once().await.is_err(), "nothing was changed");

@@ -1,6 +1,6 @@
-//! The start: waiting for the servers, and what they have to tell before anything is consumed.
+//! The start: it waits for the servers, and checks them before anything is consumed.
 //!
-//! Must never wait for what waiting does not mend: that ends the service with one message.
+//! Must never wait for a fault that waiting does not fix: that ends the service with one message.
 
 use super::{ANSWER_TIMEOUT, RunError};
 use crate::clickhouse::client::Client;
@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 /// Kafka's default of `group.consumer.heartbeat.interval.ms`.
 const HEARTBEAT_MS: u64 = 5_000;
 
-/// Waits until ClickHouse answers, and checks the way to it, this user's settings and the schema; `false` when told to stop meanwhile.
+/// Waits until ClickHouse answers, and checks the way to it, this user's settings and the schema. Returns `false` if it is
+/// stopped meanwhile.
 pub(super) async fn await_schema(
     client: &Client,
     config: &Config,
@@ -52,11 +53,11 @@ pub(super) async fn await_schema(
     }
 }
 
-/// Statements have to arrive whole before any answer is believed.
+/// Statements have to arrive whole before the service believes any answer.
 async fn fit(schema: &Schema, client: &Client) -> Result<(), SchemaProblem> {
     client.prove().await.map_err(SchemaProblem::ClickHouse)?;
     schema.check(client).await?;
-    // Where that cannot be told now, a row that is not shown stops its partition.
+    // If this cannot be checked now, a row that is not shown stops its partition.
     let seen = sight::of_tables(client).await.unwrap_or_default();
     match sight::problem(&seen) {
         Some(problem) => Err(SchemaProblem::ClickHouse(client.unfit(&problem))),
@@ -64,7 +65,7 @@ async fn fit(schema: &Schema, client: &Client) -> Result<(), SchemaProblem> {
     }
 }
 
-/// Waits until Kafka answers and the topic exists; gives the cluster's id, or `None` when told to stop meanwhile.
+/// Waits until Kafka answers and the topic exists. Returns the cluster's id, or `None` if it is stopped meanwhile.
 pub(super) async fn await_topic(
     consumer: &Arc<Consumer>,
     config: &Config,
@@ -79,7 +80,7 @@ pub(super) async fn await_topic(
         let error = match answer.unwrap_or(Err(KafkaError::Canceled)) {
             Ok(cluster_id) => {
                 health.clear("kafka");
-                // What a broker said while another answered is no reason for what comes later.
+                // An error from one broker while another answered is no reason for later failures.
                 consumer.context().take_errors();
                 return Ok(Some(cluster_id));
             }
@@ -107,8 +108,8 @@ pub(super) async fn await_topic(
     }
 }
 
-/// Whether this client may do what it is about to. Where Kafka does not tell, or cannot now, the service goes on: what it then may
-/// not do shows at `/readyz`. So does what is seen to keep it out of the group for now.
+/// Checks the rights of this client for its next requests. If Kafka does not report them, or cannot now, the service continues.
+/// `/readyz` then shows a missing right. It also shows a cause that keeps the member out of the group for now.
 pub(super) async fn see_group(consumer: &Arc<Consumer>, config: &Config, health: &Health) -> Result<(), RunError> {
     let (asked, cloned) = (Arc::clone(consumer), config.clone());
     let seen = tokio::task::spawn_blocking(move || {
@@ -144,9 +145,9 @@ async fn describe(refusal: Refusal, config: &Config) -> RunError {
     RunError::Kafka(told.await.unwrap_or_else(|error| error.to_string()))
 }
 
-/// The time for which the group counts a member after its commit was accepted: the lease rests on it. In the classic protocol a
-/// commit begins the session anew. In the consumer protocol only heartbeats do, and the last one may be an interval older than the
-/// commit; there the broker decides on both times, so it is asked.
+/// Returns the time for which the group counts a member after its commit was accepted. The lease depends on it. In the classic
+/// protocol a commit begins the session again. In the consumer protocol only heartbeats do. The last one may be an interval older
+/// than the commit. There the broker decides both times, so this asks the broker.
 pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config) -> u64 {
     let configured_ms = config.kafka.session_timeout_ms;
     if config.kafka.group_protocol == GroupProtocol::Classic {
@@ -175,8 +176,8 @@ pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config
     }
 }
 
-/// The rest of a session that is certain when a commit is accepted. A heartbeat interval above half of the session would be a mistake of
-/// the broker's settings.
+/// Returns the part of a session that certainly remains when a commit is accepted. A heartbeat interval above half of the session
+/// would be a mistake in the broker's settings.
 fn session_after_commit_ms(timeout_ms: u64, heartbeat_ms: u64) -> u64 {
     timeout_ms - heartbeat_ms.min(timeout_ms / 2)
 }

@@ -1,7 +1,9 @@
-//! The live windows of the partitions that are ours: the reader writes, the partitions' tasks take, the HTTP endpoint reads.
+//! The live windows of this member's partitions. The reader writes them, the partitions' tasks take them, the HTTP endpoint reads
+//! them.
 //!
-//! A record for a partition without a live window is dropped, and that is safe: the window is made after the seek to where it
-//! starts. What a window takes and when it is whole is decided by [`Buffer`]. Must never hold a map entry while freezing or waiting.
+//! A record for a partition without a live window is dropped. That is safe: the window is made after the seek to its start.
+//! [`Buffer`] decides the records that a window takes, and the moment when it is whole. Must never hold a map entry while
+//! freezing or waiting.
 
 use super::memory::{Account, Memory};
 use crate::platform::metrics::WINDOW_SECONDS;
@@ -21,28 +23,28 @@ use tallyhouse_core::window::intake::Fill;
 use tallyhouse_core::window::{Limits, Record};
 use tokio::sync::Notify;
 
-/// A window with many records does not wait for its age once the log has had no more for so long: a burst is over, or what
-/// had piled up is read, and a batch of this size is worth its parts.
+/// Time without new records after which a window with many records does not wait for its age. Either a burst is over, or a
+/// backlog is read. A batch of this size is worth its parts.
 const IDLE: Duration = Duration::from_millis(500);
 const IDLE_RECORDS_MIN: u64 = 1_000;
 
-/// When it is a partition's turn, where the pace decides and not the age. All windows open at once when a member starts; flushed
-/// a period later, all at once again, they would keep each other waiting (64 partitions on two cores: up to 4 s of 12).
+/// The turn of a partition, if the pace decides and not the age. All windows open at once when a member starts. If they were all
+/// flushed a period later at once, they would delay each other. (Measured with 64 partitions on two cores: up to 4 s of 12.)
 #[derive(Clone, Copy, Debug)]
 struct FlushSlot {
-    /// What the turns of all partitions count from.
+    /// Time from which the turns of all partitions count.
     origin: Instant,
-    /// Where in a period this partition's turn is, from 0 to 1.
+    /// Position of this partition's turn in a period, from 0 to 1.
     share: f64,
 }
 
 impl FlushSlot {
     fn new(origin: Instant, partition: i32) -> FlushSlot {
-        // Multiples of the golden ratio lie evenly between two whole numbers, whichever partitions are ours.
+        // Multiples of the golden ratio lie evenly between two whole numbers, for any set of partitions.
         FlushSlot { origin, share: (f64::from(partition) * GOLDEN_RATIO).fract() }
     }
 
-    /// The first turn after an instant, at most a period later.
+    /// Returns the first turn after an instant, at most a period later.
     fn after(self, instant: Instant, period: Duration) -> Instant {
         let first = self.origin + period.mul_f64(self.share);
         match instant.checked_duration_since(first) {
@@ -55,25 +57,25 @@ impl FlushSlot {
 struct Live {
     slot: FlushSlot,
     buffer: Buffer,
-    /// When the window took its first record, or passed its first offset.
+    /// Time at which the window took its first record, or passed its first offset.
     opened: Option<Instant>,
-    /// When the reader came to the log's end, if nothing came after that.
+    /// Time at which the reader came to the log's end, if nothing came after that.
     caught_up: Option<Instant>,
-    /// The reader has paused the partition for want of memory: what it has is due.
+    /// True if the reader has paused the partition because there is no memory. Then its records are due.
     paused: bool,
     account: Arc<Account>,
     wake: Arc<Notify>,
 }
 
 impl Live {
-    /// Something came; before it the window may have been empty.
+    /// Notes that something came. Before it, the window may have been empty.
     fn note_opened(&mut self) {
         if self.opened.is_none() && self.buffer.window().has_offsets() {
             self.opened = Some(Instant::now());
         }
     }
 
-    /// A window was closed.
+    /// Notes that a window was closed.
     fn note_closed(&mut self) {
         if let Some(opened) = self.opened.take() {
             histogram!(WINDOW_SECONDS).record(opened.elapsed());
@@ -81,7 +83,7 @@ impl Live {
         self.wake.notify_one();
     }
 
-    /// When the window becomes due; `None` while it is empty or replaying.
+    /// Returns the time at which the window becomes due; `None` while it is empty or replaying.
     fn due_at(&self, ages: Ages) -> Option<Instant> {
         let opened = self.opened.filter(|_| self.buffer.until().is_none())?;
         let idle = self.caught_up.filter(|_| self.buffer.window().records() >= IDLE_RECORDS_MIN);
@@ -91,9 +93,9 @@ impl Live {
     }
 }
 
-/// A batch with its share of the memory, given back when it is dropped.
+/// A batch with its share of the memory, which is given back when the batch is dropped.
 pub struct ReservedBatch {
-    /// The batch.
+    /// Frozen batch.
     pub batch: Batch,
     account: Arc<Account>,
 }
@@ -104,45 +106,45 @@ impl Drop for ReservedBatch {
     }
 }
 
-/// What a record did to its partition.
+/// The effect of a record on its partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Taken {
-    /// Bytes that the partition holds now.
+    /// Number of bytes that the partition holds now.
     pub held: usize,
-    /// Bytes that all partitions hold now.
+    /// Number of bytes that all partitions hold now.
     pub used: usize,
-    /// Offsets before it that had no record.
+    /// Offsets before the record that had no record.
     pub passed_over: Option<OffsetRange>,
-    /// The number of a fill whose replay is whole now.
+    /// Number of a fill whose replay is whole now.
     pub whole: Option<u64>,
 }
 
 /// The ages at which a window is due.
 #[derive(Clone, Copy, Debug)]
 pub struct Ages {
-    /// In any case.
+    /// Age at which a window is due in any case.
     pub most: Duration,
-    /// At the earliest, when the log has no more for now.
+    /// Least age at which a window is due when the log has no more for now.
     pub idle: Duration,
 }
 
 impl Ages {
-    /// Whether the pace decides: there are so many partitions that they have to take turns.
+    /// True if the pace decides: there are so many partitions that they have to take turns.
     fn is_paced(self) -> bool {
         self.idle >= self.most
     }
 }
 
-/// Which window is taken.
+/// The windows that may be taken.
 #[derive(Clone, Copy, Debug)]
 pub enum Due {
-    /// One that is old enough.
+    /// A window that is old enough.
     Aged(Ages),
-    /// Any that is not empty.
+    /// Any window that is not empty.
     Now,
 }
 
-/// One window, for people.
+/// The state of one window, for people.
 #[derive(Debug, Serialize)]
 pub struct WindowSnapshot {
     start: u64,
@@ -154,7 +156,7 @@ pub struct WindowSnapshot {
     events: BTreeMap<&'static str, u64>,
 }
 
-/// The windows.
+/// The live windows, by partition.
 pub struct Windows {
     live: DashMap<i32, Live>,
     origin: Instant,
@@ -163,12 +165,12 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// No windows yet.
+    /// Creates the map without windows.
     pub fn new(limits: Limits, memory: Arc<Memory>) -> Windows {
         Windows { live: DashMap::new(), origin: Instant::now(), limits, memory }
     }
 
-    /// Starts a partition's window, in place of any it had. `wake` is notified when there is something to look at.
+    /// Starts a partition's window, in place of an earlier one. `wake` is notified of changes.
     pub fn open(&self, fill: &Fill, wake: Arc<Notify>) {
         let partition = fill.partition;
         self.close(partition);
@@ -196,7 +198,7 @@ impl Windows {
         let mut live = self.live.get_mut(&partition)?;
         let replay = live.buffer.until().map(|_| live.buffer.fill());
         let pushed = live.buffer.push(record, decoded, &self.limits);
-        // The window takes what follows. A loss would show here first.
+        // The window takes the records that follow. A loss would show here first.
         let passed_over = (pushed.passed_over > 0)
             .then(|| OffsetRange { start: record.offset - pushed.passed_over, end: record.offset });
         if pushed.closed {
@@ -208,8 +210,8 @@ impl Windows {
         Some(Taken { held, used, passed_over, whole: replay.filter(|_| pushed.closed) })
     }
 
-    /// Takes a batch if one is due of the windows of this fill. Between a request to fill and the reader's obeying it, the window of
-    /// the fill before is still live: taking from that one would announce offsets that nobody asked for.
+    /// Takes a batch if one of the windows of this fill is due. Between a request to fill and the reader's reaction, the window
+    /// of the fill before is still live. A batch from that one would announce offsets that nobody asked for.
     pub fn take(&self, partition: i32, due: Due, fill: u64) -> Option<ReservedBatch> {
         let (window, end, account) = {
             let mut live = self.live.get_mut(&partition)?;
@@ -227,12 +229,13 @@ impl Windows {
         Some(ReservedBatch { batch: Batch::freeze(window, end), account })
     }
 
-    /// When the open window of this fill becomes due; `None` while it is empty or replaying.
+    /// Returns the time at which the open window of this fill becomes due; `None` while it is empty or replaying.
     pub fn due_at(&self, partition: i32, ages: Ages, fill: u64) -> Option<Instant> {
         self.live.get(&partition).filter(|live| live.buffer.fill() == fill)?.due_at(ages)
     }
 
-    /// The reader has read all before this offset, and the log has no more. Gives the number of a fill whose replay is whole now.
+    /// Notes that the reader has read all before this offset, and that the log has no more. Returns the number of a fill whose
+    /// replay is whole now.
     pub fn reached_end(&self, partition: i32, end: u64) -> Option<u64> {
         let mut live = self.live.get_mut(&partition)?;
         let replay = live.buffer.until().map(|_| live.buffer.fill());
@@ -247,7 +250,7 @@ impl Windows {
         whole
     }
 
-    /// The reader has lost the partition's position.
+    /// Notes that the reader has lost the partition's position.
     pub fn lose_position(&self, partition: i32) {
         if let Some(mut live) = self.live.get_mut(&partition) {
             live.buffer.lose_position();
@@ -265,12 +268,12 @@ impl Windows {
         }
     }
 
-    /// Why nothing more comes of this fill, if so.
+    /// Returns the reason why nothing more comes of this fill, if there is one.
     pub fn halted(&self, partition: i32, fill: u64) -> Option<Halt> {
         self.live.get(&partition)?.buffer.halted(fill)
     }
 
-    /// The partition is paused for want of memory, or goes on.
+    /// Pauses the partition because there is no memory, or resumes it.
     pub fn set_paused(&self, partition: i32, paused: bool) {
         if let Some(mut live) = self.live.get_mut(&partition) {
             live.paused = paused;
@@ -278,27 +281,27 @@ impl Windows {
         }
     }
 
-    /// Bytes that a partition with a window holds, and all of them.
+    /// Returns the bytes that a partition with a window holds, and the bytes of all of them.
     pub fn held_bytes(&self, partition: i32) -> Option<(usize, usize)> {
         self.live.get(&partition).map(|live| live.account.held_bytes())
     }
 
-    /// The next offset of a partition.
+    /// Returns the next offset of a partition.
     pub fn next(&self, partition: i32) -> Option<u64> {
         self.live.get(&partition).map(|live| live.buffer.window().next())
     }
 
-    /// Kafka timestamp of the oldest record that was not taken yet.
+    /// Returns the Kafka timestamp of the oldest record that was not taken yet.
     pub fn oldest_ms(&self, partition: i32) -> Option<i64> {
         self.live.get(&partition)?.buffer.oldest().oldest_ms()
     }
 
-    /// The partitions that have a window.
+    /// Returns the partitions that have a window.
     pub fn partitions(&self) -> Vec<i32> {
         self.live.iter().map(|live| *live.key()).collect()
     }
 
-    /// All windows, for people.
+    /// Returns the state of all windows, for people.
     pub fn snapshot(&self) -> BTreeMap<i32, WindowSnapshot> {
         let snapshot = |live: &Live| {
             let window = live.buffer.window();
@@ -351,7 +354,7 @@ mod tests {
         assert!((Some(IDLE)..=Some(ages.idle)).contains(&due_in()), "{:?}", due_in());
     }
 
-    /// Whichever partitions a member has: no moment of a period has more than twice its share of them, and none waits longer.
+    /// For any set of partitions, no moment of a period has more than twice its share of them, and none waits longer.
     #[test]
     fn partitions_take_turns_when_the_pace_decides() {
         let (origin, period) = (Instant::now(), Duration::from_secs(8));
@@ -378,14 +381,14 @@ mod tests {
         assert!(due_in(most) < Some(most * 7 / 10), "the turn of partition 1 is 0.62 of a period after the start");
     }
 
-    /// Whatever comes and goes, what is held is what was counted.
+    /// After any sequence of records and takes, the held bytes equal the counted ones.
     #[test]
     fn memory_is_given_back() {
         let windows = windows(2);
         let start = |held: ReservedBatch| held.batch.range().start;
         windows.open(&Fill { number: 1, from: 10, ..FILL }, Arc::default());
         push(&windows, 0, 10..13);
-        // The task has asked for another fill, which the reader has not obeyed yet.
+        // The task has requested another fill, which the reader has not begun yet.
         assert!(windows.take(0, Due::Now, 2).is_none());
         let ages = Ages { most: Duration::from_secs(1), idle: Duration::ZERO };
         assert!(windows.due_at(0, ages, 2).is_none() && windows.due_at(0, ages, 1).is_some(), "nothing to wait for");

@@ -1,29 +1,29 @@
-//! The event: what one record of the stream says, borrowed from the record's own bytes.
+//! The event that one record of the stream contains. It borrows from the record's own bytes.
 
 use std::borrow::Cow;
 
-/// What happened to an email. The numbers are those of the `Enum8` in ClickHouse and never change.
+/// The action that an event reports. The numbers are those of the `Enum8` in ClickHouse and never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(i8)]
 pub enum EventType {
-    /// The mail server of the recipient took the email.
+    /// The recipient's mail server accepted the email.
     Delivered = 1,
-    /// The recipient opened it.
+    /// The recipient opened the email.
     Open = 2,
-    /// The recipient followed a link in it.
+    /// The recipient followed a link in the email.
     Click = 3,
-    /// It came back.
+    /// The email came back.
     Bounce = 4,
-    /// The recipient wants no more.
+    /// The recipient wants no more emails.
     Unsubscribe = 5,
 }
 
 impl EventType {
-    /// Every type, in the order of their numbers.
+    /// All types, in the order of their numbers.
     pub const ALL: [EventType; 5] =
         [EventType::Delivered, EventType::Open, EventType::Click, EventType::Bounce, EventType::Unsubscribe];
 
-    /// The producer's word for the type.
+    /// Returns the word that the producer writes for the type.
     pub fn name(self) -> &'static str {
         match self {
             EventType::Delivered => "delivered",
@@ -34,12 +34,12 @@ impl EventType {
         }
     }
 
-    /// The type of a producer's word; exact, lower case.
+    /// Returns the type of a producer's word, which must match exactly, in lower case.
     pub fn from_name(name: &str) -> Option<EventType> {
         Self::ALL.into_iter().find(|t| t.name() == name)
     }
 
-    /// 0..=4, for indexing counters.
+    /// Returns a number from 0 to 4, for indexing counters.
     pub fn index(self) -> usize {
         self as usize - 1
     }
@@ -48,33 +48,33 @@ impl EventType {
 /// A UUID as its 16 bytes in text order.
 pub type UuidBytes = [u8; 16];
 
-/// Seconds in a day; a day is a UTC day.
+/// Number of seconds in a UTC day.
 pub const SECONDS_PER_DAY: u32 = 86_400;
 
-/// A UTC day as days since 1970-01-01, the number ClickHouse's `Date` holds.
+/// A UTC day as the number of days since 1970-01-01, as ClickHouse's `Date` holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Day(pub u16);
 
 impl Day {
-    /// The day of a time in seconds since 1970-01-01 UTC.
+    /// Returns the day of a time in seconds since 1970-01-01 UTC.
     pub fn of(seconds: u32) -> Day {
         // u32::MAX / 86,400 = 49,710, which fits.
         Day((seconds / SECONDS_PER_DAY) as u16)
     }
 
-    /// `yyyymmdd`, ClickHouse's `toYYYYMMDD`.
+    /// Returns `yyyymmdd`, as ClickHouse's `toYYYYMMDD` does.
     pub fn yyyymmdd(self) -> u32 {
         let (year, month, day) = civil(i64::from(self.0));
         year * 10_000 + month * 100 + day
     }
 
-    /// `yyyymm`, ClickHouse's `toYYYYMM`.
+    /// Returns `yyyymm`, as ClickHouse's `toYYYYMM` does.
     pub fn yyyymm(self) -> u32 {
         self.yyyymmdd() / 100
     }
 }
 
-/// Year, month and day of a number of days since 1970-01-01, which must not be negative (Howard Hinnant,
+/// Returns year, month and day of a number of days since 1970-01-01. The number must not be negative (Howard Hinnant,
 /// "chrono-Compatible Low-Level Date Algorithms").
 fn civil(days: i64) -> (u32, u32, u32) {
     let z = days + 719_468;
@@ -92,19 +92,19 @@ fn civil(days: i64) -> (u32, u32, u32) {
 /// One email event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event<'a> {
-    /// The campaign.
+    /// Id of the campaign.
     pub campaign_id: UuidBytes,
-    /// The workspace the campaign belongs to.
+    /// Id of the workspace that the campaign belongs to.
     pub workspace_id: UuidBytes,
     /// The recipient's address, as the producer wrote it.
     pub email: Cow<'a, str>,
-    /// What happened.
+    /// Action that the event reports.
     pub event_type: EventType,
-    /// When, in whole seconds since 1970-01-01 UTC.
+    /// Time of the event, in whole seconds since 1970-01-01 UTC.
     pub event_time: u32,
-    /// The producer's own JSON text of `metadata`; empty where there is none.
+    /// JSON text of `metadata` as the producer wrote it; empty if there is none.
     pub metadata: &'a str,
-    /// How many fields the record had that are none of the six.
+    /// Number of the record's fields that are none of the six.
     pub unknown_fields: u32,
 }
 

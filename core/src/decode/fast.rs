@@ -1,24 +1,25 @@
-//! A quick reader of events as `json.dumps` writes them: the six known fields in any order, at most one space after `,` and `:`.
+//! A fast reader of events as `json.dumps` writes them: the six known fields in any order, at most one space after `,` and `:`.
 //!
-//! It only ever says "this is this event", and then exactly the one that serde_json reads. Whatever it does not know for certain (other
-//! white space, fields, number or UUID forms, anything broken) it leaves to [`crate::decode::decode_reference`], which alone may reject.
-//! It must never accept what that does not, never read anything differently, and never look beyond [`DEPTH_MAX`].
+//! It returns only events, and exactly the event that serde_json reads. It leaves everything that it does not know for certain to
+//! [`crate::decode::decode_reference`]: other white space, fields, number or UUID forms, and anything broken. Only that function
+//! may reject. It must never accept what that function does not accept, never read anything differently, and never look beyond
+//! [`DEPTH_MAX`].
 
 use crate::decode::event::{Event, EventType, UuidBytes};
 use crate::decode::time;
 use std::borrow::Cow;
 
-/// Nesting of `metadata` that is followed here; it bounds the stack.
+/// Greatest depth of `metadata` that this reader follows. It bounds the stack.
 const DEPTH_MAX: u32 = 16;
 
-/// The event that a text is, or `None` if that takes a closer look.
+/// Returns the event in a text, or `None` if only the other decoder can decide.
 pub fn read(text: &str) -> Option<Event<'_>> {
     let mut json = Json { text, bytes: text.as_bytes(), at: 0 };
     let (mut campaign_id, mut workspace_id, mut email) = (None, None, None);
     let (mut event_type, mut event_time, mut metadata) = (None, None, None);
     json.byte(b'{')?;
     loop {
-        // Each is a comparison of constant length, far cheaper than to look for the name's end.
+        // Each test is a comparison of constant length. That is far cheaper than a search for the end of the name.
         let first = if json.name(b"\"campaign_id\":") {
             campaign_id.replace(json.uuid()?).is_none()
         } else if json.name(b"\"workspace_id\":") {
@@ -54,7 +55,7 @@ pub fn read(text: &str) -> Option<Event<'_>> {
     })
 }
 
-/// A place in the text.
+/// A position in the text.
 struct Json<'a> {
     text: &'a str,
     bytes: &'a [u8],
@@ -69,7 +70,7 @@ impl<'a> Json<'a> {
 
     #[inline]
     fn takes(&mut self, byte: u8) -> bool {
-        // A branch, which is foreseen; `at` computed from the comparison would be waited for.
+        // The CPU predicts a branch. It would have to wait for an `at` that is computed from the comparison.
         if self.peek() == Some(byte) {
             self.at += 1;
             return true;
@@ -94,7 +95,7 @@ impl<'a> Json<'a> {
         self.takes_word(word).then_some(())
     }
 
-    /// A field's name with its colon.
+    /// Skips a field's name with its colon; true if it stands here.
     #[inline]
     fn name<const N: usize>(&mut self, name: &[u8; N]) -> bool {
         let found = self.takes_word(name);
@@ -120,7 +121,7 @@ impl<'a> Json<'a> {
         found
     }
 
-    /// A string without escapes.
+    /// Reads a string without escapes.
     #[inline(always)]
     fn plain_string(&mut self) -> Option<&'a str> {
         self.byte(b'"')?;
@@ -131,7 +132,7 @@ impl<'a> Json<'a> {
         self.text.get(start..end)
     }
 
-    /// A string, copied if it has escapes; what those mean, or that they mean nothing, is left to serde_json.
+    /// Reads a string, and copies it if it has escapes. serde_json alone decides the meaning of escapes, or that they have none.
     fn string(&mut self) -> Option<Cow<'a, str>> {
         let start = self.at;
         if let Some(plain) = self.plain_string() {
@@ -150,7 +151,7 @@ impl<'a> Json<'a> {
             if self.takes(b'"') {
                 return Some(());
             }
-            // Else a control character, or the text's end.
+            // Otherwise this is a control character, or the end of the text.
             self.byte(b'\\')?;
             match self.peek()? {
                 b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => self.at += 1,
@@ -168,7 +169,7 @@ impl<'a> Json<'a> {
         EventType::from_name(self.plain_string()?)
     }
 
-    /// A UUID of 36 characters, in any case.
+    /// Reads a UUID of 36 characters, in any case.
     #[inline]
     fn uuid(&mut self) -> Option<UuidBytes> {
         self.byte(b'"')?;
@@ -178,7 +179,7 @@ impl<'a> Json<'a> {
         Some(uuid.into_bytes())
     }
 
-    /// A JSON value's own text.
+    /// Returns the text of a JSON value as it stands.
     fn raw_value(&mut self) -> Option<&'a str> {
         let start = self.at;
         self.value_skipped(DEPTH_MAX)?;
@@ -197,7 +198,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// An object or an array, from its opening bracket on.
+    /// Skips an object or an array, after its opening bracket.
     fn items_skipped(&mut self, close: u8, depth: u32) -> Option<()> {
         self.at += 1;
         if self.takes(close) {
@@ -215,7 +216,7 @@ impl<'a> Json<'a> {
         }
     }
 
-    /// A number without an exponent.
+    /// Skips a number without an exponent.
     fn number_skipped(&mut self) -> Option<()> {
         self.takes(b'-');
         if !self.takes(b'0') {
@@ -224,7 +225,7 @@ impl<'a> Json<'a> {
         if self.takes(b'.') {
             self.digits_skipped()?;
         }
-        // Whatever else follows here, a second digit or an exponent among it, is no `,` and no bracket.
+        // Anything else that follows here, such as a second digit or an exponent, is no `,` and no bracket.
         Some(())
     }
 
@@ -237,7 +238,7 @@ impl<'a> Json<'a> {
     }
 }
 
-/// How many bytes come before the first `"`, `\` or control character, eight of them looked at at once.
+/// Returns the number of bytes before the first `"`, `\` or control character. It looks at eight bytes at once.
 #[inline(always)]
 fn plain_length(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 0xff;
@@ -245,7 +246,8 @@ fn plain_length(bytes: &[u8]) -> usize {
     let (eights, rest) = bytes.as_chunks::<8>();
     for (n, eight) in eights.iter().enumerate() {
         let word = u64::from_le_bytes(*eight);
-        // A byte's high bit is set where a subtraction borrows. A borrow can reach the bytes above it, so only the lowest set bit counts.
+        // The high bit of a byte is set where a subtraction borrows. A borrow can reach the bytes above it, so only the lowest
+        // set bit counts.
         let less = |word: u64, than: u64| word.wrapping_sub(ONES * than) & !word;
         let equal = |byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
         let found = (less(word, 0x20) | equal(b'"') | equal(b'\\')) & HIGH;
@@ -275,7 +277,7 @@ mod tests {
         assert_eq!(event, slowly(text), "{text}");
     }
 
-    /// As `examples/producer.py` writes them, escapes in the address and all.
+    /// The event is as `examples/producer.py` writes it, with escapes in the address.
     #[test]
     fn an_event_of_the_python_producer_is_read_here() {
         assert_quick(
@@ -381,7 +383,7 @@ mod tests {
         })
     }
 
-    /// An event's text: fields in any order, some left out, all white space.
+    /// The text of an event: fields in any order, some left out, all white space.
     fn event() -> impl Strategy<Value = String> {
         let fields = (any::<[u128; 2]>(), any::<String>(), 0usize..5, any::<u32>(), json(), any::<bool>()).prop_map(
             |([campaign, workspace], email, kind, time, metadata, upper)| {

@@ -1,9 +1,9 @@
-//! From a record's bytes to an [`Event`], or to the reason why it is none.
+//! Turns a record's bytes into an [`Event`], or into the reason why they are none.
 //!
-//! The hot path: what the producer writes is read by `fast.rs`, all else by serde_json, which also says what is wrong with it.
-//! Both borrow from the payload and allocate nothing for a well-formed event without escapes. Decoding must never
-//! panic on any bytes, never depend on the wall clock (a replay must decide as the first reading did: times are judged
-//! by the Kafka record's own timestamp), and never change a byte of `metadata`.
+//! This is the hot path. `fast.rs` reads what the producer writes. serde_json reads all else, and also finds the fault in it.
+//! Both borrow from the payload. They allocate nothing for a well-formed event without escapes. Decoding must never panic on any
+//! bytes, never depend on the wall clock, and never change a byte of `metadata`. A replay must decide as the first reading did,
+//! so times are judged by the Kafka record's own timestamp.
 
 pub mod event;
 pub mod fast;
@@ -21,7 +21,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-/// How far `event_time` may be from the Kafka record's timestamp.
+/// Greatest distances of `event_time` from the Kafka record's timestamp.
 #[derive(Clone, Copy, Debug)]
 pub struct TimeBounds {
     /// Greatest distance into the past, in seconds (`decode.past_days_max`).
@@ -30,17 +30,17 @@ pub struct TimeBounds {
     pub future_seconds_max: i64,
 }
 
-/// Timestamps that a record of Kafka can have: from 2010, before Kafka was, to the last second that ClickHouse's `DateTime` holds. One
-/// outside is not in milliseconds, or not a time.
+/// Timestamps that a record of Kafka can have: from 2010, before Kafka existed, to the last second that ClickHouse's `DateTime`
+/// holds. A timestamp outside of this range is not in milliseconds, or is not a time.
 pub const RECORD_TIMES_MS: Range<i64> = 1_262_304_000_000..4_294_967_296_000;
 
-/// Reads one record's value.
+/// Reads the value of one record.
 ///
-/// `timestamp_ms` is the Kafka record's timestamp in milliseconds since 1970-01-01 UTC; without one, any time that fits
-/// the column is taken.
+/// `timestamp_ms` is the Kafka record's timestamp in milliseconds since 1970-01-01 UTC. Without one, any time that fits the
+/// column is accepted.
 ///
 /// # Errors
-/// A [`Rejection`] with a stable reason for everything that is not an event.
+/// Returns a [`Rejection`] with a stable reason for everything that is not an event.
 pub fn decode<'a>(
     payload: Option<&'a [u8]>,
     timestamp_ms: Option<i64>,
@@ -51,10 +51,11 @@ pub fn decode<'a>(
     plausible(event, timestamp_ms, bounds)
 }
 
-/// As [`decode`], without the quick reader: what that has to agree with for any bytes, and what tests compare it to.
+/// Does the same as [`decode`], without the fast reader. The fast reader has to agree with it for any bytes. Tests compare the
+/// two.
 ///
 /// # Errors
-/// Those of [`decode`].
+/// Returns those of [`decode`].
 pub fn decode_reference<'a>(
     payload: Option<&'a [u8]>,
     timestamp_ms: Option<i64>,
@@ -84,7 +85,7 @@ fn decode_json(text: &str) -> Result<Event<'_>, Rejection> {
     event.map_err(|error| note.refused.take().unwrap_or_else(|| classify(text, &error, &note)))
 }
 
-/// What serde's errors do not carry: what a field refuses for a reason of its own, and which field was read last.
+/// Facts that serde's errors do not carry: the reason for which a field refused its value, and the field that was read last.
 #[derive(Default)]
 struct Note {
     refused: Option<Rejection>,
@@ -100,7 +101,8 @@ fn plausible<'a>(event: Event<'a>, timestamp_ms: Option<i64>, bounds: &TimeBound
     Err(implausible(ahead, timestamp_ms))
 }
 
-/// Says whose time is wrong: a record's timestamp in seconds lies in 1970, and one in microseconds in the year 58000.
+/// Returns the rejection that names the wrong time. A record's timestamp in seconds lies in 1970, and one in microseconds in the
+/// year 58000.
 #[cold]
 fn implausible(ahead: i64, timestamp_ms: i64) -> Rejection {
     if !RECORD_TIMES_MS.contains(&timestamp_ms) {
@@ -118,7 +120,7 @@ fn not_utf8(bytes: &[u8]) -> Rejection {
     Rejection::new(Reason::NotUtf8, format!("invalid UTF-8 at byte {at}"))
 }
 
-/// Finds the reason for an error that no field has given itself.
+/// Finds the reason for an error to which no field gave a reason.
 fn classify(text: &str, error: &serde_json::Error, note: &Note) -> Rejection {
     let starts_object = text.trim_ascii_start().starts_with('{');
     let error_text = error.to_string();
@@ -126,7 +128,7 @@ fn classify(text: &str, error: &serde_json::Error, note: &Note) -> Rejection {
         Category::Data if starts_object => Reason::WrongType,
         _ if serde_json::from_str::<IgnoredAny>(text).is_err() => Reason::NotJson,
         _ if !starts_object => Reason::NotAnObject,
-        // JSON by its grammar, with a value that serde_json cannot give: a number beyond f64, or half a surrogate pair.
+        // The text is correct JSON, with a value that serde_json cannot represent: a number beyond f64, or half a surrogate pair.
         _ if !error_text.starts_with("number out of range") => Reason::LoneSurrogate,
         _ if note.field == Field::EventTime => Reason::TimeOutOfRange,
         _ => Reason::WrongType,
@@ -134,7 +136,7 @@ fn classify(text: &str, error: &serde_json::Error, note: &Note) -> Rejection {
     Rejection::new(reason, error_text)
 }
 
-/// The fields of an event, and everything else.
+/// A field of an event, or any other field.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Field {
     CampaignId,
@@ -193,7 +195,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// `event_time`, already read.
+/// `event_time`, parsed.
 struct Time(Result<u32, TimeError>);
 
 impl<'de> Deserialize<'de> for Time {
@@ -221,7 +223,7 @@ impl<'de> Deserialize<'de> for Time {
     }
 }
 
-/// Reads the object.
+/// Reads the JSON object of an event.
 struct EventVisitor<'n> {
     note: &'n mut Note,
 }
@@ -232,7 +234,7 @@ impl EventVisitor<'_> {
         E::custom("refused")
     }
 
-    /// Stores a field's value; the same field twice is refused.
+    /// Stores a field's value. It refuses the same field twice.
     fn once<T, E: serde::de::Error>(&mut self, slot: &mut Option<T>, value: T, name: &str) -> Result<(), E> {
         match slot.replace(value) {
             None => Ok(()),
@@ -314,11 +316,12 @@ impl<'de> Visitor<'de> for EventVisitor<'_> {
     }
 }
 
-/// Reads every spelling of 32 hexadecimal digits that Python's `uuid.UUID(text)` takes: with or without dashes, braces, `urn:` and
-/// `uuid:`, any case. Python's `int(text, 16)` also takes fewer digits with a sign, `0x`, underscores, spaces or digits of other
-/// scripts among the 32 characters; nobody writes an id so, and it would be another one than was meant.
+/// Reads every form of 32 hexadecimal digits that Python's `uuid.UUID(text)` accepts: with or without dashes, braces, `urn:` and
+/// `uuid:`, in any case. Python's `int(text, 16)` also accepts fewer digits with a sign, `0x`, underscores, spaces or digits of
+/// other scripts among the 32 characters. Nobody writes an id in that way, and Python reads it as another id than the intended
+/// one.
 fn parse_uuid(text: &str) -> Option<UuidBytes> {
-    // The two usual forms; of the others the crate knows ones that Python does not.
+    // These are the two usual forms. Among the others, the crate knows some that Python does not.
     if let 32 | 36 = text.len()
         && let Ok(uuid) = uuid::Uuid::try_parse(text)
     {
@@ -381,7 +384,7 @@ mod tests {
         assert_eq!(read(&GOOD.replace(r#"{"a": [1, 2.50]}"#, &deep)).unwrap().metadata, deep);
         assert_eq!(read(&GOOD.replace("ada@", r"\u0061da@")).unwrap(), event);
         assert_eq!(read(&GOOD.replace("ada@", r"\u0000@")).unwrap().email, "\0@example.com");
-        // What is not looked into may be what serde_json could not read.
+        // These values are not inspected, and serde_json may not be able to read them.
         let odd = r#"{"a":1e999,"a":[99999999999999999999],"\ud800":"\udc00"}"#;
         assert_eq!(read(&GOOD.replace(r#"{"a": [1, 2.50]}"#, odd)).unwrap().metadata, odd);
         let unknown = format!(r#"{{"x":{odd},"x":{odd},"#);
@@ -431,13 +434,13 @@ mod tests {
         }
         assert_eq!(reason(&with("2026-11-24", "2026-11-13")), Reason::TimeImplausible);
         assert_eq!(reason(&with("2026-11-24", "2026-11-26")), Reason::TimeImplausible);
-        // Of the time of the record, in seconds, microseconds, nanoseconds and none at all.
+        // The record's time is given in seconds, microseconds, nanoseconds, and not at all.
         for timestamp_ms in [NOW_MS / 1_000, NOW_MS * 1_000, NOW_MS * 1_000_000, 1, -1] {
             let rejection = decode(Some(GOOD.as_bytes()), Some(timestamp_ms), &BOUNDS).unwrap_err();
             assert_eq!(rejection.reason, Reason::RecordTimeImplausible, "{rejection:?}");
             assert!(rejection.error.contains(&format!("Kafka timestamp {timestamp_ms} ")), "{rejection:?}");
         }
-        // As before, bounds that are wide enough take it.
+        // Bounds that are wide enough still accept it.
         let wide = TimeBounds { past_seconds_max: i64::MAX / 2, future_seconds_max: i64::MAX / 2 };
         assert!(decode(Some(GOOD.as_bytes()), Some(NOW_MS / 1_000), &wide).is_ok());
         assert!(decode(Some(with("2026-11", "2020-11").as_bytes()), None, &BOUNDS).is_ok());
@@ -459,7 +462,7 @@ mod tests {
         ] {
             assert_eq!(parse_uuid(text), Some(wanted), "{text}");
         }
-        // Not taken by Python either.
+        // Python does not accept these either.
         for text in [
             "-{6f9619ff8b86d011b42d00cf4fc964ff",
             "URN:UUID:6f9619ff-8b86-d011-b42d-00cf4fc964ff",
@@ -469,7 +472,7 @@ mod tests {
         ] {
             assert_eq!(parse_uuid(text), None, "{text}");
         }
-        // Taken by Python, whose int(text, 16) reads them as another id than was meant.
+        // Python accepts these. Its int(text, 16) reads them as another id than the intended one.
         for text in [
             " 6f9619ff8b86d011b42d00cf4fc964f",
             "6f9619ff8b86d011b42d00cf4fc964f\n",

@@ -1,13 +1,13 @@
-//! Events that are packed into something else: a schema registry's prefix, a compressed value, an envelope. They are rejected by a reason
-//! that names the packaging, as what is wrong with the bytes in the packaging helps nobody.
+//! Recognises events that are packed into something else: a schema registry's prefix, a compressed value, an envelope. The reason
+//! of such a rejection names the packaging. A fault in the packed bytes would help nobody.
 //!
-//! Must only be asked for records that are rejected already: the hot path does not pay for it, and no event is decided by it.
+//! Must only be used for records that are rejected already: the hot path does not pay for it, and it decides about no event.
 
 use crate::decode::reject::{Reason, Rejection};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// Beginnings of compressed data, with the name of the format.
+/// First bytes of compressed data, with the name of the format.
 const COMPRESSED: &[(&[u8], &str)] = &[
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -18,7 +18,7 @@ const COMPRESSED: &[(&[u8], &str)] = &[
     (b"\x78\xda", "zlib"),
 ];
 
-/// Names the packaging of a rejected value, if it is known, in place of what was found wrong first.
+/// Returns a rejection that names the packaging of a rejected value, if it is known. It replaces the fault that was found first.
 pub fn named(bytes: &[u8], rejection: Rejection) -> Rejection {
     let named = match rejection.reason {
         Reason::NotUtf8 | Reason::NotJson => registry_prefix(bytes).or_else(|| compressed(bytes)),
@@ -28,10 +28,11 @@ pub fn named(bytes: &[u8], rejection: Rejection) -> Rejection {
     named.unwrap_or(rejection)
 }
 
-/// Confluent's serializers write a zero and the schema's id in four bytes, Apicurio's may write it in eight. No JSON begins with a zero.
+/// Confluent's serializers write a zero and the schema's id in four bytes. Apicurio's may write the id in eight. No JSON begins
+/// with a zero.
 fn registry_prefix(bytes: &[u8]) -> Option<Rejection> {
     let (&zero, rest) = bytes.split_first()?;
-    // UTF-16 begins with a zero as well.
+    // UTF-16 can begin with a zero as well.
     let is_utf16 = matches!(rest, [first, 0, second, ..] if first.is_ascii() && second.is_ascii() && *first >= b'\t');
     if zero != 0 || is_utf16 {
         return None;
@@ -52,7 +53,7 @@ fn compressed(bytes: &[u8]) -> Option<Rejection> {
     Some(Rejection::new(Reason::Compressed, format!("the value itself is compressed: it is {format}")))
 }
 
-/// The outermost fields tell an envelope from an event that lacks a field. A `null` counts as absent.
+/// The outermost fields distinguish an envelope from an event that lacks a field. A `null` counts as absent.
 #[derive(Deserialize)]
 struct Outside {
     campaign_id: Option<IgnoredAny>,
@@ -102,7 +103,7 @@ mod tests {
         rejected(bytes.as_ref()).reason
     }
 
-    /// The reason used to depend on the schema's id: `not_json` for 12, `not_utf8` for 250.
+    /// Before the fix, the reason depended on the schema's id: `not_json` for 12, `not_utf8` for 250.
     #[test]
     fn a_registrys_prefix_is_named_whatever_the_id() {
         for id in [1_u32, 12, 250, 100_001, 0x7b22_6122, u32::MAX] {

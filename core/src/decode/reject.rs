@@ -1,4 +1,4 @@
-//! Why a record is not an event: stable words for the table, the metrics and the alerts.
+//! Reasons why a record is not an event: stable words for the table, the metrics and the alerts.
 
 /// The reason a record was rejected. Its [`code`](Reason::code) is stored and must never change its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -9,7 +9,7 @@ pub enum Reason {
     Empty,
     /// The value begins with a schema registry's prefix.
     SchemaRegistryPrefix,
-    /// The value itself is compressed, beside what Kafka does with its batch.
+    /// The value itself is compressed, in addition to Kafka's compression of its batch.
     Compressed,
     /// The value is not UTF-8.
     NotUtf8,
@@ -19,7 +19,7 @@ pub enum Reason {
     NotAnObject,
     /// A string that is read holds half of a surrogate pair (`\ud800`), which is no character.
     LoneSurrogate,
-    /// One of the six fields stands there twice.
+    /// One of the six fields occurs twice.
     DuplicateField,
     /// The event is inside of an envelope, such as that of CloudEvents or Kafka Connect.
     Enveloped,
@@ -33,17 +33,17 @@ pub enum Reason {
     UnknownEventType,
     /// `event_time` cannot be read as a time.
     BadTime,
-    /// `event_time` is outside 1970-01-01 to 2106-02-07, which is what ClickHouse's `DateTime` can hold.
+    /// `event_time` is outside 1970-01-01 to 2106-02-07, the range of ClickHouse's `DateTime`.
     TimeOutOfRange,
     /// `event_time` is further from the Kafka record's timestamp than `decode.past_days_max` or
     /// `decode.future_days_max` allow.
     TimeImplausible,
-    /// As `TimeImplausible`, and the record's timestamp itself cannot be right: it seems to be in another unit than milliseconds.
+    /// As `TimeImplausible`, but the record's timestamp itself cannot be right: it seems to be in another unit than milliseconds.
     RecordTimeImplausible,
 }
 
 impl Reason {
-    /// Every reason.
+    /// All reasons.
     pub const ALL: [Reason; 18] = [
         Reason::Tombstone,
         Reason::Empty,
@@ -65,7 +65,7 @@ impl Reason {
         Reason::RecordTimeImplausible,
     ];
 
-    /// The stable word.
+    /// Returns the stable word.
     pub fn code(self) -> &'static str {
         match self {
             Reason::Tombstone => "tombstone",
@@ -93,9 +93,9 @@ impl Reason {
 /// A record that is not an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// The stable reason.
+    /// Stable reason.
     pub reason: Reason,
-    /// What is wrong, for people: at most [`Rejection::ERROR_BYTES_MAX`] bytes, with no more of the payload than a
+    /// Description of the fault, for people: at most [`Rejection::ERROR_BYTES_MAX`] bytes. It holds no more of the payload than a
     /// short excerpt.
     pub error: String,
 }
@@ -104,7 +104,7 @@ impl Rejection {
     /// Greatest length of the error text, in bytes.
     pub const ERROR_BYTES_MAX: usize = 256;
 
-    /// A rejection with its error text cut to its greatest length.
+    /// Returns a rejection, with its error text cut to its greatest length.
     pub fn new(reason: Reason, error: impl Into<String>) -> Rejection {
         let mut error = error.into();
         if error.len() > Self::ERROR_BYTES_MAX {
@@ -129,7 +129,8 @@ mod tests {
         r#""metadata": {}"#,
     ];
 
-    /// What an example of the page means: a whole value, or what stands in place of one of the fields.
+    /// Returns the value that an example of the page stands for: a whole value, or a good event with one field replaced or
+    /// absent.
     fn payload(example: &str) -> Option<Vec<u8>> {
         let example = example.trim_matches('`');
         let absent = example.strip_prefix("(no ").and_then(|rest| rest.strip_suffix(')'));
@@ -162,7 +163,7 @@ mod tests {
         bytes
     }
 
-    /// Every reason has a row in `docs/rejects.md`, in order, whose example is rejected for that reason.
+    /// Every reason has a row in `docs/rejects.md`, in order. The example in the row is rejected for that reason.
     #[test]
     fn the_page_has_every_reason_with_a_true_example() {
         let page = include_str!("../../../docs/rejects.md");
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(codes, Reason::ALL.map(Reason::code));
         let bounds = TimeBounds { past_seconds_max: 3_650 * 86_400, future_seconds_max: 86_400 };
         let found = |example: &str| {
-            // Of a good event only the record's own timestamp can be wrong.
+            // In a good event only the record's own timestamp can be wrong.
             let timestamp_ms = example.strip_prefix("(timestamp ").and_then(|rest| rest.strip_suffix(')'));
             let payload = payload(if timestamp_ms.is_some() { FIELDS[0] } else { example });
             let timestamp_ms = timestamp_ms.map_or(1_795_501_800_000, |text| text.parse().unwrap());

@@ -1,21 +1,22 @@
-//! Reading `event_time`: Python's `datetime.isoformat()` and its usual relatives, without allocation.
+//! Reads `event_time`: the output of Python's `datetime.isoformat()` and similar forms, without allocation.
 //!
-//! Accepts `YYYY-MM-DD` then `T`, `t` or a space, `HH:MM:SS`, an optional fraction of one to nine digits (dropped, as
-//! the column holds whole seconds) and an optional `Z`, `+HH:MM`, `+HHMM` or `+HH`. Without an offset the time is UTC. Numbers are
-//! epoch seconds, or epoch milliseconds above what seconds can mean here. It must never round a time into another day.
+//! Accepts `YYYY-MM-DD`, then `T`, `t` or a space, then `HH:MM:SS`. An optional fraction of one to nine digits is dropped,
+//! because the column holds whole seconds. An optional `Z`, `+HH:MM`, `+HHMM` or `+HH` may follow. Without an offset the time is
+//! UTC. Numbers are epoch seconds. Numbers above the range of seconds are epoch milliseconds. It must never round a time into
+//! another day.
 
 use crate::decode::event::SECONDS_PER_DAY;
 
-/// Why a time was not read.
+/// Reasons why a time was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimeError {
-    /// Not in a form that is accepted, or no such date.
+    /// It has no accepted form, or there is no such date.
     Malformed,
-    /// Before 1970-01-01 or after 2106-02-07 06:28:15 UTC.
+    /// It is before 1970-01-01 or after 2106-02-07 06:28:15 UTC.
     OutOfRange,
 }
 
-/// Seconds since 1970-01-01 UTC of a time in text.
+/// Returns the seconds since 1970-01-01 UTC of a time in text.
 ///
 /// # Errors
 /// See [`TimeError`].
@@ -42,7 +43,7 @@ pub fn parse(text: &str) -> Result<u32, TimeError> {
     in_range(days * i64::from(SECONDS_PER_DAY) + of_day - offset)
 }
 
-/// Seconds since 1970-01-01 UTC of a number: seconds up to 2^32 − 1, milliseconds above.
+/// Returns the seconds since 1970-01-01 UTC of a number: seconds up to 2^32 − 1, milliseconds above.
 ///
 /// # Errors
 /// [`TimeError::OutOfRange`] for negative and too great numbers.
@@ -50,7 +51,7 @@ pub fn from_integer(number: i64) -> Result<u32, TimeError> {
     in_range(if number > i64::from(u32::MAX) { number / 1_000 } else { number })
 }
 
-/// As [`from_integer`], for a number with a fraction, which is dropped.
+/// Does the same as [`from_integer`] for a number with a fraction. It drops the fraction.
 ///
 /// # Errors
 /// [`TimeError::OutOfRange`] for negative and too great numbers.
@@ -73,7 +74,7 @@ fn digits(bytes: &[u8]) -> Result<u32, TimeError> {
     })
 }
 
-/// What follows an optional fraction of a second.
+/// Returns the text after an optional fraction of a second.
 fn fraction_skipped(rest: &[u8]) -> Result<&[u8], TimeError> {
     let Some((b'.' | b',', fraction)) = rest.split_first() else { return Ok(rest) };
     let length = fraction.iter().take_while(|b| b.is_ascii_digit()).count();
@@ -108,7 +109,7 @@ fn days_in_month(year: u32, month: u32) -> u32 {
     }
 }
 
-/// Days since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+/// Returns the days since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = year - i64::from(month <= 2);
     let era = year.div_euclid(400);

@@ -1,93 +1,95 @@
-//! The intent: what a commit's metadata says about the batch that starts at the committed offset.
+//! The intent is the text in a commit's metadata about the batch that starts at the committed offset.
 //!
-//! Before a batch is inserted its owner commits `offset = start` with metadata that names the batch, so that whoever
-//! owns the partition next re-reads exactly those offsets and rebuilds the same batch. The text is ASCII and stays far
-//! below Kafka's limit (`offset.metadata.max.bytes`, 4,096). It must never be guessed at: a text that is not ours, or of
-//! a version we do not know, is an error, not an empty intent.
+//! Before a batch is inserted, its owner commits `offset = start` with metadata that names the batch. The next owner of the
+//! partition then re-reads exactly those offsets and rebuilds the same batch. The text is ASCII and stays far below Kafka's limit
+//! (`offset.metadata.max.bytes`, 4,096). It must never be guessed at: a text that is not Tallyhouse's, or of an unknown version,
+//! is an error, not an empty intent.
 //!
 //! ```text
 //! tallyhouse/2 topic=6Qm1BxsOTtuMW2AoMKb6XQ cluster=5L6g3nShT-eMCtK--X86sw marked=1200 end=1300 rows=95 rejects=5
 //! ```
 //!
-//! Two more words are rare. `source=plain`: rows carry a `source` without the topic's id, as the brokers told none when the first was stored.
-//! `again=N`: records before offset N may have been stored before, and their rows were lost or their offset was.
+//! Two more words are rare. `source=plain`: rows carry a `source` without the topic's id, because the brokers reported no id when
+//! the first row was stored. `again=N`: records before offset N may have been stored before, and their rows or their offset were
+//! lost.
 //!
-//! Format 2 can grow. A word whose name begins with `x-` may be ignored by who does not know it; any other unknown word is an error, as
-//! the commit means something else with it. Format 1 has no `cluster`, `marked`, `again` and no further words; it is read and not written.
+//! Format 2 can grow. A program may ignore an unknown word whose name begins with `x-`. Any other unknown word is an error,
+//! because it changes the meaning of the commit. Format 1 has no `cluster`, `marked`, `again` and no further words. This build
+//! reads it and does not write it.
 
 use crate::guard::{self, Guard};
 use crate::source::OffsetRange;
 use std::fmt::Write as _;
 
-/// The version of the metadata format that this build writes. It reads version 1 as well.
+/// Version of the metadata format that this build writes. This build reads version 1 as well.
 pub const FORMAT_VERSION: u32 = 2;
-/// The names of words that a reader may ignore begin with this.
+/// Prefix of the names of words that a reader may ignore.
 const IGNORABLE: &str = "x-";
 
-/// What is known of a batch before it is inserted.
+/// Facts about a batch that are known before it is inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Intent {
-    /// The offsets the batch covers; `start` is the committed offset itself.
+    /// Offsets that the batch covers; `start` is the committed offset itself.
     pub range: OffsetRange,
-    /// Rows for `email_events`, and rows for `rejected_events`; `None` when the intent was deduced from the marks
-    /// after the committed offset was lost.
+    /// Numbers of rows for `email_events` and for `rejected_events`. `None` if the intent was deduced from the marks after the
+    /// committed offset was lost.
     pub counts: Option<Counts>,
 }
 
-/// How many rows a batch has.
+/// Numbers of rows of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Counts {
-    /// Rows for `email_events`.
+    /// Number of rows for `email_events`.
     pub rows: u64,
-    /// Rows for `rejected_events`.
+    /// Number of rows for `rejected_events`.
     pub rejects: u64,
 }
 
 impl Counts {
-    /// Records of the log that the batch was built from. Another decoder moves records between rows and rejects, and never changes
-    /// this number.
+    /// Returns the number of records of the log from which the batch was built. Another decoder moves records between rows and
+    /// rejects, and never changes this number.
     pub fn records(&self) -> u64 {
         self.rows + self.rejects
     }
 }
 
-/// The metadata of one commit.
+/// Metadata of one commit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Metadata {
-    /// The topic id the offset belongs to; empty where the broker tells none.
+    /// Id of the topic that the offset belongs to; empty if the broker reports none.
     pub topic_id: String,
-    /// Rows carry a `source` without the topic id: the brokers told none when the first of them was stored. Never without a topic id, where it
-    /// says nothing.
+    /// True if rows carry a `source` without the topic id: the brokers reported no id when the first of them was stored. It is
+    /// never set without a topic id, where it would have no meaning.
     pub is_plain: bool,
-    /// The id of the Kafka cluster that the offset belongs to; empty where it is not known.
+    /// Id of the Kafka cluster that the offset belongs to; empty if it is not known.
     pub cluster_id: String,
-    /// The greatest `end_offset` of the source that `daily` is known to have shown.
+    /// Greatest `end_offset` of the source that `daily` has certainly shown.
     pub marked: Option<u64>,
-    /// Records before this offset may have been stored before, so that the tokens of their batches may be used.
+    /// Records before this offset may have been stored before. Then the tokens of their batches may be used.
     pub again: Option<u64>,
-    /// The batch about to be inserted, if one is: its end and its counts.
+    /// Batch that is about to be inserted, if there is one: its end and its counts.
     pub next: Option<(u64, Counts)>,
 }
 
-/// Why a commit's metadata cannot be used.
+/// Reasons why a commit's metadata cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum MetadataError {
-    /// The text was not written by Tallyhouse.
+    /// Tallyhouse did not write the text.
     #[error("the metadata was not written by Tallyhouse: {0}")]
     Foreign(String),
-    /// The text was written by another version.
+    /// Another version wrote the text.
     #[error("the metadata has format version {0}, this build reads versions 1 and {FORMAT_VERSION}")]
     Version(u32),
-    /// The text has a word of a newer build that must be understood.
+    /// The text has a word of a newer build that the reader must understand.
     #[error("the metadata has the word {0}, which a newer Tallyhouse wrote and this build does not know")]
     Word(String),
-    /// The text starts as ours and goes on wrongly.
+    /// The text begins as Tallyhouse's and continues incorrectly.
     #[error("the metadata is damaged: {0}")]
     Corrupt(String),
 }
 
 impl Metadata {
-    /// The text to commit.
+    /// Returns the text to commit.
     pub fn encode(&self) -> String {
         self.encode_as(FORMAT_VERSION)
     }
@@ -100,7 +102,7 @@ impl Metadata {
                 text.push_str(" source=plain");
             }
         }
-        // It is the operator's to choose, and one that is no word could not be read again.
+        // The operator chooses the cluster's id. An id that is not a single word could not be read back.
         if !self.cluster_id.is_empty()
             && self.cluster_id.len() < 100
             && self.cluster_id.bytes().all(|b| b.is_ascii_graphic())
@@ -119,22 +121,22 @@ impl Metadata {
         text
     }
 
-    /// Says if the offset is one of the topic with the id that the brokers tell now. Without an id on one side it is the same topic: brokers
-    /// begin to tell ids with an upgrade.
+    /// True if the offset belongs to the topic with the id that the brokers report now. If one side has no id, it is the same
+    /// topic: brokers begin to report ids after an upgrade.
     pub fn is_of(&self, told: &str) -> bool {
         let has_both = !self.topic_id.is_empty() && !told.is_empty();
         self.topic_id == told || !has_both && guard::is_on(Guard::Identity)
     }
 
-    /// The topic id in the `source` of the rows; empty where that has none.
+    /// Returns the topic id in the `source` of the rows; empty if it has none.
     pub fn id_of_rows(&self) -> &str {
         if self.is_plain { "" } else { &self.topic_id }
     }
 
-    /// Reads a commit's metadata; `None` for empty metadata (a plain offset, as other tools and resets write it).
+    /// Reads a commit's metadata. Returns `None` for empty metadata (a plain offset, as other tools and resets write it).
     ///
     /// # Errors
-    /// Anything that is not exactly what [`Metadata::encode`] writes, but for words that may be ignored.
+    /// Returns an error for anything that is not exactly what [`Metadata::encode`] writes, except for words that may be ignored.
     pub fn decode(bytes: &[u8]) -> Result<Option<Metadata>, MetadataError> {
         if bytes.is_empty() {
             return Ok(None);
@@ -159,7 +161,7 @@ impl Metadata {
         }
     }
 
-    /// `None` where a value cannot be read.
+    /// Returns `None` if a value cannot be read.
     fn decode_words(words: &[&str]) -> Result<Option<Metadata>, MetadataError> {
         let mut metadata = Metadata::default();
         let (mut end, mut rows, mut rejects) = (None, None, None);
@@ -222,7 +224,7 @@ mod tests {
             prop_assert_eq!(Metadata::decode(metadata.encode_as(1).as_bytes()), Ok(Some(metadata)));
         }
 
-        /// A later build may add words; one that must be understood stops the partition.
+        /// A later build may add words. A word that the reader must understand stops the partition.
         #[test]
         fn a_new_word_is_ignored_or_refused_as_its_name_says(metadata in metadata(), value in "[a-z0-9]{0,9}", place in 0usize..7) {
             let text = metadata.encode();

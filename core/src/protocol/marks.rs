@@ -1,8 +1,8 @@
-//! The marks: what the rows in ClickHouse say of which batches are applied, and what is missing of one.
+//! The marks show which batches are applied, and which parts of one are missing. They are read from the rows in ClickHouse.
 //!
-//! Every row carries where it came from, in the same part as the data: `source_offset` in raw and rejected rows,
-//! `end_offset` in counters. ClickHouse applies an insert atomically per ClickHouse partition, so each (table, partition)
-//! of a batch is applied whole or not at all; anything between is a conflict and must never be "repaired" by guessing.
+//! Every row carries its origin, in the same part as the data: `source_offset` in raw and rejected rows, `end_offset` in
+//! counters. ClickHouse applies an insert atomically per ClickHouse partition, so each (table, partition) of a batch is applied
+//! whole or not at all. Anything between is a conflict and must never be "repaired" by guessing.
 
 use crate::guard::{self, Guard};
 use crate::protocol::intent::Counts;
@@ -12,29 +12,29 @@ use std::collections::BTreeMap;
 /// A ClickHouse partition: `yyyymmdd` for `email_events`, `yyyymm` for `daily`, 0 for `rejected_events`.
 pub type PartitionId = u32;
 
-/// What one batch must leave in the tables once it is applied.
+/// Rows that one batch must leave in the tables once it is applied.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Expected {
-    /// Rows of `email_events` by day.
+    /// Number of rows of `email_events`, by day.
     pub raw: BTreeMap<PartitionId, u64>,
     /// Months of `daily` that have counters.
     pub daily: Vec<PartitionId>,
-    /// Rows of `rejected_events`.
+    /// Number of rows of `rejected_events`.
     pub rejected: u64,
 }
 
 impl Expected {
-    /// Rows of `email_events` over all days.
+    /// Returns the number of rows of `email_events` over all days.
     pub fn rows(&self) -> u64 {
         self.raw.values().sum()
     }
 
-    /// It leaves nothing: its offsets hold no records.
+    /// True if the batch leaves no rows: its offsets hold no records.
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty() && self.rejected == 0
     }
 
-    /// Every insert the batch needs, in order: a table and its ClickHouse partitions.
+    /// Returns every insert that the batch needs, in order: a table and its ClickHouse partitions.
     pub fn inserts(&self) -> Vec<Insert> {
         let rejected = if self.rejected > 0 { vec![0] } else { vec![] };
         in_order(self.raw.keys().copied().collect(), rejected, self.daily.clone())
@@ -44,67 +44,68 @@ impl Expected {
 /// One insert: the rows of one batch for these ClickHouse partitions of this table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Insert {
-    /// Where to.
+    /// Table to insert into.
     pub table: Table,
-    /// Which ClickHouse partitions of the table; never empty.
+    /// ClickHouse partitions of the table; never empty.
     pub partitions: Vec<PartitionId>,
 }
 
-/// What the tables hold of one batch's offsets.
+/// Rows that the tables hold of one batch's offsets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Marks {
-    /// Rows of `email_events` with an offset in the range, by day.
+    /// Number of rows of `email_events` with an offset in the range, by day.
     pub raw: BTreeMap<PartitionId, u64>,
-    /// Greatest `end_offset` in `daily`, by month; only of the batch's months, and only where it lies after the batch's start.
+    /// Greatest `end_offset` in `daily`, by month. It covers only the batch's months, and only ends that lie after the batch's
+    /// start.
     pub daily: BTreeMap<PartitionId, u64>,
-    /// Rows of `rejected_events` with an offset in the range.
+    /// Number of rows of `rejected_events` with an offset in the range.
     pub rejected: u64,
-    /// Rows of `email_events` of days before this one are removed by a TTL, sooner or later; 0 without one.
+    /// A TTL removes rows of `email_events` of days before this one, sooner or later. It is 0 without a TTL.
     pub expired_before: PartitionId,
 }
 
 impl Marks {
-    /// The rows and rejects that the tables hold of the batch.
+    /// Returns the numbers of rows and rejects that the tables hold of the batch.
     pub fn counts(&self) -> Counts {
         Counts { rows: self.raw.values().sum(), rejects: self.rejected }
     }
 
-    /// Whether nothing of a batch is applied: no row, no reject, and no counter that ends after its start.
+    /// True if nothing of a batch is applied: no row, no reject, and no counter that ends after its start.
     pub fn show_nothing(&self, range: OffsetRange) -> bool {
         self.counts().records() == 0 && self.daily.values().all(|&end| end <= range.start)
     }
 
-    /// Whether a batch of which only its counts are known is applied: all of them are there, and so are the counters of each of
-    /// its months.
+    /// True if a batch is applied of which only the counts are known. Then all its rows are there, and so are the counters of
+    /// each of its months.
     pub fn show_applied(&self, range: OffsetRange, counts: Counts) -> bool {
         let counted = |day: &PartitionId| self.daily.get(&(day / 100)).is_some_and(|&end| end >= range.end);
         self.counts() == counts && self.raw.keys().all(counted)
     }
 }
 
-/// The tables hold something that no order of our inserts leaves behind.
+/// Content of the tables that no order of Tallyhouse's inserts leaves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Conflict {
-    /// In which table.
+    /// Table in which it was found.
     pub table: Table,
-    /// In which ClickHouse partition.
+    /// ClickHouse partition in which it was found.
     pub partition: PartitionId,
-    /// Rows the batch has there.
+    /// Number of rows that the batch has there.
     pub expected: u64,
-    /// Rows found there.
+    /// Number of rows found there.
     pub found: u64,
 }
 
-/// What of a batch is still to be inserted.
+/// Returns the inserts of a batch that are still missing.
 ///
 /// # Errors
-/// A [`Conflict`] where a ClickHouse partition holds neither none nor all of the batch's rows.
+/// Returns a [`Conflict`] if a ClickHouse partition holds some of the batch's rows but not all.
 pub fn missing(expected: &Expected, range: OffsetRange, marks: &Marks) -> Result<Vec<Insert>, Conflict> {
     if !guard::is_on(Guard::Mark) {
         return Ok(expected.inserts());
     }
     let mut raw = Vec::new();
-    // Rows that a TTL takes away again show no mark: inserted until they do, they would be inserted for ever.
+    // Rows that a TTL removes show no mark. The member would otherwise repeat their insert without end.
     let is_kept = |day: PartitionId| day >= marks.expired_before || !guard::is_on(Guard::Expired);
     for (&day, &rows) in expected.raw.iter().filter(|&(&day, _)| is_kept(day)) {
         if !applied(Table::Raw, day, rows, marks.raw.get(&day).copied().unwrap_or(0))? {
@@ -120,7 +121,7 @@ pub fn missing(expected: &Expected, range: OffsetRange, marks: &Marks) -> Result
     Ok(in_order(raw, rejected, daily))
 }
 
-/// The inserts that are not empty, in the order of [`Table::ALL`].
+/// Returns the inserts that are not empty, in the order of [`Table::ALL`].
 fn in_order(raw: Vec<PartitionId>, rejected: Vec<PartitionId>, daily: Vec<PartitionId>) -> Vec<Insert> {
     let all = Table::ALL.into_iter().zip([raw, rejected, daily]);
     let mut all: Vec<Insert> = all
@@ -141,20 +142,20 @@ fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> R
     }
 }
 
-/// How far a source has come in the tables, asked when the committed offset alone does not tell.
+/// Position of a source in the tables. It is read if the committed offset alone does not show it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Progress {
-    /// Greatest `end_offset` of the source in `daily`, if it lies after the offset asked for. Counters are written last, so every
-    /// batch that ends earlier is applied, and so are the rows and rejects of the one that ends there.
+    /// Greatest `end_offset` of the source in `daily`, if it lies after the requested offset. Counters are written last, so every
+    /// batch that ends earlier is applied. The rows and rejects of the batch that ends there are applied too.
     pub counted_end: Option<u64>,
-    /// First offset before `counted_end` of a row that is in no counter: those of its month end before it. Then the last
+    /// First offset before `counted_end` of a row that is in no counter: the counters of its month end before it. Then the last
     /// insert into `daily` was applied for another month only.
     pub uncounted: Option<u64>,
-    /// One past the last reject after `counted_end` and before any row. Up to there all is applied: rejects are written after
-    /// rows, so no batch that they belong to has rows before them, nor counters.
+    /// One past the last reject after `counted_end` and before any row. Up to there everything is applied. Rejects are written
+    /// after rows, so no batch of theirs has rows before them, nor counters.
     pub rejected_end: Option<u64>,
-    /// One past the last row or reject at or after both the offset asked for and `counted_end`: of a batch that was half
-    /// applied.
+    /// One past the last row or reject at or after both the requested offset and `counted_end`. It belongs to a batch that was
+    /// half applied.
     pub stored_end: Option<u64>,
 }
 
@@ -198,7 +199,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever subset of (table, partition) is applied, exactly the rest is missing.
+        /// For every subset of (table, partition) that is applied, exactly the rest is missing.
         #[test]
         fn exactly_what_is_not_applied_is_missing(applied in proptest::collection::vec(any::<bool>(), 5), later in 0u64..3) {
             let mut marks = Marks::default();

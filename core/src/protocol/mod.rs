@@ -1,7 +1,7 @@
 //! The exactly-once protocol of one partition: intent, token, mark, as a state machine without I/O.
 //!
 //! ```text
-//!  ReadCommitted ─► ReadProgress ─(open intent)─► Fill(start..end) ─► Commit(intent) ─► ReadMarks ─┐ what is missing
+//!  ReadCommitted ─► ReadProgress ─(open intent)─► Fill(start..end) ─► Commit(intent) ─► ReadMarks ─┐ missing rows
 //!                        │                                                                         ▼
 //!                        └─(plain offset)─► Fill(from..) ─► Commit(intent) ───► Insert raw, rejected, daily
 //!                                             ▲                                    │        │ outcome unknown
@@ -10,21 +10,23 @@
 //!                                   └───────────────────────────────────────── Commit(end)
 //! ```
 //!
-//! The happy path of a batch: `Fill`/`AwaitBatch` freezes it, `Commit` of its start with the intent, `Insert` into each
-//! table, `Commit` of its end (which carries the next batch's intent when that batch is ready).
-//! Failure paths: a commit that failed is tried again after a comparison; a commit found changed by somebody else
-//! starts over from what is committed; an insert of unknown outcome asks the marks; an expired lease is renewed by
-//! committing the intent again and then asks the marks; a batch that is refused for its size is announced smaller, if nothing of it is applied;
-//! whatever is inserted after asking is asked for again, as the
-//! acknowledgement of a repeat proves nothing; what is acknowledged and not shown is looked for again with growing pauses,
-//! inserted once more under another token, and then stops the partition; what only an operator can decide is [`Action::Stop`].
+//! The happy path of a batch has four steps. `Fill`/`AwaitBatch` freezes it. `Commit` of its start carries the intent. `Insert`
+//! writes into each table. `Commit` of its end carries the next batch's intent when that batch is ready.
 //!
-//! Exactly one action is outstanding at a time. The machine must never ask for an insert that is not covered by an intent
-//! it knows to be committed, write counters before the batch's rows and rejects, nor commit an end before all inserts of the
-//! batch are known to be applied.
+//! Failure paths: a commit that failed is tried again after a comparison. If somebody else has changed the committed offset, the
+//! partition starts over from it. After an insert of unknown outcome the protocol reads the marks. An expired lease is renewed by
+//! a commit of the same intent, and then the protocol reads the marks. A batch that is refused for its size is announced smaller,
+//! if nothing of it is applied. After each insert that follows a reading of the marks the protocol reads them again, as the
+//! acknowledgement of a repeat proves nothing. If rows are acknowledged and not shown, it looks for them again with growing
+//! pauses. Then it inserts them once more under another token, and then it stops the partition. [`Action::Stop`] is for decisions
+//! that only an operator can make.
 //!
-//! Dead letters are no step of it: they are delivered as the beginning of the insert into `rejected_events`, so that what vouches for
-//! the insert vouches for them, and a delivery that failed is an insert that did not happen.
+//! Exactly one action is outstanding at a time. The machine must never ask for an insert without an intent that it knows to be
+//! committed. It must never write counters before the batch's rows and rejects. It must never commit an end before all inserts of
+//! the batch are known to be applied.
+//!
+//! Dead letters are no step of the protocol. They are delivered as the beginning of the insert into `rejected_events`. So the
+//! proof of the insert is also the proof of the letters, and a delivery that failed is an insert that did not happen.
 
 pub mod intent;
 pub mod lease;
@@ -43,20 +45,21 @@ use crate::source::OffsetRange;
 pub struct Committed {
     /// The next offset to consume.
     pub offset: u64,
-    /// The commit's metadata, byte for byte.
+    /// Metadata of the commit, byte for byte.
     pub metadata: Vec<u8>,
 }
 
-/// What Kafka says of a partition.
+/// State of a partition in Kafka.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LogView {
-    /// The group's committed offset, if there is one.
+    /// Committed offset of the group, if there is one.
     pub committed: Option<Committed>,
-    /// The topic's id; empty where the broker tells none.
+    /// Id of the topic; empty if the broker reports none.
     pub topic_id: String,
-    /// The topic ids in the `source` of this partition's rows in the tables, empty for a plain one. Asked for only without a committed offset.
+    /// Topic ids in the `source` of this partition's rows in the tables, empty for a plain one. They are read only without a
+    /// committed offset.
     pub ids_of_rows: Vec<String>,
-    /// The cluster's id; empty where the broker tells none.
+    /// Id of the cluster; empty if the broker reports none.
     pub cluster_id: String,
     /// First offset in the log.
     pub low: u64,
@@ -65,16 +68,16 @@ pub struct LogView {
 }
 
 impl LogView {
-    /// The committed offset, if its metadata can be read and does not belong to a deleted topic of the same name.
+    /// Returns the committed offset, if its metadata can be read and does not belong to a deleted topic of the same name.
     pub fn committed_offset(&self) -> Option<u64> {
         let committed = self.committed.as_ref()?;
         let metadata = Metadata::decode(&committed.metadata).ok()?;
         metadata.is_none_or(|metadata| metadata.is_of(&self.topic_id)).then_some(committed.offset)
     }
 
-    /// The topic id in the `source` of this partition's rows, also of those to come; empty for a plain one. The committed metadata says it.
-    /// Without a committed offset the rows do: those of a topic with an id are never older than those of one without. `None`: the brokers
-    /// tell no id, and there are rows of several.
+    /// Returns the topic id in the `source` of this partition's rows, also of future rows; empty for a plain one. The committed
+    /// metadata contains it. Without a committed offset the rows do: the rows of a topic with an id are never older than those of
+    /// one without. Returns `None` if the brokers report no id, and there are rows of several.
     pub fn id_of_rows(&self) -> Option<String> {
         let told = Some(self.topic_id.clone());
         let metadata = match &self.committed {
@@ -98,18 +101,18 @@ impl LogView {
     }
 }
 
-/// Whether a commit may be made: Kafka holds what the member expects, or already what it wants. To be asked as close
-/// before the commit as can be, each time.
+/// True if a commit may be made: Kafka holds the commit that the member expects, or already the one that it wants. The caller
+/// must check it each time, as close before the commit as possible.
 pub fn may_commit(found: Option<&Committed>, expected: Option<&Committed>, wanted: &Committed) -> bool {
     found == expected || found == Some(wanted) || !guard::is_on(Guard::Compare)
 }
 
-/// A frozen batch, as far as the protocol needs to know it.
+/// The facts about a frozen batch that the protocol needs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frozen {
     /// The offsets the batch covers.
     pub range: OffsetRange,
-    /// What it leaves in the tables.
+    /// Rows that it leaves in the tables.
     pub expected: Expected,
 }
 
@@ -123,40 +126,43 @@ impl Frozen {
     }
 }
 
-/// What the shell is to do next.
+/// The next action for the program around the protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Read the committed offset with its metadata, the topic id and the log's bounds. Answer: [`Outcome::Log`].
     ReadCommitted,
-    /// Look again after a pause, as [`Action::ReadCommitted`] does: seen as often as now, this stops the partition. Answers as there.
+    /// Look again after a pause, as [`Action::ReadCommitted`] does. If the reason is found as often as the limit, it stops the
+    /// partition. Answers are those of [`Action::ReadCommitted`].
     LookAgain(StopReason),
-    /// Ask the tables how far the source has come, looking for rows at `from` and later. Answer: [`Outcome::Progress`].
+    /// Read from the tables how far the source has come, with rows at `from` and later. Answer: [`Outcome::Progress`].
     ReadProgress {
         /// The committed offset, 0 without one.
         from: u64,
     },
-    /// Drop what is buffered and consume from `from`; freeze a batch that ends exactly at `until` if it is given, else when
-    /// one is due. Answer: [`Outcome::Batch`], [`Outcome::Drained`], [`Outcome::PositionLost`] or, for a replay, [`Outcome::TooLarge`].
+    /// Drop the buffered records and consume from `from`. Freeze a batch that ends exactly at `until` if it is given, otherwise
+    /// when one is due. Answer: [`Outcome::Batch`], [`Outcome::Drained`], [`Outcome::PositionLost`] or, for a replay,
+    /// [`Outcome::TooLarge`].
     Fill {
         /// First offset to consume.
         from: u64,
-        /// Where the batch must end.
+        /// Offset at which the batch must end.
         until: Option<u64>,
-        /// The most records of a batch that is no replay, where larger ones were refused.
+        /// Greatest number of records of a batch that is no replay, if larger ones were refused.
         records_max: Option<u64>,
     },
-    /// Go on consuming and freeze the next batch when it is due. Answers as for [`Action::Fill`].
+    /// Continue to consume, and freeze the next batch when it is due. Answers are those of [`Action::Fill`].
     AwaitBatch,
     /// Freeze the next batch if it is due already. Answer: [`Outcome::Batch`] or [`Outcome::NoBatch`].
     TakeBatch,
-    /// Read the committed offset; if it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
-    /// Answer: [`Outcome::CommitDone`], [`Outcome::CommitFailed`], [`Outcome::CommitOvertaken`] or, if it `announces`, [`Outcome::Drained`].
+    /// Read the committed offset. If it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
+    /// Answer: [`Outcome::CommitDone`], [`Outcome::CommitFailed`], [`Outcome::CommitOvertaken`] or, if it `announces`,
+    /// [`Outcome::Drained`].
     Commit {
-        /// What Kafka must still hold.
+        /// Commit that Kafka must still hold.
         expected: Option<Committed>,
-        /// What it is to hold.
+        /// Commit that Kafka is to hold.
         wanted: Committed,
-        /// It announces a batch that nobody knows of yet: not to be made any more once the partition is being revoked.
+        /// The commit announces a batch that nobody else knows of yet. It must not be made once the partition is being revoked.
         announces: bool,
     },
     /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Outcome::Inserted`],
@@ -164,53 +170,55 @@ pub enum Action {
     Insert {
         /// The batch.
         range: OffsetRange,
-        /// Which part of it.
+        /// Part of the batch to insert.
         insert: Insert,
-        /// How often the same was acknowledged before and left no rows: part of the token.
+        /// Number of earlier times that the same insert was acknowledged and left no rows. It is part of the token.
         attempt: u32,
     },
-    /// Wait until no insert of this batch runs any more, then ask the tables. Answer: [`Outcome::Marks`].
+    /// Wait until no insert of this batch runs any more, then read the tables. Answer: [`Outcome::Marks`].
     ReadMarks {
         /// The batch.
         range: OffsetRange,
-        /// Wait as well until no insert of an earlier owner can arrive any more. Then the answer may be [`Outcome::Drained`] too.
+        /// Wait as well until no insert of an earlier owner can arrive any more. Then the answer may also be
+        /// [`Outcome::Drained`].
         quiet: bool,
-        /// Above 0: an acknowledged insert was not shown, and this is the next look. Pause first, longer each time. Then the answer may be
-        /// [`Outcome::Drained`] too.
+        /// Above 0: an acknowledged insert was not shown, and this is the next look. Pause first, longer each time. Then the
+        /// answer may also be [`Outcome::Drained`].
         look: u32,
     },
-    /// Give the partition up: everything frozen is committed. Final.
+    /// Give the partition up: everything frozen is committed. This action is final.
     Release,
-    /// Stop the partition, loudly. Final until the next assignment.
+    /// Stop the partition, with a visible error. This is final until the next assignment.
     Stop(StopReason),
 }
 
-/// What the shell saw when it carried an [`Action`] out.
+/// The result of an [`Action`] that the program around the protocol has performed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// What Kafka says of the partition.
+    /// State of the partition in Kafka.
     Log(LogView),
-    /// How far the source has come in the tables.
+    /// Position of the source in the tables.
     Progress(Progress),
     /// A batch is frozen.
     Batch(Frozen),
     /// No batch is due.
     NoBatch,
-    /// The partition is being revoked or the service shuts down: no batch, and no answer to a question on the way to one.
+    /// The partition is being revoked or the service shuts down. So there is no batch, and no answer to a question that precedes
+    /// one.
     Drained,
-    /// The reader has no position any more, or the log ends before the end to reach. Whether that is a loss, or only somebody else's
-    /// progress, is decided from what is committed: the partition starts over.
+    /// The reader has no position any more, or the log ends before the required end. The protocol decides from the committed
+    /// offset if that is a loss, or only somebody else's progress: the partition starts over.
     PositionLost,
-    /// The batch to complete does not fit into this member's memory; about so many bytes of `memory.limit_bytes` would do.
+    /// The batch to complete does not fit into this member's memory. About `limit_bytes` of `memory.limit_bytes` would be enough.
     TooLarge {
-        /// The limit that it needs.
+        /// Value of `memory.limit_bytes` that it needs.
         limit_bytes: u64,
     },
     /// The commit is acknowledged.
     CommitDone,
     /// The commit failed or its outcome is unknown.
     CommitFailed,
-    /// Kafka holds neither what was expected nor what was wanted.
+    /// Kafka holds neither the expected commit nor the wanted one.
     CommitOvertaken,
     /// The insert is acknowledged.
     Inserted,
@@ -220,7 +228,7 @@ pub enum Outcome {
     InsertTooLarge,
     /// Nothing was inserted: the last commit is too old to be sure of still owning the partition.
     LeaseExpired,
-    /// What the tables hold of the batch.
+    /// Rows that the tables hold of the batch.
     Marks(Marks),
 }
 
@@ -228,34 +236,34 @@ pub enum Outcome {
 enum State {
     /// Waiting for [`Outcome::Log`].
     Reading,
-    /// Waiting for [`Outcome::Progress`] to see whether an announced batch is the one to complete.
+    /// Waiting for [`Outcome::Progress`] to see if an announced batch is the one to complete.
     Judging { log: LogView, intent: Intent },
-    /// The counters end where an announced batch does: waiting for marks that show all its rows.
+    /// The counters end at the end of an announced batch: waiting for marks that show all its rows.
     CheckingCounted { log: LogView, intent: Intent, progress: Progress },
-    /// Waiting for [`Outcome::Progress`] to find where to start from.
+    /// Waiting for [`Outcome::Progress`] to find the offset to start from.
     Locating { log: LogView },
     /// The announced batch's records are gone: waiting for marks that show it applied.
     CheckingGone { intent: Intent, low: u64 },
     /// Re-reading an announced batch.
     Replaying { intent: Intent },
-    /// The announced batch does not fit into memory: waiting for marks that show nothing of it applied. `quiet`: and nothing of it can
-    /// arrive any more.
+    /// The announced batch does not fit into memory: waiting for marks that show nothing of it applied. `quiet`: in addition,
+    /// nothing of it can arrive any more.
     Shrinking { intent: Intent, limit_bytes: u64, quiet: bool },
-    /// An insert of the batch was refused for its size: waiting for marks that show nothing of the batch applied. `quiet`: and nothing of it can
-    /// arrive any more.
+    /// An insert of the batch was refused for its size: waiting for marks that show nothing of the batch applied. `quiet`: in
+    /// addition, nothing of it can arrive any more.
     Refused { batch: Frozen, insert: Insert, quiet: bool },
-    /// Waiting for the next batch. `first`: of this assignment; an intent for the same offsets may have been lost, and its
-    /// tokens used.
+    /// Waiting for the next batch. `first`: this is the first batch of this assignment. An intent for the same offsets may have
+    /// been lost, and its tokens used.
     Filling { first: bool },
-    /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already. `repeated`: as in `Asking`, where the lease
-    /// expired before the next insert.
+    /// Committing the intent of a batch. `applied_unknown`: part of it may be applied already. `repeated`: as in `Asking`, if the
+    /// lease expired before the next insert.
     Announcing { batch: Frozen, applied_unknown: bool, repeated: Option<(Insert, u32)> },
-    /// Asking the marks of a batch. `differs`: what its intent says, where the batch was rebuilt with other counts.
-    /// `repeated`: the insert that was just made again and acknowledged, and how often by now. `look`: how often its rows were
-    /// looked for again.
+    /// Reading the marks of a batch. `differs`: the counts of its intent, if the batch was rebuilt with other counts. `repeated`:
+    /// the last repeated and acknowledged insert, with the number of times so far. `look`: the number of repeated looks for its
+    /// rows.
     Asking { batch: Frozen, differs: Option<Counts>, repeated: Option<(Insert, u32)>, look: u32 },
-    /// Inserting a batch; the first of `left` is under way. `attempt`: `None` at the first time, when no token of the batch
-    /// was ever used.
+    /// Inserting a batch; the first of `left` is under way. `attempt`: `None` at the first time, when no token of the batch was
+    /// ever used.
     Inserting { batch: Frozen, left: Vec<Insert>, attempt: Option<u32> },
     /// All is applied; looking for a batch whose intent the commit of the end can carry.
     Applied { batch: Frozen },
@@ -263,49 +271,49 @@ enum State {
     Finishing { next: Option<Frozen> },
     /// Committing the last batch's end before the partition is given up.
     Leaving,
-    /// Committing an offset up to which the marks show all applied; then starts over from it.
+    /// Committing an offset up to which the marks show everything applied. Afterwards the partition starts over from it.
     Settling,
     /// Released or stopped.
     Ended,
 }
 
-/// The protocol of one assignment of one partition. Make it with [`Protocol::start`], then feed it what was seen.
+/// The protocol of one assignment of one partition. Create it with [`Protocol::start`], then pass each outcome to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Protocol {
     state: State,
-    /// What Kafka holds, as far as this member knows.
+    /// Commit that Kafka holds, as far as this member knows.
     known: Option<Committed>,
-    /// What the commit under way is to leave in Kafka.
+    /// Commit that Kafka holds once the commit under way succeeds.
     wanted: Option<Committed>,
     topic_id: String,
     is_plain: bool,
     cluster_id: String,
-    /// The greatest mark that `daily` is known to have shown. One below it at the next assignment means that rows are gone.
+    /// Greatest mark that `daily` has certainly shown. A lower one at the next assignment means that rows are gone.
     marked: Option<u64>,
-    /// Records before this offset may have been inserted before, and their tokens used: the committed offset is gone and the tables have
-    /// rows, or an operator has set it back.
+    /// Records before this offset may have been inserted before, and their tokens used. Either the committed offset is gone and
+    /// the tables have rows, or an operator has set the offset back.
     again: Option<u64>,
-    /// How often an announced batch was rebuilt with other records than its intent says.
+    /// Number of times that an announced batch was rebuilt with other records than those of its intent.
     incomplete: u32,
-    /// Looks in a row that have found a reason to stop the partition.
+    /// Number of looks in a row that have found a reason to stop the partition.
     doubts: u32,
-    /// The most records of a batch, once a larger one was refused. It only falls.
+    /// Greatest number of records of a batch, once a larger one was refused. It only falls.
     records_max: Option<u64>,
 }
 
-/// Times that a batch is rebuilt with a wrong number of records before the partition stops.
+/// Number of times that a batch is rebuilt with a wrong number of records before the partition stops.
 const INCOMPLETE_MAX: u32 = 3;
-/// Looks for the rows of an acknowledged insert, after the first one: a replica or a cache may show them late.
+/// Number of looks for the rows of an acknowledged insert, after the first one. A replica or a cache may show them late.
 pub const LOOKS_FOR_ROWS: u32 = 3;
-/// Acknowledged inserts of the same rows, each under a token of its own. The first token may have been used by an insert that left no rows;
-/// when the second one leaves none either, the rows are hidden, and each further insert would count them once more.
+/// Number of acknowledged inserts of the same rows, each under a token of its own. An insert that left no rows may have used the
+/// first token. If the second one also leaves none, the rows are hidden, and each further insert would count them once more.
 pub const INSERTS_MAX: u32 = 2;
-/// Looks in a row that must find the log too short, or the tables too empty, before the partition stops. A broker that does not know yet
-/// that it leads no more tells an old end.
+/// Number of looks in a row that must find the log too short, or the tables too empty, before the partition stops. A broker that
+/// does not know yet that it is no longer the leader reports an old end.
 pub const LOOKS_MAX: u32 = 10;
 
 impl Protocol {
-    /// A newly assigned partition and the first thing to do for it.
+    /// Returns the protocol of a newly assigned partition, and its first action.
     pub fn start() -> (Protocol, Action) {
         let protocol = Protocol {
             state: State::Reading,
@@ -323,8 +331,8 @@ impl Protocol {
         (protocol, Action::ReadCommitted)
     }
 
-    /// Takes what was seen and tells what to do next. An answer that does not belong to the last action starts the
-    /// partition over from what is committed, which is always safe.
+    /// Takes the outcome of the last action and returns the next one. If an outcome does not belong to the last action, the
+    /// partition starts over from the committed offset. That is always safe.
     pub fn on_outcome(&mut self, seen: Outcome) -> Action {
         let state = std::mem::replace(&mut self.state, State::Ended);
         match (state, seen) {
@@ -347,14 +355,14 @@ impl Protocol {
                 match intent.counts.is_some() && marks.show_nothing(intent.range) {
                     false => Action::Stop(StopReason::ReplayTooLarge { range: intent.range, limit_bytes }),
                     true if !quiet && guard::is_on(Guard::Quiet) => self.shrink(intent, limit_bytes, true),
-                    // Taken back, so that the same records are announced in smaller batches.
+                    // The announcement is taken back, so that the same records are announced in smaller batches.
                     true => {
                         let wanted = self.position(intent.range.start, None);
                         self.commit(State::Settling, wanted)
                     }
                 }
             }
-            // The reader has passed transaction markers and nothing else: there is nothing to announce.
+            // The reader has passed only transaction markers, so there is nothing to announce.
             (State::Filling { .. }, Outcome::Batch(batch)) if batch.is_empty() => self.finish(batch.range.end, None),
             (State::Filling { first }, Outcome::Batch(batch)) => {
                 let applied_unknown = first || self.is_read_again(&batch);
@@ -369,9 +377,9 @@ impl Protocol {
                 | State::Shrinking { .. }
                 | State::Refused { .. }
                 | State::Filling { .. }
-                // Nothing of the batch is inserted, and if the commit got through all the same the next owner completes it.
+                // Nothing of the batch is inserted. If the commit succeeded in spite of that, the next owner completes the batch.
                 | State::Announcing { applied_unknown: false, .. }
-                // Acknowledged and not shown: the next owner looks on.
+                // The insert is acknowledged and its rows are not shown: the next owner continues to look.
                 | State::Asking { .. },
                 Outcome::Drained,
             ) => Action::Release,
@@ -380,7 +388,7 @@ impl Protocol {
                 match (applied_unknown, repeated) {
                     (false, _) => self.insert_all(batch),
                     (true, None) => self.ask(batch, None, None),
-                    // Its rows were looked for often enough. To begin anew could outlast each lease.
+                    // Its rows were looked for often enough. A second series of looks could last longer than each lease.
                     (true, repeated @ Some(_)) => {
                         let range = batch.range;
                         let asking = State::Asking { batch, differs: None, repeated, look: LOOKS_FOR_ROWS };
@@ -414,7 +422,7 @@ impl Protocol {
             (State::Applied { .. }, Outcome::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
             (State::Applied { batch }, Outcome::Batch(next)) => self.finish(batch.range.end, Some(next)),
             (State::Applied { batch }, Outcome::NoBatch | Outcome::Drained) => self.finish(batch.range.end, None),
-            // Without the announcement, of which nobody knows yet; then there is nothing left to do.
+            // The commit omits the announcement, of which nobody else knows yet. After that there is nothing left to do.
             (State::Finishing { next: Some(next) }, Outcome::Drained) => {
                 let wanted = self.position(next.range.start, None);
                 self.commit(State::Leaving, wanted)
@@ -490,7 +498,7 @@ impl Protocol {
                 let from = self.down_to_mark(offset);
                 self.enter(State::Judging { log, intent }, Action::ReadProgress { from })
             }
-            // The offset belongs to a deleted topic of the same name: the new one is consumed from its beginning.
+            // The offset belongs to a deleted topic of the same name: the new topic is consumed from its beginning.
             None if !ours => self.locate(log, 0),
             None => self.locate(log, offset),
         }
@@ -501,18 +509,18 @@ impl Protocol {
         self.enter(State::Locating { log }, Action::ReadProgress { from })
     }
 
-    /// From where the tables have to be asked, so that the greatest mark known to be shown is among what they tell.
+    /// Returns the offset from which to read the tables, so that the result includes the greatest mark known to be shown.
     fn down_to_mark(&self, from: u64) -> u64 {
         self.marked.map_or(from, |marked| from.min(marked.saturating_sub(1)))
     }
 
-    /// It may have been inserted before.
+    /// True if the batch may have been inserted before.
     fn is_read_again(&self, batch: &Frozen) -> bool {
         self.again.is_some_and(|again| batch.range.start < again)
     }
 
-    /// Rows that were shown are gone: ClickHouse was restored from a backup, has lost a part, or shows an older state. A row before
-    /// the committed offset was counted, so one that is in no counter says the same.
+    /// True if rows that were shown are gone: ClickHouse was restored from a backup, has lost a part, or shows an older state. A
+    /// row before the committed offset was counted, so one that is in no counter proves the same.
     fn is_behind(&self, progress: Progress) -> bool {
         let committed = self.known.as_ref().map(|known| known.offset);
         let is_missing = progress.uncounted.zip(committed).is_some_and(|(row, committed)| row < committed);
@@ -520,13 +528,13 @@ impl Protocol {
         is_behind && guard::is_on(Guard::Behind)
     }
 
-    /// An announced batch is completed, unless the marks have passed it or cut through it. Then the announcement is an
-    /// old one: librdkafka sent a commit late (it keeps one for up to a session timeout while the coordinator is away) over
-    /// a newer one. A batch's own counters end where it ends, so a mark inside of it or beyond is another batch's, and
-    /// so is a row beyond it.
+    /// Completes an announced batch, unless the marks have passed it or cut through it. Then the announcement is an old one:
+    /// librdkafka sent a commit late, over a newer one. (It keeps one for up to a session timeout while the coordinator is away.)
+    /// A batch's own counters end at the end of the batch. So a mark inside of it or beyond it is another batch's, and so is a
+    /// row beyond it.
     ///
-    /// Several smaller batches may end there too, each with the counters of another month. Counters are written last: where none is
-    /// missing and all rows are there, all is applied, whoever did it.
+    /// Several smaller batches may end there too, each with the counters of another month. Counters are written last. If none is
+    /// missing and all rows are there, everything is applied, by any member.
     fn on_announced(&mut self, log: LogView, intent: Intent, progress: Progress) -> Action {
         let range @ OffsetRange { start, end } = intent.range;
         let overtaken = progress.counted_end.is_some_and(|counted| counted > start && counted != end)
@@ -556,7 +564,8 @@ impl Protocol {
         self.enter(State::Replaying { intent }, fill)
     }
 
-    /// Another member may have gone on since, or a server tells what was: one look proves nothing, and nothing is at risk meanwhile.
+    /// Another member may have continued since, or a server may show an old state. So one look proves nothing, and nothing is at
+    /// risk meanwhile.
     fn doubt(&mut self, reason: StopReason) -> Action {
         self.doubts += 1;
         match self.doubts < LOOKS_MAX && guard::is_on(Guard::Doubt) {
@@ -565,8 +574,8 @@ impl Protocol {
         }
     }
 
-    /// Where to start without an open intent: at the committed offset or at the marks, whichever is further. Rows
-    /// beyond that belong to a batch whose intent was lost; it is rebuilt up to its last row.
+    /// Decides where to start without an open intent: at the committed offset or at the marks, whichever is further. Rows beyond
+    /// that belong to a batch whose intent was lost. It is rebuilt up to its last row.
     fn on_progress(&mut self, log: &LogView, progress: Progress) -> Action {
         let committed = log.committed_offset();
         let marks = [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)];
@@ -591,8 +600,8 @@ impl Protocol {
             let range = OffsetRange { start: from.unwrap_or(log.low), end };
             return self.replay(Intent { range, counts: None }, log);
         }
-        // Nothing was ever stored of an empty log. Its start is committed, so that what retention takes before it is consumed is noticed, and
-        // so that a tool that reads the group's lag does not take the partition for one that nobody consumes.
+        // Nothing was ever stored of an empty log. Its start is committed. So the member notices if retention takes records
+        // before they are consumed. A tool that reads the group's lag does not take the partition for one that nobody consumes.
         let never_read = from.is_none() && log.low == log.high;
         match from.filter(|_| from != committed).or(never_read.then_some(log.low)) {
             Some(applied) => {
@@ -615,7 +624,8 @@ impl Protocol {
         Action::Stop(StopReason::IntentGone { range, low })
     }
 
-    /// Another number of records is never another decoder's work: records are missing, and the batch is read once more.
+    /// Another decoder never changes the number of records. If the number differs, records are missing, and the batch is read
+    /// once more.
     fn on_rebuilt(&mut self, intent: Intent, batch: Frozen) -> Action {
         let (range, rebuilt) = (batch.range, batch.counts());
         match intent.counts.filter(|&counts| counts != rebuilt) {
@@ -627,12 +637,12 @@ impl Protocol {
                 }
             }
             Some(intent) => self.ask(batch, Some(intent), None),
-            // Committing the intent again shows that this member owns the partition before it inserts anything.
+            // A second commit of the intent shows that this member owns the partition before it inserts anything.
             None => self.announce(batch, true, None),
         }
     }
 
-    /// Looks whether a batch that a member with more memory has announced may be announced smaller.
+    /// Reads the marks to see if a batch that a member with more memory has announced may be announced smaller.
     fn shrink(&mut self, intent: Intent, limit_bytes: u64, quiet: bool) -> Action {
         let range = intent.range;
         self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, quiet, look: 0 })
@@ -642,17 +652,17 @@ impl Protocol {
         Action::Fill { from, until, records_max: self.records_max }
     }
 
-    /// Looks whether a batch that was refused for its size may be announced smaller.
+    /// Reads the marks to see if a batch that was refused for its size may be announced smaller.
     fn look_at_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool) -> Action {
         let range = batch.range;
         self.enter(State::Refused { batch, insert, quiet }, Action::ReadMarks { range, quiet, look: 0 })
     }
 
-    /// A batch that was refused for its size is taken back, and its records are announced in batches of half its size at the most. It ends at
-    /// batches of one record.
+    /// Takes back a batch that was refused for its size. Its records are announced in batches of at most half its size. The
+    /// halving ends at batches of one record.
     fn on_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool, marks: &Marks) -> Action {
         let (range, records) = (batch.range, batch.counts().records());
-        // Whatever the marks show: an insert before this one was applied otherwise.
+        // If this is not the first insert, an earlier one was applied, even if the marks do not show it.
         let is_first = batch.expected.inserts().first() == Some(&insert);
         match missing(&batch.expected, range, marks) {
             Ok(_) if is_first && marks.show_nothing(range) && records > 1 => {
@@ -663,7 +673,7 @@ impl Protocol {
                 let wanted = self.position(range.start, None);
                 self.commit(State::Settling, wanted)
             }
-            // Some of its ClickHouse partitions are applied, so that what is left is smaller.
+            // Some of its ClickHouse partitions are applied, so the rest is smaller.
             Ok(left) if left.first() != Some(&insert) => self.insert(batch, left, Some(0)),
             Ok(_) => Action::Stop(StopReason::InsertTooLarge { range, records, table: insert.table }),
             Err(conflict) => Action::Stop(StopReason::Conflict { range, conflict }),
@@ -685,7 +695,7 @@ impl Protocol {
                 let Some((mut insert, inserts)) = repeated.filter(same) else {
                     return self.insert(batch, left, Some(0));
                 };
-                // Less is shown than before: another token would insert once more what is hidden now.
+                // The tables show less than before. Another token would insert the hidden rows once more.
                 let is_hidden = !left[0].partitions.iter().all(|partition| insert.partitions.contains(partition));
                 if !is_hidden || !guard::is_on(Guard::Hidden) {
                     insert = left[0].clone();
@@ -705,9 +715,9 @@ impl Protocol {
                 }
             }
             (Err(conflict), None) => Action::Stop(StopReason::Conflict { range, conflict }),
-            // Rebuilt differently is harmless while nothing of it is applied: the intent is made anew.
+            // A batch that was rebuilt differently is harmless while nothing of it is applied: the intent is committed again.
             (Ok(left), Some(_)) if left == batch.expected.inserts() => self.announce(batch, true, None),
-            // Rows that do not fit the batch as rebuilt are no conflict: they fit it as it was announced.
+            // Rows that do not fit the rebuilt batch are no conflict: they fit the batch as it was announced.
             (_, Some(intent)) => {
                 let rebuilt = batch.counts();
                 Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent })
@@ -748,10 +758,10 @@ impl Protocol {
         self.insert(batch, left, None)
     }
 
-    /// Inserts what is left of a batch. An acknowledgement alone does not count where a token may have been used before:
-    /// ClickHouse writes the token down before the rows, and when it dies in between it acknowledges and drops every
-    /// repeat. So the marks are asked after each repeat, and what is still missing after some looks is inserted under another token;
-    /// a late insert under the first one would be dropped. How often that is done has a bound: rows may be hidden for good.
+    /// Inserts the rest of a batch. An acknowledgement alone does not count if a token may have been used before. ClickHouse
+    /// stores the token before the rows. If it dies in between, it acknowledges and drops every repeat. So the marks are read
+    /// after each repeat. Rows that are still missing after some looks are inserted under another token. A late insert under the
+    /// first one would be dropped. The number of such inserts has a bound, because rows may be hidden permanently.
     fn insert(&mut self, batch: Frozen, left: Vec<Insert>, attempt: Option<u32>) -> Action {
         match left.first().cloned() {
             Some(insert) => {
@@ -787,8 +797,8 @@ mod tests {
         LogView { committed, topic_id: "id".into(), ids_of_rows: vec![], cluster_id: String::new(), low: 0, high }
     }
 
-    /// An announcement of [0, 2) that comes late, when another owner has applied [0, 1) of October and [1, 2) of November: completed, it
-    /// would count October's event again, as October's counters end before it.
+    /// An announcement of [0, 2) comes late, after another owner has applied [0, 1) of October and [1, 2) of November. If it were
+    /// completed, it would count October's event again, as October's counters end before it.
     #[test]
     fn what_others_have_applied_in_parts_is_not_replayed() {
         let progress = Progress { counted_end: Some(2), ..Progress::default() };
@@ -803,7 +813,7 @@ mod tests {
             protocol.on_outcome(Outcome::Marks(Marks { raw, daily: BTreeMap::clone(&daily), ..Marks::default() }))
         };
         assert!(matches!(after(&raw), Action::Commit { wanted: Committed { offset: 2, .. }, .. }));
-        // A row that a time to live has taken away says nothing of its counters: the batch decides.
+        // A row that a TTL has removed proves nothing about its counters: the batch decides.
         assert_eq!(after(&raw[1..]), Action::Fill { from: 0, until: Some(2), records_max: None });
     }
 
@@ -820,7 +830,7 @@ mod tests {
                 Action::LookAgain(StopReason::AheadOfLog { offset: 9, high: 5, .. })
             ));
         }
-        // The broker knows better by now.
+        // The broker knows the new end by now.
         protocol.on_outcome(Outcome::Log(announced(9, 9, 9)));
         assert!(matches!(protocol.on_outcome(Outcome::Progress(Progress::default())), Action::Fill { .. }));
         protocol.on_outcome(Outcome::PositionLost);
@@ -842,7 +852,7 @@ mod tests {
         }
     }
 
-    /// A restored backup: the marks that were shown are gone, and going on would leave a hole that nobody sees.
+    /// A backup was restored: the marks that were shown are gone. A partition that continues would leave a gap that nobody sees.
     #[test]
     fn tables_that_show_less_than_they_did_stop_the_partition() {
         let metadata = Metadata { topic_id: "id".into(), marked: Some(48), ..Metadata::default() };
@@ -866,7 +876,7 @@ mod tests {
         );
     }
 
-    /// Brokers that begin to tell topic ids, and one that tells none again: the partition goes on under the name of its rows.
+    /// Brokers begin to report topic ids, and one reports none again. The partition continues under the name of its rows.
     #[test]
     fn an_id_on_one_side_only_is_the_same_topic() {
         let look = |metadata: &str, told: &str| {
@@ -874,7 +884,7 @@ mod tests {
             let (topic_id, cluster_id) = (told.to_owned(), String::new());
             LogView { committed, topic_id, ids_of_rows: vec![], cluster_id, low: 0, high: 90 }
         };
-        // What is committed, what the brokers tell, the id in the rows' name, and what the next commit says of the topic.
+        // Columns: the committed metadata, the reported id, the id in the rows' name, and the topic in the next commit.
         for (metadata, told, of_rows, next) in [
             ("tallyhouse/1", "X", "", " topic=X source=plain"),
             ("tallyhouse/2 topic=X source=plain", "", "", " topic=X source=plain"),
@@ -895,7 +905,7 @@ mod tests {
         }
         let recreated = look("tallyhouse/2 topic=X source=plain", "Y");
         assert_eq!((recreated.id_of_rows().unwrap().as_str(), recreated.committed_offset()), ("Y", None));
-        // Without a committed offset the rows say it.
+        // Without a committed offset the rows contain it.
         for (told, ids, of_rows) in [
             ("X", &[][..], Some("X")),
             ("X", &[""], Some("")),
@@ -910,7 +920,7 @@ mod tests {
         }
     }
 
-    /// A batch that is refused for its size: announced in halves while nothing of it is applied, down to one record.
+    /// A batch that is refused for its size is announced in halves while nothing of it is applied, down to one record.
     #[test]
     fn a_batch_that_is_refused_for_its_size_is_announced_smaller() {
         let (mut protocol, _) = Protocol::start();
@@ -942,7 +952,7 @@ mod tests {
         }
     }
 
-    /// A batch of which the rows are stored and the counters are refused cannot be announced smaller.
+    /// A batch whose rows are stored and whose counters are refused cannot be announced smaller.
     #[test]
     fn a_half_applied_batch_that_is_refused_for_its_size_stops() {
         let raw = [(20_261_031, 3), (20_261_101, 3)];
@@ -967,7 +977,7 @@ mod tests {
         };
         let stop = refused(&raw, &[]);
         assert!(matches!(stop, Action::Stop(StopReason::InsertTooLarge { table: Table::Daily, .. })), "{stop:?}");
-        // One day or one month went through all the same: the rest is smaller.
+        // One day or one month was applied nevertheless, so the rest is smaller.
         let rest = |partitions: Vec<u32>, table| Insert { table, partitions };
         let day = refused(&raw[..1], &[]);
         assert!(
@@ -981,7 +991,7 @@ mod tests {
         );
     }
 
-    /// A partition that never had a record: its start is committed, once.
+    /// A partition that never had a record: its start is committed once.
     #[test]
     fn the_start_of_an_empty_log_is_committed() {
         let (mut protocol, _) = Protocol::start();
@@ -999,7 +1009,8 @@ mod tests {
         );
     }
 
-    /// A restored backup, with the offset deleted: each batch that was stored before is asked for, also over a restart.
+    /// A backup was restored, with the offset deleted. The marks of each batch that was stored before are read, also after a
+    /// restart.
     #[test]
     fn what_was_stored_before_is_asked_for_until_its_end() {
         let (mut protocol, _) = Protocol::start();
@@ -1014,7 +1025,7 @@ mod tests {
             let expected = Expected { raw: [(20_261_031, end - start)].into(), daily: vec![202_610], rejected: 0 };
             Outcome::Batch(Frozen { range: OffsetRange { start, end }, expected })
         };
-        // A member that is started in the middle of it.
+        // A member starts in the middle of it.
         let (mut protocol, _) = Protocol::start();
         protocol.on_outcome(Outcome::Log(LogView { committed: Some(wanted), ..plain(Metadata::default(), "") }));
         protocol.on_outcome(Outcome::Progress(counted));
@@ -1046,7 +1057,7 @@ mod tests {
         }
     }
 
-    /// Offsets that were copied from another cluster say nothing of this one's log.
+    /// Offsets that were copied from another cluster have no meaning for this cluster's log.
     #[test]
     fn offsets_of_another_cluster_stop_the_partition() {
         let of = |committed: &str, found: &str| {
@@ -1054,7 +1065,7 @@ mod tests {
             Protocol::start().0.on_outcome(Outcome::Log(plain(metadata, found)))
         };
         assert!(matches!(of("one", "other"), Action::Stop(StopReason::OtherCluster { offset: 50, .. })));
-        // As metadata of format 1 leaves it: a topic that was made anew is counted from its beginning.
+        // Metadata of format 1 leaves it so. A topic that was created again is counted from its beginning.
         for (committed, found) in [("one", "one"), ("", "one"), ("one", "")] {
             assert_eq!(of(committed, found), Action::ReadProgress { from: 0 });
         }

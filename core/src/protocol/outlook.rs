@@ -1,6 +1,6 @@
-//! Where one partition stands: what Kafka and the tables say of it, and what `tallyhouse run` would make of that.
+//! The state of one partition in Kafka and in the tables, and the reaction of `tallyhouse run` to it.
 //!
-//! Pure. What `run` would do is not described here a second time: it is asked of the protocol itself.
+//! This module is pure. It does not repeat the decisions of `run`: it asks the protocol itself.
 
 use super::{Action, Committed, LogView, Outcome, Protocol};
 use crate::protocol::intent::{Counts, Metadata, MetadataError};
@@ -8,61 +8,62 @@ use crate::protocol::marks::{Marks, Progress};
 use crate::protocol::stop::StopReason;
 use crate::source::{OffsetRange, Source};
 
-/// One partition of the topic, as read. The tables are asked before Kafka: a batch that is in the tables was then announced.
+/// One partition of the topic, as read. The tables are read before Kafka: a batch that is in the tables was then announced.
 #[derive(Clone, Debug)]
 pub struct Position {
     /// The partition.
     pub source: Source,
-    /// How far it is in the tables.
+    /// Position of the source in the tables.
     pub progress: Progress,
-    /// What Kafka says; read after `progress`.
+    /// State of the partition in Kafka, read after `progress`.
     pub log: LogView,
     /// First offset in `email_events` or `rejected_events`.
     pub first_stored: Option<u64>,
-    /// What the tables hold of the open intent's offsets, if there is one.
+    /// Rows that the tables hold of the open intent's offsets, if there is one.
     pub marks: Option<Marks>,
-    /// The greatest mark that the tables have shown by a commit that was read before `progress`.
+    /// Greatest mark that the tables have shown, by a commit that was read before `progress`.
     pub marked: Option<u64>,
 }
 
-/// What a member does that is given the partition now.
+/// The reaction of a member that gets the partition now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outlook {
-    /// It goes on, in these words.
+    /// It continues. The text describes how.
     GoesOn(String),
     /// It stops the partition.
     Stops(StopReason),
 }
 
 impl Position {
-    /// The committed metadata, if it can be read.
+    /// Returns the committed metadata, if it can be read.
     ///
     /// # Errors
-    /// [`MetadataError`] as the protocol would see it.
+    /// Returns the [`MetadataError`] that the protocol would see.
     pub fn metadata(&self) -> Result<Option<Metadata>, MetadataError> {
         self.log.committed.as_ref().map_or(Ok(None), |committed| Metadata::decode(&committed.metadata))
     }
 
-    /// The greatest mark that the tables have shown, by the commit of a look at Kafka.
+    /// Returns the greatest mark that the tables have shown, by the commit in a view of Kafka.
     pub fn marked_by(log: &LogView) -> Option<u64> {
         log.committed_offset()?;
         Metadata::decode(&log.committed.as_ref()?.metadata).ok()??.marked
     }
 
-    /// The committed offset, if it is one of this topic id and its metadata can be read.
+    /// Returns the committed offset, if it is one of this topic id and its metadata can be read.
     pub fn committed(&self) -> Option<u64> {
         self.log.committed_offset()
     }
 
-    /// The open intent and its counts.
+    /// Returns the open intent and its counts.
     pub fn intent(&self) -> Option<(OffsetRange, Counts)> {
         let start = self.committed()?;
         let (end, counts) = self.metadata().ok()??.next?;
         Some((OffsetRange { start, end }, counts))
     }
 
-    /// The offset up to which every batch is finished in all tables, as far as Kafka and the marks of all months together tell.
-    /// An open batch may be applied in some months and not in others, so with one only the committed offset counts.
+    /// Returns the offset up to which every batch is finished in all tables, as far as Kafka and the marks of all months together
+    /// show. An open batch may be applied in some months and not in others. So with an open batch only the committed offset
+    /// counts.
     pub fn finished_up_to(&self) -> u64 {
         let committed = self.committed();
         match self.intent() {
@@ -71,11 +72,11 @@ impl Position {
         }
     }
 
-    /// The offset up to which this source is counted in a month whose mark is `mark`: rows before it must be in `daily`, rows
-    /// from it on are still to be counted by a member.
+    /// Returns the offset up to which this source is counted in a month whose mark is `mark`. Rows before it must be in `daily`.
+    /// A member has still to count the rows from it on.
     ///
     /// # Errors
-    /// The open batch, if the mark lies inside of it: no order of our inserts leaves that behind.
+    /// Returns the open batch if the mark lies inside of it: no order of Tallyhouse's inserts leaves that.
     pub fn counted_up_to(&self, mark: Option<u64>) -> Result<u64, OffsetRange> {
         match (self.intent(), mark) {
             (Some((range, _)), Some(mark)) if mark > range.start && mark < range.end => Err(range),
@@ -83,12 +84,12 @@ impl Position {
         }
     }
 
-    /// Why `tallyhouse run` stops the partition whatever the tables have; `None` where it depends on them.
+    /// Returns the reason why `tallyhouse run` stops the partition regardless of the tables; `None` if it depends on them.
     pub fn stops_by_log(log: &LogView) -> Option<StopReason> {
         let (mut protocol, _) = Protocol::start();
         let mut action = protocol.on_outcome(Outcome::Log(marked(log, None)));
         if matches!(action, Action::ReadProgress { .. }) {
-            // The committed offset lies beyond the log's end: no progress changes that.
+            // If the committed offset lies beyond the log's end, no progress changes that.
             action = protocol.on_outcome(Outcome::Progress(Progress::default()));
             if matches!(action, Action::Stop(_)) {
                 return None;
@@ -100,7 +101,7 @@ impl Position {
         }
     }
 
-    /// What `tallyhouse run` does with the partition as it stands.
+    /// Returns the reaction of `tallyhouse run` to the partition in its present state.
     pub fn outlook(&self) -> Outlook {
         let (mut protocol, _) = Protocol::start();
         let mut action = protocol.on_outcome(Outcome::Log(marked(&self.log, self.marked)));
@@ -125,7 +126,8 @@ impl Position {
     }
 }
 
-/// The log with another greatest mark that the tables have shown: they were asked before this look at Kafka, so they may have shown less then.
+/// Returns the log with another greatest mark that the tables have shown. The tables were read before this view of Kafka, so they
+/// may have shown less then.
 fn marked(log: &LogView, marked: Option<u64>) -> LogView {
     let mut log = log.clone();
     if let Some(committed) = &mut log.committed

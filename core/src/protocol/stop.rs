@@ -1,13 +1,13 @@
-//! Why a partition stops, in words that say what to do next.
+//! Reasons why a partition stops. The texts tell the operator what to do next.
 //!
-//! A partition stops when going on could lose or double an event. It must never stop for something that waiting or
-//! retrying mends: those are retried, visibly. Each reason has a page in `docs/stops/`, named by its code.
+//! A partition stops when it could lose or double an event by continuing. It must never stop for a state that ends by waiting or
+//! retrying: the member retries those, visibly. Each reason has a page in `docs/stops/`, named by its code.
 
 use crate::protocol::intent::{Counts, MetadataError};
 use crate::protocol::marks::Conflict;
 use crate::source::{OffsetRange, Table};
 
-/// A state in which only an operator can decide how to go on.
+/// A state in which only an operator can decide how to continue.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum StopReason {
     /// Retention (or `DeleteRecords`) removed records that were never consumed.
@@ -23,7 +23,7 @@ pub enum StopReason {
         /// First offset the log still has.
         low: u64,
     },
-    /// A batch was announced, it is not fully applied, and its records are gone.
+    /// A batch was announced and is not fully applied, and its records are gone.
     #[error(
         "batch {range} was begun and its records are gone from the log (which now starts at {low}), so it can be neither \
          completed nor checked. Compare `email_events` and `daily` for these offsets, then stop all members and reset this \
@@ -43,11 +43,11 @@ pub enum StopReason {
          --delete-offsets`; after a loss of records re-create the topic (it gets a new topic id)"
     )]
     AheadOfLog {
-        /// Which position is ahead.
+        /// Name of the position that is ahead.
         what: &'static str,
-        /// That position.
+        /// Offset of that position.
         offset: u64,
-        /// The log's end.
+        /// End of the log.
         high: u64,
     },
     /// The committed offset carries metadata that this build cannot read.
@@ -59,7 +59,7 @@ pub enum StopReason {
     BadMetadata {
         /// The committed offset.
         offset: u64,
-        /// What is wrong with its metadata.
+        /// Fault in its metadata.
         error: MetadataError,
     },
     /// The topic was deleted and re-created while a batch was open.
@@ -81,10 +81,10 @@ pub enum StopReason {
     Conflict {
         /// The batch.
         range: OffsetRange,
-        /// Where, and how many rows.
+        /// Table, ClickHouse partition, and numbers of rows.
         conflict: Conflict,
     },
-    /// The batch was rebuilt with other counts than its intent says: part of it is applied, or records are missing.
+    /// The batch was rebuilt with other counts than those of its intent: part of it is applied, or records are missing.
     #[error(
         "batch {range} was rebuilt with {} rows and {} rejects, but its intent says {} and {}{}",
         rebuilt.rows, rebuilt.rejects, intent.rows, intent.rejects, differs_in_words(*rebuilt, *intent)
@@ -92,9 +92,9 @@ pub enum StopReason {
     RebuiltDiffers {
         /// The batch.
         range: OffsetRange,
-        /// As rebuilt.
+        /// Counts of the rebuilt batch.
         rebuilt: Counts,
-        /// By its intent.
+        /// Counts of its intent.
         intent: Counts,
     },
     /// ClickHouse acknowledges the rows of a batch and does not show them.
@@ -109,7 +109,7 @@ pub enum StopReason {
         range: OffsetRange,
         /// The table.
         table: Table,
-        /// Inserts of the rows that were acknowledged.
+        /// Number of acknowledged inserts of the rows.
         inserts: u32,
     },
     /// ClickHouse, or a proxy before it, refuses an insert for its size, and the batch cannot be announced smaller.
@@ -121,12 +121,12 @@ pub enum StopReason {
     InsertTooLarge {
         /// The batch.
         range: OffsetRange,
-        /// Its records.
+        /// Number of its records.
         records: u64,
         /// The table.
         table: Table,
     },
-    /// A member with more memory has begun a batch that does not fit into this one's.
+    /// A member with more memory has begun a batch that does not fit into this member's memory.
     #[error(
         "batch {range} was begun by a member with a larger memory.limit_bytes, part of it is already in ClickHouse, and the rest does \
          not fit into this member's memory. Start a member with memory.limit_bytes = {}MiB or more until the batch is committed",
@@ -135,10 +135,10 @@ pub enum StopReason {
     ReplayTooLarge {
         /// The batch.
         range: OffsetRange,
-        /// The limit that it needs, as estimated from the records that were read.
+        /// Value of `memory.limit_bytes` that it needs, estimated from the records that were read.
         limit_bytes: u64,
     },
-    /// The tables show less of the source than they have shown.
+    /// The tables show less of the source than they did before.
     #[error(
         "`daily` has shown this partition's counters up to offset {marked}, and shows them no more: rows that were stored are gone. Was \
          ClickHouse restored from a backup, or did it lose a part? Nothing is consumed, as what is missing would stay missing"
@@ -155,9 +155,9 @@ pub enum StopReason {
     OtherCluster {
         /// The committed offset.
         offset: u64,
-        /// The cluster that it belongs to.
+        /// Id of the cluster that it belongs to.
         committed: String,
-        /// The cluster that is consumed.
+        /// Id of the cluster that is consumed.
         found: String,
     },
 }
@@ -176,7 +176,7 @@ fn differs_in_words(rebuilt: Counts, intent: Counts) -> &'static str {
 }
 
 impl StopReason {
-    /// Every code, in the order of the variants.
+    /// All codes, in the order of the variants.
     pub const CODES: [&str; 12] = [
         "retention_gap",
         "intent_gone",
@@ -192,7 +192,7 @@ impl StopReason {
         "insert_too_large",
     ];
 
-    /// A stable word for metrics and logs.
+    /// Returns a stable word for metrics and logs.
     pub fn code(&self) -> &'static str {
         match self {
             StopReason::RetentionGap { .. } => "retention_gap",
@@ -210,12 +210,12 @@ impl StopReason {
         }
     }
 
-    /// The command that prints the page with each step of the remedy.
+    /// Returns the command that prints the page with each step of the remedy.
     pub fn page(&self) -> String {
         format!("tallyhouse explain {}", self.code())
     }
 
-    /// The reason and its page: what the log and `/readyz` show.
+    /// Returns the reason and its page, as the log and `/readyz` show them.
     pub fn message(&self) -> String {
         format!("{self}. Step by step: `{}`", self.page())
     }
@@ -230,7 +230,7 @@ mod tests {
 
     const RANGE: OffsetRange = OffsetRange { start: 1, end: 2 };
 
-    /// The next variant: no wildcard, so that a new one does not compile until it stands here.
+    /// Returns the next variant. There is no wildcard, so a new variant does not compile until it is listed here.
     fn after(reason: Option<&StopReason>) -> Option<StopReason> {
         let counts = Counts { rows: 1, rejects: 0 };
         Some(match reason {

@@ -5,26 +5,26 @@ use crate::decode::reject::{Reason, Rejection};
 use crate::protocol::marks::PartitionId;
 use crate::window::Record as WindowRecord;
 
-/// What is at an offset.
+/// The content of an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Record {
     /// An event of this day (`yyyymmdd`).
     Event { day: PartitionId },
-    /// Not an event: to be rejected.
+    /// A record that is not an event, and so is rejected.
     Broken,
-    /// Nothing: a transaction marker, or compacted away.
+    /// No record: a transaction marker, or a record that was compacted away.
     Gap,
 }
 
-/// The days that events may have, with their first second.
+/// Days that events may have, with their first second.
 pub const DAYS: [(PartitionId, u32); 3] =
     [(20_261_030, 1_793_318_400), (20_261_031, 1_793_404_800), (20_261_101, 1_793_491_200)];
 
-/// The longest address of an event.
+/// Greatest length of an event's address, in bytes.
 pub const EMAIL_MAX: usize = 16 << 10;
 static EMAIL: [u8; EMAIL_MAX] = [b'a'; EMAIL_MAX];
 
-/// The records; those from `high` on are not produced yet, those below `low` are deleted.
+/// The records. Those from `high` on are not produced yet, those below `low` are deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Log {
     records: Vec<Record>,
@@ -35,7 +35,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// A log that has its first `produced` records.
+    /// Returns a log that has its first `produced` records.
     pub fn new(records: Vec<Record>, produced: usize) -> Log {
         Log { records, email_bytes: 3, low: 0, high: produced as u64 }
     }
@@ -44,17 +44,17 @@ impl Log {
         self.records[offset as usize]
     }
 
-    /// Where the log ends once all is produced.
+    /// Returns the end of the log once all is produced.
     pub fn end(&self) -> u64 {
         self.records.len() as u64
     }
 
-    /// The first record at or after an offset, as a consumer gets it.
+    /// Returns the first record at or after an offset, as a consumer gets it.
     pub fn next(&self, offset: u64) -> Option<u64> {
         (offset.max(self.low)..self.high).find(|&offset| self.record(offset) != Record::Gap)
     }
 
-    /// A record as the window takes it; not of a gap.
+    /// Returns a record as the window takes it. The offset must not be a gap.
     pub fn decoded(&self, offset: u64) -> (WindowRecord<'static>, Result<Event<'static>, Rejection>) {
         let record = WindowRecord { offset, timestamp_ms: None, key: None, payload: None };
         let decoded = match self.record(offset) {

@@ -1,8 +1,8 @@
-//! The protocol in a simulated world, with the bad habits of the real one, driven by seeds.
+//! Runs the protocol in a simulated world, with the faults of the real one, driven by seeds.
 //!
-//! One seed makes one world (log, members, number of faults) and one order of events, so any failure replays:
-//! `TALLYHOUSE_SIM_SEED=7 cargo test --lib simulation::every_seed -- --nocapture` runs that seed alone and prints every move;
-//! `TALLYHOUSE_SIM_SEEDS=1000000` runs that many.
+//! One seed makes one world (log, members, number of faults) and one order of events, so any failure replays.
+//! `TALLYHOUSE_SIM_SEED=7 cargo test --lib simulation::every_seed -- --nocapture` runs that seed alone and prints every move.
+//! `TALLYHOUSE_SIM_SEEDS=1000000` runs that number of seeds.
 //!
 //! Must never draw anything from outside of the seed.
 
@@ -20,13 +20,13 @@ use std::collections::{BTreeMap, HashMap};
 use world::{Hides, Memory, Move, PLENTY, Rules, World};
 
 const SEEDS: u64 = 10_000;
-/// Moves after which a world without faults must have come to its end.
+/// Number of moves after which a world without faults must have reached its end.
 const MOVES_MAX: usize = 20_000;
 
-/// How one seed went.
+/// The course of one seed.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Run {
-    /// Every move with its kind.
+    /// All moves, each with its kind.
     moves: Vec<(Move, String)>,
     violation: Option<String>,
 }
@@ -51,10 +51,11 @@ fn random_log(rules: Rules, random: &mut StdRng) -> Log {
     log
 }
 
-/// What the windows of two or three members may hold, in bytes: plenty, a few days' first rows, or another share each.
+/// Returns the number of bytes that the windows of each of two or three members may hold. That is plenty, the first rows of a few
+/// days, or a different share each.
 fn random_shares(rules: Rules, random: &mut StdRng) -> Vec<usize> {
     const SHARES: [usize; 4] = [16 << 10, 24 << 10, 48 << 10, PLENTY];
-    // Less than one partition has, and so much that three records are no more than the eighth that is lent.
+    // It is less than one partition has. It is large enough that three records are no more than the eighth that is lent.
     if rules.refuses {
         return vec![24 * (EMAIL_MAX + (8 << 10)); 2];
     }
@@ -69,11 +70,11 @@ fn random_shares(rules: Rules, random: &mut StdRng) -> Vec<usize> {
     (0..members).map(|_| if alike { drawn } else { SHARES[random.random_range(0..SHARES.len())] }).collect()
 }
 
-/// How likely each kind of move is: drawn anew for each seed, so that each has its own habits and what is rare in
-/// one is common in another ("swarm testing").
+/// The weights of the kinds of moves: a greater weight makes a kind more likely. Each seed draws them again, so that each has its
+/// own habits. A kind that is rare in one seed is common in another ("swarm testing").
 struct Weights {
     of_kind: HashMap<String, f64>,
-    /// The only faults, if any are named.
+    /// The only kinds of faults that happen, if any are named.
     focus: &'static [&'static str],
 }
 
@@ -84,7 +85,7 @@ impl Weights {
             if rare { 0.0 } else { [0.02, 0.2, 1.0, 1.0, 1.0, 5.0][random.random_range(0..6)] }
         });
         match chosen {
-            // With few kinds of faults what is late must come late, or it meets nothing.
+            // With few kinds of faults, a late event must come late, or it has no effect.
             _ if kind.starts_with("late ") && !self.focus.is_empty() => 0.02,
             Move::Fault(_) if !self.focus.is_empty() => f64::from(u8::from(self.focus.contains(&kind))),
             _ => drawn,
@@ -139,7 +140,7 @@ fn from_environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
-/// Nothing is lost, doubled or stuck in any seed.
+/// No seed loses, doubles or blocks anything.
 #[test]
 fn every_seed_is_exact() {
     if let Some(seed) = from_environment("TALLYHOUSE_SIM_SEED") {
@@ -157,7 +158,7 @@ fn every_seed_is_exact() {
     println!("moves by kind: {counts:?}");
 }
 
-/// The first seed that ends in a violation without a guard, and in none with it.
+/// Returns the first seed that ends in a violation without a guard, and in none with it.
 fn first_violation(
     off: Option<Guard>,
     rules: Rules,
@@ -170,8 +171,8 @@ fn first_violation(
     (0..10 * SEEDS).filter_map(|seed| Some((seed, without(seed)?))).find(|(seed, _)| shown(seed))
 }
 
-/// A guard whose removal nothing notices would be either not needed or not tested. Where only a rare meeting of faults needs a
-/// guard, the faults are those.
+/// A guard is either not needed or not tested if nothing notices its removal. If only a rare meeting of faults needs a guard, the
+/// test uses those faults.
 #[test]
 fn without_any_one_guard_a_violation_is_found() {
     let real = Rules::REAL;
@@ -225,7 +226,7 @@ fn without_any_one_guard_a_violation_is_found() {
     assert!(unnoticed.is_empty(), "no violation is found without {unnoticed:?}");
 }
 
-/// With the deduplication window at 0 the marks alone keep it exact, as long as no insert begins after its sender is gone.
+/// With a deduplication window of 0 the marks alone keep the counts exact, as long as no insert begins after its sender is gone.
 #[test]
 fn every_seed_is_exact_without_tokens() {
     let rules = Rules { tokens: false, ..Rules::REAL };
@@ -234,7 +235,7 @@ fn every_seed_is_exact_without_tokens() {
     }
 }
 
-/// A partition whose inserts are refused for good stops no other.
+/// A partition whose inserts are refused permanently stops no other.
 #[test]
 fn one_that_waits_stops_no_other() {
     let rules = Rules { refuses: true, ..Rules::REAL };
@@ -243,7 +244,7 @@ fn one_that_waits_stops_no_other() {
     }
 }
 
-/// Rows that are hidden for good stop their partition after one repeat.
+/// Rows that are hidden permanently stop their partition after one repeat.
 #[test]
 fn what_is_hidden_for_good_stops_its_partition() {
     let rules = Rules { hides: Hides::ForGood, ..Rules::REAL };

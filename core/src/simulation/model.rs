@@ -1,8 +1,8 @@
-//! Every order of events, not a sample: the world of [`super::world`] checked exhaustively by stateright.
+//! Checks every order of events, not a sample: stateright explores the world of [`super::world`] exhaustively.
 //!
-//! Two members share the partitions; each world allows so many faults of any kind, at any moment. Worlds that end within
-//! minutes run in `cargo test`. The larger ones run by
-//! `cargo test --release --lib model -- --ignored --nocapture`, or one by `TALLYHOUSE_MODEL=partitions,records,faults`.
+//! Two members share the partitions. Each world allows a fixed number of faults of any kind, at any moment. Worlds that end
+//! within minutes run in `cargo test`. `cargo test --release --lib model -- --ignored --nocapture` runs the larger ones.
+//! `TALLYHOUSE_MODEL=partitions,records,faults` runs one of them.
 
 use super::log::{Log, Record};
 use super::world::{Move, PLENTY, Rules, World};
@@ -48,7 +48,7 @@ fn check(rules: Rules, logs: Vec<Vec<Record>>, faults: u32) {
     check_some(rules, logs, faults, &[]);
 }
 
-/// `focus`: the only kinds of faults, if any are named.
+/// Checks a world. `focus`: the only kinds of faults, if any are named.
 fn check_some(rules: Rules, logs: Vec<Vec<Record>>, faults: u32, focus: &'static [&'static str]) {
     let started = Instant::now();
     let produced = |records: Vec<Record>| Log::new(records.clone(), records.len());
@@ -75,7 +75,7 @@ fn one_partition_with_two_batches() {
     check(Rules::REAL, vec![vec![FIRST, Record::Broken, SECOND]], 1);
 }
 
-/// Without the look at what is counted, the counters of October come twice.
+/// If the protocol did not read what is counted, the counters of October would come twice.
 #[test]
 #[ignore = "large: some minutes, in release"]
 fn an_old_announcement_over_two_months() {

@@ -1,7 +1,7 @@
-//! A fake of one source's rows in ClickHouse, with the habits of the real one: an insert applies one ClickHouse partition
-//! after the other, goes on after its sender is gone, may begin long after it was sent, and is dropped per partition while
-//! its token is remembered; two queries of one id do not run at once. It may show rows late, or never, or an older state; a restored
-//! backup takes rows away, and so does a time to live.
+//! A fake of one source's rows in ClickHouse, with the habits of the real server. An insert applies one ClickHouse partition
+//! after the other, continues after its sender is gone, and may begin long after it was sent. It is dropped per partition while
+//! its token is remembered. Two queries of one id do not run at once. The server may show rows late, or never, or an older state.
+//! A restored backup takes rows away, and so does a TTL.
 //!
 //! Must never be kinder than the server that `tests/it/protocol.rs` talks to.
 
@@ -22,14 +22,14 @@ pub struct Content {
 pub struct Sent {
     pub range: OffsetRange,
     pub insert: Insert,
-    /// What the batch has, of which the insert is a part.
+    /// Content of the batch of which the insert is a part.
     pub content: Content,
     pub token: String,
     /// The topic id in the `source` of its rows.
     pub id: String,
     /// The member whose task waits for the answer.
     pub waiting: Option<usize>,
-    /// It has reached the server, and shows in `system.processes`.
+    /// True if it has reached the server, and shows in `system.processes`.
     pub begun: bool,
     /// ClickHouse partitions that are not applied yet.
     pub left: Vec<PartitionId>,
@@ -50,21 +50,21 @@ struct Rows {
 pub struct Sink {
     rows: Rows,
     tokens: BTreeSet<(String, PartitionId)>,
-    /// Batches and tables of which a token was written down without rows.
+    /// Batches and tables of which a token was stored without rows.
     halved: BTreeSet<(OffsetRange, Table)>,
-    /// Other rows that are shown in the place of these, for so many looks or for good.
+    /// Other rows that are shown in place of these, for this number of looks; permanently if it is `None`.
     shown: Option<(Rows, Option<u32>)>,
-    /// A time to live takes away rows of `email_events` of days before this one, sooner or later.
+    /// A TTL takes away rows of `email_events` of days before this one, sooner or later.
     expired_before: PartitionId,
-    /// It has taken them away of days before this one, and takes new ones away at once.
+    /// The TTL has taken away the rows of days before this one, and takes new ones away at once.
     removed_before: PartitionId,
-    /// A backup was restored: rows that were shown are gone.
+    /// True if a backup was restored: rows that were shown are gone.
     pub restored: bool,
-    /// It has shown other rows than there are.
+    /// True if it has shown other rows than there are.
     pub has_hidden: bool,
-    /// Tokens of rows were forgotten.
+    /// True if tokens of rows were forgotten.
     pub has_forgotten: bool,
-    /// Inserts of batches with more records are refused, for a while.
+    /// For a while, inserts of batches with more records than this are refused.
     pub records_max: Option<u64>,
     /// The topic id in the `source` of the rows.
     id: String,
@@ -72,7 +72,7 @@ pub struct Sink {
 }
 
 impl Rows {
-    /// The rows as they were before anything at or after this end of a batch was inserted.
+    /// Returns the rows as they were before anything at or after this end of a batch was inserted.
     fn as_of(&self, end: u64) -> Rows {
         let mut rows = self.clone();
         for table in [&mut rows.raw, &mut rows.rejected, &mut rows.counted] {
@@ -104,12 +104,12 @@ impl Sink {
         }
     }
 
-    /// Goes on to show what it shows now, for so many looks or for good.
+    /// Continues to show the present rows for `looks` looks, or permanently.
     pub fn hide(&mut self, looks: Option<u32>) {
         self.show(self.rows.clone(), looks);
     }
 
-    /// Shows nothing of one table, as a row policy on it does.
+    /// Shows no rows of one table, as with a row policy on it.
     pub fn hide_table(&mut self, table: Table, looks: Option<u32>) {
         let mut rows = self.rows.clone();
         match table {
@@ -134,19 +134,19 @@ impl Sink {
         self.shown.is_some()
     }
 
-    /// Older states that lack counters of this one: the one before the last batch with counters, and the one with nothing.
+    /// Returns older states that lack counters of this one: the one before the last batch with counters, and the empty one.
     pub fn older(&self) -> Vec<u64> {
         let ends: BTreeSet<u64> = self.rows.ends.values().flatten().copied().collect();
         let before_last = ends.iter().rev().nth(1).copied().filter(|&end| end > 0);
         if ends.is_empty() { Vec::new() } else { before_last.into_iter().chain([0]).collect() }
     }
 
-    /// A token was once written down without its rows.
+    /// True if a token was once stored without its rows.
     pub fn has_halved(&self) -> bool {
         !self.halved.is_empty()
     }
 
-    /// A backup is restored, or all parts after this end are lost. The tokens may be kept.
+    /// Restores a backup, or loses all parts after this end. The tokens may be kept.
     pub fn restore(&mut self, end: u64, keeps_tokens: bool) {
         self.rows = self.rows.as_of(end);
         (self.shown, self.restored) = (None, true);
@@ -155,22 +155,22 @@ impl Sink {
         }
     }
 
-    /// The first day that a time to live has not reached.
+    /// Returns the first day that the TTL has not reached.
     pub fn expired_before(&self) -> PartitionId {
         self.expired_before
     }
 
-    /// A time to live reaches the days before this one.
+    /// Lets the TTL reach the days before this one.
     pub fn age(&mut self, day: PartitionId) {
         self.expired_before = day;
     }
 
-    /// Rows that a time to live has reached are still there.
+    /// True if rows that the TTL has reached are still there.
     pub fn may_remove_expired(&self) -> bool {
         self.removed_before < self.expired_before
     }
 
-    /// The time to live takes the rows away that it has reached.
+    /// Lets the TTL remove the rows that it has reached.
     pub fn remove_expired(&mut self, log: &Log) {
         self.removed_before = self.expired_before;
         for (at, times) in self.rows.raw.iter_mut().enumerate() {
@@ -180,7 +180,7 @@ impl Sink {
         }
     }
 
-    /// The tables are looked at so many times more.
+    /// Counts `more` further looks at the tables.
     pub fn note_looks(&mut self, more: u32) {
         let Some(looks) = self.shown.as_mut().and_then(|(_, looks)| looks.as_mut()) else { return };
         match looks.checked_sub(more) {
@@ -189,29 +189,29 @@ impl Sink {
         }
     }
 
-    /// The insert is refused for its size.
+    /// True if the insert is refused for its size.
     pub fn refuses(&self, index: usize) -> bool {
         let Content { rows, rejects } = &self.sent[index].content;
         self.records_max.is_some_and(|most| (rows.len() + rejects.len()) as u64 > most)
     }
 
-    /// There are no rows.
+    /// True if there are no rows.
     fn is_empty(&self) -> bool {
         let Rows { raw, rejected, counted, .. } = &self.rows;
         [raw, rejected, counted].iter().all(|rows| rows.iter().all(|&times| times == 0))
     }
 
-    /// The topic ids in the `source` of the rows.
+    /// Returns the topic ids in the `source` of the rows.
     pub fn ids(&self) -> Vec<String> {
         if self.is_empty() { Vec::new() } else { vec![self.id.clone()] }
     }
 
-    /// Whoever asks for rows with this topic id sees those that there are.
+    /// True if a member that reads rows with this topic id sees the existing rows.
     pub fn shows(&self, id: &str) -> bool {
         self.is_empty() || self.id == id
     }
 
-    /// An insert is about to store rows with another topic id than those that are there.
+    /// True if an insert is about to store rows with another topic id than that of the existing rows.
     pub fn is_of_two_ids(&mut self, index: usize) -> bool {
         if self.is_empty() {
             self.id.clone_from(&self.sent[index].id);
@@ -223,7 +223,7 @@ impl Sink {
         self.shown.as_ref().map_or(&self.rows, |(rows, _)| rows)
     }
 
-    /// A sent insert reaches the server; `false` when it is refused as its query id is running.
+    /// Lets a sent insert reach the server. Returns `false` if the server refuses it because its query id is running.
     pub fn begin(&mut self, index: usize) -> bool {
         let id = |sent: &Sent| (sent.range, sent.insert.table);
         let wanted = id(&self.sent[index]);
@@ -258,8 +258,8 @@ impl Sink {
         }
     }
 
-    /// The server dies: what had begun stays as far as it came. `halfway`: the tokens of the ClickHouse partitions that came next
-    /// are written down, their rows are not.
+    /// Kills the server. Inserts that had begun keep the part that was applied. `halfway`: the tokens of the next ClickHouse
+    /// partitions are stored, their rows are not.
     pub fn kill(&mut self, halfway: bool) -> Vec<usize> {
         let halved: Vec<Sent> = self.sent.iter().filter(|sent| halfway && self.can_be_halved(sent)).cloned().collect();
         for sent in halved {
@@ -311,7 +311,7 @@ impl Sink {
         self.shown().ends.iter().filter_map(greatest).collect()
     }
 
-    /// How far the source has come, with the counters' ends as they were read a moment ago.
+    /// Returns the position of the source, with the counters' ends as they were read a moment ago.
     pub fn progress(&self, from: u64, ends: &BTreeMap<PartitionId, u64>, log: &Log) -> Progress {
         let is_counted = |offset: u64| match log.record(offset) {
             Record::Event { day } => ends.get(&(day / 100)).is_some_and(|&end| offset < end),
@@ -330,7 +330,7 @@ impl Sink {
         Progress { counted_end, uncounted, rejected_end, stored_end }
     }
 
-    /// An offset that is in a table more often than so many times.
+    /// Returns an offset that is in a table more than `times_max` times.
     pub fn more_than(&self, times_max: u8) -> Option<String> {
         let Rows { raw, rejected, counted, .. } = &self.rows;
         let tables = [("email_events", raw), ("rejected_events", rejected), ("daily", counted)];
@@ -340,7 +340,7 @@ impl Sink {
         })
     }
 
-    /// A record below `end` that is missing in a table, and that no time to live has reached.
+    /// Returns a record below `end` that is missing in a table, and that no TTL has reached.
     pub fn missing_below(&self, end: u64, log: &Log) -> Option<String> {
         (0..end).find_map(|offset| {
             let at = offset as usize;

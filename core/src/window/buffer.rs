@@ -1,10 +1,11 @@
 //! The buffer of one partition holds records that its task has not taken: the live window, and closed windows that wait.
 //!
-//! The reader appends records and reports where the log ends; the partition's task takes windows. A buffer belongs to one fill: a
-//! task that has asked for another fill takes nothing of it.
+//! The reader appends records and reports the end of the log. The partition's task takes windows. A buffer belongs to one fill: a
+//! task that has requested another fill takes nothing of it.
 //!
-//! A replay is whole only when the reader has passed its end: by a record at or after it, or by the end of the log when that lies
-//! at or after it. The log's bounds prove nothing: they say what another broker has, and not what was read.
+//! A replay is whole only when the reader has passed its end. The reader passes it with a record at or after it, or with the end
+//! of the log when that lies at or after it. The log's bounds prove nothing: they show the records of another broker, not the
+//! records that were read.
 
 use crate::decode::event::Event;
 use crate::decode::reject::Rejection;
@@ -13,18 +14,18 @@ use crate::window::intake::Fill;
 use crate::window::{Limits, Record, Window};
 use std::collections::VecDeque;
 
-/// Why a buffer takes no more records.
+/// Reasons why a buffer takes no more records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Halt {
     /// The reader has lost its position: the partition has to start over.
     PositionLost,
-    /// The log ended here, before the end of the replay. The next record takes this back.
+    /// The log ended here, before the end of the replay. The next record cancels this.
     EndsShort(u64),
-    /// The replay does not fit into memory; so many of its records took so many bytes.
+    /// The replay does not fit into memory. The fields give the size of the part that was read.
     TooLarge {
-        /// Records that were read.
+        /// Number of records that were read.
         records: u64,
-        /// Bytes that they took.
+        /// Number of bytes that they took.
         bytes: usize,
     },
 }
@@ -32,11 +33,11 @@ pub enum Halt {
 /// The effect of a record on its buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pushed {
-    /// Bytes that the buffer holds more than before.
+    /// Number of bytes by which the buffer has grown.
     pub added: usize,
-    /// Offsets between the last record and this one.
+    /// Number of offsets between the last record and this one.
     pub passed_over: u64,
-    /// A window was closed.
+    /// True if a window was closed.
     pub closed: bool,
 }
 
@@ -45,26 +46,26 @@ pub struct Pushed {
 pub struct Buffer {
     fill: u64,
     window: Window,
-    /// Where the window must be closed, in a replay.
+    /// Offset at which the window must be closed, in a replay.
     until: Option<u64>,
-    /// The most records of a window that is no replay, where larger batches were refused.
+    /// Greatest number of records of a window that is no replay, if larger batches were refused.
     records_max: Option<u64>,
     closed: VecDeque<(Window, u64)>,
     halt: Option<Halt>,
 }
 
 impl Buffer {
-    /// An empty buffer of this fill, whose first window ends exactly at `until` if that is given.
+    /// Returns an empty buffer of this fill. Its first window ends exactly at `until` if that is given.
     pub fn new(fill: u64, from: u64, until: Option<u64>) -> Buffer {
         Buffer { fill, window: Window::new(from), until, records_max: None, closed: VecDeque::new(), halt: None }
     }
 
-    /// An empty buffer for a fill.
+    /// Returns an empty buffer for a fill.
     pub fn of(fill: &Fill) -> Buffer {
         Buffer { records_max: fill.records_max, ..Buffer::new(fill.number, fill.from, fill.until) }
     }
 
-    /// Takes a record.
+    /// Takes a record into the live window, and closes windows that are complete. It takes nothing after a permanent halt.
     pub fn push(&mut self, record: &Record<'_>, decoded: &Result<Event<'_>, Rejection>, limits: &Limits) -> Pushed {
         match self.halt {
             Some(Halt::EndsShort(_)) => self.halt = None,
@@ -86,7 +87,7 @@ impl Buffer {
         Pushed { added, passed_over, closed }
     }
 
-    /// The reader has read all records before `end`, and the log has no more for now.
+    /// Notes that the reader has read all records before `end`, and that the log has no more for now.
     pub fn reached_end(&mut self, end: u64) {
         if matches!(self.halt, Some(Halt::PositionLost | Halt::TooLarge { .. })) {
             return;
@@ -99,13 +100,13 @@ impl Buffer {
             Some(_) => self.halt = Some(Halt::EndsShort(end)),
             None => {}
         }
-        // Transaction markers, and the records of transactions that were aborted, are passed without a word.
+        // librdkafka passes transaction markers, and the records of aborted transactions, without a report.
         if self.until.is_none() {
             self.window.pass(end);
         }
     }
 
-    /// The reader has lost its position: what it would read next is not known.
+    /// Notes that the reader has lost its position: its next offset is not known.
     pub fn lose_position(&mut self) {
         if guard::is_on(Guard::Position) {
             self.halt = Some(Halt::PositionLost);
@@ -124,8 +125,8 @@ impl Buffer {
         self.until = None;
     }
 
-    /// Takes the oldest window with its end, if the buffer is of this fill. Where none is closed, a live one that is `due` is closed; a
-    /// replay is due only when it is whole.
+    /// Takes the oldest window with its end, if the buffer is of this fill. If none is closed, it closes a live one that is
+    /// `due`. A replay is due only when it is whole.
     pub fn take(&mut self, fill: u64, due: impl FnOnce(&Window) -> bool) -> Option<(Window, u64)> {
         if !self.has_batch(fill) {
             return None;
@@ -136,12 +137,12 @@ impl Buffer {
         self.closed.pop_front()
     }
 
-    /// There is a window to take, though it may not be due, and the buffer is of this fill.
+    /// True if the buffer is of this fill and has a window to take. The window may not be due yet.
     pub fn has_batch(&self, fill: u64) -> bool {
         self.is_of(fill) && (!self.closed.is_empty() || self.until.is_none() && self.window.has_offsets())
     }
 
-    /// Why nothing more comes, if the buffer is of this fill and has no window to take.
+    /// Returns the reason why nothing more comes, if the buffer is of this fill and has no window to take.
     pub fn halted(&self, fill: u64) -> Option<Halt> {
         self.halt.filter(|_| self.is_of(fill) && self.closed.is_empty())
     }
@@ -150,32 +151,32 @@ impl Buffer {
         self.fill == fill || !guard::is_on(Guard::Fill)
     }
 
-    /// The number of its fill.
+    /// Returns the number of its fill.
     pub fn fill(&self) -> u64 {
         self.fill
     }
 
-    /// The live window.
+    /// Returns the live window.
     pub fn window(&self) -> &Window {
         &self.window
     }
 
-    /// The oldest window, closed or live.
+    /// Returns the oldest window, closed or live.
     pub fn oldest(&self) -> &Window {
         self.closed.front().map_or(&self.window, |(window, _)| window)
     }
 
-    /// Number of closed windows.
+    /// Returns number of closed windows.
     pub fn closed(&self) -> usize {
         self.closed.len()
     }
 
-    /// Where the replay under way ends.
+    /// Returns the end of the replay under way.
     pub fn until(&self) -> Option<u64> {
         self.until
     }
 
-    /// Memory held, in bytes.
+    /// Returns the memory held, in bytes.
     pub fn bytes(&self) -> usize {
         self.window.bytes() + self.closed.iter().map(|(window, _)| window.bytes()).sum::<usize>()
     }
@@ -183,7 +184,7 @@ impl Buffer {
 
 #[cfg(test)]
 impl std::hash::Hash for Buffer {
-    /// The windows hold what the log has from their start on, so their bounds and sizes tell them apart.
+    /// The windows hold the records of the log from their start on, so their bounds and sizes distinguish them.
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         (self.fill, self.until, self.halt).hash(state);
         let live = std::iter::once((&self.window, &u64::MAX));
@@ -219,7 +220,7 @@ mod tests {
         assert_eq!((taken(&mut buffer), buffer.halted(1)), (None, Some(Halt::EndsShort(15))), "a stale end of the log");
         push(&mut buffer, 15..18);
         assert_eq!((taken(&mut buffer), buffer.halted(1)), (None, None));
-        // Only control records up to 20.
+        // There are only control records up to 20.
         buffer.reached_end(20);
         assert_eq!(taken(&mut buffer), Some((10, 20, 8)));
         push(&mut buffer, 20..22);
@@ -230,7 +231,7 @@ mod tests {
         assert_eq!(taken(&mut buffer), Some((10, 20, 8)), "a record behind the end passes it as well");
     }
 
-    /// Or retention could remove a transaction's marker from behind the committed offset, which would look like a loss.
+    /// Otherwise retention could remove a transaction's marker at the committed offset, which would look like a loss.
     #[test]
     fn what_the_log_ends_with_is_passed() {
         let mut buffer = Buffer::new(1, 10, None);

@@ -1,10 +1,12 @@
-//! The intake makes the decisions of a member's reader: it begins fills, pauses partitions and lets them go on.
+//! The intake makes the decisions of a member's reader: it begins fills, pauses partitions and resumes them.
 //!
-//! Memory is shared by one rule: a partition may hold as much as is free. One that waits for a server can so take half of the
-//! share at most, two of them two thirds, and some is always left for the others. What was read of a paused partition is due at once.
+//! One rule shares the memory: a partition may hold as much as is free. So one partition that waits for a server takes half of
+//! the share at most, and two take two thirds. Some is always left for the others. The records that were read of a paused
+//! partition are due at once.
 //!
-//! A replay cannot be cut short, so it could wait for memory that only its own end frees. The oldest replay therefore has a permit: it
-//! is exempt from the rule above. Small replays read side by side; when memory is short all but the oldest give way and begin anew later.
+//! A replay cannot be cut short, so it could wait for memory that only its own end frees. The oldest replay therefore has a
+//! permit: it is exempt from the rule above. Small replays read side by side. When memory is short, all but the oldest give way
+//! and begin again later.
 
 use crate::guard::{self, Guard};
 use std::collections::VecDeque;
@@ -12,35 +14,35 @@ use std::collections::VecDeque;
 /// A request to read a partition from an offset on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fill {
-    /// The partition.
+    /// Number of the partition to read.
     pub partition: i32,
-    /// Which fill it is; no two have the same number.
+    /// Number of the fill. No two fills have the same number.
     pub number: u64,
     /// First offset to read.
     pub from: u64,
-    /// Where the first window must end: then this is a replay.
+    /// Offset at which the first window must end. With it, the fill is a replay.
     pub until: Option<u64>,
-    /// Windows after that have no more records than this, where larger batches were refused.
+    /// Greatest number of records of the later windows, if larger batches were refused.
     pub records_max: Option<u64>,
 }
 
 impl Fill {
-    /// Records of a replay, at most.
+    /// Returns the greatest number of records of a replay.
     fn records(&self) -> u64 {
         self.until.map_or(0, |until| until.saturating_sub(self.from))
     }
 }
 
-/// What becomes of a partition after a record.
+/// The state of a partition after a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on.
+    /// The partition continues.
     GoOn,
-    /// It pauses, and what it has is due.
+    /// The partition pauses, and its records are due.
     Pause,
-    /// Its replay is dropped and begins anew when there is room.
+    /// Its replay is dropped, and begins again when there is room.
     GiveWay,
-    /// Its replay does not fit into memory, whatever the other partitions hold.
+    /// Its replay does not fit into memory, even if the other partitions hold nothing.
     TooLarge,
 }
 
@@ -49,43 +51,45 @@ pub enum Verdict {
 pub struct Intake {
     share_bytes: usize,
     records_max: u64,
-    /// Fills that have not begun.
+    /// Fills that have not begun yet.
     waiting: VecDeque<Fill>,
     /// Replays under way, the oldest first.
     replays: Vec<Fill>,
-    /// A replay had to give way: only one at a time reads until all have.
+    /// True if a replay had to give way. Then only one at a time reads, until all have read.
     is_short: bool,
 }
 
 impl Intake {
-    /// `share_bytes`: what windows and batches may hold. `records_max`: of replays that read side by side.
+    /// Creates the intake. `share_bytes`: bytes that windows and batches may hold. `records_max`: number of records of replays
+    /// that read side by side.
     pub fn new(share_bytes: usize, records_max: u64) -> Intake {
         Intake { share_bytes, records_max, waiting: VecDeque::new(), replays: Vec::new(), is_short: false }
     }
 
-    /// The most that windows and batches ever hold, but for the last record: an eighth more than the share is for the oldest replay.
+    /// Returns the most bytes that windows and batches ever hold, apart from the last record. The oldest replay may use an eighth
+    /// more than the share.
     pub fn most_bytes(share_bytes: usize) -> usize {
         share_bytes + share_bytes / 8
     }
 
-    /// A task asks for a fill; its partition's earlier one is forgotten.
+    /// Takes a task's request for a fill. It replaces an earlier request for the same partition.
     pub fn ask(&mut self, fill: Fill) {
         self.forget(fill.partition);
         self.waiting.push_back(fill);
     }
 
-    /// Nobody wants a partition's fill any more.
+    /// Forgets a partition's fill, because nobody wants it any more.
     pub fn forget(&mut self, partition: i32) {
         self.waiting.retain(|fill| fill.partition != partition);
         self.replays.retain(|fill| fill.partition != partition);
     }
 
-    /// A replay is whole, or was given up: the next one may have its permit.
+    /// Notes that a replay is whole, or was given up. The next one may have its permit.
     pub fn finish(&mut self, number: u64) {
         self.replays.retain(|fill| fill.number != number);
     }
 
-    /// The next fill that may begin; it counts as begun.
+    /// Returns the next fill that may begin, and counts it as begun.
     pub fn begin(&mut self) -> Option<Fill> {
         let fill = self.waiting.remove(self.place_of_next()?)?;
         if fill.until.is_some() {
@@ -94,7 +98,7 @@ impl Intake {
         Some(fill)
     }
 
-    /// Where the next fill that may begin waits.
+    /// Returns the place of the next fill that may begin.
     fn place_of_next(&self) -> Option<usize> {
         let reading: u64 = self.replays.iter().map(Fill::records).sum();
         let has_permit = |fill: &Fill| {
@@ -103,19 +107,19 @@ impl Intake {
         self.waiting.iter().position(|fill| fill.until.is_none() || has_permit(fill))
     }
 
-    /// Whether a fill may begin.
+    /// True if a fill may begin.
     #[cfg(test)]
     pub fn can_begin(&self) -> bool {
         self.place_of_next().is_some()
     }
 
-    /// A fill that had begun begins anew: it could not, or it had to give way.
+    /// Lets a fill that had begun begin again: it could not read, or it had to give way.
     pub fn defer(&mut self, fill: Fill) {
         self.forget(fill.partition);
         self.waiting.push_front(fill);
     }
 
-    /// The oldest replay gets on no more, as its broker is away: another one that waits has its turn before it, if there is one.
+    /// Moves the oldest replay behind another waiting one, if there is one. The oldest makes no progress, as its broker is away.
     pub fn rotate(&mut self) -> Option<Fill> {
         let other = self.waiting.iter().any(|fill| fill.until.is_some());
         let first = self.replays.first().copied().filter(|_| other)?;
@@ -124,12 +128,12 @@ impl Intake {
         Some(first)
     }
 
-    /// The replays under way, the oldest first.
+    /// Returns the replays under way, the oldest first.
     pub fn replays(&self) -> &[Fill] {
         &self.replays
     }
 
-    /// What a partition does that holds `held` of the `used` bytes.
+    /// Returns the verdict on a partition that holds `held` of the `used` bytes.
     pub fn after_record(&mut self, partition: i32, held: usize, used: usize) -> Verdict {
         let place = self.replays.iter().position(|fill| fill.partition == partition);
         if place == Some(0) && guard::is_on(Guard::Permit) {
@@ -150,7 +154,7 @@ impl Intake {
         }
     }
 
-    /// Whether a paused partition goes on.
+    /// True if a paused partition may continue.
     pub fn may_resume(&self, partition: i32, held: usize, used: usize) -> bool {
         if self.replays.first().is_some_and(|fill| fill.partition == partition) && guard::is_on(Guard::Permit) {
             return used < self.share_bytes;
@@ -159,12 +163,12 @@ impl Intake {
         bound > 0 && held <= bound / 2
     }
 
-    /// All replays that had to wait have had their turn.
+    /// Ends the shortage of room once all replays that had to wait have had their turn.
     pub fn note_room(&mut self) {
         self.is_short &= self.waiting.iter().any(|fill| fill.until.is_some());
     }
 
-    /// What one partition may hold.
+    /// Returns the number of bytes that one partition may hold.
     fn bound(&self, used: usize) -> usize {
         let free = self.share_bytes.saturating_sub(used);
         match (guard::is_on(Guard::Share), free) {
@@ -234,8 +238,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whichever partitions take records, and whichever never give memory back: all together stay below the share but for a record
-        /// each, and one that holds nothing can always read.
+        /// Any partitions may take records, and any may never give memory back. All together stay below the share, apart from a
+        /// record each. A partition that holds nothing can always read.
         #[test]
         fn partitions_that_wait_leave_room(records in proptest::collection::vec((0usize..6, 1usize..20), 1..600)) {
             let mut intake = Intake::new(SHARE, 0);

@@ -1,8 +1,8 @@
 //! The live window of one Kafka partition: counters and columnar raw rows of the offsets consumed since the last freeze.
 //!
-//! Appending an event allocates nothing but column chunks and, the first time a campaign has an event on a day, one counter
-//! entry. A window must never take an offset twice or out of order, and what it holds depends on the records alone, so that
-//! a replay of the same offsets builds the same batch.
+//! To append an event, the window allocates only column chunks. The first time a campaign has an event on a day, it allocates one
+//! counter entry. A window must never take an offset twice or out of order. Its content depends on the records alone, so that a
+//! replay of the same offsets builds the same batch.
 
 pub mod buffer;
 pub mod intake;
@@ -16,19 +16,19 @@ use foldhash::fast::FixedState;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
-/// When a window has to be frozen whatever its age.
+/// Limits at which a window has to be frozen regardless of its age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Greatest number of records (`flush.rows_max`).
     pub rows_max: u64,
     /// Greatest size in bytes (`flush.bytes_max`).
     pub bytes_max: usize,
-    /// Number of distinct days (`flush.days_max`), each of which is a ClickHouse partition of one insert; the first event of
-    /// one more day is the window's last.
+    /// Number of distinct days (`flush.days_max`), each of which is a ClickHouse partition of one insert. The first event of one
+    /// more day is the window's last.
     pub days_max: usize,
 }
 
-/// One record of the log, as far as a window needs it.
+/// The parts of one record of the log that a window needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     /// The record's offset.
@@ -41,19 +41,19 @@ pub struct Record<'a> {
     pub payload: Option<&'a [u8]>,
 }
 
-/// What a counter counts; the five event types stand side by side in its value.
+/// The key of a counter. The five event types stand side by side in its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CounterKey {
-    /// The UTC day.
+    /// UTC day of the counted events.
     pub day: Day,
-    /// The campaign.
+    /// Id of the events' campaign.
     pub campaign_id: UuidBytes,
-    /// The workspace.
+    /// Id of the campaign's workspace.
     pub workspace_id: UuidBytes,
 }
 
 impl Hash for CounterKey {
-    /// Three whole numbers: what is derived hashes the ids as slices, byte counts included, once for each event.
+    /// Hashes three whole numbers. The derived code hashes the ids as slices, including their lengths, once for each event.
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u128(u128::from_ne_bytes(self.campaign_id));
         state.write_u128(u128::from_ne_bytes(self.workspace_id));
@@ -100,8 +100,8 @@ pub const ARRIVAL_STEP_MS: i64 = 50;
 /// More steps than this are merged: the delay of a backlog needs no finer figure.
 const ARRIVALS_MAX: usize = 1_024;
 
-/// Bytes counted for one counter entry: 80 of key and value in a hash table that is half empty right after it has grown, and once
-/// more in the batch's list while the table is still there.
+/// Number of bytes counted for one counter entry. It takes 80 of key and value in a hash table that is half empty right after it
+/// has grown. It takes them once more in the batch's list while the table is still there.
 const COUNTER_BYTES: usize = 336;
 /// Bytes counted for one day: the first chunk of each of its columns.
 const DAY_BYTES: usize = 7 << 10;
@@ -110,14 +110,14 @@ const RAW_ROW_BYTES: usize = 16 + 16 + 1 + 4 + 8 + 4;
 /// Bytes counted for a rejected row beside its strings.
 const REJECTED_ROW_BYTES: usize = 8 + 8 + 1 + 6;
 
-/// The window.
+/// A window: counters, raw rows and rejects of the offsets that it covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     start: u64,
     next: u64,
     bytes: usize,
     raw: Vec<(Day, RawRows)>,
-    /// Where in `raw` each day is, and the day of the last event is.
+    /// Index of each day in `raw`, and that of the last event's day.
     day_places: HashMap<Day, usize, FixedState>,
     last_day: usize,
     counters: HashMap<CounterKey, Totals, FixedState>,
@@ -127,7 +127,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// An empty window that starts at an offset.
+    /// Returns an empty window that starts at an offset.
     pub fn new(start: u64) -> Window {
         Window {
             start,
@@ -143,62 +143,62 @@ impl Window {
         }
     }
 
-    /// First offset the window covers.
+    /// Returns the first offset that the window covers.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// One past the last offset taken or passed.
+    /// Returns one past the last offset taken or passed.
     pub fn next(&self) -> u64 {
         self.next
     }
 
-    /// Memory held, in bytes; an estimate from what was appended.
+    /// Returns the memory held, in bytes; an estimate from the appended records.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Events by type.
+    /// Returns the number of events by type.
     pub fn totals(&self) -> &Totals {
         &self.totals
     }
 
-    /// Number of rejected records.
+    /// Returns the number of rejected records.
     pub fn rejects(&self) -> u64 {
         self.rejected.rows
     }
 
-    /// Number of counters.
+    /// Returns the number of counters.
     pub fn counters(&self) -> usize {
         self.counters.len()
     }
 
-    /// Number of records taken.
+    /// Returns the number of records taken.
     pub fn records(&self) -> u64 {
         self.totals.iter().sum::<u64>() + self.rejected.rows
     }
 
-    /// Whether nothing was taken.
+    /// True if no record was taken.
     pub fn is_empty(&self) -> bool {
         self.records() == 0
     }
 
-    /// It covers offsets; not each has a record.
+    /// True if the window covers offsets. Some of them may have no record.
     pub fn has_offsets(&self) -> bool {
         self.next > self.start
     }
 
-    /// Before this offset the log has no more records.
+    /// Notes that the log has no more records before this offset.
     pub fn pass(&mut self, end: u64) {
         self.next = self.next.max(end);
     }
 
-    /// Whether the window has to be frozen before it takes more.
+    /// True if the window has to be frozen before it takes more.
     pub fn is_full(&self, limits: &Limits) -> bool {
         self.records() >= limits.rows_max || self.bytes >= limits.bytes_max || self.raw.len() > limits.days_max
     }
 
-    /// Takes a record with what it was decoded to, and returns the bytes it added. A record before [`Window::next`] was taken
+    /// Takes a record with its decoded form, and returns the bytes that it added. A record before [`Window::next`] was taken
     /// already (a stale fetch) and adds nothing.
     pub fn push(&mut self, record: &Record<'_>, decoded: &Result<Event<'_>, Rejection>) -> usize {
         if record.offset < self.next {
@@ -236,7 +236,7 @@ impl Window {
         RAW_ROW_BYTES + strings + new_counters * COUNTER_BYTES + new_days * DAY_BYTES
     }
 
-    /// The rows of a day; most events have the day of the one before.
+    /// Returns the rows of a day. Most events have the day of the event before them.
     fn rows_of(&mut self, day: Day) -> &mut RawRows {
         if self.raw.get(self.last_day).is_none_or(|(last, _)| *last != day) {
             self.last_day = *self.day_places.entry(day).or_insert_with(|| {
@@ -260,13 +260,13 @@ impl Window {
         REJECTED_ROW_BYTES + rejection.error.len() + key.len() + payload.len()
     }
 
-    /// Kafka timestamp of the first record that had one, rounded down to [`ARRIVAL_STEP_MS`].
+    /// Returns the Kafka timestamp of the first record that had one, rounded down to [`ARRIVAL_STEP_MS`].
     pub fn oldest_ms(&self) -> Option<i64> {
         self.arrivals.first().map(|&(arrival_ms, _)| arrival_ms)
     }
 
     fn note_arrival(&mut self, timestamp_ms: Option<i64>) {
-        // A time that cannot be right would make delays of decades, and of a healthy member one that is not fresh.
+        // A time that cannot be right would give delays of decades. It would also make a healthy member look stale.
         let Some(timestamp_ms) = timestamp_ms.filter(|ms| RECORD_TIMES_MS.contains(ms)) else { return };
         let step = timestamp_ms - timestamp_ms.rem_euclid(ARRIVAL_STEP_MS);
         let crowded = self.arrivals.len() == ARRIVALS_MAX;
@@ -288,7 +288,7 @@ impl Window {
     }
 }
 
-/// What a window held, days in order, counters in none.
+/// The content of a window: the days are in order, the counters are not.
 pub(super) struct Parts {
     pub raw: Vec<(Day, RawRows)>,
     pub counters: Vec<(CounterKey, Totals)>,
@@ -297,7 +297,7 @@ pub(super) struct Parts {
 }
 
 fn reason_index(reason: Reason) -> u8 {
-    // The enum's own order is that of `Reason::ALL`, which a test keeps true.
+    // The enum's own order is that of `Reason::ALL`. A test checks that.
     reason as u8
 }
 
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!((window.start(), window.next(), window.records()), (5, 8, 1));
     }
 
-    /// Days that alternate do not close a window each time: only one day more than the limit does.
+    /// Days that alternate do not close a window each time. Only a day beyond the limit closes it.
     #[test]
     fn one_day_too_many_is_the_last() {
         let limits = Limits { rows_max: 1_000, bytes_max: 1 << 20, days_max: 3 };
@@ -375,7 +375,7 @@ mod tests {
     }
 
     proptest! {
-        /// Counters are the GROUP BY of the events, whatever their order, and nothing is lost between rows and rejects.
+        /// Counters are the GROUP BY of the events in any order. Nothing is lost between rows and rejects.
         #[test]
         fn counters_are_the_group_by_of_the_rows(
             events in proptest::collection::vec(proptest::option::weighted(0.9, (0u8..4, 0usize..5, 0u32..400_000)), 0..300)

@@ -1,8 +1,8 @@
 //! Columns in ClickHouse's Native format, built row by row.
 //!
-//! A column's bytes are kept exactly as the wire wants them, so freezing a batch copies nothing. They live in chunks, which keeps
-//! growth from moving data and memory close to what is counted. Must never hold a partial value at a chunk's end of
-//! [`Column::finish`]: a block is whole or it is not sent.
+//! A column keeps its bytes exactly in the wire format, so freezing a batch copies nothing. They live in chunks. So growth moves
+//! no data, and memory stays close to the counted bytes. Must never hold a partial value at a chunk's end of [`Column::finish`]:
+//! a block is whole or it is not sent.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -57,13 +57,14 @@ impl Column {
         self.put(&wire);
     }
 
-    /// The finished chunks.
+    /// Returns the finished chunks.
     pub fn finish(mut self) -> Vec<Bytes> {
         self.full.push(self.open.freeze());
         self.full
     }
 
-    /// Fills the open chunk before the next one is made: a large value that found no room would leave up to half of each chunk unused.
+    /// Fills the open chunk before it makes the next one. A large value for which there was no room would leave up to half of
+    /// each chunk unused.
     #[cold]
     fn put_across(&mut self, bytes: &[u8], room: usize) {
         let (first, rest) = bytes.split_at(room);
@@ -85,12 +86,12 @@ pub struct Values {
 }
 
 impl Values {
-    /// The values of these chunks. Nothing is copied but what lies across two of them.
+    /// Returns the values of these chunks. It copies only values that lie across two chunks.
     pub fn of(chunks: Vec<Bytes>) -> Values {
         Values { left: chunks.into_iter(), open: Bytes::new() }
     }
 
-    /// The next so many bytes; `None` where there are no more so many.
+    /// Returns the next `length` bytes, or `None` if fewer remain.
     pub fn take(&mut self, length: usize) -> Option<Bytes> {
         while self.open.is_empty() && length > 0 {
             self.open = self.left.next()?;
@@ -107,12 +108,12 @@ impl Values {
         Some(taken.freeze())
     }
 
-    /// The next 64-bit number.
+    /// Returns the next 64-bit number.
     pub fn number(&mut self) -> Option<[u8; 8]> {
         self.take(8)?.as_ref().try_into().ok()
     }
 
-    /// The next `String` value.
+    /// Returns the next `String` value.
     pub fn string(&mut self) -> Option<Bytes> {
         let mut length = 0;
         for shift in (0..usize::BITS).step_by(7) {
@@ -126,7 +127,7 @@ impl Values {
     }
 }
 
-/// One block in Native format: `columns` are (name, type, chunks), each with `rows` values.
+/// Returns one block in Native format: `columns` are (name, type, chunks), each with `rows` values.
 ///
 /// Format: <https://clickhouse.com/docs/interfaces/formats/Native>, as sent over HTTP (no block info).
 pub fn native_block(rows: u64, columns: Vec<(&str, &str, Vec<Bytes>)>) -> Vec<Bytes> {
@@ -144,7 +145,7 @@ pub fn native_block(rows: u64, columns: Vec<(&str, &str, Vec<Bytes>)>) -> Vec<By
     block
 }
 
-/// A `LowCardinality(String)` column with the same value in each of `rows` rows: a dictionary of one key, then one-byte
+/// Returns a `LowCardinality(String)` column with the same value in each of `rows` rows: a dictionary of one key, then one-byte
 /// indexes to it.
 pub fn constant_low_cardinality(value: &str, rows: u64) -> Vec<Bytes> {
     let keys = [value.as_bytes()];
@@ -153,7 +154,7 @@ pub fn constant_low_cardinality(value: &str, rows: u64) -> Vec<Bytes> {
     column.finish()
 }
 
-/// A `LowCardinality(String)` column from a dictionary of at most 256 keys and one-byte indexes.
+/// Returns a `LowCardinality(String)` column from a dictionary of at most 256 keys and one-byte indexes.
 pub fn low_cardinality(keys: &[&[u8]], indexes: &[u8]) -> Vec<Bytes> {
     let mut column = low_cardinality_head(keys, indexes.len() as u64);
     column.put(indexes);
@@ -196,7 +197,7 @@ mod tests {
                 column.put_string(string);
                 column.put(&7u64.to_le_bytes());
             });
-            // Cut anew as well: where a value lies across chunks is not for the reader to know.
+            // The chunks are cut again as well: the reader must not depend on the place at which a value lies across chunks.
             let chunks = column.finish();
             let whole = Bytes::from(chunks.concat());
             let anew: Vec<Bytes> = whole.chunks(cut).map(Bytes::copy_from_slice).collect();
@@ -211,7 +212,7 @@ mod tests {
         }
     }
 
-    /// Of values that are a little more than half of a chunk, two thirds would find no room in what is left of one.
+    /// The values are a little more than half of a chunk. Two thirds of them would find no room in the rest of one.
     #[test]
     fn large_values_leave_no_chunk_unused() {
         let (mut column, value) = (Column::default(), vec![7; CHUNK_BYTES_MAX / 2 + 1]);

@@ -1,6 +1,6 @@
-//! Compares the tables in the database with what this binary writes and reads.
+//! Compares the tables in the database with those that this binary writes and reads.
 //!
-//! Must never change anything. Columns that are more than expected are the operator's own and no mismatch.
+//! Must never change anything. Additional columns are the operator's own and are no mismatch.
 
 use clickhouse::Row;
 use serde::Deserialize;
@@ -14,7 +14,7 @@ const DEDUPLICATION_WINDOW: u64 = 10_000;
 
 const EVENT_TYPE: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5)";
 
-/// What is expected of a table, in the words of `system.tables` and `system.columns`.
+/// The expected form of a table, in the words of `system.tables` and `system.columns`.
 struct Table {
     name: &'static str,
     engine: &'static str,
@@ -74,8 +74,8 @@ const TABLES: [Table; 3] = [
     },
 ];
 
-/// What the service neither writes nor reads: the views for people, of which `tallyhouse report` reads one, and what
-/// `tallyhouse erase` notes.
+/// Objects that the service neither writes nor reads: the views for people and the notes of `tallyhouse erase`. `tallyhouse
+/// report` reads one of the views.
 const VIEWS: [&str; 4] = ["campaign_daily", "campaign_report", "workspace_daily", "erasures"];
 
 /// A row of `system.tables`.
@@ -105,7 +105,7 @@ pub(super) async fn database_exists(client: &Client) -> Result<bool, ClickHouseE
     Ok(count > 0)
 }
 
-/// Names of the tables that are to be there and are not.
+/// Returns the names of expected tables that do not exist.
 pub(super) async fn missing_tables(client: &Client, schema: &Schema) -> Result<Vec<String>, ClickHouseError> {
     let found = tables(client).await?;
     let mut wanted = vec!["schema_migrations".to_owned()];
@@ -118,7 +118,7 @@ pub(super) async fn missing_tables(client: &Client, schema: &Schema) -> Result<V
     Ok(wanted)
 }
 
-/// Names of the views that are to be there and are not.
+/// Returns the names of expected views that do not exist.
 pub(super) async fn missing_views(client: &Client) -> Result<Vec<String>, ClickHouseError> {
     let found = tables(client).await?;
     let is_missing = |name: &&str| !found.iter().any(|table| table.name == *name);
@@ -191,14 +191,14 @@ impl Table {
     }
 }
 
-/// Whether a SummingMergeTree names the columns to sum: `SummingMergeTree(total)`, or a third argument of the
-/// replicated engine, whose first two are quoted.
+/// True if a SummingMergeTree names the columns to sum: `SummingMergeTree(total)`, or a third argument of the replicated engine.
+/// The first two of the replicated engine are quoted.
 fn has_column_list(engine_full: &str) -> bool {
     let head = engine_full.split(" PARTITION BY").next().unwrap_or_default();
     head.contains("SummingMergeTree(") && !head.ends_with("')")
 }
 
-/// The window is off by default where tables are not replicated; replicated ones have a default of their own.
+/// The window is off by default if tables are not replicated. Replicated tables have a default of their own.
 fn window_difference(engine_full: &str, replicated: bool) -> Option<String> {
     let name = if replicated { "replicated_deduplication_window" } else { "non_replicated_deduplication_window" };
     let value = engine_full

@@ -1,7 +1,7 @@
-//! The tables, as SQL in `sql/` embedded in this binary: what they are, how to apply them, how to check them.
+//! The tables, as SQL in `sql/` embedded in this binary. This module applies them and checks them.
 //!
-//! Must never change or drop a table that it did not write itself, and never run a statement that is not idempotent: a
-//! migration that was interrupted is completed by running it again.
+//! Must never change or drop a table that it did not write itself, and never run a statement that is not idempotent. An
+//! interrupted migration is completed by a second run.
 
 mod check;
 
@@ -21,11 +21,12 @@ struct Migration {
     version: u32,
     name: &'static str,
     sql: &'static str,
-    /// Binaries may run on it that know the migrations up to this number, or more: it is the way back after an upgrade.
+    /// A binary may run on the schema if it knows the migrations up to this number, or more. That allows the way back after an
+    /// upgrade.
     oldest_binary: u32,
 }
 
-/// Number, path below `sql/` with the text of that file, and the oldest binary that may run on it.
+/// Takes the number, the path below `sql/` with the text of that file, and the oldest binary that may run on it.
 macro_rules! migration {
     ($version:literal, $name:literal, $oldest_binary:literal) => {
         Migration {
@@ -37,7 +38,7 @@ macro_rules! migration {
     };
 }
 
-/// Creates the database and `schema_migrations`; not recorded there.
+/// Creates the database and `schema_migrations`. It is not recorded there.
 const SINGLE_BOOKKEEPING: Migration = migration!(0, "single/0000_bookkeeping", 0);
 const SINGLE: &[Migration] = &[
     migration!(1, "single/0001_tables", 1),
@@ -59,7 +60,7 @@ pub struct Schema {
     cluster: Option<String>,
 }
 
-/// What [`Schema::migrate`] found and did.
+/// The result of [`Schema::migrate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// Files applied now, in order.
@@ -68,9 +69,9 @@ pub struct Report {
     pub already_applied: Vec<&'static str>,
 }
 
-/// Why the schema in the database cannot be used. The text ends with what to run.
+/// Reasons why the schema in the database cannot be used. The text ends with the command to run.
 ///
-/// `found` is the newest version recorded in `schema_migrations`; a version is the number of a file in `sql/`. A binary knows the
+/// `found` is the newest version recorded in `schema_migrations`. A version is the number of a file in `sql/`. A binary knows the
 /// versions whose files it carries.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "the fields are described above, once for all variants")]
@@ -93,14 +94,14 @@ pub enum SchemaProblem {
          this binary"
     )]
     Newer { found: u32, oldest: u32, known: u32 },
-    /// A file differs from what was applied under its number.
+    /// A file differs from the file that was applied under its number.
     #[error(
         "migration {version} was applied as {applied}, but this binary has {embedded}; released files never change, so \
          this binary, or its choice of single server or cluster, does not belong to this database. Compare with: \
          tallyhouse migrate --dry-run"
     )]
     Changed { version: u32, applied: String, embedded: String },
-    /// A table is not what this binary writes to.
+    /// A table is not the one that this binary writes to.
     #[error(
         "the table {table} does not fit: {}. Make it so, or rename it and run: tallyhouse migrate",
         .differences.join("; ")
@@ -117,13 +118,13 @@ struct Applied {
 }
 
 impl Schema {
-    /// MergeTree tables on one server.
+    /// Returns the schema with MergeTree tables on one server.
     pub fn single() -> Self {
         Self { cluster: None }
     }
 
-    /// Replicated tables written on one shard, and Distributed tables to read them, on the servers of the cluster
-    /// `name`, as in `system.clusters`.
+    /// Returns the schema with replicated tables written on one shard, and Distributed tables to read them. They are on the
+    /// servers of the cluster `name`, as in `system.clusters`.
     ///
     /// # Errors
     /// [`ClickHouseError::Config`] if `name` is not an [`identifier`].
@@ -132,7 +133,7 @@ impl Schema {
         Ok(Self { cluster: Some(name) })
     }
 
-    /// The table INSERTs go to: on a cluster, rows are written to the local table of a shard.
+    /// Returns the table that INSERTs go to. On a cluster, rows are written to the local table of a shard.
     pub fn insert_target(&self, table: &str) -> String {
         match self.cluster {
             Some(_) => format!("{table}_local"),
@@ -140,7 +141,7 @@ impl Schema {
         }
     }
 
-    /// Where ALTERs of a table of the schema go to: the table that has the rows, on every server.
+    /// Returns the target of an ALTER of a table of the schema: the table that has the rows, on every server.
     pub fn alter_target(&self, database: &str, table: &str) -> String {
         let table = self.insert_target(table);
         match &self.cluster {
@@ -149,7 +150,7 @@ impl Schema {
         }
     }
 
-    /// All SQL that [`Self::migrate`] would run in an empty server, for people to read and review.
+    /// Returns all SQL that [`Self::migrate`] would run in an empty server, for people to read and review.
     ///
     /// # Errors
     /// [`ClickHouseError::Config`] if `database` is not an [`identifier`].
@@ -161,8 +162,8 @@ impl Schema {
         Ok(plan.join("\n"))
     }
 
-    /// Creates the database and brings its tables to this binary's version. Running it again, or twice at once, is
-    /// harmless. If a table or view is missing, all files are run again.
+    /// Creates the database and migrates its tables to this binary's version. A second run, or two at once, are harmless. If a
+    /// table or view is missing, it runs all files again.
     ///
     /// The user needs the grants CREATE DATABASE, CREATE TABLE, CREATE VIEW, ALTER INDEX, SELECT and INSERT on the database; CLUSTER on a
     /// cluster.
@@ -191,19 +192,20 @@ impl Schema {
         Ok(report)
     }
 
-    /// Names of what only people read, the views and `erasures`, that does not exist or that the user has no right to see.
+    /// Returns the names of missing objects that only people read: the views and `erasures`. Those that the user has no right to
+    /// see are included.
     ///
     /// # Errors
-    /// Any of [`ClickHouseError`].
+    /// Returns any [`ClickHouseError`].
     pub async fn missing_views(&self, client: &Client) -> Result<Vec<String>, ClickHouseError> {
         check::missing_views(client).await
     }
 
-    /// Whether this binary can write to what is in the database. Views are left out: the service does not read them, and its
-    /// user may not even see them.
+    /// Checks that this binary can write to the tables in the database. It leaves views out: the service does not read them, and
+    /// its user may not even see them.
     ///
     /// # Errors
-    /// The first [`SchemaProblem`] found.
+    /// Returns the first [`SchemaProblem`] found.
     pub async fn check(&self, client: &Client) -> Result<(), SchemaProblem> {
         let database = client.database();
         if !check::database_exists(client).await? {
@@ -223,7 +225,7 @@ impl Schema {
         check::tables_fit(client, self).await
     }
 
-    /// The versions that are recorded: this binary's are unchanged, and newer ones allow it to run.
+    /// Returns the recorded versions. This binary's are unchanged, and newer ones allow it to run.
     async fn applied(&self, client: &Client) -> Result<BTreeSet<u32>, SchemaProblem> {
         let rows: Vec<Applied> =
             client.query("SELECT DISTINCT version, name, checksum FROM schema_migrations").rows().await?;
@@ -247,8 +249,8 @@ impl Schema {
         Ok(rows.into_iter().map(|row| row.version).collect())
     }
 
-    /// Tells if this binary may run on a schema that a newer one has made. A table without the column was migrated by a binary that knew
-    /// no such rule.
+    /// Checks that this binary may run on a schema that a newer one has made. If a table lacks the column, the binary that
+    /// migrated it knew no such rule.
     async fn may_run_on(&self, client: &Client, found: u32) -> Result<(), SchemaProblem> {
         let known = self.version();
         let has_column = "SELECT count() FROM system.columns \
@@ -288,7 +290,7 @@ impl Schema {
             .await
     }
 
-    /// The text of a file with its placeholders filled in; both values are identifiers.
+    /// Returns the text of a file with its placeholders filled in. Both values are identifiers.
     fn fill(&self, file: &Migration, database: &str) -> String {
         let cluster = self.cluster.as_deref().unwrap_or_default();
         file.sql.replace("{database}", database).replace("{cluster}", cluster)
@@ -314,7 +316,7 @@ impl Schema {
 }
 
 impl Migration {
-    /// FNV-1a, 64 bits, over the file as embedded: it tells an edited file, it is no protection against malice.
+    /// Returns the FNV-1a hash, 64 bits, of the file as embedded. It detects an edited file and is no protection against malice.
     fn checksum(&self) -> String {
         let hash = self
             .sql
@@ -324,7 +326,7 @@ impl Migration {
     }
 }
 
-/// The statements of a file, which each end with `;` at the end of a line; lines that start with `--` are left out.
+/// Returns the statements of a file. Each ends with `;` at the end of a line. Lines that start with `--` are left out.
 fn statements(sql: &str) -> Vec<String> {
     let code: Vec<_> = sql.lines().filter(|line| !line.starts_with("--")).collect();
     code.join("\n")

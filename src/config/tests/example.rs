@@ -1,11 +1,11 @@
-//! The example file and the configuration table say what the keys say.
+//! Checks that the example file and the configuration table agree with the keys.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use super::*;
 
-/// The example file: every key, commented out, under its section.
+/// Returns the example file: every key, commented out, under its section.
 fn example() -> String {
     let mut text = String::from(
         "# Tallyhouse: every key with its default. Later layers win over this file: the environment\n\
@@ -29,7 +29,7 @@ fn example() -> String {
     text
 }
 
-/// `UPDATE=1 cargo test -p tallyhouse --lib config` writes the file anew.
+/// `UPDATE=1 cargo test -p tallyhouse --lib config` writes the file again.
 #[test]
 fn the_example_file_is_true() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tallyhouse.example.toml");
@@ -48,7 +48,7 @@ fn the_example_file_is_true() {
     assert_eq!(uncommented.explain().matches(" default\n").count(), 1, "only the table of properties");
 }
 
-/// The table in the documentation: every key with its default, what is allowed and what it does.
+/// Returns the table in the documentation: every key with its default, its allowed values and its help.
 fn table() -> String {
     let mut text = String::from("# Configuration\n\n| key | default | must be | what it does |\n|---|---|---|---|\n");
     for key in keys() {

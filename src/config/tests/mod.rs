@@ -1,4 +1,4 @@
-//! The configuration as its users meet it: precedence, refusals, properties.
+//! Tests the configuration from its users' side: precedence, refusals, properties.
 
 mod example;
 mod secrets;
@@ -12,7 +12,7 @@ use super::*;
 
 const SECRET: &str = "hunter2-d41d8";
 
-/// Sources with an (empty) file, so that no file of the working directory is looked for.
+/// Sources with an (empty) file, so that `load` looks for no file in the working directory.
 struct Given {
     folder: tempfile::TempDir,
     sources: Sources,
@@ -43,7 +43,7 @@ impl Given {
         path.to_str().unwrap().to_owned()
     }
 
-    /// `text` without what differs from run to run.
+    /// Returns `text` without the parts that differ from run to run.
     fn stable(&self, text: &str) -> String {
         text.replace(self.folder.path().to_str().unwrap(), "DIR")
     }
@@ -61,7 +61,7 @@ fn property(resolved: &Resolved, name: &str) -> Option<String> {
     resolved.config.kafka_properties().into_iter().find(|(n, _)| n == name).map(|(_, value)| value)
 }
 
-/// A configuration with a secret in every place that can hold one.
+/// Returns a configuration with a secret in every place that can hold one.
 fn full_of_secrets() -> Given {
     given(&format!(
         "[kafka.tls]\nenabled = true\ncert_file = 'c.pem'\nkey_file = 'k.pem'\nkey_password = '{SECRET}'\n\
@@ -85,7 +85,7 @@ fn defaults_are_valid_and_typed() {
     assert!(config.clickhouse.password.is_empty() && config.warnings().is_empty());
 }
 
-/// Whatever a kind accepts must fit the type of its field, at both ends of a range and for every word.
+/// Every value that a kind accepts must fit the type of its field, at both ends of a range and for every word.
 #[test]
 fn kinds_fit_their_fields() {
     for key in keys() {
@@ -125,7 +125,7 @@ fn later_layers_win_and_are_named() {
     assert_eq!(age(&g), (400, "flag --set".into()));
 }
 
-/// OpenSSL is linked statically, so it does not know where this system keeps its authorities.
+/// OpenSSL is linked statically, so it does not know the place of this system's authorities.
 #[test]
 fn without_a_file_the_systems_authorities_are_looked_for() {
     let location = |given: Given| property(&given.load(), "ssl.ca.location");
@@ -135,7 +135,7 @@ fn without_a_file_the_systems_authorities_are_looked_for() {
     assert_eq!(location(given("")), None);
 }
 
-/// A name with single underscores used to be passed over without a word.
+/// Before the fix, a name with single underscores was ignored without a message.
 #[test]
 fn a_variable_with_single_underscores_is_named() {
     let told = |names: &[&str]| {
@@ -154,7 +154,7 @@ fn a_variable_with_single_underscores_is_named() {
             "{error}"
         );
     }
-    // Of Kubernetes, of tests, and where the right one is there as well.
+    // They belong to Kubernetes, to tests, and to a case in which the right one is there as well.
     let others =
         ["TALLYHOUSE_SERVICE_HOST", "TALLYHOUSE_PORT_9464_TCP", "TALLYHOUSE_KAFKA_PORT", "TALLYHOUSE_FAILPOINT"];
     others.iter().fold(given(""), |given, name| given.env(name, "x")).load();
@@ -325,7 +325,7 @@ fn a_property_passes_only_if_no_one_owns_it() {
     ] {
         assert!(given("").set(&format!("kafka.properties.{owned}=x")).error().contains(owned));
     }
-    // Whatever is written for the user, a user may override only what is listed here.
+    // A user may override only the properties in this list, whatever Tallyhouse sets.
     let tls = "kafka.tls = { enabled = true, ca_file = 'a', cert_file = 'c', key_file = 'k', key_password = 'p' }\n";
     let g = given(&format!("{tls}kafka.sasl = {{ mechanism = 'PLAIN', username = 'u', password = 'p' }}"));
     let g = g.set("kafka.group_instance_id=one").set("kafka.assignment=eager");
@@ -377,7 +377,7 @@ fn librdkafka_accepts_the_properties() {
     }
 }
 
-/// With the consumer protocol the broker decides what the classic one lets the client decide.
+/// In the consumer protocol the broker makes decisions that the classic one leaves to the client.
 #[test]
 fn the_group_protocol_is_chosen_by_its_key_alone() {
     let classic = given("").load();
@@ -393,8 +393,8 @@ fn the_group_protocol_is_chosen_by_its_key_alone() {
     assert!(eager.contains("must be cooperative-sticky"), "{eager}");
 }
 
-/// Kafka gives a static member that comes back what it last assigned, without the rebalance that would hand on what the member
-/// had just given up: found by `cargo chaos --seed 1`, round 175.
+/// Kafka gives a returning static member its last assignment. It omits the rebalance that would hand on the partitions that the
+/// member had just given up (found by `cargo chaos --seed 1`, round 175).
 #[test]
 fn a_static_member_moves_its_partitions_in_one_step() {
     let cooperative = given("").set("kafka.group_instance_id=one");
@@ -440,7 +440,7 @@ fn topics_that_must_differ_are_told_apart() {
     );
 }
 
-/// Events of aborted transactions must never count, and replays rest on that.
+/// Events of aborted transactions must never count, and replays depend on that.
 #[test]
 fn nobody_reads_what_is_not_committed() {
     assert_eq!(property(&given("").load(), "isolation.level").as_deref(), Some("read_committed"));

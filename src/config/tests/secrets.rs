@@ -1,4 +1,4 @@
-//! Secrets are read, used, and never shown.
+//! Checks that secrets are read and used, and never shown.
 
 use super::*;
 

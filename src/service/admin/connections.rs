@@ -1,15 +1,16 @@
-//! Connections to the HTTP endpoint, each bounded in every way: whoever reaches the port may try to hurt the service with it.
+//! Connections to the HTTP endpoint, each bounded in every way. A client that reaches the port may try to hurt the service with
+//! it.
 //!
-//! | what a client does | what ends it |
+//! | action of a client | limit |
 //! |---|---|
 //! | sends its headers slowly, or nothing | [`HEADER_TIMEOUT`] |
 //! | sends large headers | [`HEADERS_BYTES_MAX`] |
-//! | sends a body | it is not read, and the connection ends with the answer |
+//! | sends a body | the service does not read it, and the connection ends with the answer |
 //! | reads the answer slowly | [`CONNECTION_TIME_MAX`] |
-//! | opens many connections | the oldest gives way to the newest at [`CONNECTIONS_MAX`] |
+//! | opens many connections | the oldest is closed for the newest at [`CONNECTIONS_MAX`] |
 //!
-//! One answer for each connection: a scrape every few seconds does not need more, and nothing is kept for a client that is quiet.
-//! Must never wait for a client anywhere but in that client's own task.
+//! Each connection gets one answer. A scrape every few seconds does not need more, and the service keeps nothing for a quiet
+//! client. Must never wait for a client anywhere but in that client's own task.
 
 use axum::Router;
 use hyper::server::conn::http1::Builder;
@@ -26,9 +27,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest request line and headers, in bytes.
 const HEADERS_BYTES_MAX: usize = 16 << 10;
-/// Connections at the same time. The oldest is nearly always one that has asked nothing: an answer takes milliseconds.
+/// Greatest number of connections at the same time. The oldest has nearly always sent no request: an answer takes milliseconds.
 const CONNECTIONS_MAX: usize = 128;
-/// Pause after the system has refused a connection, as it does when files run out.
+/// Pause after the system has refused a connection, for instance because there are no free file descriptors.
 const REFUSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the process ends.

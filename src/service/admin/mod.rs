@@ -1,4 +1,4 @@
-//! The HTTP endpoint for operators: metrics, liveness, readiness, the live windows. Read-only, without secrets or payloads.
+//! The HTTP endpoint for operators: metrics, liveness, readiness, the live windows. It is read-only, without secrets or payloads.
 
 mod connections;
 
@@ -17,24 +17,24 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The reader polls many times a second; after this long without one it hangs.
+/// Greatest time without a poll by the reader. After it the reader counts as hanging, since it polls many times a second.
 const PULSE_AGE_MAX: Duration = Duration::from_secs(120);
-/// How often histograms are compacted between scrapes.
+/// Interval at which histograms are compacted between scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 const INDEX: &str = "tallyhouse\n\n/metrics  Prometheus metrics\n/livez    alive: 200, hanging: 503\n\
                      /readyz   ready: 200, otherwise 503 with the reasons\n/windows  what each partition holds, as JSON\n";
 
-/// What the endpoint shows.
+/// The objects that the endpoint shows.
 #[derive(Clone)]
 pub struct State {
-    /// Renders the metrics.
+    /// Handle that renders the metrics.
     pub metrics: PrometheusHandle,
-    /// Looks at this process.
+    /// Collector of metrics of this process.
     pub process: Collector,
-    /// Whether the service is ready.
+    /// Readiness of the service.
     pub health: Arc<Health>,
-    /// The live windows.
+    /// Live windows.
     pub windows: Arc<Windows>,
 }
 

@@ -1,4 +1,4 @@
-//! What each move does to the world.
+//! Applies each move to the world.
 
 use super::{Commit, Doing, Fault, Held, Hides, Move, PLENTY, Partition, SESSION, Task, World};
 use crate::batch::Batch;
@@ -37,7 +37,7 @@ impl World {
                     self.violation = Some(format!("partition {p}: rows under two names"));
                 }
                 partition.sink.apply(i, k);
-                // Of what is hidden for good, one repeat cannot be told from one that is needed.
+                // If rows are hidden permanently, one needless repeat cannot be distinguished from a needed one.
                 let times_max = if self.rules.hides == Hides::ForGood { INSERTS_MAX as u8 } else { 1 };
                 if let Some(doubled) = partition.sink.more_than(times_max) {
                     self.violation = Some(format!("partition {p}: offset {doubled}"));
@@ -103,7 +103,7 @@ impl World {
             }
             Fault::ForgetTokens(p) => self.partitions[p].sink.forget_tokens(),
             Fault::Hide(p) => self.partitions[p].sink.hide(looks),
-            // It may begin within a look, which is one look less.
+            // It may begin within a look, which leaves one look less.
             Fault::HideTable(p, table) => self.partitions[p].sink.hide_table(table, looks.map(|looks| looks - 1)),
             Fault::ShowOld(p, end) => self.partitions[p].sink.show_old(end, looks.map(|looks| looks - 1)),
             Fault::Restore(p, end, keeps_tokens) => self.partitions[p].sink.restore(end, keeps_tokens),
@@ -202,7 +202,7 @@ impl World {
         }
     }
 
-    /// A task is cut off; what it has sent goes on without it.
+    /// Cuts a task off. Its sent requests continue without it.
     fn drop_task(&mut self, p: usize, m: usize) {
         self.members[m].intake.forget(p as i32);
         let partition = &mut self.partitions[p];
@@ -263,7 +263,7 @@ impl World {
             Doing::Sending { range, insert, attempt } => return self.send(p, t, range, insert, attempt),
             Doing::Next(Action::ReadMarks { range, quiet, .. }) => {
                 let mut marks = Marks::default();
-                // The wait for quiet is longer than rows are shown late.
+                // The wait for quiet is longer than the time for which rows are shown late.
                 let looks = if quiet { u32::MAX } else { 1 };
                 sink.note_looks(looks);
                 sink.raw_marks(range, log, &mut marks);
@@ -316,7 +316,8 @@ impl World {
         }
     }
 
-    /// The reader obeys: it drops what it has for fills that are new, then it seeks for the next one and makes an empty buffer there.
+    /// Performs the reader's part. It drops the records of partitions with new fills. Then it seeks for the next fill and makes
+    /// an empty buffer there.
     fn fill(&mut self, m: usize) {
         if self.has_asked(m) {
             for task in self.partitions.iter_mut().flat_map(|p| &mut p.tasks).filter(|task| task.member == m) {
@@ -501,7 +502,7 @@ impl World {
                 self.members[task.member].intake.forget(p as i32);
                 return;
             }
-            // Deleted by retention, the records cannot be counted again.
+            // Retention has deleted the records, so they cannot be counted again.
             Action::Stop(StopReason::RetentionGap { .. }) if partition.sink.restored => {
                 partition.not_shown = true;
                 let task = partition.tasks.remove(t);
@@ -529,7 +530,7 @@ impl World {
 }
 
 impl Task {
-    /// librdkafka reads no more of the partition, and the error says so.
+    /// librdkafka reads no more of the partition, and reports that by an error.
     fn lose_position(&mut self) {
         self.position = None;
         self.buffer.as_mut().into_iter().for_each(Buffer::lose_position);

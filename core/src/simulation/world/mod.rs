@@ -1,16 +1,16 @@
-//! The world around the protocol: a consumer group, its partitions, and what can happen to them.
+//! The world around the protocol: a consumer group, its partitions, and everything that can happen to them.
 //!
-//! A world is a value: [`World::moves`] lists everything that can happen next, [`World::make`] makes one of it happen. The
-//! simulation draws moves at random ([`super`]), the model tries them all ([`super::model`]). What decides is the code that
-//! runs in production: [`Buffer`] and [`Intake`] of the reader, [`Batch`](crate::batch::Batch), [`Protocol`], [`Lease`],
+//! A world is a value. [`World::moves`] lists everything that can happen next, and [`World::make`] makes one of it happen. The
+//! simulation draws moves at random ([`super`]), the model tries them all ([`super::model`]). The decisions come from the code
+//! that runs in production: [`Buffer`] and [`Intake`] of the reader, [`Batch`](crate::batch::Batch), [`Protocol`], [`Lease`],
 //! [`may_commit`](crate::protocol::may_commit), [`Source::token`].
 //!
-//! What it takes for granted, as `docs/limits.md` does: a token is remembered for longer than a lease lasts and than an insert is
-//! under way, the committed offset is lost only while nobody writes, and so is a commit of an older generation accepted. ClickHouse
-//! does not die twice between the token and the rows of one batch and table, and forgets no token, nor is a late
-//! commit accepted, while it shows rows late. It remembers the tokens of rows that were shown and are hidden again. A backup is
-//! restored only while nobody writes, and with tokens only where each has its rows. A time to live reaches no rows while the committed
-//! offset is lost, or was set back.
+//! The world makes the same assumptions as `docs/limits.md`. A token is remembered for longer than a lease lasts and than an
+//! insert is under way. The committed offset is lost only while nobody writes. A commit of an older generation is accepted only
+//! while nobody writes. ClickHouse does not die twice between the token and the rows of one batch and table. While it shows rows
+//! late, it forgets no token, and no late commit is accepted. It remembers the tokens of rows that were shown and are hidden
+//! again. A backup is restored only while nobody writes. A backup keeps tokens only if each has its rows. A TTL reaches no rows
+//! while the committed offset is lost, or was set back.
 
 mod apply;
 
@@ -29,22 +29,22 @@ use std::time::Duration;
 
 const SESSION: Duration = Duration::from_secs(40);
 
-/// What the servers guarantee. The switches are for showing that each guarantee is needed.
+/// The guarantees of the servers. The switches show that each guarantee is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rules {
     /// The broker refuses commits of an old generation.
     pub fence: bool,
-    /// Marks are asked only once no insert of the batch runs.
+    /// Marks are read only once no insert of the batch runs.
     pub await_ended: bool,
-    /// ClickHouse remembers tokens. Without, every insert begins when the lease is found valid.
+    /// ClickHouse remembers tokens. Without this, every insert begins when the lease is found valid.
     pub tokens: bool,
-    /// ClickHouse refuses every insert of the first partition: the others have to come to their end all the same.
+    /// ClickHouse refuses every insert of the first partition. The other partitions must still reach their end.
     pub refuses: bool,
-    /// How much memory the members have.
+    /// Memory of the members.
     pub memory: Memory,
-    /// The time for which ClickHouse does not show applied rows, where that happens.
+    /// Time for which ClickHouse does not show applied rows, if that happens.
     pub hides: Hides,
-    /// Members tell ClickHouse's own acknowledgement from that of something in its place.
+    /// Members distinguish ClickHouse's own acknowledgement from that of something in its place.
     pub proves_answers: bool,
 }
 
@@ -63,38 +63,38 @@ impl Rules {
 /// The time for which ClickHouse does not show applied rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hides {
-    /// For less looks than the protocol makes, as a cache or a replica that lags.
+    /// For fewer looks than the protocol makes, as with a cache or a lagging replica.
     ForAWhile,
-    /// For good, as a row policy.
+    /// Permanently, as with a row policy.
     ForGood,
 }
 
-/// How much memory the members have.
+/// The memory of the members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Memory {
-    /// Whatever is drawn.
+    /// Any amount, drawn at random.
     Any,
-    /// More than all logs.
+    /// More than all logs need.
     Plenty,
-    /// The first has plenty, the others too little for its batches.
+    /// The first member has plenty, the others have too little for its batches.
     Unequal,
 }
 
-/// Memory that no log of a world fills.
+/// Memory that no log of a world fills, in bytes.
 pub const PLENTY: usize = 1 << 20;
 
-/// What a task is doing.
+/// The present work of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Doing {
-    /// About to do this.
+    /// It is about to perform this action.
     Next(Action),
-    /// Has read how far the counters have come.
+    /// It has read the counters' ends.
     Progress { from: u64, ends: BTreeMap<PartitionId, u64> },
     /// Waits for the reader.
     Awaiting,
     /// Waits for its commit.
     Committing,
-    /// Has found its lease valid, and has not sent anything yet.
+    /// It has found its lease valid, and has not sent anything yet.
     Sending { range: OffsetRange, insert: Insert, attempt: u32 },
     /// Waits for its insert.
     Inserting,
@@ -108,21 +108,21 @@ struct Task {
     member: usize,
     protocol: Protocol,
     doing: Doing,
-    /// The topic id in the `source` of the rows that it asks for and inserts.
+    /// Topic id in the `source` of the rows that it reads and inserts.
     id: String,
     /// The number of its last fill.
     fill: u64,
-    /// A fill that the reader has not heard of yet.
+    /// Fill of which the reader does not know yet.
     asked: Option<Fill>,
-    /// What the reader has read for it.
+    /// Records that the reader has read for it.
     buffer: Option<Buffer>,
-    /// Where the reader reads on; `None` before it may, and once it has lost its position.
+    /// Offset at which the reader continues. It is `None` before the reader may read, and after it has lost its position.
     position: Option<u64>,
-    /// The reader has paused it.
+    /// True if the reader has paused it.
     paused: bool,
     frozen: Vec<Held>,
     lease: Lease,
-    /// When the lease was renewed, whatever the lease itself says of it.
+    /// Time at which the lease was renewed, independent of the lease itself.
     renewed: Option<Duration>,
 }
 
@@ -138,18 +138,18 @@ struct Held {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Commit {
     member: usize,
-    /// A task waits for the answer.
+    /// True if a task waits for the answer.
     waiting: bool,
     expected: Option<Committed>,
     wanted: Committed,
-    /// Compared and sent: with this generation, at this time.
+    /// Generation and time with which it was sent, after the comparison.
     stamp: Option<(u32, Duration)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Partition {
     source: Source,
-    /// The brokers tell the topic's id.
+    /// True if the brokers report the topic's id.
     tells_id: bool,
     log: Log,
     committed: Option<Committed>,
@@ -157,46 +157,48 @@ struct Partition {
     tasks: Vec<Task>,
     commits: Vec<Commit>,
     sink: Sink,
-    /// A commit was sent late with a newer generation: a stop is then an accepted end.
+    /// True if a commit was sent late with a newer generation. Then a stop is an accepted end.
     restamped: bool,
-    /// A commit came late and set the committed offset back: it stays so until the next batch is committed.
+    /// True if a late commit has set the committed offset back. It stays so until the next batch is committed.
     set_back: bool,
-    /// A replay was once handed over before it was whole.
+    /// True if a replay was once handed over before it was whole.
     cut_short: bool,
-    /// It stopped because its rows are hidden for good, or are gone together with their records: an accepted end.
+    /// True if it stopped because its rows are hidden permanently, or are gone together with their records. That is an accepted
+    /// end.
     not_shown: bool,
-    /// It stopped because rows that were shown are gone: an operator has to delete the committed offset.
+    /// True if it stopped because rows that were shown are gone. An operator has to delete the committed offset.
     behind: bool,
-    /// Times that a broker told old bounds of the log. A broker learns better before a task has looked too often.
+    /// Number of times that a broker reported old bounds of the log. A broker learns the new ones before a task has looked too
+    /// often.
     stale_logs: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Member {
     alive: bool,
-    /// In the group, as the broker sees it.
+    /// True if it is in the group, as the broker sees it.
     joined: bool,
     generation: u32,
     now: Duration,
-    /// What windows and batches may hold.
+    /// Memory that windows and batches may hold, in bytes.
     share_bytes: usize,
-    /// What its reader decides.
+    /// Decisions of its reader.
     intake: Intake,
 }
 
-/// Something that can happen: numbers are of partitions, members, tasks, commits and inserts.
+/// Something that can happen. The numbers are those of partitions, members, tasks, commits and inserts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Move {
     Produce(usize),
     Assign(usize, usize),
     Step(usize, usize),
-    /// The reader of a member hears of fills, or begins the next one.
+    /// The reader of a member receives fills, or begins the next one.
     Fill(usize),
     /// The reader gets the next record of a partition.
     Read(usize, usize),
-    /// The reader comes to the end of a log.
+    /// The reader reaches the end of a log.
     End(usize, usize),
-    /// The reader of a member lets partitions go on for which there is memory again.
+    /// The reader of a member resumes partitions for which there is memory again.
     Resume(usize),
     /// A task takes a window.
     Take(usize, usize),
@@ -209,9 +211,9 @@ pub enum Move {
     Acknowledge(usize, usize),
     /// The group forgets a dead member.
     Forget(usize),
-    /// A member that is not in the group notices, or is started again.
+    /// A member that is not in the group notices that, or is started again.
     Rejoin(usize),
-    /// The operator's remedy of a partition whose rows are gone.
+    /// The operator applies the remedy for a partition whose rows are gone.
     Remedy(usize),
     Fault(Fault),
 }
@@ -219,9 +221,9 @@ pub enum Move {
 /// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// A process dies; what it has sent is on its way.
+    /// A process dies; its sent requests are on their way.
     Crash(usize),
-    /// A process is stopped for longer than its session: the group forgets it, and it goes on without knowing.
+    /// A process is stopped for longer than its session. The group forgets it, and it continues without knowing.
     Expire(usize),
     /// A process is stopped for longer than a lease, and stays in the group.
     Suspend(usize),
@@ -229,51 +231,51 @@ pub enum Fault {
     Revoke(usize),
     /// A task is asked to end at a point where it can.
     Drain(usize, usize),
-    /// A commit is accepted and its answer lost.
+    /// A commit is accepted and its answer is lost.
     LoseCommitAnswer(usize, usize),
     /// A task no longer waits for a commit, which stays on its way.
     AbandonCommit(usize, usize),
-    /// librdkafka sends a commit late, with the generation it has then.
+    /// librdkafka sends a commit late, with the generation that it has then.
     Restamp(usize, usize),
     /// A connection is cut before the insert reached the server.
     DropInsert(usize, usize),
     /// A task no longer waits for an insert, which stays on its way.
     AbandonInsert(usize, usize),
-    /// ClickHouse dies and comes back. `halfway`: between writing a token down and the rows.
+    /// ClickHouse dies and comes back. `halfway`: it dies after it stored a token and before it stored the rows.
     KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
     ForgetTokens(usize),
-    /// ClickHouse refuses batches of more than so many records from now on, or takes all again.
+    /// From now on ClickHouse refuses batches of more records than this, or accepts all again.
     Narrow(usize, Option<u64>),
     /// Rows that are applied from now on are not shown.
     Hide(usize),
-    /// Brokers begin to tell topic ids, or one that tells none answers from now on.
+    /// Brokers begin to report topic ids, or a broker that reports none answers from now on.
     TellIds(usize),
     /// Nothing of a table is shown.
     HideTable(usize, Table),
     /// The state before this offset is shown.
     ShowOld(usize, u64),
-    /// Rows from this offset on are gone, their tokens may be kept: a backup is restored, or parts are lost.
+    /// Rows from this offset on are gone, and their tokens may be kept: a backup is restored, or parts are lost.
     Restore(usize, u64, bool),
     /// Something in the place of ClickHouse acknowledges an insert.
     Answer(usize, usize),
-    /// A time to live reaches one day more.
+    /// The TTL reaches one more day.
     Age(usize),
-    /// A time to live takes away the rows that it has reached.
+    /// The TTL takes away the rows that it has reached.
     RemoveExpired(usize),
-    /// Retention removes what is committed.
+    /// Retention removes records that are committed.
     DeleteRecords(usize),
     /// The committed offset is lost.
     LoseCommitted(usize),
-    /// A broker that does not know better says that the log ends here.
+    /// A broker with an old state reports that the log ends here.
     StaleEnd(usize, usize),
-    /// The same, when a task asks for the log's bounds.
+    /// The same happens when a task asks for the log's bounds.
     StaleLog(usize, usize),
     /// The reader loses its position, as after an unclean election.
     LosePosition(usize, usize),
-    /// The oldest replay of a member gets on no more, as its broker is away.
+    /// The oldest replay of a member makes no progress, as its broker is away.
     Stall(usize),
-    /// The reader hands a replay over before it is whole: no order of events does that, a defect would.
+    /// The reader hands a replay over before it is whole. No order of events does that; a defect would.
     CutShort(usize, usize),
 }
 
@@ -281,19 +283,20 @@ pub enum Fault {
 pub struct World {
     pub rules: Rules,
     pub faults_left: u32,
-    /// The only faults that happen, if any are named.
+    /// The only kinds of faults that happen, if any are named.
     pub focus: &'static [&'static str],
     generation: u32,
     fills: u64,
     limits: Limits,
     members: Vec<Member>,
     partitions: Vec<Partition>,
-    /// What must never be, and is.
+    /// Violation that has occurred, if any: something that must never happen.
     pub violation: Option<String>,
 }
 
 impl World {
-    /// `shares`: for each member, what its windows and batches may hold in bytes. `rows_max`: records of a batch.
+    /// Creates a world. `shares`: for each member, the bytes that its windows and batches may hold. `rows_max`: number of records
+    /// of a batch.
     pub fn new(rules: Rules, shares: &[usize], rows_max: u64, logs: Vec<Log>, faults: u32) -> World {
         let partition = |(number, log): (usize, Log)| Partition {
             source: Source {
@@ -339,7 +342,7 @@ impl World {
         }
     }
 
-    /// Everything is applied and committed.
+    /// True if everything is applied and committed.
     pub fn is_done(&self) -> bool {
         self.partitions.iter().skip(usize::from(self.rules.refuses)).all(|p| {
             let end = p.log.end();
@@ -350,12 +353,12 @@ impl World {
         })
     }
 
-    /// A partition has stopped because its rows are hidden.
+    /// True if a partition has stopped because its rows are hidden.
     pub fn has_not_shown(&self) -> bool {
         self.partitions.iter().any(|p| p.not_shown)
     }
 
-    /// Everything that can happen next, faults included while there are any left.
+    /// Returns everything that can happen next, including faults while there are any left.
     pub fn moves(&self) -> Vec<Move> {
         let mut moves = Vec::new();
         if self.violation.is_some() {
@@ -384,8 +387,8 @@ impl World {
         moves
     }
 
-    /// The name of a move's kind, for counting and weighing: what nobody waits for any more is another kind, and so is what
-    /// a member does for a partition that it lost.
+    /// Returns the name of a move's kind, for counting and weighing. A request for which nobody waits any more is another kind.
+    /// So is an action of a member for a partition that it lost.
     pub fn kind(&self, chosen: Move) -> String {
         let late = match chosen {
             Move::Step(p, t) => self.partitions[p].owner != Some(self.partitions[p].tasks[t].member),
@@ -400,7 +403,7 @@ impl World {
         if late { format!("late {name}") } else { name }
     }
 
-    /// A move with what it is about, for reading a replay.
+    /// Returns the text of a move with its objects, for reading a replay.
     pub fn describe(&self, chosen: Move) -> String {
         let about = match chosen {
             Move::Step(p, t) | Move::Take(p, t) | Move::Read(p, t) | Move::End(p, t) => {
@@ -437,7 +440,7 @@ impl World {
             self.task_moves(p, t, task, moves);
         }
         for (i, commit) in partition.commits.iter().enumerate() {
-            // One call of a task at a time compares and commits, and one connection keeps their order.
+            // A task has one call at a time that compares and commits, and one connection keeps their order.
             let is_open =
                 || !partition.commits.iter().any(|other| other.member == commit.member && other.stamp.is_some());
             match commit.stamp {
@@ -493,7 +496,7 @@ impl World {
         task.buffer.as_ref().and_then(|buffer| buffer.halted(task.fill))
     }
 
-    /// What the windows and batches of a member hold.
+    /// Returns the bytes that the windows and batches of a member hold.
     fn used_bytes(&self, m: usize) -> usize {
         self.partitions.iter().flat_map(|p| &p.tasks).filter(|task| task.member == m).map(Task::held_bytes).sum()
     }
@@ -538,7 +541,7 @@ impl World {
                     add(Fault::Drain(p, t));
                 }
                 let looks = matches!(task.doing, Doing::Next(Action::ReadCommitted | Action::LookAgain(_)));
-                // What the log has when the committed offset is gone is what may be there already.
+                // The content of the log at the loss of the committed offset may be in the tables already.
                 let knows = partition.committed.is_some() || !partition.sink.restored;
                 if looks && knows && partition.stale_logs + 1 < LOOKS_MAX {
                     add(Fault::StaleLog(p, t));
@@ -610,11 +613,11 @@ impl World {
                 add(Fault::LoseCommitted(p));
             }
             if partition.is_idle() && partition.is_healthy() && !partition.restamped {
-                // With no row left, nothing says which deleted records were never counted again.
-                // Of what was never known to be shown, nobody can say that it is gone.
+                // With no row left, nothing shows which deleted records were never counted again. If a row was never known to be
+                // shown, nobody can notice that it is gone.
                 let is_noticed = |end: &u64| partition.marked() > Some(*end) && (*end > 0 || partition.log.low == 0);
                 for end in partition.sink.older().into_iter().filter(is_noticed) {
-                    // Nor can a table without any row be told from a new one.
+                    // A table without any row also looks like a new one.
                     if end > 0 && !partition.sink.has_halved() {
                         add(Fault::Restore(p, end, true));
                     }
@@ -651,11 +654,11 @@ impl World {
         }
     }
 
-    /// No insert is under way, and none may still be sent under a lease that holds.
+    /// True if no insert is under way, and none may still be sent under a lease that holds.
     fn nobody_inserts(&self, partition: &Partition) -> bool {
         let inserts = |task: &Task| match &task.doing {
             Doing::Sending { .. } => true,
-            // It waits itself until nothing can arrive, for longer than its lease lasts.
+            // The action itself waits until nothing can arrive, for longer than its lease lasts.
             Doing::Next(Action::ReadMarks { quiet: true, .. }) => false,
             Doing::Next(Action::Insert { .. } | Action::ReadMarks { .. }) | Doing::Marks { .. } => {
                 task.renewed == Some(self.members[task.member].now)
@@ -666,7 +669,7 @@ impl World {
     }
 }
 
-/// The name of a kind of move or fault.
+/// Returns the name of a kind of move or fault.
 fn name(kind: &impl std::fmt::Debug) -> String {
     let text = format!("{kind:?}");
     text.split(['(', ' ']).next().unwrap_or_default().to_owned()
@@ -679,22 +682,22 @@ impl Task {
 }
 
 impl Partition {
-    /// The greatest mark that its tables are known to have shown.
+    /// Returns the greatest mark that its tables have certainly shown.
     fn marked(&self) -> Option<u64> {
         Metadata::decode(&self.committed.as_ref()?.metadata).ok()??.marked
     }
 
-    /// Nobody works on it, and nothing is on its way.
+    /// True if nobody works on it, and no request is on its way.
     fn is_idle(&self) -> bool {
         self.tasks.is_empty() && self.commits.is_empty() && self.sink.sent.is_empty()
     }
 
-    /// Its tables show all that was ever applied.
+    /// True if its tables show everything that was ever applied.
     fn is_healthy(&self) -> bool {
         !self.sink.hides() && !self.sink.restored && self.sink.expired_before() == 0
     }
 
-    /// The committed offset announces a batch, so its number of records is known.
+    /// True if the committed offset announces a batch. Then its number of records is known.
     fn is_announced(&self) -> bool {
         let metadata =
             self.committed.as_ref().and_then(|committed| Metadata::decode(&committed.metadata).ok().flatten());
