@@ -269,7 +269,8 @@ fn decide(
             Err("the rows of both logs would have the same name".to_owned())
         }
         (StopReason::OtherCluster { .. } | StopReason::TopicRecreated { .. }, Choice::CountAnew) => {
-            Ok((log.low, other))
+            // Somebody may have counted this log under the same name before, and removed the rows.
+            Ok((log.low, Metadata { again: Some(log.high), ..other }))
         }
         (StopReason::OtherCluster { .. } | StopReason::TopicRecreated { .. }, Choice::Continue) => {
             let committed = committed.ok_or("there is no committed offset")?;
@@ -379,7 +380,7 @@ mod tests {
         assert_eq!(with(Some(OpenBatch::Nothing), Choice::Continue), Ok((100, named())));
         assert_eq!(with(Some(OpenBatch::All), Choice::Continue), Ok((150, named())));
         assert!(with(Some(OpenBatch::Part), Choice::Continue).unwrap_err().contains("[100, 150)"));
-        assert_eq!(with(Some(OpenBatch::Part), Choice::CountAnew), Ok((10, named())));
+        assert_eq!(with(Some(OpenBatch::Part), Choice::CountAnew), Ok((10, named() + " again=500")));
         assert!(decided(&old, "X", None, &reason, None, Choice::CountAnew).unwrap_err().contains("the same name"));
     }
 

@@ -55,7 +55,16 @@ const CONTENDING: &[(&str, &str)] = &[
 /// Properties on which the producers of dead letters and replays depend.
 const PRODUCER: &[(&str, &str)] = &[("acks", "all"), ("enable.idempotence", "true")];
 
-/// Least `message.max.bytes` that librdkafka allows.
+/// Properties with which a member's brokers wait for more records before they answer. A reader of a few records, or of a range,
+/// would wait for nothing.
+const WAITING: [&str; 2] = ["fetch.min.bytes", "fetch.wait.max.ms"];
+
+/// Less than this many bytes in an answer are mostly the work of asking for it.
+const FETCH_MIN_BYTES: u64 = 200_000;
+/// librdkafka's default, and the longest time that a broker waits for [`FETCH_MIN_BYTES`].
+const FETCH_WAIT_MS_MAX: u64 = 500;
+
+/// The least `message.max.bytes` that librdkafka allows.
 const MESSAGE_MAX_BYTES_MIN: &str = "1000";
 
 /// Properties that no producer gets: those of a group, and the name of transactions, which replays set themselves.
@@ -116,6 +125,12 @@ impl Config {
         all.into_iter().collect()
     }
 
+    /// Returns [`Config::kafka_properties`] for a consumer that is no member of the group: a broker answers it at once.
+    pub fn reader_properties(&self) -> Vec<(String, String)> {
+        let passes = |name: &str| !WAITING.contains(&name) || self.kafka.properties.contains_key(name);
+        self.kafka_properties().into_iter().filter(|(name, _)| passes(name)).collect()
+    }
+
     /// Returns all properties of a producer, by name. Credentials are in clear: never log them.
     pub fn producer_properties(&self) -> Vec<(String, String)> {
         let mut all: BTreeMap<String, String> = BTreeMap::new();
@@ -132,7 +147,7 @@ impl Config {
     }
 
     /// Returns the defaults that `kafka.properties` may override.
-    fn tuning(&self) -> [(&'static str, u64); 9] {
+    fn tuning(&self) -> [(&'static str, u64); 11] {
         let limit_bytes = self.memory.limit_bytes;
         let session_timeout_ms = self.kafka.session_timeout_ms;
         [
@@ -142,6 +157,10 @@ impl Config {
             // The defaults of librdkafka throttle. With these two, a member reads a backlog about ten times faster.
             ("queued.min.messages", 1_000_000),
             ("fetch.queue.backoff.ms", 5),
+            // A broker of a quiet topic would answer for each record. A backlog has more than this, so that nothing waits there. A record waits
+            // for a tenth of the flush age at most.
+            ("fetch.min.bytes", FETCH_MIN_BYTES.min(memory::fetch(limit_bytes) as u64 / 2)),
+            ("fetch.wait.max.ms", (self.flush.age_ms / 10).min(FETCH_WAIT_MS_MAX)),
             // librdkafka asks a broker for more while its queue is below the first, and takes an answer whole.
             ("queued.max.messages.kbytes", kbytes(memory::queued_values(limit_bytes))),
             ("fetch.max.bytes", memory::fetch(limit_bytes) as u64),

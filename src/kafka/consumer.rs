@@ -188,25 +188,27 @@ fn check_tls_files(tls: &Tls) -> KafkaResult<()> {
     Ok(())
 }
 
-/// Creates the consumer. It connects in the background.
+/// Creates the consumer of a member. It connects in the background.
 ///
 /// # Errors
 /// librdkafka refuses a property.
 pub fn create(config: &Config, owner: Arc<dyn Rebalances>) -> KafkaResult<Consumer> {
-    create_with(config, owner, &[])
+    connect(config, config.kafka_properties(), owner)
 }
 
-/// Does the same as [`create`], with other values for some properties. Must never be used for a member.
+/// Does the same as [`create`], with other values for some properties, and brokers answer at once. Must never be used for a member.
 ///
 /// # Errors
 /// Returns those of [`create`].
 pub fn create_with(config: &Config, owner: Arc<dyn Rebalances>, others: &[(&str, &str)]) -> KafkaResult<Consumer> {
+    let mut properties = config.reader_properties();
+    properties.extend(others.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    connect(config, properties, owner)
+}
+
+fn connect(config: &Config, properties: Vec<(String, String)>, owner: Arc<dyn Rebalances>) -> KafkaResult<Consumer> {
     check_tls_files(&config.kafka.tls)?;
-    let mut client = super::client_config(config.kafka_properties());
-    for (property, value) in others {
-        client.set(*property, *value);
-    }
-    client
+    super::client_config(properties)
         .create_with_context(Context { owner, trouble: Mutex::default(), unreadable: Mutex::default() })
         .map_err(super::without_value)
 }

@@ -1,4 +1,4 @@
-//! Fetched records of librdkafka, in a queue of their own. In the queue of `poll`, each record costs three readings of the clock,
+//! FetchQueue records of librdkafka, in a queue of their own. In the queue of `poll`, each record costs three readings of the clock,
 //! an allocation and a histogram's lock. That is a tenth of the cost of an event in a member.
 //!
 //! Records of a partition come here after the partition was taken over. Everything else (rebalances, statistics, errors of the

@@ -73,7 +73,7 @@ impl Rebalances for Nobody {
 /// # Errors
 /// librdkafka refuses a property.
 pub fn standalone_consumer(config: &Config) -> KafkaResult<Consumer> {
-    consumer::create(config, Arc::new(Nobody))
+    consumer::create_with(config, Arc::new(Nobody), &[])
 }
 
 impl Observer {

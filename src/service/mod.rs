@@ -21,6 +21,7 @@ mod partition;
 mod reader;
 mod rotated;
 mod start;
+mod waker;
 mod windows;
 
 use self::health::Health;
@@ -34,6 +35,7 @@ use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::fetch_queue::FetchQueue;
 use crate::kafka::masked;
+use crate::kafka::topic::SharedId;
 use crate::platform::metrics::{self, FLUSH_AGE, STOPPED};
 use ::metrics::gauge;
 use assignment::Assignment;
@@ -60,6 +62,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use left_open::LeftOpen;
 pub use rotated::Reload;
+use waker::Waker;
 use windows::Ages;
 pub use windows::{WindowSnapshot, Windows};
 
@@ -186,6 +189,7 @@ struct Shared {
     left_open: Arc<LeftOpen>,
     commands: Sender<Command>,
     topic: String,
+    topic_id: Arc<SharedId>,
     cluster_id: String,
     session_timeout: Duration,
     retry: Retry,
@@ -326,6 +330,7 @@ pub async fn run(
         left_open,
         commands,
         topic: config.kafka.topics.events.clone(),
+        topic_id: Arc::default(),
         cluster_id,
         session_timeout: Duration::from_millis(session_timeout_ms(&consumer, config).await),
         retry: config.retry.clone(),
@@ -343,6 +348,7 @@ pub async fn run(
     consumer.subscribe(&[&config.kafka.topics.events]).map_err(|error| RunError::Consumer(masked(&error)))?;
     let tally = Arc::new(Tally::default());
     let reader = Reader {
+        waker: Waker::start(Arc::clone(&consumer), shared.topic.clone()),
         fetched: FetchQueue::new(Arc::clone(&consumer)),
         consumer,
         topic: shared.topic.clone(),

@@ -8,7 +8,7 @@ use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared};
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
-use crate::kafka::{self, offsets, refusal, topic};
+use crate::kafka::{self, offsets, refusal};
 use crate::platform::clock::{boot_time, unix_ms};
 use crate::platform::failpoint;
 use crate::platform::metrics::{
@@ -188,8 +188,9 @@ impl Partition {
         self.drop_all();
         loop {
             let (name, number) = (self.source.topic.clone(), self.source.partition);
+            let shared_id = Arc::clone(&self.shared.topic_id);
             let view = self.shared.kafka(move |consumer| {
-                let topic_id = topic::topic_id(consumer, &name, KAFKA_TIMEOUT)?;
+                let topic_id = shared_id.get(consumer, &name, KAFKA_TIMEOUT)?;
                 offsets::log_view(consumer, &name, topic_id, number, KAFKA_TIMEOUT)
             });
             match self.with_rows(view.await).await {

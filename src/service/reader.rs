@@ -6,6 +6,7 @@
 
 use super::gaps::Gaps;
 use super::memory::Memory;
+use super::waker::Waker;
 use super::windows::Windows;
 use crate::config::Config;
 use crate::kafka::consumer::{Consumer, is_unreadable, reassign};
@@ -16,6 +17,7 @@ use crate::service::health::Health;
 use metrics::{counter, gauge};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,8 +39,6 @@ const REMEDY: &str = "`tallyhouse explain rejects` says what to do, under \"Batc
 /// Time for which the oldest replay may take no record while others wait for its permit.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(5);
 const SEEK_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest time that waking fetchers may keep the reader from polling.
-const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
 /// Name of the cause at `/readyz` for refusals by Kafka.
 const ACCESS: &str = "access";
 
@@ -72,6 +72,8 @@ pub struct Tally {
 
 /// The state of the reader thread, and the objects that it shares with the tasks.
 pub struct Reader {
+    /// Gets a message of each resumption. Ends before the consumer.
+    pub waker: Waker,
     /// Queue of fetched records.
     pub fetched: FetchQueue,
     /// Consumer. It is dropped, and so closed, on this thread.
@@ -365,10 +367,11 @@ impl Reader {
         }
     }
 
-    /// Begins the fills for which there is room.
+    /// Begins the fills for which there is room, all in one go: a member may get a thousand partitions at once, and a request for each waits
+    /// behind the fetches of those that read already.
     fn begin_fills(&self, state: &mut PollState) {
         state.intake.note_room();
-        let mut again = Vec::new();
+        let mut begun = Vec::new();
         while let Some(fill) = state.intake.begin() {
             let partition = fill.partition;
             // If the task has ended meanwhile, it no longer holds the other half of `wake`.
@@ -391,10 +394,20 @@ impl Reader {
                     Err(error) => tracing::warn!(partition, "assigning the partition again failed: {error}"),
                 }
             }
-            match self.seek(partition, fill.from) {
+            begun.push((fill, wake));
+        }
+        if begun.is_empty() {
+            return;
+        }
+        let (mut live, mut again) = (Vec::new(), Vec::new());
+        let refused = self.seek(begun.iter().map(|(fill, _)| fill));
+        for (fill, wake) in begun {
+            let partition = fill.partition;
+            let sought = refused.get(&partition).cloned().map_or(Ok(()), Err);
+            match sought.and_then(|()| self.fetched.redirect(&self.topic, partition)) {
                 Ok(()) => {
                     self.windows.open(&fill, wake);
-                    self.set_paused(false, &[partition]);
+                    live.push(partition);
                 }
                 Err(error) => {
                     // Right after an assignment librdkafka may not have started the fetcher yet. The next turn tries again.
@@ -402,6 +415,9 @@ impl Reader {
                     again.push(fill);
                 }
             }
+        }
+        if !live.is_empty() {
+            self.set_paused(false, &live);
         }
         again.into_iter().rev().for_each(|fill| state.intake.defer(fill));
     }
@@ -447,9 +463,13 @@ impl Reader {
 
     fn place(&self, partition: i32, from: u64) -> KafkaResult<TopicPartitionList> {
         let mut list = TopicPartitionList::new();
-        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
-        list.add_partition_offset(&self.topic, partition, offset)?;
+        self.place_in(&mut list, partition, from)?;
         Ok(list)
+    }
+
+    fn place_in(&self, list: &mut TopicPartitionList, partition: i32, from: u64) -> KafkaResult<()> {
+        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
+        list.add_partition_offset(&self.topic, partition, offset)
     }
 
     fn rejoin(&self) {
@@ -459,10 +479,18 @@ impl Reader {
         }
     }
 
-    fn seek(&self, partition: i32, from: u64) -> KafkaResult<()> {
-        let list = self.consumer.seek_partitions(self.place(partition, from)?, SEEK_TIMEOUT)?;
-        list.elements().iter().try_for_each(|element| element.error())?;
-        self.fetched.redirect(&self.topic, partition)
+    /// Moves paused partitions to where their fills begin; gives those that could not be moved, and why.
+    fn seek<'a>(&self, fills: impl Iterator<Item = &'a Fill> + Clone) -> BTreeMap<i32, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        let placed = fills.clone().try_for_each(|fill| self.place_in(&mut list, fill.partition, fill.from));
+        match placed.and_then(|()| self.consumer.seek_partitions(list, SEEK_TIMEOUT)) {
+            Ok(list) => {
+                let refused =
+                    |element: &TopicPartitionListElem<'_>| Some((element.partition(), element.error().err()?));
+                list.elements().iter().filter_map(refused).collect()
+            }
+            Err(error) => fills.map(|fill| (fill.partition, error.clone())).collect(),
+        }
     }
 
     fn set_paused(&self, paused: bool, partitions: &[i32]) {
@@ -475,20 +503,7 @@ impl Reader {
             tracing::warn!(?partitions, paused, "pausing or resuming failed: {error}");
         }
         if !paused {
-            self.wake_fetchers(partitions);
-        }
-    }
-
-    /// Wakes librdkafka's fetchers. A broker's fetcher sleeps for up to a second (`rd_kafka_max_block_ms`) while all its
-    /// partitions are paused, and nobody notifies it of a resumption. Any request to the broker wakes it. The answer does not
-    /// matter, but without one there is nothing to hurry for.
-    fn wake_fetchers(&self, partitions: &[i32]) {
-        let begun = Instant::now();
-        for &partition in partitions {
-            let left = WAKE_TIMEOUT.saturating_sub(begun.elapsed());
-            if left.is_zero() || self.consumer.fetch_watermarks(&self.topic, partition, left).is_err() {
-                break;
-            }
+            self.waker.wake(partitions);
         }
     }
 }

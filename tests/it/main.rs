@@ -27,6 +27,7 @@ mod hostile;
 mod memory;
 mod operate;
 mod operator;
+mod peers;
 mod protocol;
 mod recovery;
 mod rejects;
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         schema::a_repeated_token_is_dropped,
         schema::failures_are_told_apart,
         cluster::two_shards_are_read_as_one,
+        peers::a_steady_rate_is_counted_alike,
         service::what_is_produced_is_counted,
         service::sigterm_flushes_what_was_consumed,
         service::a_restart_in_the_middle_is_exact,

@@ -3,6 +3,7 @@
 //! Must never hand on what a run cost unless its counts are those of the ledger, and every member ended well.
 
 use super::{AnyError, Cost, Interrupt, LOOK_INTERVAL, Meter, Metrics, Topic, compare, counted, parts_written};
+use crate::http;
 use crate::process::{self, ended_children_cpu};
 use crate::producer::Ledger;
 use crate::{ClickHouse, Output, Server, Signal};
@@ -12,6 +13,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(300);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The settings of the members of one group.
 #[derive(Clone, Copy)]
@@ -103,6 +106,14 @@ impl Member {
         Metrics::ask(self.admin)
     }
 
+    /// Partitions that it reads now; 0 while it does not answer.
+    pub fn reading(&self) -> usize {
+        let windows = http::get(self.admin, "/windows", HTTP_TIMEOUT).unwrap_or_default();
+        let body = windows.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        let windows: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+        windows.as_object().map_or(0, serde_json::Map::len)
+    }
+
     /// Checks that the member runs.
     ///
     /// # Errors
@@ -112,6 +123,33 @@ impl Member {
             return Ok(());
         }
         Err(format!("a member ended by itself: {}", self.server.log_tail()).into())
+    }
+}
+
+/// Waits until every member has its share of the partitions, says that it is ready, and reads all of them.
+///
+/// # Errors
+/// One ends, a signal came, or it takes longer than five minutes.
+pub fn settle(members: &[Member], partitions: usize, interrupt: &Interrupt) -> Result<(), AnyError> {
+    let started = Instant::now();
+    loop {
+        members.iter().try_for_each(Member::check_alive)?;
+        let metrics: Vec<Metrics> = members.iter().map(Member::metrics).collect();
+        let assigned: Vec<f64> = metrics.iter().map(|one| one.sum("tallyhouse_assigned_partitions")).collect();
+        let ready = metrics.iter().all(|one| one.sum("tallyhouse_ready") > 0.0);
+        let even = assigned.iter().all(|&one| one as usize >= partitions / members.len());
+        let reading: usize = members.iter().map(Member::reading).sum();
+        if ready && even && reading == partitions {
+            return Ok(());
+        }
+        interrupt.check(started)?;
+        if started.elapsed() > SETTLE_TIMEOUT {
+            return Err(format!(
+                "the members do not settle: they have {assigned:?} of {partitions} partitions and read {reading}"
+            )
+            .into());
+        }
+        std::thread::sleep(LOOK_INTERVAL);
     }
 }
 

@@ -52,7 +52,8 @@ impl Meter<'_> {
     }
 }
 
-fn settle(clickhouse: &ClickHouse) -> Result<(), AnyError> {
+/// Waits until merges have ended, a minute at most.
+pub(super) fn settle(clickhouse: &ClickHouse) -> Result<(), AnyError> {
     let started = Instant::now();
     let mut quiet_since = started;
     while quiet_since.elapsed() < SETTLED_AFTER && started.elapsed() < SETTLE_TIMEOUT {

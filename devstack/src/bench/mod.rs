@@ -10,14 +10,17 @@ mod members;
 mod meter;
 mod metrics;
 pub mod plot;
+pub mod rivals;
 mod steady;
 pub mod table;
+mod witness;
 
 pub use counts::{compare, counted, parts_written};
-pub use members::{CatchUp, Deployment, Member, Until, catch_up, end_all, finish};
+pub use members::{CatchUp, Deployment, Member, Until, catch_up, end_all, finish, settle};
 pub use meter::{Cost, Meter};
 pub use metrics::Metrics;
 pub use steady::{Pace, Sent, produce_steadily};
+pub use witness::Witness;
 
 use crate::producer::{Events, Ledger, Producer, create_topic};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -48,6 +51,11 @@ impl Interrupt {
             signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
         }
         Ok(Interrupt(interrupted))
+    }
+
+    /// Listens to nothing, for tests.
+    pub fn never() -> Interrupt {
+        Interrupt(Arc::default())
     }
 
     /// Checks that a run that `started` then may go on.

@@ -334,7 +334,9 @@ fn a_property_passes_only_if_no_one_owns_it() {
     insta::assert_snapshot!(open.join("\n"), @r"
     fetch.max.bytes
     fetch.message.max.bytes
+    fetch.min.bytes
     fetch.queue.backoff.ms
+    fetch.wait.max.ms
     heartbeat.interval.ms
     max.poll.interval.ms
     message.max.bytes
@@ -343,6 +345,24 @@ fn a_property_passes_only_if_no_one_owns_it() {
     receive.message.max.bytes
     statistics.interval.ms
     ");
+}
+
+#[test]
+fn a_member_lets_its_brokers_wait_a_tenth_of_the_flush_age() {
+    let of = |age: &str, limit: &str| {
+        let set =
+            [format!("flush.age_ms={age}"), format!("memory.limit_bytes={limit}"), "flush.bytes_max=32MiB".into()];
+        let resolved = set.iter().fold(given(""), |given, set| given.set(set)).load();
+        ["fetch.wait.max.ms", "fetch.min.bytes"].map(|name| property(&resolved, name).unwrap())
+    };
+    assert_eq!(of("50", "512MiB"), ["5", "200000"]);
+    assert_eq!(of("1000", "512MiB"), ["100", "200000"]);
+    assert_eq!(of("600000", "64MiB"), ["500", "32768"], "below the size of an answer");
+    let g = given("").set("kafka.properties.fetch.wait.max.ms=7");
+    let apart = g.load().config.reader_properties();
+    let waiting = apart.into_iter().filter(|(name, _)| ["fetch.wait.max.ms", "fetch.min.bytes"].contains(&&**name));
+    let given = [("fetch.wait.max.ms".to_owned(), "7".to_owned())];
+    assert_eq!(waiting.collect::<Vec<_>>(), given, "a reader waits only where it was asked to");
 }
 
 #[test]

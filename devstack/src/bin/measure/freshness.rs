@@ -14,7 +14,7 @@ use devstack::bench::figures::{bucket_quantile, thousands};
 use devstack::bench::plot::{Axis, Chart, Scale, Series};
 use devstack::bench::{
     AnyError, Deployment, LOOK_INTERVAL, Member, Meter, Metrics, Pace, Sent, end_all, finish, parts_written,
-    produce_steadily,
+    produce_steadily, settle,
 };
 use devstack::process::own_cpu;
 use devstack::producer::{Events, Producer, create_topic};
@@ -28,8 +28,7 @@ const AHEAD: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time between two lines that report the progress.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
-const SETTLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest delay of a producer that kept the rate, in ms.
+/// A producer that was later than this did not keep the rate.
 const LATE_MS_MAX: u64 = 1_000;
 const QUERYABLE: &str = "tallyhouse_event_to_queryable_seconds";
 
@@ -143,7 +142,7 @@ fn run(arguments: &Arguments, bench: &Bench, age_ms: u64, rate: u64) -> Result<R
     deployment.migrate()?;
     let meter = Meter::start(clickhouse)?;
     let members: Vec<Member> = (0..arguments.members).map(|_| deployment.start()).collect::<Result<_, _>>()?;
-    settle(&members, arguments.partitions as usize, bench)?;
+    settle(&members, arguments.partitions as usize, interrupt)?;
 
     let producer = Producer::new(kafka.bootstrap(), &topic, arguments.partitions)?;
     let shape = Events { days: 1, campaigns: arguments.campaigns, broken_percent: 0, ..Events::default() };
@@ -244,26 +243,6 @@ impl Watch<'_> {
         }
         std::thread::sleep(LOOK_INTERVAL);
         Ok(())
-    }
-}
-
-/// Waits until every member has its share of the partitions and says that it is ready.
-fn settle(members: &[Member], partitions: usize, bench: &Bench) -> Result<(), AnyError> {
-    let started = Instant::now();
-    loop {
-        members.iter().try_for_each(Member::check_alive)?;
-        let metrics: Vec<Metrics> = members.iter().map(Member::metrics).collect();
-        let assigned: Vec<f64> = metrics.iter().map(|one| one.sum("tallyhouse_assigned_partitions")).collect();
-        let ready = metrics.iter().all(|one| one.sum("tallyhouse_ready") > 0.0);
-        let even = assigned.iter().all(|&one| one as usize >= partitions / members.len());
-        if ready && even && assigned.iter().sum::<f64>() as usize == partitions {
-            return Ok(());
-        }
-        bench.interrupt.check(started)?;
-        if started.elapsed() > SETTLE_TIMEOUT {
-            return Err(format!("the members do not settle: they have {assigned:?} of {partitions} partitions").into());
-        }
-        std::thread::sleep(LOOK_INTERVAL);
     }
 }
 

@@ -5,13 +5,15 @@
 //! fill one topic ─► round 1..n: each contender in turn, in a fresh database, until all is counted ─► compare ─► figures
 //! ```
 //!
-//! Must never print a figure of a run whose counts differ from what was produced, nor switch off a guard of
-//! Tallyhouse.
+//! With `--steady` (`steady.rs`), what a steady rate takes.
+//!
+//! Must never print a figure of a run whose counts differ from what was produced, nor switch off a guard of Tallyhouse.
 
 mod contenders;
 mod python;
 mod report;
 mod run;
+mod steady;
 mod targets;
 
 use clap::Parser;
@@ -22,26 +24,38 @@ use devstack::{Error, Stack, build};
 use run::Run;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use steady::SteadyArguments;
 
 const PARTITIONS: i32 = 4;
+/// How often each contender runs, and which do, where nothing else is asked for.
+const ROUNDS: u32 = 3;
+const CONTENDERS: [Contender; 6] = [
+    Contender::Tallyhouse,
+    Contender::TallyhouseStopped,
+    Contender::KafkaEngine,
+    Contender::Loop,
+    Contender::LoopDecode,
+    Contender::Python,
+];
 
 /// Measures Tallyhouse against what one would use instead: time, CPU and memory per event.
 ///
 /// Fills a topic in a real Kafka with events of the Django producer (four partitions, lz4, none broken, so that all can
 /// be compared), then lets each contender count them in a fresh database of the same real ClickHouse, in several rounds.
-/// Before a figure is printed, the counts by event type and the number of rows must be what was produced.
+/// Before a figure is printed, the counts by event type and the number of rows must be what was produced. With --steady, measures
+/// what Tallyhouse and the Kafka engine take at steady rates instead.
 #[derive(Parser)]
 #[command(name = "cargo peers", after_long_help = AFTER_HELP)]
 struct Arguments {
     /// How many events to produce.
     #[arg(long, default_value_t = 3_000_000, value_parser = clap::value_parser!(u64).range(10..))]
     events: u64,
-    /// How often each contender runs; the figures are medians.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// Which contenders run, by letter.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "a,s,b,c,d,e")]
-    only: Vec<Contender>,
+    /// How often each contender runs; the figures are medians. [default: 3, with --steady 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Which contenders run, by letter. [default: a,s,b,c,d,e, with --steady a,b]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Option<Vec<Contender>>,
     /// How many events the Python consumer gets; its figures per event stand for all.
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
     python_events: u64,
@@ -66,6 +80,8 @@ struct Arguments {
     /// Print the table as Markdown, for docs/performance.md.
     #[arg(long)]
     markdown: bool,
+    #[command(flatten)]
+    steady: SteadyArguments,
 }
 
 const AFTER_HELP: &str = "\
@@ -83,6 +99,14 @@ Contenders:
 CPU of ClickHouse includes the merges that follow a run, until they have settled. Kafka's own is not counted. Parts are those
 written by inserts. Ctrl-C ends everything in order.
 
+With --steady, (a) and (b) run in turn at steady rates, (o) too with --against. The producer is an open loop: event n is due n / rate
+after the start and is sent then, whatever the system does. Both flush at the same age, and their tables have the same columns; the
+engine's have neither index nor tokens, and its counters are not kept by source. CPU is in cores over the measured seconds, less what
+the idle servers took before with the same looks at them. `inserts` are those in both tables, `parts` is the greatest number of active
+parts of one ClickHouse partition, p50 and p99 count from when an event was due until one of five looks a second showed it: for
+Tallyhouse in daily, which it writes last, for the engine in email_events.
+All of it takes half an hour for each round; --scenarios 64x20000 --members 2 --seconds 15 is a short run.
+
 Exit status 0 means that all counts were equal; a missed target does not change it.";
 
 fn main() -> ExitCode {
@@ -98,7 +122,10 @@ fn main() -> ExitCode {
 
 fn peers(arguments: &Arguments) -> Result<(), AnyError> {
     let interrupt = Interrupt::listen()?;
-    let mut wanted = arguments.only.clone();
+    if arguments.steady.steady {
+        return steady::peers(arguments, &interrupt);
+    }
+    let mut wanted = arguments.only.clone().unwrap_or_else(|| CONTENDERS.to_vec());
     if arguments.against.is_some() && !wanted.contains(&Contender::Other) {
         wanted.push(Contender::Other);
     }
@@ -132,10 +159,11 @@ fn peers(arguments: &Arguments) -> Result<(), AnyError> {
         interrupt: interrupt.clone(),
     };
     let mut runs = Vec::new();
-    for round in 1..=arguments.rounds {
+    let rounds = arguments.rounds.unwrap_or(ROUNDS);
+    for round in 1..=rounds {
         for &contender in &wanted {
             let run = bench.run(contender, &bench.all)?;
-            eprintln!("peers: round {round} of {}: {}", arguments.rounds, report::line(&run));
+            eprintln!("peers: round {round} of {rounds}: {}", report::line(&run));
             runs.push(run);
         }
     }
