@@ -26,7 +26,7 @@ struct Arguments {
     /// The topic.
     #[arg(long)]
     topic: String,
-    /// How many records to read.
+    /// Number of records to read.
     #[arg(long)]
     events: u64,
     /// Decode each value.

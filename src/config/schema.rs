@@ -319,7 +319,7 @@ pub enum LogFormat {
 section! {
     /// The end of the process.
     Shutdown "shutdown" {
-        /// Milliseconds to finish batches in flight after SIGTERM. The member does not wait for a step that is refused for good.
+        /// Milliseconds to finish batches in flight after SIGTERM. The member does not wait for a step that is refused permanently.
         grace_ms: u64 = "30000", Integer(0..=3_600_000);
     }
 }

@@ -118,8 +118,8 @@ pub enum RunError {
     },
     /// Not everything was flushed, and waiting would not have changed that. Nothing is lost.
     #[error(
-        "what is refused for good was not waited for. {open}. Nothing is lost: the next owner completes it once the cause is \
-         mended. {summary}"
+        "a permanently refused step was not waited for. {open}. Nothing is lost: the next owner completes it once the cause is \
+         fixed. {summary}"
     )]
     Refused {
         /// Names of the open batches, with their refusals.
@@ -129,7 +129,7 @@ pub enum RunError {
     },
     /// Kafka permanently refuses this member.
     #[error(
-        "kafka refuses this member for good: {0}. Nothing is lost: the next owner goes on. With kafka.group_instance_id, each \
+        "kafka refuses this member permanently: {0}. Nothing is lost: the next owner goes on. With kafka.group_instance_id, each \
          running process needs an id of its own"
     )]
     Fatal(String),

@@ -118,7 +118,7 @@ async fn one_of_two_with_one_name_ends(bench: &Bench, settings: &[(&str, &str)],
     let status = ended.wait(DEADLINE).unwrap();
     let log = ended.stderr();
     assert_eq!(status.code(), Some(1), "{log}");
-    assert!(log.contains("tallyhouse: kafka refuses this member for good") && log.contains(text), "{log}");
+    assert!(log.contains("tallyhouse: kafka refuses this member permanently") && log.contains(text), "{log}");
     producer.send_events(&Events::default(), 20_000..30_000).unwrap();
     let ledger = producer.finish().unwrap();
     bench.await_stored(ledger.produced, &[stays]).await;

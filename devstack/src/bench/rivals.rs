@@ -30,7 +30,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Between two looks at what is counted: few enough to cost ClickHouse little.
 const WITNESS_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What is produced, and how it is consumed.
+/// The events to produce, and the settings of their consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Partitions of the topic.
@@ -45,7 +45,7 @@ pub struct Load {
     pub warm_up: Duration,
     /// Time that counts.
     pub measured: Duration,
-    /// How long the idle servers are measured; not at all if zero.
+    /// Time that the idle servers are measured; zero skips it.
     pub idle: Duration,
     /// Distinct campaigns.
     pub campaigns: u64,
@@ -83,7 +83,7 @@ pub struct Cores {
 pub struct SteadyRun {
     /// Processor time of the measured part, without the idle share of the servers.
     pub cores: Cores,
-    /// What the servers took before, with the same looks and nothing to do.
+    /// CPU of the servers before, with the same looks and nothing to do.
     pub idle: Cores,
     /// Parts that inserts wrote in the measured part. All events are of one day, so that each insert writes one.
     pub inserts: u64,
@@ -110,7 +110,7 @@ pub struct Servers<'a> {
     pub clickhouse: &'a ClickHouse,
     /// For names that nobody else uses.
     pub stack: &'a Stack,
-    /// Whether to go on.
+    /// Checks that the run may go on.
     pub interrupt: &'a Interrupt,
 }
 
@@ -213,7 +213,7 @@ impl Servers<'_> {
     }
 }
 
-/// What all meters show at one time.
+/// Values of all meters at one time.
 struct Reading {
     at: Instant,
     program: Duration,
@@ -241,7 +241,7 @@ impl Reading {
 struct Watch<'a> {
     servers: Servers<'a>,
     database: &'a str,
-    /// How a query asks for the end of each source.
+    /// The query for the end of each source.
     ends: &'static str,
     /// The last inserted block that was seen. A table numbers its blocks, and a part's name has the numbers of its first and last.
     block: u64,
@@ -265,7 +265,7 @@ impl Watch<'_> {
         })
     }
 
-    /// What the servers take with nothing to do but to answer the looks, once the merges of what ran before have ended.
+    /// CPU that the servers take when they only answer the looks, once the merges of what ran before have ended.
     fn idle(&mut self, lasts: Duration) -> Result<Cores, AnyError> {
         if lasts.is_zero() {
             return Ok(Cores::default());

@@ -6,7 +6,7 @@ use super::figures::Delays;
 use super::{AnyError, Pace};
 use std::time::Duration;
 
-/// What has been seen of a steady producer's events.
+/// Events of a steady producer that were seen.
 pub struct Witness {
     pace: Pace,
     /// The first event whose delay counts; those before it are the warm-up.
@@ -29,7 +29,7 @@ impl Witness {
         Witness { first: self.pace.due(warm_up), ..self }
     }
 
-    /// What a query gives that answers with a source (`topic/partition` or `topic/partition@topic-id`) and its end in each line, so long
+    /// Takes the answer of a query with a source (`topic/partition` or `topic/partition@topic-id`) and its end in each line, so long
     /// after the start.
     ///
     /// # Errors
@@ -67,7 +67,7 @@ impl Witness {
         self.ends.iter().sum()
     }
 
-    /// How far it is, for people.
+    /// Returns the progress, for people.
     pub fn progress(&self) -> String {
         let (least, most) = (self.ends.iter().min().unwrap_or(&0), self.ends.iter().max().unwrap_or(&0));
         format!("{} of {} events are counted, {least} to {most} of each partition", self.seen(), self.pace.events)

@@ -32,10 +32,10 @@ A round's faults and their times follow from seed and round alone. What they mee
 so a violation may need several attempts to come again. Exit status 0 means that every round held, 1 that one did not."
 )]
 struct Arguments {
-    /// How many rounds.
+    /// Number of rounds.
     #[arg(long, default_value_t = 20)]
     rounds: u64,
-    /// What everything random follows from.
+    /// Seed of everything random.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Only this round.

@@ -33,7 +33,7 @@ type AnyError = Box<dyn std::error::Error>;
 #[derive(Parser)]
 #[command(name = "cargo demo", after_help = "Exit status 0 means that every line of the proof holds.")]
 struct Arguments {
-    /// How many records to produce.
+    /// Number of records to produce.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     events: u64,
     /// Leave everything running at the end and print the addresses, until Ctrl-C.

@@ -47,7 +47,7 @@ use verify::{Stored, Vitals};
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Log text of a member that Kafka has fenced permanently.
-const FENCED: &str = "kafka refuses this member for good";
+const FENCED: &str = "kafka refuses this member permanently";
 /// A member's message when its client takes no part in the group any more.
 const LEFT_BEHIND: &str = "librdkafka has left this member behind";
 

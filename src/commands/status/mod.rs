@@ -219,13 +219,13 @@ impl Status {
                 }
             }
         }
-        self.asked.iter().for_each(|member| problems.extend(self.told(member)));
+        self.asked.iter().for_each(|member| problems.extend(self.problems_of(member)));
         problems.sort_by_key(|problem| problem.code);
         problems
     }
 
     /// Returns the problems that a member reports.
-    fn told(&self, member: &Asked) -> Vec<Problem> {
+    fn problems_of(&self, member: &Asked) -> Vec<Problem> {
         let url = &member.url;
         let told = match &member.answer {
             Ok(told) => told,

@@ -73,7 +73,7 @@ fn open(end: u64, committed: u64, batch_end: u64) -> Standing {
     Standing { intent: Some(OffsetRange { start: committed, end: batch_end }), ..standing(end, Some(committed)) }
 }
 
-fn told(reasons: &[(&str, &str)], stopped: &[(&str, u64)]) -> Asked {
+fn answered(reasons: &[(&str, &str)], stopped: &[(&str, u64)]) -> Asked {
     let reasons = reasons.iter().map(|&(name, reason)| (name.to_owned(), reason.to_owned())).collect();
     let stopped = stopped.iter().map(|&(reason, count)| (reason.to_owned(), count)).collect();
     Asked { url: "http://a:9464".into(), answer: Ok(MemberAnswer { reasons, stopped, flush_age: None }) }
@@ -251,14 +251,14 @@ fn a_member_tells_what_it_refuses_and_what_is_stopped() {
         ("partition 0, insert", "VIOLATED_CONSTRAINT"),
         ("group", "left behind"),
     ];
-    seen.asked = vec![told(&reasons, &[("conflict", 1)])];
+    seen.asked = vec![answered(&reasons, &[("conflict", 1)])];
     let problems = seen.problems();
     let found: Vec<_> = problems.iter().map(|problem| (problem.code, problem.partition)).collect();
     let wanted = [(Code::PartitionStopped, Some(1)), (Code::MemberNotReady, None), (Code::MemberNotReady, Some(0))];
     assert_eq!(found, wanted);
     assert_eq!(problems[2].message, "partition 0, insert: VIOLATED_CONSTRAINT (told by http://a:9464)");
     // Its metrics know of a stop before its causes do.
-    seen.asked = vec![told(&[], &[("conflict", 2)])];
+    seen.asked = vec![answered(&[], &[("conflict", 2)])];
     let message = "stopped partitions: 2, see `tallyhouse explain conflict` (told by http://a:9464)";
     assert_eq!(seen.problems(), [Problem { code: Code::PartitionStopped, partition: None, message: message.into() }]);
     seen.asked = vec![Asked { url: "http://a:9464".into(), answer: Err("connection refused".into()) }];
@@ -274,7 +274,7 @@ fn a_stop_is_told_once() {
     let reason = StopReason::RetentionGap { next: 5, low: 10 };
     let outlook = Some(Outlook::Stops(reason.clone()));
     let mut seen = counting(vec![Standing { outlook, ..standing(1_000, Some(5)) }]);
-    seen.asked = vec![told(&[("partition 0", &reason.message())], &[("retention_gap", 1)])];
+    seen.asked = vec![answered(&[("partition 0", &reason.message())], &[("retention_gap", 1)])];
     assert_eq!(codes(&seen), [Code::PartitionStops]);
 }
 
@@ -307,9 +307,9 @@ fn what_is_not_asked_is_said() {
     let mut seen = healthy_idle();
     assert_eq!(hint(&seen), "causes are known to the members: add --member URL");
     seen.group = Ok(group(vec![member("a", Some(vec![0])), member("b", Some(vec![1]))]));
-    seen.asked = vec![told(&[], &[])];
+    seen.asked = vec![answered(&[], &[])];
     assert_eq!(hint(&seen), "1 of 2 members were asked: add --member URL");
-    seen.asked = vec![told(&[], &[]), told(&[], &[])];
+    seen.asked = vec![answered(&[], &[]), answered(&[], &[])];
     assert_eq!(hint(&seen), "");
 }
 
@@ -321,7 +321,7 @@ fn a_members_answers_are_read() {
                    tallyhouse_flush_age_seconds 16\n\
                    tallyhouse_info{version=\"0.1.0\",topic=\"events\"} 1\n";
     let readiness = r#"{"ready":false,"reasons":{"partition 0":"stopped:\nlook"}}"#;
-    let mut wanted = told(&[("partition 0", "stopped: look")], &[("conflict", 2)]).answer.unwrap();
+    let mut wanted = answered(&[("partition 0", "stopped: look")], &[("conflict", 2)]).answer.unwrap();
     wanted.flush_age = Some(Duration::from_secs(16));
     assert_eq!(read(readiness, metrics, "events"), Ok(wanted));
     assert_eq!(read(readiness, metrics, "other"), Err("it is a member for the topic events, not other".into()));
@@ -350,14 +350,15 @@ fn the_table_for_people() {
     let untold = status(vec![member("tallyhouse", None)], vec![standing(20, Some(20))]);
     insta::assert_snapshot!("status_untold", untold.table(None));
     let mut still = after(vec![(0, open(100, 50, 90)), (16, open(130, 50, 90))]);
-    still.asked = vec![told(&[("partition 0, insert", "ClickHouse reports an error (469 VIOLATED_CONSTRAINT)")], &[])];
+    still.asked =
+        vec![answered(&[("partition 0, insert", "ClickHouse reports an error (469 VIOLATED_CONSTRAINT)")], &[])];
     insta::assert_snapshot!("status_still", still.table(None));
 }
 
 #[test]
 fn the_json_for_machines() {
     let mut seen = broken();
-    seen.asked = vec![told(&[("group", "left behind")], &[("conflict", 1)])];
+    seen.asked = vec![answered(&[("group", "left behind")], &[("conflict", 1)])];
     insta::assert_snapshot!("status_json", seen.json(None, false).unwrap());
     let line = healthy().json(None, true).unwrap();
     assert!(line.ends_with("}\n") && line.matches('\n').count() == 1, "{line}");

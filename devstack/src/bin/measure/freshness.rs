@@ -51,7 +51,7 @@ pub struct Arguments {
     /// Events per second, one run each.
     #[arg(long, value_delimiter = ',', default_value = "1000,50000,300000", value_parser = clap::value_parser!(u64).range(1..))]
     rates: Vec<u64>,
-    /// How long each run produces, in seconds.
+    /// Time that each run produces, in seconds.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
     /// Values of flush.age_ms, each with every rate.

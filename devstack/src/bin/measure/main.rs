@@ -34,13 +34,13 @@ Examples:
 `cargo peers` compares with what one would use instead. Ctrl-C ends everything in order."
 )]
 enum Task {
-    /// How long after it was due an event can be queried, at steady rates.
+    /// Delay from when an event was due until it can be queried, at steady rates.
     Freshness(freshness::Arguments),
-    /// What an event costs with more members, more campaigns and larger payloads.
+    /// Cost of an event with more members, more campaigns and larger payloads.
     Scaling(scaling::Arguments),
 }
 
-/// How Tallyhouse is set, and how the figures are written.
+/// Settings of Tallyhouse, and the form of the figures.
 #[derive(Args)]
 struct Common {
     /// A setting for Tallyhouse instead of its default, as in `tallyhouse run --set`; may be repeated.

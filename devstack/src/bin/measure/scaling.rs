@@ -39,7 +39,7 @@ pub struct Arguments {
     /// Bytes of events in one topic, at most.
     #[arg(long, default_value_t = 400_000_000, value_parser = clap::value_parser!(u64).range(1_000_000..))]
     bytes: u64,
-    /// How often each point is measured.
+    /// Measurements of each point.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Numbers of members; each must divide 12.

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 use steady::SteadyArguments;
 
 const PARTITIONS: i32 = 4;
-/// How often each contender runs, and which do, where nothing else is asked for.
+/// Default rounds of each contender, and the default contenders.
 const ROUNDS: u32 = 3;
 const CONTENDERS: [Contender; 6] = [
     Contender::Tallyhouse,
@@ -47,16 +47,16 @@ const CONTENDERS: [Contender; 6] = [
 #[derive(Parser)]
 #[command(name = "cargo peers", after_long_help = AFTER_HELP)]
 struct Arguments {
-    /// How many events to produce.
+    /// Number of events to produce.
     #[arg(long, default_value_t = 3_000_000, value_parser = clap::value_parser!(u64).range(10..))]
     events: u64,
-    /// How often each contender runs; the figures are medians. [default: 3, with --steady 1]
+    /// Rounds of each contender; the figures are medians. [default: 3, with --steady 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Which contenders run, by letter. [default: a,s,b,c,d,e, with --steady a,b]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Option<Vec<Contender>>,
-    /// How many events the Python consumer gets; its figures per event stand for all.
+    /// Number of events for the Python consumer; its figures per event stand for all.
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(1..))]
     python_events: u64,
     /// Of how many campaigns the events are.

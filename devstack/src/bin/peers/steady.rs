@@ -33,7 +33,7 @@ impl FromStr for Scenario {
     }
 }
 
-/// How steady rates are measured.
+/// Options of the measurement at steady rates.
 #[derive(Args)]
 pub struct SteadyArguments {
     /// Measure steady rates instead of catching up.
@@ -59,7 +59,7 @@ pub struct SteadyArguments {
     age_ms: u64,
 }
 
-/// How long each contender runs before any figure counts: a fresh Kafka spends as much on compiling its code as on running it.
+/// Time that each contender runs before any figure counts: a fresh Kafka spends as much on compiling its code as on running it.
 const JVM_WARM_UP: Duration = Duration::from_secs(20);
 
 /// All runs of one contender under one load.

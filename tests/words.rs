@@ -1,0 +1,137 @@
+//! Retired words, each with its replacement, and the comments' openings. CONTRIBUTING.md has the rule on prose.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Names that no type, function, module or constant may have again, each with the name that took its place.
+const NAMES: [(&str, &str); 26] = [
+    ("Seen", "Outcome"),
+    ("Glance", "WindowSnapshot"),
+    ("Held", "ReservedBatch; the simulation's own `Held` stays"),
+    ("Turn", "PollState, FlushSlot"),
+    ("Fetched", "FetchQueue"),
+    ("Trouble", "ClientErrors"),
+    ("Told", "MemberAnswer"),
+    ("Untold", "NotReported"),
+    ("Say", "ProgressFn"),
+    ("Of", "ConfigResource, Statements"),
+    ("told", "message, describe, answer"),
+    ("in_words", "describe_error"),
+    ("group_in_words", "describe_group_error"),
+    ("dead_letter_in_words", "describe_dead_letter_error"),
+    ("observe", "on_outcome"),
+    ("obey", "handle_commands"),
+    ("obey_one", "handle_command"),
+    ("admitted", "clear_access_error"),
+    ("tell_reader", "send_to_reader"),
+    ("take_over", "redirect"),
+    ("in_answer", "from_error"),
+    ("hurried", "with_timeout"),
+    ("patiently", "retry_until"),
+    ("see_files", "check_tls_files"),
+    ("read_slowly", "decode_json"),
+    ("happen", "apply"),
+];
+
+/// Words that help, README, runbooks and pages for operators do not use, each with a plain one.
+const PROSE: [(&str, &str); 10] = [
+    ("so many", "this number of"),
+    ("mend", "fix, repair"),
+    ("mends", "fixes"),
+    ("anew", "again; the flag --count-anew stays"),
+    ("alike", "the same, together"),
+    ("told", "reported, sent"),
+    ("whoever", "the member that"),
+    ("for good", "permanently"),
+    ("come to be", "appear"),
+    ("comes to be", "appears"),
+];
+
+/// Comments that open with one of these words, at most.
+const OPENINGS_MAX: usize = 29;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(path: &Path, ending: &str, found: &mut Vec<PathBuf>) {
+    if path.is_dir() {
+        for entry in fs::read_dir(path).expect("a folder") {
+            files(&entry.expect("an entry").path(), ending, found);
+        }
+    } else if path.extension().is_some_and(|end| end == ending) {
+        found.push(path.to_owned());
+    }
+}
+
+fn found(places: &[&str], ending: &str) -> Vec<(PathBuf, String)> {
+    let mut paths = Vec::new();
+    places.iter().for_each(|place| files(&root().join(place), ending, &mut paths));
+    assert!(!paths.is_empty(), "{places:?}");
+    paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).expect("text"))).collect()
+}
+
+fn is_word(line: &str, at: usize, word: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
+    let (before, after) = (&line[..at], &line[at + word.len()..]);
+    !before.ends_with(is_part) && !after.starts_with(is_part)
+}
+
+#[test]
+fn no_retired_name_is_defined_again() {
+    let mut old = Vec::new();
+    for (path, text) in found(&["src", "core/src"], "rs") {
+        for (number, line) in text.lines().enumerate() {
+            let words: Vec<&str> = line.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            let defined = words
+                .windows(2)
+                .filter(|pair| ["fn", "struct", "enum", "type", "trait", "mod", "const", "static"].contains(&pair[0]));
+            for pair in defined.filter(|_| !line.trim_start().starts_with("//")) {
+                let retired = NAMES.iter().find(|(name, _)| *name == pair[1]);
+                let stays = pair[1] == "Held" && path.ends_with("simulation/world/mod.rs");
+                old.extend(
+                    retired
+                        .filter(|_| !stays)
+                        .map(|(name, new)| format!("{}:{}: {name}; say {new}", path.display(), number + 1)),
+                );
+            }
+        }
+    }
+    assert!(old.is_empty(), "{}", old.join("\n"));
+}
+
+#[test]
+fn no_retired_word_is_in_what_operators_read() {
+    let mut pages =
+        found(&["README.md", "docs/runbooks", "docs/stops", "docs/commands.md", "docs/configuration.md"], "md");
+    pages
+        .extend(found(&["docs/metrics.md", "docs/check.md", "docs/status.md", "docs/audit.md", "docs/start.md"], "md"));
+    pages.extend(found(&["prometheus/alerts.yml"], "yml"));
+    let mut old = Vec::new();
+    for (path, text) in pages {
+        for (number, line) in text.lines().map(str::to_lowercase).enumerate() {
+            for (word, new) in PROSE {
+                let mut uses = line.match_indices(word).filter(|(at, _)| is_word(&line, *at, word));
+                old.extend(uses.next().map(|_| format!("{}:{}: {word}; say {new}", path.display(), number + 1)));
+            }
+        }
+    }
+    assert!(old.is_empty(), "{}", old.join("\n"));
+}
+
+/// A comment that opens so is a noun clause, where the reader looks for a sentence.
+#[test]
+fn few_comments_open_with_a_noun_clause() {
+    let mut openings = Vec::new();
+    for (path, text) in found(&["src", "core/src", "devstack", "tests", "benches", "examples"], "rs") {
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim_start();
+            let comment = ["/// ", "//! ", "// "].iter().find_map(|start| line.strip_prefix(start));
+            let first = comment.and_then(|comment| comment.split(' ').next()).unwrap_or_default();
+            if ["What", "Whether", "How"].contains(&first) {
+                openings.push(format!("{}:{}", path.display(), number + 1));
+            }
+        }
+    }
+    assert!(openings.len() <= OPENINGS_MAX, "{}:\n{}", openings.len(), openings.join("\n"));
+}
