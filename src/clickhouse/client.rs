@@ -276,7 +276,11 @@ impl Client {
         self.pins.get_or_try_init(|| self.ask_pins()).await
     }
 
-    async fn fit_pins(&self) -> Result<&Pins, ClickHouseError> {
+    /// As [`Self::pins`], for a command whose answers or changes would be wrong without them.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::Unfit`] where the user cannot have them, or any other of [`ClickHouseError`].
+    pub async fn fit_pins(&self) -> Result<&Pins, ClickHouseError> {
         let pins = self.pins().await?;
         pins.problem().map_or(Ok(pins), |problem| Err(self.peer.unfit(&problem)))
     }
@@ -388,6 +392,16 @@ impl<'c> Statement<'c> {
     pub fn setting(mut self, name: &str, value: &str) -> Self {
         self.query = self.query.with_setting(name, value);
         self
+    }
+
+    /// Adds the settings that an INSERT of no batch needs. No token of a profile goes with it.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn inserting(self) -> Result<Self, ClickHouseError> {
+        let pins = self.client.pins().await?.plain_inserts();
+        let statement = self.setting("insert_deduplication_token", "");
+        Ok(pins.fold(statement, |statement, (name, value)| statement.setting(name, value)))
     }
 
     /// Returns the query with the settings that the server lets this user send.

@@ -77,7 +77,7 @@ const WANTED: [Wanted; 35] = [
     ("force_index_by_date", "0", Statements::Reads, Need::Right, "reads would be refused"),
     ("async_insert", "0", Statements::Inserts, Need::Right, "an insert would be acknowledged before its token is looked at"),
     ("insert_deduplication_token", "", Statements::Inserts, Need::Free, "a repeated insert would be counted again"),
-    ("deduplicate_insert", "enable", Statements::Inserts, Need::Known, "a repeated insert would be counted again"),
+    (DEDUPLICATE, "enable", Statements::Inserts, Need::Known, "a repeated insert would be counted again"),
     ("use_strict_insert_block_limits", "0", Statements::Inserts, Need::Right, SPLIT),
     ("max_partitions_per_insert_block", "0", Statements::Inserts, Need::Right, "a batch with many days would be refused for ever"),
     ("insert_quorum", "0", Statements::Inserts, Need::Right, "rows could be taken away after they were shown"),
@@ -101,6 +101,9 @@ pub struct Found {
     /// The user's settings profiles.
     pub profiles: String,
 }
+
+/// The setting that compares tokens and contents of inserts. Only the inserts of batches need it.
+const DEDUPLICATE: &str = "deduplicate_insert";
 
 /// Query for every setting that matters.
 pub(super) const QUESTION: &str = "SELECT name, value, readonly, ifNull(min, '') AS min, ifNull(max, '') AS max, \
@@ -140,6 +143,11 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// Returns the settings for an INSERT of no batch: those of a batch's insert, without the comparison of tokens.
+    pub fn plain_inserts(&self) -> impl Iterator<Item = &Pin> {
+        self.inserts.iter().filter(|(name, _)| *name != DEDUPLICATE)
+    }
+
     /// Returns one text about everything that prevents exactness, with the remedy.
     pub fn problem(&self) -> Option<String> {
         (!self.problems.is_empty()).then(|| {
@@ -264,6 +272,16 @@ mod tests {
         );
         // Each insert has a token of its own, and nobody can send this one.
         assert!(pins.inserts.iter().all(|(name, _)| !["insert_deduplication_token", "readonly"].contains(name)));
+    }
+
+    /// `repair` counts on `insert_deduplicate = 0`, which `deduplicate_insert = enable` would overrule.
+    #[test]
+    fn an_insert_that_is_no_batch_carries_all_but_the_comparison() {
+        let pins = judge(&server(), OWN);
+        let left_out = |pin: &&Pin| pins.plain_inserts().all(|plain| plain != *pin);
+        let left_out: Vec<&str> = pins.inserts.iter().filter(left_out).map(|(name, _)| *name).collect();
+        assert_eq!(left_out, [DEDUPLICATE]);
+        assert!(pins.plain_inserts().any(|(name, value)| *name == "async_insert" && value == "0"));
     }
 
     #[test]

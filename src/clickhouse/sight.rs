@@ -71,6 +71,15 @@ pub fn problem(seen: &[(Table, Sight)]) -> Option<String> {
     })
 }
 
+/// Refuses to go on where it is certain that a row policy hides rows. What cannot be asked is no such certainty.
+///
+/// # Errors
+/// [`ClickHouseError::Unfit`].
+pub async fn refuse_filters(client: &Client) -> Result<(), ClickHouseError> {
+    let seen = of_tables(client).await.unwrap_or_default();
+    problem(&seen).map_or(Ok(()), |problem| Err(client.unfit(&problem)))
+}
+
 /// Returns the materialized views on Tallyhouse's tables, as `database.name`, each with its table.
 ///
 /// # Errors

@@ -180,6 +180,10 @@ fn judge(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{self, Sources};
+    use rdkafka::config::ClientConfig;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 
     fn gap(partition: i32, start: u64, end: u64) -> (i32, OffsetRange) {
         (partition, OffsetRange { start, end })
@@ -196,6 +200,24 @@ mod tests {
             [(Kind::Aborted, 8), (Kind::Lost, 1), (Kind::Marker, 1)].into()
         );
         assert_eq!(of(set(10..12), set(0..0), true), [(Kind::Aborted, 2), (Kind::Lost, 8)].into());
+    }
+
+    /// The log is read for it. Offsets at its end have no record.
+    #[test]
+    fn records_that_nobody_was_given_are_lost() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("t", 1, 1).unwrap();
+        let brokers = cluster.bootstrap_servers();
+        let producer: ThreadedProducer<DefaultProducerContext> =
+            ClientConfig::new().set("bootstrap.servers", &brokers).create().unwrap();
+        (0..10).for_each(|_| producer.send(BaseRecord::<(), _>::to("t").payload("event")).unwrap());
+        producer.flush(LOOK_TIME).unwrap();
+        let settings = [format!("kafka.brokers={brokers}"), "kafka.topics.events=t".to_owned()];
+        let flags = settings.iter().map(|flag| flag.parse().unwrap()).collect();
+        let config = config::load(&Sources { flags, ..Sources::default() }).unwrap().config;
+        let deadline = Instant::now() + LOOK_TIME;
+        let found = kinds(&config, 0, &[gap(0, 3, 5), gap(0, 8, 12)], deadline).unwrap();
+        assert_eq!(found, [(Kind::Lost, 4), (Kind::Marker, 2)].into());
     }
 
     #[test]

@@ -57,12 +57,8 @@ pub(super) async fn await_schema(
 async fn fit(schema: &Schema, client: &Client) -> Result<(), SchemaProblem> {
     client.prove().await.map_err(SchemaProblem::ClickHouse)?;
     schema.check(client).await?;
-    // If this cannot be checked now, a row that is not shown stops its partition.
-    let seen = sight::of_tables(client).await.unwrap_or_default();
-    match sight::problem(&seen) {
-        Some(problem) => Err(SchemaProblem::ClickHouse(client.unfit(&problem))),
-        None => Ok(()),
-    }
+    // Where that cannot be told now, a row that is not shown stops its partition.
+    sight::refuse_filters(client).await.map_err(SchemaProblem::ClickHouse)
 }
 
 /// Waits until Kafka answers and the topic exists. Returns the cluster's id, or `None` if it is stopped meanwhile.

@@ -27,6 +27,7 @@ pub use print::Summary;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::clickhouse::sight;
 use crate::platform::failpoint;
 use plan::Plan;
 use tables::{Line, State, Tables};
@@ -72,7 +73,10 @@ pub async fn run(
     options: &Options,
     say: ProgressFn<'_>,
 ) -> Result<Summary, EraseError> {
+    // Rows that a profile or a row policy hides would stay.
+    client.fit_pins().await.map_err(EraseError::Looking)?;
     schema.check(client).await?;
+    sight::refuse_filters(client).await.map_err(EraseError::Looking)?;
     let tables = Tables::new(client, schema, address::pattern(&options.addresses));
     say("looking for rows; ClickHouse reads the texts of both tables");
     let plan = tables.find().await.map_err(EraseError::Looking)?;

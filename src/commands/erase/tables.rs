@@ -19,6 +19,11 @@ const SESSION_IS_LOCKED: u32 = 373;
 const SESSION_WAIT: Duration = Duration::from_secs(10);
 const SESSION_INTERVAL: Duration = Duration::from_millis(20);
 
+/// ClickHouse's code for the error that a statement asks for.
+const THROW_IF: u32 = 395;
+const NOT_ARRIVED: &str = "the pattern did not arrive, though its INSERT was acknowledged: something in between answers in the place of ClickHouse. \
+                           Set clickhouse.url to ClickHouse itself";
+
 /// Replaces a server's message about a query that works with the address.
 const HIDDEN: &str = "its message is not shown, as it could repeat the address; the server's log has it";
 
@@ -58,7 +63,8 @@ impl<'a> Tables<'a> {
         let create = "CREATE TEMPORARY TABLE erase_pattern (pattern String)";
         self.in_session(create, &session).execute().await?;
         retry_until(async || self.send_pattern(&session).await).await?;
-        let pattern = "assumeNotNull((SELECT any(pattern) FROM erase_pattern))";
+        // An empty pattern is in every text, so a pattern that has not arrived is an error.
+        let pattern = "assumeNotNull((SELECT if(throwIf(count() != 1) = 0, any(pattern), '') FROM erase_pattern))";
         let events = format!(
             "SELECT toString(source) AS source, source_offset AS offset, toString(campaign_id) AS campaign_id, \
              toString(toDate(event_time)) AS day, toBool(match(email, {pattern})) AS is_own \
@@ -83,12 +89,11 @@ impl<'a> Tables<'a> {
     }
 
     async fn send_pattern(&self, session: &str) -> Result<(), ClickHouseError> {
-        let mut insert = self
-            .client
-            .for_insert()
-            .insert_formatted_with("INSERT INTO erase_pattern FORMAT RawBLOB")
+        let pins = self.client.pins().await?.plain_inserts();
+        let insert = self.client.for_insert().insert_formatted_with("INSERT INTO erase_pattern FORMAT RawBLOB");
+        let mut insert = pins
+            .fold(insert, |insert, (name, value)| insert.with_setting(*name, value))
             .with_setting("session_id", session)
-            .with_setting("async_insert", "0")
             .with_timeouts(Some(self.client.insert_timeout()), Some(self.client.insert_timeout()));
         let sent = async {
             insert.send(self.pattern.clone().into()).await?;
@@ -145,7 +150,7 @@ impl<'a> Tables<'a> {
         let insert = self.client.query(&sql).bind(id.to_string()).bind(state).bind(reference);
         let insert = insert.bind(counts.events).bind(counts.mentions).bind(counts.rejects).bind(counts.campaigns);
         let insert = insert.bind(&counts.first_day).bind(&counts.last_day).bind(left).bind(env!("CARGO_PKG_VERSION"));
-        insert.setting("async_insert", "0").execute().await
+        insert.inserting().await?.execute().await
     }
 }
 
@@ -165,7 +170,10 @@ async fn retry_until<T>(ask: impl AsyncFn() -> Result<T, ClickHouseError>) -> Re
 
 /// Returns the error without the server's message, which may repeat the value that the query works with.
 fn hide(error: ClickHouseError) -> ClickHouseError {
-    let message = HIDDEN.to_owned();
+    let message = match &error {
+        ClickHouseError::Server { code: THROW_IF, .. } => NOT_ARRIVED.to_owned(),
+        _ => HIDDEN.to_owned(),
+    };
     match error {
         ClickHouseError::ServerBusy { code, name, .. } => ClickHouseError::ServerBusy { code, name, message },
         ClickHouseError::Server { code, name, .. } => ClickHouseError::Server { code, name, message },

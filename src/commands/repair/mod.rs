@@ -42,6 +42,7 @@ pub use fence::{Standing, clean};
 
 use crate::clickhouse::retention::Retention;
 use crate::clickhouse::schema::Schema;
+use crate::clickhouse::sight;
 use crate::commands::audit::counters::{self, Bounds, Difference};
 use crate::commands::audit::finding::Severity;
 use crate::commands::audit::{self, Reader, tables};
@@ -97,7 +98,10 @@ pub async fn daily(
     interrupts: &Interrupts,
     say: ProgressFn<'_>,
 ) -> Result<u64, RepairError> {
+    // Rows that a profile or a row policy hides would not be counted.
+    reader.client().fit_pins().await?;
     Schema::single().check(reader.client()).await?;
+    sight::refuse_filters(reader.client()).await?;
     let leftovers = tables::leftovers(reader.client()).await?;
     if leftovers != Default::default() {
         say(

@@ -135,7 +135,7 @@ impl<'a> Staging<'a> {
         if sources.is_empty() {
             return Ok(());
         }
-        let query = self.client.query(&self.insert()).setting("insert_deduplicate", "0");
+        let query = self.client.query(&self.insert()).inserting().await?.setting("insert_deduplicate", "0");
         let query = query.bind(sources).bind(ends).bind(sources).bind(sources).bind(&starts).bind(sources).bind(ends);
         query.execute().await
     }
