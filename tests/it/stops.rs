@@ -147,7 +147,8 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     let member = bench.start(&rows_max);
     bench.await_stored(ALL - LOST, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
-    for partition in 0..PARTITIONS {
+    // The third has nothing to commit, and tells no lag until it does.
+    for partition in [0, 1] {
         await_http(&member, "/metrics", &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\"}} 0"))
             .await;
     }
