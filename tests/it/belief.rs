@@ -1,6 +1,7 @@
 //! Tests that Tallyhouse believes ClickHouse, or a server in its place, only with a reason, and repeats nothing
 //! without a bound.
 
+use crate::audit::double_a_counter;
 use crate::operate::{check, json};
 use crate::operator::await_stop;
 use crate::service::{Bench, await_http, end};
@@ -9,8 +10,8 @@ use devstack::producer::Events;
 use devstack::proxy::{Proxy, Trouble};
 use devstack::{ClickHouse, ClickHouseOptions, User};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,7 +23,7 @@ fn server(url: &str) -> SocketAddr {
     url.trim_start_matches("http://").trim_end_matches('/').to_socket_addrs().unwrap().next().unwrap()
 }
 
-/// Starts an HTTP proxy that sees each request's first line. It passes on the result of `change`, or answers
+/// Starts an HTTP proxy that sees the first line and the headers of each request. It passes on the result of `change`, or answers
 /// `200 Ok.` itself.
 async fn http_proxy(url: &str, change: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -36,14 +37,25 @@ async fn http_proxy(url: &str, change: impl Fn(&str) -> Option<String> + Send + 
     format!("http://{here}")
 }
 
-/// Passes one request for each connection, so that each first line is seen.
+/// Starts a proxy that sends requests of the user `own` as the user `other` once `is_other` is set. The users of this ClickHouse
+/// cannot change while it runs.
+pub async fn other_user(url: &str, is_other: &Arc<AtomicBool>) -> String {
+    let is_other = Arc::clone(is_other);
+    let change = move |head: &str| match is_other.load(Ordering::Relaxed) {
+        true => Some(head.replace("x-clickhouse-user: own\r\n", "x-clickhouse-user: other\r\n")),
+        false => Some(head.to_owned()),
+    };
+    http_proxy(url, change).await
+}
+
+/// Passes one request for each connection, so that each one is seen.
 async fn pass_one(mut client: TcpStream, there: SocketAddr, change: &(dyn Fn(&str) -> Option<String> + Send + Sync)) {
-    let mut line = Vec::new();
-    while !line.ends_with(b"\r\n") {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
         let Ok(byte) = client.read_u8().await else { return };
-        line.push(byte);
+        head.push(byte);
     }
-    let Some(line) = change(&String::from_utf8(line).unwrap()) else {
+    let Some(head) = change(&String::from_utf8(head).unwrap()) else {
         let _ = client.write_all(OK.as_bytes()).await;
         // The rest is read until the client has enough of it. If the connection closed before, the answer would be
         // lost with it.
@@ -52,7 +64,8 @@ async fn pass_one(mut client: TcpStream, there: SocketAddr, change: &(dyn Fn(&st
         return;
     };
     let Ok(mut server) = TcpStream::connect(there).await else { return };
-    if server.write_all(format!("{line}Connection: close\r\n").as_bytes()).await.is_ok() {
+    let head = head.replacen("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1);
+    if server.write_all(head.as_bytes()).await.is_ok() {
         let _ = copy_bidirectional(&mut client, &mut server).await;
     }
 }
@@ -79,6 +92,12 @@ pub async fn an_answer_of_somebody_else_is_no_acknowledgement(url: &str, databas
     bench.await_stored(2_000, &[&member]).await;
     end(&member);
     bench.assert_exact(&ledger, "behind somebody who answers").await;
+    // A pattern that never arrived would be found in every row.
+    let answers = http_proxy(url, |line| (!line.contains("erase_pattern")).then(|| line.to_owned())).await;
+    let erase = ["erase", "--email", "nobody@example.com", "--yes"];
+    let (status, said, error) = bench.run(&erase, &[(URL, &answers)]);
+    assert!(status == Some(1) && error.contains("the pattern did not arrive"), "{status:?} {said}{error}");
+    assert_eq!(bench.count("SELECT count() FROM email_events WHERE email = ''").await, 0);
 }
 
 /// A proxy that replaces query ids, or drops what it does not know, ends the start with one message (field 12).
@@ -97,8 +116,8 @@ pub async fn a_proxy_that_changes_requests_ends_the_start(url: &str, database: &
     }
 }
 
-/// A profile or a row policy that makes exactness impossible ends the start and fails the check (tried 4 and 11).
-/// Other settings are pinned (tried 3).
+/// A profile or a row policy that makes exactness impossible ends the start and fails the check (tried 4 and 11). Neither `repair` nor
+/// `erase` works with it. Other settings are pinned (tried 3).
 pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, database: &str) {
     let user = |name: &str, profile: &str| User { name: name.into(), profile: profile.into(), ..User::default() };
     let constant = "<async_insert>1</async_insert><constraints><async_insert><const/></async_insert></constraints>";
@@ -108,9 +127,12 @@ pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, datab
                   <empty_result_for_aggregation_by_empty_set>1</empty_result_for_aggregation_by_empty_set>\
                   <use_strict_insert_block_limits>1</use_strict_insert_block_limits><max_insert_block_size>10</max_insert_block_size>\
                   <async_insert>1</async_insert><constraints><max_execution_time><max>10</max></max_execution_time></constraints>";
+    let cut = "<max_rows_to_group_by>1</max_rows_to_group_by><group_by_overflow_mode>any</group_by_overflow_mode>\
+               <constraints><group_by_overflow_mode><const/></group_by_overflow_mode></constraints>";
     let filters = vec![(database.to_owned(), "daily".to_owned(), "0".to_owned())];
     let policy = User { name: "policy".into(), filters, ..User::default() };
-    let users = vec![user("constant", constant), user("bounded", bounded), user("pinned", pinned), policy];
+    let users =
+        vec![user("constant", constant), user("bounded", bounded), user("pinned", pinned), user("cut", cut), policy];
     let clickhouse = ClickHouse::start(ClickHouseOptions { users, ..ClickHouseOptions::default() }).unwrap();
     let bench = Bench::new(clickhouse.url(), database).await;
     const USER: &str = "TALLYHOUSE__CLICKHOUSE__USER";
@@ -119,15 +141,33 @@ pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, datab
     bench.await_stored(ledger.produced, &[&member]).await;
     end(&member);
     bench.assert_exact(&ledger, "with settings pinned").await;
+    let month = bench.count("SELECT toUInt64(max(toYYYYMM(day))) FROM daily").await as u32;
+    let text = month.to_string();
+    let (repair, erase) = (["repair", "daily", "--month", &text], ["erase", "--json", "--email"]);
+    let email = bench.rows::<String>("SELECT any(email) FROM email_events").await.remove(0);
+    let erase = [&erase[..], &[&email]].concat();
+    double_a_counter(&bench, month).await;
+    let (status, said, error) = bench.run(&repair, &[(USER, "pinned")]);
+    assert!(status == Some(0) && said.contains("0 counters differ now"), "{status:?} {said}{error}");
+    bench.assert_exact(&ledger, "after a repair with settings pinned").await;
+    let (status, plan, error) = bench.run(&erase, &[(USER, "pinned")]);
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap_or_else(|_| panic!("{plan}{error}"));
+    let rows = bench.count(&format!("SELECT count() FROM email_events WHERE email = '{email}'")).await;
+    assert_eq!((status, plan["events"].as_u64()), (Some(0), Some(rows)), "{plan:#}");
     for (name, code, why) in [
         ("constant", "settings", "the settings profile default, constant of the ClickHouse user has async_insert = 1"),
         ("bounded", "settings", "max_partitions_per_insert_block"),
+        ("cut", "settings", "group_by_overflow_mode = any"),
         ("policy", "row_policies", "hides rows of daily from this user"),
     ] {
         let (status, _, log) = bench.run(&["run"], &[(USER, name)]);
         assert!(status == Some(1) && log.contains(why), "{name}: {status:?} {log}");
         let (status, report) = json(&bench, "check", &[(USER, name)]);
         assert_eq!((status, check(&report, code).0.as_str()), (Some(1), "failed"), "{name}: {report:#}");
+        for command in [&repair[..], &erase[..]] {
+            let (status, said, error) = bench.run(command, &[(USER, name)]);
+            assert!(status == Some(1) && error.contains(why), "{name}: {command:?}: {status:?} {said}{error}");
+        }
     }
     bench.assert_exact(&ledger, "nothing was inserted by the others").await;
 }
@@ -223,4 +263,59 @@ pub async fn a_view_that_fails_within_an_insert_is_named(url: &str, database: &s
     let shared = "SELECT uniqExact(source, source_offset) FROM email_events WHERE (source, source_offset) IN (SELECT source, source_offset FROM people)";
     assert_eq!(bench.count(of_view).await, bench.count(shared).await, "rows that we do not have");
     assert!(bench.count(of_view).await >= before, "rows of inserts that did not fail");
+}
+
+/// A row policy that comes while a member runs: an insert of unknown outcome is repeated under a second token and no more, and its partition stops. The
+/// remedy of the page makes the tables exact.
+pub async fn a_row_policy_that_comes_later_stops_the_partition(_url: &str, database: &str) {
+    let filters = vec![(database.to_owned(), "email_events".to_owned(), "0".to_owned())];
+    let own = User { name: "own".into(), ..User::default() };
+    let other = User { name: "other".into(), filters, ..User::default() };
+    let clickhouse =
+        ClickHouse::start(ClickHouseOptions { users: vec![own, other], ..ClickHouseOptions::default() }).unwrap();
+    let bench = Bench::new(clickhouse.url(), database).await;
+    let (is_other, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (answered, tokens) = (Arc::clone(&answers), Arc::new(Mutex::new(Vec::new())));
+    let (policy, passed) = (other_user(clickhouse.url(), &is_other).await, Arc::clone(&tokens));
+    let proxy = http_proxy(&policy, move |head| {
+        let token = head.split(['&', ' ']).find(|pair| pair.starts_with("insert_deduplication_token="));
+        match head.contains("INSERT") {
+            true if answered.load(Ordering::Relaxed) => return None,
+            true => passed.lock().unwrap().extend(token.map(str::to_owned)),
+            false => {}
+        }
+        Some(head.to_owned())
+    });
+    let proxy = proxy.await;
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..1_000).unwrap();
+    let member = bench.start(&[("TALLYHOUSE__CLICKHOUSE__USER", "own"), (URL, &proxy)]);
+    bench.await_stored(1_000, &[&member]).await;
+    // A first batch is looked for after its last insert too.
+    for partition in 0..3 {
+        await_http(&member, "/metrics", &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\"}} 0"))
+            .await;
+    }
+    is_other.store(true, Ordering::Relaxed);
+    answers.store(true, Ordering::Relaxed);
+    producer.send_events(&Events::default(), 1_000..2_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    await_http(&member, "/readyz", "has not the query id that was sent").await;
+    answers.store(false, Ordering::Relaxed);
+    await_stop(&member, "not_shown", "acknowledged 2 times").await;
+    end(&member);
+    let most = "SELECT max(times) FROM (SELECT count() AS times FROM email_events GROUP BY source, source_offset)";
+    assert_eq!(bench.count(most).await, 2, "one repeat and no more");
+    let mut tokens = std::mem::take(&mut *tokens.lock().unwrap());
+    tokens.sort_unstable();
+    let repeated = tokens.chunk_by(|a, b| a == b).find(|same| same.len() > 1);
+    assert!(repeated.is_none() && !tokens.is_empty(), "{repeated:?} was used more than once");
+
+    let twice = "SELECT DISTINCT toYYYYMMDD(event_time) FROM email_events GROUP BY event_time, source, source_offset HAVING count() > 1";
+    for day in bench.rows::<u32>(twice).await {
+        let columns = "campaign_id, event_time, source, source_offset";
+        bench.execute(&format!("OPTIMIZE TABLE email_events PARTITION {day} FINAL DEDUPLICATE BY {columns}")).await;
+    }
+    bench.consume(2_000).await;
+    bench.assert_exact(&ledger, "after the row policy was dropped").await;
 }

@@ -4,14 +4,18 @@
 //!
 //! Correct settings work end to end. Wrong ones end the start with one message that names the key and what to do.
 
+use crate::belief::other_user;
 use crate::operate::{check, json, states};
 use crate::service::{Bench, await_http, end};
 use devstack::kafka::secure::{PASSWORD, SecureKafka, USER};
-use devstack::producer::create_topic;
+use devstack::producer::{Events, create_topic};
 use devstack::tls::{Terminator, TerminatorOptions};
 use devstack::{ClickHouse, ClickHouseOptions, Server, Stack, User, kafka as broker};
+use std::fs;
 use std::net::ToSocketAddrs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -220,6 +224,41 @@ pub async fn a_wrong_password_ends_the_start(url: &str, database: &str) {
     let (status, report) = json(&bench, "check", &borrowed(&sasl("SCRAM-SHA-512", wrong)));
     assert_eq!(status, Some(1));
     assert!(check(&report, "brokers").1.contains("kafka.sasl.password"), "{report:#}");
+}
+
+/// A password that is changed at ClickHouse, then in its file: the member ends by itself, names the key, and goes on when a supervisor starts it again
+/// (tried 17).
+pub async fn a_changed_password_is_taken_up(_url: &str, database: &str) {
+    let [old, new] = ["old-password-7c1d", "new-password-93fa"];
+    let user = |name: &str, password: &str| User { name: name.into(), password: password.into(), ..User::default() };
+    let users = vec![user("own", old), user("other", new)];
+    let clickhouse = ClickHouse::start(ClickHouseOptions { users, ..ClickHouseOptions::default() }).unwrap();
+    let bench = Bench::new(clickhouse.url(), database).await;
+    let is_changed = Arc::new(AtomicBool::new(false));
+    let proxy = other_user(clickhouse.url(), &is_changed).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    fs::write(&file, old).unwrap();
+    let settings = [
+        ("TALLYHOUSE__CLICKHOUSE__URL", proxy.as_str()),
+        ("TALLYHOUSE__CLICKHOUSE__USER", "own"),
+        ("TALLYHOUSE__CLICKHOUSE__PASSWORD_FILE", file.to_str().unwrap()),
+    ];
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..1_000).unwrap();
+    let member = bench.start(&settings);
+    bench.await_stored(1_000, &[&member]).await;
+    is_changed.store(true, Ordering::Relaxed);
+    producer.send_events(&Events::default(), 1_000..2_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    await_http(&member, "/readyz", "clickhouse.password").await;
+    fs::write(&file, new).unwrap();
+    let message = last_words(&member, 1, "a changed password");
+    assert!(message.contains("was changed since it started: clickhouse.password"), "{message}");
+    let log = member.stderr();
+    assert!(!log.contains(old) && !log.contains(new), "{log}");
+    bench.consume_with(2_000, &settings).await;
+    bench.assert_exact(&ledger, "after the password was changed").await;
 }
 
 /// Runs `kafka-acls.sh` for the user of these tests.
