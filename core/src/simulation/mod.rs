@@ -1,7 +1,7 @@
 //! Runs the protocol in a simulated world, with the faults of the real one, driven by seeds.
 //!
 //! One seed makes one world (log, members, number of faults) and one order of events, so any failure replays.
-//! `TALLYHOUSE_SIM_SEED=7 cargo test --lib simulation::every_seed -- --nocapture` runs that seed alone and prints every move.
+//! `TALLYHOUSE_SIM_SEED=7 cargo test -p tallyhouse-core simulation::every_seed -- --nocapture` runs that seed alone and prints every move.
 //! `TALLYHOUSE_SIM_SEEDS=1000000` runs that number of seeds.
 //!
 //! Must never draw anything from outside of the seed.
@@ -151,7 +151,7 @@ fn every_seed_is_exact() {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for seed in 0..from_environment("TALLYHOUSE_SIM_SEEDS").unwrap_or(SEEDS) {
         let run = run(seed, Rules::REAL);
-        let replay = format!("TALLYHOUSE_SIM_SEED={seed} cargo test --lib simulation::every_seed -- --nocapture");
+        let replay = format!("TALLYHOUSE_SIM_SEED={seed} cargo test -p tallyhouse-core simulation::every_seed -- --nocapture");
         assert_eq!(run.violation, None, "after {} moves; {replay}", run.moves.len());
         run.moves.into_iter().for_each(|(_, kind)| *counts.entry(kind).or_default() += 1);
     }
