@@ -151,7 +151,8 @@ fn every_seed_is_exact() {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for seed in 0..from_environment("TALLYHOUSE_SIM_SEEDS").unwrap_or(SEEDS) {
         let run = run(seed, Rules::REAL);
-        let replay = format!("TALLYHOUSE_SIM_SEED={seed} cargo test -p tallyhouse-core simulation::every_seed -- --nocapture");
+        let replay =
+            format!("TALLYHOUSE_SIM_SEED={seed} cargo test -p tallyhouse-core simulation::every_seed -- --nocapture");
         assert_eq!(run.violation, None, "after {} moves; {replay}", run.moves.len());
         run.moves.into_iter().for_each(|(_, kind)| *counts.entry(kind).or_default() += 1);
     }

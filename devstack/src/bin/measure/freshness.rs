@@ -7,9 +7,9 @@
 //!
 //! Must never slow the producer down for the system's sake: a rate that does not hold is reported as such.
 
-use crate::witness::Witness;
 use crate::{Bench, Common, Findings};
 use clap::Args;
+use devstack::bench::Witness;
 use devstack::bench::figures::{bucket_quantile, thousands};
 use devstack::bench::plot::{Axis, Chart, Scale, Series};
 use devstack::bench::{

@@ -6,7 +6,6 @@
 
 mod freshness;
 mod scaling;
-mod witness;
 
 use clap::{Args, Parser};
 use devstack::bench::plot::{Chart, svg};

@@ -1,3 +1,0 @@
-//! The witness of `devstack::bench`.
-
-pub use devstack::bench::Witness;
