@@ -30,7 +30,7 @@ const FETCH_BYTES_MIN: usize = 64 << 10;
 /// Greatest size of an answer, in bytes. A larger answer saves nothing.
 const FETCH_BYTES_MAX: usize = 1 << 20;
 
-/// Returns the bytes that windows and batches may hold. The oldest replay may borrow an eighth of this more (`core/intake.rs`),
+/// Returns the bytes that windows and batches may hold. The oldest replay may borrow an eighth of this more (`tallyhouse_core::window::intake`),
 /// from the part for sending.
 pub const fn windows(limit_bytes: usize) -> usize {
     limit_bytes / 2

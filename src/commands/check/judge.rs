@@ -148,7 +148,7 @@ pub fn session_timeout(config: &Config, answer: Option<Result<Option<u64>, Strin
 /// consumption all the time.
 pub fn memory(limit_bytes: usize, batch_bytes_max: usize, partitions: usize) -> Outcome {
     let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-    // A partition may hold as much as is free (`core/intake.rs`). With n partitions that take all they can, each gets
+    // A partition may hold as much as is free (`tallyhouse_core::window::intake`). With n partitions that take all they can, each gets
     // an (n + 1)th of the share.
     let share = config::memory::windows(limit_bytes);
     let each = share / (partitions + 1);
