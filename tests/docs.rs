@@ -5,7 +5,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod files;
+
 use clap::{Command, CommandFactory as _};
+use files::files;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,18 +27,6 @@ fn root() -> PathBuf {
 
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// Finds every file below a folder whose name ends with `ending`.
-fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, ending, found);
-        } else if path.extension().is_some_and(|extension| extension == ending) {
-            found.push(path);
-        }
-    }
 }
 
 /// Returns the text outside of fenced code and of code spans, where a link is a link.
@@ -118,7 +109,7 @@ fn the_site_and_the_program_have_every_page() {
     wanted.insert("SUMMARY.md".to_owned());
     assert_eq!(found, wanted, "docs/SUMMARY.md lists other pages than docs/ has");
     let embedded: Vec<String> = PAGES.iter().map(|(path, _)| format!("{path}.md")).collect();
-    assert_eq!(embedded, listed, "src/explain.rs has other pages than docs/SUMMARY.md, or another order");
+    assert_eq!(embedded, listed, "src/commands/explain.rs has other pages than docs/SUMMARY.md, or another order");
     let titles: Vec<&str> = PAGES.iter().filter(|(_, text)| !text.starts_with("# ")).map(|(path, _)| *path).collect();
     assert!(titles.is_empty(), "{titles:?} do not begin with a heading");
 }

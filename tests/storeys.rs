@@ -1,5 +1,8 @@
 //! Tests the storeys of the source tree: a module imports only from storeys below its own.
 
+mod files;
+
+use files::files;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,14 +13,7 @@ const STRANGERS: [(&str, &str); 2] = [("kafka", "clickhouse"), ("commands", "ser
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).expect("a folder of sources") {
-        let path = entry.expect("an entry").path();
-        match path.is_dir() {
-            true => found.extend(sources(&path)),
-            false if path.extension().is_some_and(|end| end == "rs") => found.push(path),
-            false => {}
-        }
-    }
+    files(folder, "rs", &mut found);
     found
 }
 

@@ -1,5 +1,8 @@
 //! Retired words, each with its replacement, and the comments' openings. CONTRIBUTING.md has the rule on prose.
 
+mod files;
+
+use files::files;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -52,16 +55,6 @@ const OPENINGS_MAX: usize = 29;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn files(path: &Path, ending: &str, found: &mut Vec<PathBuf>) {
-    if path.is_dir() {
-        for entry in fs::read_dir(path).expect("a folder") {
-            files(&entry.expect("an entry").path(), ending, found);
-        }
-    } else if path.extension().is_some_and(|end| end == ending) {
-        found.push(path.to_owned());
-    }
 }
 
 fn found(places: &[&str], ending: &str) -> Vec<(PathBuf, String)> {

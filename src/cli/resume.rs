@@ -82,7 +82,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
         resume::carry_out(&config, &plans).await?;
     }
     let output = match (json, done) {
-        (true, _) => serde_json::to_string_pretty(&Summary { done, plans: &plans })? + "\n",
+        (true, _) => output::json(&Summary { done, plans: &plans })?,
         (false, true) => "committed; start the members\n".to_owned(),
         (false, false) => "nothing was changed; --yes carries it out\n".to_owned(),
     };

@@ -9,7 +9,7 @@ use crate::kafka::offsets;
 use serde::Serialize;
 use std::time::Duration;
 use tallyhouse_core::protocol::intent::Metadata;
-use tallyhouse_core::protocol::marks::Marks;
+use tallyhouse_core::protocol::marks::{Marks, down_to_mark};
 use tallyhouse_core::protocol::outlook::{Outlook, Position};
 use tallyhouse_core::protocol::stop::StopReason;
 use tallyhouse_core::protocol::{Committed, LogView, may_commit};
@@ -184,7 +184,7 @@ async fn plan_of(reader: &Reader, position: &Position, choice: Choice) -> Result
     let log = LogView { committed: Some(wanted.clone()), ..position.log.clone() };
     let topic_id = log.id_of_rows().unwrap_or_default();
     let source = Source { topic_id, ..position.source.clone() };
-    let from = metadata.marked.map_or(offset, |marked| offset.min(marked.saturating_sub(1)));
+    let from = down_to_mark(offset, metadata.marked);
     let progress = reader.progress(from, &source).await?;
     let then =
         Position { source: source.clone(), progress, log, marked: metadata.marked, ..position.clone() }.outlook();
@@ -297,12 +297,12 @@ pub async fn carry_out(config: &Config, plans: &[Plan]) -> Result<(), ResumeErro
     let (config, plans) = (config.clone(), plans.to_vec());
     let committing = tokio::task::spawn_blocking(move || {
         let topic = &config.kafka.topics.events;
+        let consumer = observer::standalone_consumer(&config).map_err(AuditError::Consumer)?;
         for Plan { partition, found, wanted, .. } in &plans {
             let fails = |error: rdkafka::error::KafkaError| ResumeError::Commit {
                 partition: *partition,
                 error: error.to_string(),
             };
-            let consumer = observer::standalone_consumer(&config).map_err(AuditError::Consumer)?;
             let now = offsets::committed(&consumer, topic, *partition, KAFKA_TIMEOUT).map_err(fails)?;
             if !may_commit(now.as_ref(), found.as_ref(), wanted) {
                 return Err(ResumeError::Overtaken(*partition));

@@ -60,6 +60,14 @@ fn write(to: &mut impl Write, lost: &mut Option<Lost>, bytes: &[u8]) -> Result<(
     to.write_all(bytes).and_then(|()| to.flush()).map_err(|error| lost.insert(Lost::new(&error)).clone())
 }
 
+/// Returns a document for machines: indented JSON that ends with a line break.
+///
+/// # Errors
+/// Never in practice: all keys are text.
+pub fn json(document: &impl serde::Serialize) -> serde_json::Result<String> {
+    Ok(serde_json::to_string_pretty(document)? + "\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

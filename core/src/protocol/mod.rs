@@ -36,7 +36,7 @@ pub mod stop;
 
 use crate::guard::{self, Guard};
 use crate::protocol::intent::{Counts, Intent, Metadata};
-use crate::protocol::marks::{Expected, Insert, Marks, Progress, missing};
+use crate::protocol::marks::{Expected, Insert, Marks, Progress, down_to_mark, missing};
 use crate::protocol::stop::StopReason;
 use crate::source::OffsetRange;
 
@@ -495,7 +495,7 @@ impl Protocol {
                     return Action::Stop(StopReason::TopicRecreated { range });
                 }
                 let intent = Intent { range, counts: Some(counts) };
-                let from = self.down_to_mark(offset);
+                let from = down_to_mark(offset, self.marked);
                 self.enter(State::Judging { log, intent }, Action::ReadProgress { from })
             }
             // The offset belongs to a deleted topic of the same name: the new topic is consumed from its beginning.
@@ -505,13 +505,8 @@ impl Protocol {
     }
 
     fn locate(&mut self, log: LogView, from: u64) -> Action {
-        let from = self.down_to_mark(from);
+        let from = down_to_mark(from, self.marked);
         self.enter(State::Locating { log }, Action::ReadProgress { from })
-    }
-
-    /// Returns the offset from which to read the tables, so that the result includes the greatest mark known to be shown.
-    fn down_to_mark(&self, from: u64) -> u64 {
-        self.marked.map_or(from, |marked| from.min(marked.saturating_sub(1)))
     }
 
     /// True if the batch may have been inserted before.

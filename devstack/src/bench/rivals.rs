@@ -20,7 +20,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const TABLES: &str = include_str!("rivals_tables.sql");
-const ENGINE: &str = include_str!("rivals_engine.sql");
+const VIEWS: &str = include_str!("rivals_views.sql");
+/// The Kafka table of the engine, from which its views read.
+const QUEUE: &str = include_str!("queue.sql");
 
 /// Until the producer starts, so that its payloads are made.
 const AHEAD: Duration = Duration::from_secs(1);
@@ -138,7 +140,7 @@ impl Servers<'_> {
         };
         match system {
             System::Tallyhouse { program, .. } => deployment(program).migrate()?,
-            System::KafkaEngine => statements(clickhouse, TABLES, &[("database", &database)])?,
+            System::KafkaEngine => statements(clickhouse, TABLES, &database)?,
         }
         let pace = Pace::new(load.per_second, load.warm_up + load.measured);
         let mut watch = Watch {
@@ -162,14 +164,8 @@ impl Servers<'_> {
                 settle(&watch.members, load.partitions as usize, interrupt)?;
             }
             System::KafkaEngine => {
-                let values = [
-                    ("database", database.as_str()),
-                    ("brokers", kafka.bootstrap()),
-                    ("topic", &topic),
-                    ("consumers", &load.members.to_string()),
-                    ("flush_age_ms", &load.flush_age.as_millis().to_string()),
-                ];
-                statements(clickhouse, ENGINE, &values)?;
+                make_queue(clickhouse, &database, kafka.bootstrap(), &topic, load.members, load.flush_age)?;
+                statements(clickhouse, VIEWS, &database)?;
                 watch.settle_engine(load.partitions as u64)?;
             }
         }
@@ -374,11 +370,30 @@ impl Watch<'_> {
     }
 }
 
-/// Runs the statements of a file, with each `{name}` in it replaced.
-fn statements(clickhouse: &ClickHouse, sql: &str, values: &[(&str, &str)]) -> Result<(), AnyError> {
-    let sql = values.iter().fold(sql.to_owned(), |sql, (name, value)| sql.replace(&format!("{{{name}}}"), value));
+/// Creates the Kafka table of ClickHouse's engine, in which each consumer has a thread of its own.
+///
+/// # Errors
+/// ClickHouse refuses it.
+pub fn make_queue(
+    clickhouse: &ClickHouse,
+    database: &str,
+    brokers: &str,
+    topic: &str,
+    consumers: usize,
+    flush_age: Duration,
+) -> Result<(), AnyError> {
+    let sql = QUEUE.replace("{brokers}", brokers).replace("{topic}", topic);
+    let sql = sql.replace("{consumers}", &consumers.to_string());
+    statements(clickhouse, &sql.replace("{flush_age_ms}", &flush_age.as_millis().to_string()), database)
+}
+
+/// Runs the statements of a file, with the database in the place of `{database}`.
+///
+/// # Errors
+/// ClickHouse refuses one of them.
+pub fn statements(clickhouse: &ClickHouse, sql: &str, database: &str) -> Result<(), AnyError> {
     for statement in sql.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()) {
-        clickhouse.query(statement)?;
+        clickhouse.query(&statement.replace("{database}", database))?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 use super::finding::{Check, Finding, Severity};
 use crate::commands::table;
+use crate::platform::output;
 use comfy_table::Table;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -104,7 +105,7 @@ impl Report {
             until: &self.until,
             checks: &self.checks,
         };
-        Ok(serde_json::to_string_pretty(&json)? + "\n")
+        output::json(&json)
     }
 
     /// Returns the table for people.

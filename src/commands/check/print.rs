@@ -4,6 +4,7 @@
 
 use super::{Outcome, Report, State};
 use crate::commands::table;
+use crate::platform::output;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -39,7 +40,7 @@ impl Report {
             group_id: &self.group_id,
             checks: &self.checks,
         };
-        Ok(serde_json::to_string_pretty(&json)? + "\n")
+        output::json(&json)
     }
 
     /// Returns the table for people. Below a check that is not ok stands the remedy.

@@ -3,6 +3,7 @@
 //! The JSON's names are stable: names are added, never changed.
 
 use crate::commands::table;
+use crate::platform::output;
 use serde::Serialize;
 
 /// The places that no erasure reaches, each with what to do about it.
@@ -71,7 +72,7 @@ impl Summary {
         let Summary { counts, carried_out, left, reference } = self;
         let (carried_out, rows_left) = (*carried_out, *left);
         let json = Json { version: 1, counts, carried_out, rows_left, reference, not_reached: NOT_REACHED };
-        Ok(serde_json::to_string_pretty(&json)? + "\n")
+        output::json(&json)
     }
 
     /// Returns the plan: the rows to blank, and the places that are not reached.

@@ -4,6 +4,7 @@ use super::{Filter, Ledger, Rejected, RejectsError, Replayed, read};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use crate::commands::table::{self, utc_text};
+use crate::platform::output;
 use comfy_table::ContentArrangement;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -44,7 +45,7 @@ struct Json<T: Serialize> {
 
 fn json<T: Serialize>(rows: Vec<T>, ledger: Option<&RejectsError>) -> serde_json::Result<String> {
     let json = Json { version: 1, ledger_error: ledger.map(ToString::to_string), rows };
-    Ok(serde_json::to_string_pretty(&json)? + "\n")
+    output::json(&json)
 }
 
 impl Listing {

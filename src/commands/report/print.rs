@@ -4,6 +4,7 @@
 //! CSV needs no quotes.
 
 use super::{By, Counts, DENOMINATORS, Line, Rates, Report};
+use crate::platform::output;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -51,7 +52,7 @@ impl Report {
             rows: &self.lines,
             total: Total { counts, rates: Rates::of(&counts) },
         };
-        Ok(serde_json::to_string_pretty(&json)? + "\n")
+        output::json(&json)
     }
 
     /// Returns a header and a row for each line, without a total. Rates are shares, not percents, and empty without a

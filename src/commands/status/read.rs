@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
-use tallyhouse_core::protocol::marks::Progress;
+use tallyhouse_core::protocol::marks::{Progress, down_to_mark};
 use tallyhouse_core::protocol::outlook::{Outlook, Position};
 use tallyhouse_core::source::Source;
 
@@ -236,7 +236,7 @@ impl Watcher {
         position.marked = Position::marked_by(&position.log);
         // A member would ask from this offset as well, because the rows before it are many.
         let committed = position.committed().unwrap_or(0);
-        let from = position.marked.map_or(committed, |marked| committed.min(marked.saturating_sub(1)));
+        let from = down_to_mark(committed, position.marked);
         position.progress = match self.sink.progress(from, &position.source).await {
             Ok(progress) => progress,
             Err(error) => return Ok(Err(error)),

@@ -5,6 +5,7 @@
 use crate::Programs;
 use crate::run::Run;
 use clap::ValueEnum;
+use devstack::bench::rivals::{make_queue, statements};
 use devstack::bench::{
     AnyError, Cost, Deployment, Interrupt, LOOK_INTERVAL, Meter, Topic, Until, catch_up, counted, finish,
 };
@@ -15,7 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const KAFKA_ENGINE: &str = include_str!("kafka_engine.sql");
+const VIEWS: &str = include_str!("views.sql");
+/// Number of consumers of the Kafka engine.
+const ENGINE_CONSUMERS: usize = 2;
+/// Flush age of the Kafka engine, which is ClickHouse's default (`stream_flush_interval_ms`).
+const ENGINE_FLUSH_AGE: Duration = Duration::from_millis(7_500);
 const PLAIN_TABLES: &str = include_str!("tables.sql");
 
 /// A contender, as named on the command line.
@@ -129,11 +134,11 @@ impl Bench<'_> {
 
     fn kafka_engine(&self, topic: &Topic) -> Result<Run, AnyError> {
         let database = self.stack.fresh_database_name("peers");
-        self.statements(PLAIN_TABLES, &database)?;
-        let sql = KAFKA_ENGINE.replace("{brokers}", self.brokers).replace("{topic}", &topic.name);
+        statements(self.clickhouse, PLAIN_TABLES, &database)?;
         let meter = Meter::start(self.clickhouse)?;
         let started = Instant::now();
-        self.statements(&sql, &database)?;
+        make_queue(self.clickhouse, &database, self.brokers, &topic.name, ENGINE_CONSUMERS, ENGINE_FLUSH_AGE)?;
+        statements(self.clickhouse, VIEWS, &database)?;
         let server = self.clickhouse.server()?;
         while counted(self.clickhouse, &database)? < topic.ledger.produced {
             if !server.is_alive() {
@@ -167,7 +172,7 @@ impl Bench<'_> {
     fn python(&self, topic: &Topic) -> Result<Run, AnyError> {
         let python = self.python.as_ref().ok_or("there is no Python")?;
         let database = self.stack.fresh_database_name("peers");
-        self.statements(PLAIN_TABLES, &database)?;
+        statements(self.clickhouse, PLAIN_TABLES, &database)?;
         let mut command = Command::new(python);
         command
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/consumer.py"))
@@ -203,13 +208,6 @@ impl Bench<'_> {
     fn finish(&self, database: &str, ledger: &Ledger, meter: Meter<'_>, wall: Duration) -> Result<Run, AnyError> {
         let (clickhouse, parts) = finish(meter, self.clickhouse, database, ledger)?;
         Ok(Run { clickhouse: Some(clickhouse), parts: Some(parts), ..bare_run(ledger.produced, wall) })
-    }
-
-    fn statements(&self, sql: &str, database: &str) -> Result<(), AnyError> {
-        for statement in sql.split(";\n").map(str::trim).filter(|statement| !statement.is_empty()) {
-            self.clickhouse.query(&statement.replace("{database}", database))?;
-        }
-        Ok(())
     }
 }
 

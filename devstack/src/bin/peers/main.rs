@@ -53,7 +53,7 @@ struct Arguments {
     /// Rounds of each contender; the figures are medians. [default: 3, with --steady 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Which contenders run, by letter. [default: a,s,b,c,d,e, with --steady a,b]
+    /// Letters of the contenders that run. [default: a,s,b,c,d,e, with --steady a,b]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Option<Vec<Contender>>,
     /// Number of events for the Python consumer; its figures per event stand for all.
