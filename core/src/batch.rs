@@ -8,14 +8,10 @@ use crate::decode::reject::Reason;
 use crate::protocol::Frozen;
 use crate::protocol::marks::{Expected, Insert, PartitionId};
 use crate::source::{OffsetRange, Table};
+use crate::tables;
 use crate::window::native::{Column, Values, constant_low_cardinality, low_cardinality, native_block};
 use crate::window::{Arrivals, CounterKey, Totals, Window};
 use bytes::Bytes;
-
-/// Types of the enum column, as both tables declare it.
-pub const EVENT_TYPE_COLUMN: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5)";
-
-const LOW_CARDINALITY: &str = "LowCardinality(String)";
 
 /// Finished chunks of one column. A clone copies handles and no bytes.
 type Chunks = Vec<Bytes>;
@@ -182,17 +178,17 @@ impl Batch {
         let days: Vec<&RawDay> = self.raw.iter().filter(|day| days.contains(&day.day.yyyymmdd())).collect();
         let rows = days.iter().map(|day| day.rows).sum();
         let column = |of: fn(&RawDay) -> &Chunks| -> Chunks { days.iter().flat_map(|day| of(day)).cloned().collect() };
-        let columns = vec![
-            ("campaign_id", "UUID", column(|d| &d.campaign_id)),
-            ("workspace_id", "UUID", column(|d| &d.workspace_id)),
-            ("email", "String", column(|d| &d.email)),
-            ("event_type", EVENT_TYPE_COLUMN, column(|d| &d.event_type)),
-            ("event_time", "DateTime('UTC')", column(|d| &d.event_time)),
-            ("metadata", "String", column(|d| &d.metadata)),
-            ("source", LOW_CARDINALITY, constant_low_cardinality(source, rows)),
-            ("source_offset", "UInt64", column(|d| &d.source_offset)),
+        let columns = [
+            column(|d| &d.campaign_id),
+            column(|d| &d.workspace_id),
+            column(|d| &d.email),
+            column(|d| &d.event_type),
+            column(|d| &d.event_time),
+            column(|d| &d.metadata),
+            constant_low_cardinality(source, rows),
+            column(|d| &d.source_offset),
         ];
-        (rows, native_block(rows, columns))
+        (rows, native_block(rows, named(&tables::RAW, columns)))
     }
 
     fn daily_block(&self, months: &[PartitionId], source: &str) -> (u64, Vec<Bytes>) {
@@ -213,41 +209,40 @@ impl Batch {
                 ends.put(&self.range.end.to_le_bytes());
             }
         }
-        let columns = vec![
-            ("day", "Date", day.finish()),
-            ("event_type", EVENT_TYPE_COLUMN, event_type.finish()),
-            ("campaign_id", "UUID", campaign_id.finish()),
-            ("workspace_id", "UUID", workspace_id.finish()),
-            ("source", LOW_CARDINALITY, constant_low_cardinality(source, rows)),
-            ("total", "UInt64", total.finish()),
-            ("end_offset", "UInt64", end_offset.finish()),
+        let columns = [
+            day.finish(),
+            event_type.finish(),
+            campaign_id.finish(),
+            workspace_id.finish(),
+            constant_low_cardinality(source, rows),
+            total.finish(),
+            end_offset.finish(),
         ];
-        (rows, native_block(rows, columns))
+        (rows, native_block(rows, named(&tables::DAILY, columns)))
     }
 
     fn rejected_block(&self, source: &str) -> (u64, Vec<Bytes>) {
         let rows = &self.rejected;
         let codes: Vec<&[u8]> = Reason::ALL.iter().map(|reason| reason.code().as_bytes()).collect();
-        let columns = vec![
-            ("source", LOW_CARDINALITY, constant_low_cardinality(source, rows.rows)),
-            ("source_offset", "UInt64", rows.source_offset.clone()),
-            ("kafka_timestamp", "DateTime64(3, 'UTC')", rows.timestamp_ms.clone()),
-            ("reason", LOW_CARDINALITY, low_cardinality(&codes, &rows.reasons)),
-            ("error", "String", rows.error.clone()),
-            ("key", "String", rows.key.clone()),
-            ("payload", "String", rows.payload.clone()),
+        let columns = [
+            constant_low_cardinality(source, rows.rows),
+            rows.source_offset.clone(),
+            rows.timestamp_ms.clone(),
+            low_cardinality(&codes, &rows.reasons),
+            rows.error.clone(),
+            rows.key.clone(),
+            rows.payload.clone(),
         ];
-        (rows.rows, native_block(rows.rows, columns))
+        (rows.rows, native_block(rows.rows, named(&tables::REJECTED, columns)))
     }
 }
 
-/// Returns the columns of one insert into a table, as its INSERT statement lists them.
-pub fn column_list(table: Table) -> &'static str {
-    match table {
-        Table::Raw => "campaign_id, workspace_id, email, event_type, event_time, metadata, source, source_offset",
-        Table::Daily => "day, event_type, campaign_id, workspace_id, source, total, end_offset",
-        Table::Rejected => "source, source_offset, kafka_timestamp, reason, error, key, payload",
-    }
+/// Gives each column's values the name and type of its definition.
+fn named<const N: usize>(
+    columns: &[tables::Column; N],
+    values: [Chunks; N],
+) -> Vec<(&'static str, &'static str, Chunks)> {
+    columns.iter().zip(values).map(|(column, chunks)| (column.name, column.block_type, chunks)).collect()
 }
 
 #[cfg(test)]
@@ -287,6 +282,56 @@ mod tests {
                 let (rows_again, block_again) = twice.block(&insert, "t/0");
                 prop_assert_eq!((rows, block.concat()), (rows_again, block_again.concat()));
             }
+        }
+    }
+
+    /// The values of a block are listed by position. One row is enough to see each value under its own column's name.
+    #[test]
+    fn each_value_stands_under_the_name_of_its_column() {
+        let payload =
+            br#"{"campaign_id":"00000000000000000000000000000001","workspace_id":"00000000000000000000000000000002",
+            "email":"a@b","event_type":"bounce","event_time":1795501800,"metadata":{"k":1}}"#;
+        let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
+        let mut window = Window::new(7);
+        for (offset, payload) in [(7, &payload[..]), (8, b"broken")] {
+            let timestamp_ms = Some(1_795_501_800_123);
+            let record = Record { offset, timestamp_ms, key: Some(b"k"), payload: Some(payload) };
+            window.push(&record, &decode(record.payload, record.timestamp_ms, &bounds));
+        }
+        let batch = Batch::freeze(window, 0);
+        let error = batch.rejected().next().unwrap().error;
+        let uuid = |last: u8| [0, 0, 0, 0, 0, 0, 0, 0, last, 0, 0, 0, 0, 0, 0, 0].to_vec();
+        let string = |text: &[u8]| [&[text.len() as u8], text].concat();
+        let reasons: Vec<&[u8]> = Reason::ALL.iter().map(|reason| reason.code().as_bytes()).collect();
+        let reason = Reason::ALL.iter().position(|reason| *reason == Reason::NotJson).unwrap();
+        for insert in batch.frozen().expected.inserts() {
+            let (rows, block) = batch.block(&insert, "t/0");
+            let columns = insert.table.definition().columns;
+            let mut wanted = vec![columns.len() as u8, 1];
+            for column in columns {
+                wanted.extend([string(column.name.as_bytes()), string(column.block_type.as_bytes())].concat());
+                wanted.extend(match column.name {
+                    "campaign_id" => uuid(1),
+                    "workspace_id" => uuid(2),
+                    "email" => string(b"a@b"),
+                    "event_type" => vec![EventType::Bounce as u8],
+                    "event_time" => 1_795_501_800u32.to_le_bytes().to_vec(),
+                    "metadata" => string(br#"{"k":1}"#),
+                    "source" => constant_low_cardinality("t/0", 1).concat(),
+                    "source_offset" if insert.table == Table::Raw => 7u64.to_le_bytes().to_vec(),
+                    "source_offset" => 8u64.to_le_bytes().to_vec(),
+                    "day" => 20_781u16.to_le_bytes().to_vec(),
+                    "total" => 1u64.to_le_bytes().to_vec(),
+                    "end_offset" => 9u64.to_le_bytes().to_vec(),
+                    "kafka_timestamp" => 1_795_501_800_123i64.to_le_bytes().to_vec(),
+                    "reason" => low_cardinality(&reasons, &[reason as u8]).concat(),
+                    "error" => string(&error),
+                    "key" => string(b"k"),
+                    "payload" => string(b"broken"),
+                    name => panic!("no value for {name}"),
+                });
+            }
+            assert_eq!((rows, block.concat()), (1, wanted), "{:?}", insert.table);
         }
     }
 

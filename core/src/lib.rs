@@ -15,4 +15,5 @@ pub mod protocol;
 #[cfg(test)]
 mod simulation;
 pub mod source;
+pub mod tables;
 pub mod window;

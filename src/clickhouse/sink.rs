@@ -8,7 +8,7 @@ use super::error::ClickHouseError;
 use super::retention::Retention;
 use super::schema::Schema;
 use std::time::{Duration, Instant};
-use tallyhouse_core::batch::{Batch, column_list};
+use tallyhouse_core::batch::Batch;
 use tallyhouse_core::decode::event::Day;
 use tallyhouse_core::protocol::marks::{Insert, Marks, PartitionId, Progress};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
@@ -55,7 +55,7 @@ impl Sink {
         let (rows, chunks) = batch.block(insert, &source.name());
         let token = source.token(batch.range(), insert.table, attempt);
         let table = self.schema.insert_target(insert.table.name());
-        let sql = format!("INSERT INTO {table} ({}) FORMAT Native", column_list(insert.table));
+        let sql = format!("INSERT INTO {table} ({}) FORMAT Native", insert.table.column_list());
         self.client.insert(&sql, &self.query_id(&token), &token, chunks).await?;
         Ok(rows)
     }

@@ -8,71 +8,8 @@ use serde::Deserialize;
 use super::{Schema, SchemaProblem};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
-
-/// Number of recent inserts a table must remember, see `non_replicated_deduplication_window`.
-const DEDUPLICATION_WINDOW: u64 = 10_000;
-
-const EVENT_TYPE: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5)";
-
-/// The expected form of a table, in the words of `system.tables` and `system.columns`.
-struct Table {
-    name: &'static str,
-    engine: &'static str,
-    partition_key: &'static str,
-    sorting_key: &'static str,
-    columns: &'static [(&'static str, &'static str)],
-}
-
-const TABLES: [Table; 3] = [
-    Table {
-        name: "email_events",
-        engine: "MergeTree",
-        partition_key: "toYYYYMMDD(event_time)",
-        sorting_key: "campaign_id, event_time",
-        columns: &[
-            ("campaign_id", "UUID"),
-            ("workspace_id", "UUID"),
-            ("email", "String"),
-            ("event_type", EVENT_TYPE),
-            ("event_time", "DateTime('UTC')"),
-            ("metadata", "String"),
-            ("source", "LowCardinality(String)"),
-            ("source_offset", "UInt64"),
-        ],
-    },
-    Table {
-        name: "daily",
-        engine: "SummingMergeTree",
-        partition_key: "toYYYYMM(day)",
-        sorting_key: "day, event_type, campaign_id, workspace_id, source",
-        columns: &[
-            ("day", "Date"),
-            ("event_type", EVENT_TYPE),
-            ("campaign_id", "UUID"),
-            ("workspace_id", "UUID"),
-            ("source", "LowCardinality(String)"),
-            ("total", "UInt64"),
-            ("end_offset", "SimpleAggregateFunction(max, UInt64)"),
-            ("level", "String"),
-        ],
-    },
-    Table {
-        name: "rejected_events",
-        engine: "MergeTree",
-        partition_key: "",
-        sorting_key: "source, source_offset",
-        columns: &[
-            ("source", "LowCardinality(String)"),
-            ("source_offset", "UInt64"),
-            ("kafka_timestamp", "DateTime64(3, 'UTC')"),
-            ("reason", "LowCardinality(String)"),
-            ("error", "String"),
-            ("key", "String"),
-            ("payload", "String"),
-            ("rejected_at", "DateTime('UTC')"),
-        ],
-    },
-];
+use tallyhouse_core::source::Table;
+use tallyhouse_core::tables::{DEDUPLICATION_WINDOW, Definition};
 
 /// Objects that the service neither writes nor reads: the views for people and the notes of `tallyhouse erase`. `tallyhouse
 /// report` reads one of the views.
@@ -109,9 +46,9 @@ pub(super) async fn database_exists(client: &Client) -> Result<bool, ClickHouseE
 pub(super) async fn missing_tables(client: &Client, schema: &Schema) -> Result<Vec<String>, ClickHouseError> {
     let found = tables(client).await?;
     let mut wanted = vec!["schema_migrations".to_owned()];
-    for table in &TABLES {
-        wanted.push(table.name.to_owned());
-        wanted.push(schema.insert_target(table.name));
+    for table in Table::ALL {
+        wanted.push(table.name().to_owned());
+        wanted.push(schema.insert_target(table.name()));
     }
     wanted.dedup();
     wanted.retain(|name| !found.iter().any(|table| &table.name == name));
@@ -133,13 +70,13 @@ pub(super) async fn tables_fit(client: &Client, schema: &Schema) -> Result<(), S
         .bind(client.database())
         .rows()
         .await?;
-    for expected in &TABLES {
-        let name = schema.insert_target(expected.name);
+    for table in Table::ALL {
+        let (name, expected) = (schema.insert_target(table.name()), table.definition());
         let mut differences = Vec::new();
         if let Some(found) = tables.iter().find(|table| table.name == name) {
-            differences.extend(expected.engine_differences(found, schema.cluster.is_some()));
+            differences.extend(engine_differences(&expected, found, schema.cluster.is_some()));
         }
-        differences.extend(expected.column_differences(&name, &columns));
+        differences.extend(column_differences(&expected, &name, &columns));
         if !differences.is_empty() {
             let table = format!("{}.{name}", client.database());
             return Err(SchemaProblem::Mismatch { table, differences });
@@ -158,37 +95,36 @@ async fn tables(client: &Client) -> Result<Vec<FoundTable>, ClickHouseError> {
         .await
 }
 
-impl Table {
-    fn engine_differences(&self, found: &FoundTable, replicated: bool) -> Vec<String> {
-        let prefix = if replicated { "Replicated" } else { "" };
-        let mut differences = Vec::new();
-        let mut compare = |what: &str, found: &str, expected: &str| {
-            if found != expected {
-                differences.push(format!("{what} is {found:?} instead of {expected:?}"));
-            }
-        };
-        compare("ENGINE", &found.engine, &format!("{prefix}{}", self.engine));
-        compare("PARTITION BY", &found.partition_key, self.partition_key);
-        compare("ORDER BY", &found.sorting_key, self.sorting_key);
-        if has_column_list(&found.engine_full) {
-            differences.push("ENGINE has a list of columns, which keeps max from merging end_offset".to_owned());
+fn engine_differences(expected: &Definition, found: &FoundTable, replicated: bool) -> Vec<String> {
+    let prefix = if replicated { "Replicated" } else { "" };
+    let mut differences = Vec::new();
+    let mut compare = |what: &str, found: &str, expected: &str| {
+        if found != expected {
+            differences.push(format!("{what} is {found:?} instead of {expected:?}"));
         }
-        differences.extend(window_difference(&found.engine_full, replicated));
-        differences
+    };
+    compare("ENGINE", &found.engine, &format!("{prefix}{}", expected.engine));
+    compare("PARTITION BY", &found.partition_key, expected.partition_key);
+    compare("ORDER BY", &found.sorting_key, expected.sorting_key);
+    if has_column_list(&found.engine_full) {
+        differences.push("ENGINE has a list of columns, which keeps max from merging end_offset".to_owned());
     }
+    differences.extend(window_difference(&found.engine_full, replicated));
+    differences
+}
 
-    fn column_differences(&self, table: &str, found: &[FoundColumn]) -> Vec<String> {
-        let of_table = |name: &str| found.iter().find(|column| column.table == table && column.name == name);
-        let difference = |&(name, expected): &(&str, &str)| match of_table(name) {
-            None => Some(format!("column {name} is missing")),
-            Some(column) if column.r#type != expected => {
-                let found = &column.r#type;
-                Some(format!("column {name} is {found} instead of {expected}"))
-            }
-            Some(_) => None,
-        };
-        self.columns.iter().filter_map(difference).collect()
-    }
+fn column_differences(expected: &Definition, table: &str, found: &[FoundColumn]) -> Vec<String> {
+    let of_table = |name: &str| found.iter().find(|column| column.table == table && column.name == name);
+    let difference = |(name, expected): (&str, &str)| match of_table(name) {
+        None => Some(format!("column {name} is missing")),
+        Some(column) if column.r#type != expected => {
+            let found = &column.r#type;
+            Some(format!("column {name} is {found} instead of {expected}"))
+        }
+        Some(_) => None,
+    };
+    let inserted = expected.columns.iter().map(|column| (column.name, column.table_type));
+    inserted.chain(expected.computed).filter_map(difference).collect()
 }
 
 /// True if a SummingMergeTree names the columns to sum: `SummingMergeTree(total)`, or a third argument of the replicated engine.

@@ -351,12 +351,98 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+    use tallyhouse_core::source::Table;
+    use tallyhouse_core::tables::DEDUPLICATION_WINDOW;
 
     #[test]
     fn the_plan_is_the_sql_of_each_form() {
         insta::assert_snapshot!("single", Schema::single().plan("campaigns").unwrap());
         let cluster = Schema::cluster("main").unwrap();
         insta::assert_snapshot!("cluster", cluster.plan("campaigns").unwrap());
+    }
+
+    /// A table that `sql/` makes: its columns with their types, and the clauses that follow them.
+    #[derive(Clone, Debug, Default)]
+    struct Made {
+        columns: Vec<(String, String)>,
+        clauses: Vec<String>,
+    }
+
+    impl Made {
+        /// Takes `name type [DEFAULT … | ALIAS …] COMMENT …`.
+        fn add_column(&mut self, text: &str) {
+            let (name, rest) = text.trim().split_once(' ').unwrap();
+            let end = [" DEFAULT ", " ALIAS ", " COMMENT "].iter().filter_map(|word| rest.find(word)).min().unwrap();
+            self.columns.push((name.to_owned(), rest[..end].to_owned()));
+        }
+
+        fn clause(&self, begin: &str) -> &str {
+            self.clauses.iter().find_map(|line| line.strip_prefix(begin)).unwrap_or_default()
+        }
+    }
+
+    /// Returns the tables as all files of `sql/` leave them, by name.
+    fn made(schema: &Schema) -> BTreeMap<String, Made> {
+        let mut tables: BTreeMap<String, Made> = BTreeMap::new();
+        for statement in statements(&schema.plan("campaigns").unwrap()) {
+            let statement = statement.replace(" ON CLUSTER `main`", "");
+            if let Some(create) = statement.strip_prefix("CREATE TABLE IF NOT EXISTS campaigns.") {
+                let (name, text) = create.split_once('\n').unwrap();
+                let mut table = match text.strip_prefix("AS campaigns.") {
+                    Some(original) => Made { clauses: Vec::new(), ..tables[original.lines().next().unwrap()].clone() },
+                    None => Made::default(),
+                };
+                let columns = text.lines().filter(|line| line.starts_with("    ") && !line.starts_with("    INDEX "));
+                columns.for_each(|line| table.add_column(line));
+                table.clauses = text.lines().filter(|line| !line.starts_with(' ')).map(str::to_owned).collect();
+                tables.insert(name.to_owned(), table);
+            } else if let Some(alter) = statement.strip_prefix("ALTER TABLE campaigns.") {
+                let (name, change) = alter.split_once(' ').unwrap();
+                match change.strip_prefix("ADD COLUMN IF NOT EXISTS ") {
+                    Some(column) => {
+                        let table = tables.get_mut(name).unwrap();
+                        if !table.columns.iter().any(|(known, _)| column.starts_with(&format!("{known} "))) {
+                            table.add_column(column);
+                        }
+                    }
+                    // This test has to learn any other change of a table.
+                    None => assert!(change.contains(" INDEX "), "{statement}"),
+                }
+            }
+        }
+        tables
+    }
+
+    #[test]
+    fn the_sql_makes_the_tables_of_the_core() {
+        for schema in [Schema::single(), Schema::cluster("main").unwrap()] {
+            let replicated = schema.cluster.is_some();
+            let made = made(&schema);
+            for table in Table::ALL {
+                let definition = table.definition();
+                let inserted = definition.columns.iter().map(|column| (column.name, column.table_type));
+                let expected: Vec<(&str, &str)> = inserted.chain(definition.computed).collect();
+                for name in [table.name().to_owned(), schema.insert_target(table.name())] {
+                    let found: Vec<(&str, &str)> = made[&name]
+                        .columns
+                        .iter()
+                        .map(|(name, data_type)| (name.as_str(), data_type.as_str()))
+                        .collect();
+                    assert_eq!(found, expected, "{name}");
+                }
+                let found = &made[&schema.insert_target(table.name())];
+                let (engine, window) = match replicated {
+                    true => (format!("Replicated{}(", definition.engine), "replicated_deduplication_window"),
+                    false => (definition.engine.to_owned(), "non_replicated_deduplication_window"),
+                };
+                assert!(found.clause("ENGINE = ").starts_with(&engine), "{found:?}");
+                assert_eq!(found.clause("PARTITION BY "), definition.partition_key);
+                assert_eq!(found.clause("ORDER BY "), format!("({})", definition.sorting_key));
+                let window = format!("{window} = {DEDUPLICATION_WINDOW}");
+                assert!(found.clause("SETTINGS ").split(", ").any(|setting| setting == window), "{found:?}");
+            }
+        }
     }
 
     #[test]

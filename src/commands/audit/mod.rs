@@ -41,6 +41,7 @@ use report::{Outcome, Report};
 use tallyhouse_core::days::{Day, Span};
 use tallyhouse_core::decode::event;
 use tallyhouse_core::protocol::outlook::Position;
+use tallyhouse_core::tables::DEDUPLICATION_WINDOW;
 
 /// The days of an audit, and the limit of its lists.
 #[derive(Clone, Debug)]
@@ -178,7 +179,7 @@ async fn tokens(reader: &Reader, limit: usize) -> Result<Outcome, AuditError> {
         let message = match (blocks, recent) {
             (0, _) => format!(
                 "no window: a repeated insert is recognised by its marks only. ALTER TABLE {table} MODIFY SETTING \
-                 non_replicated_deduplication_window = 10000"
+                 non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}"
             ),
             (_, 0) => format!(
                 "a window of {blocks} blocks, none inserted in the last 5 minutes; it covers at least the last {at_least_s} s"

@@ -13,6 +13,7 @@ use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::intent::Metadata;
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::Table;
+use tallyhouse_core::tables::DEDUPLICATION_WINDOW;
 
 /// The first ClickHouse version with the setting `deduplicate_insert`. Every insert carries the setting, and older
 /// servers refuse it.
@@ -227,8 +228,9 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
         return Outcome::warning(Code::DedupWindows, "the user may not see the tables' settings", fix);
     }
     if !off.is_empty() {
-        let alter =
-            |table: &&str| format!("ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = 10000");
+        let alter = |table: &&str| {
+            format!("ALTER TABLE {table} MODIFY SETTING non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}")
+        };
         let seen = format!("{} has no window: a repeated insert is recognised by its marks only", off.join(", "));
         return Outcome::warning(Code::DedupWindows, seen, off.iter().map(alter).collect::<Vec<_>>().join("; "));
     }

@@ -6,8 +6,7 @@ use crate::clickhouse::error::ClickHouseError;
 use clickhouse::Row;
 use serde::Deserialize;
 use tallyhouse_core::days::Month;
-
-const COLUMNS: &str = "day, event_type, campaign_id, workspace_id, source, total, end_offset";
+use tallyhouse_core::source::Table;
 
 /// A month being counted.
 pub(super) struct Staging<'a> {
@@ -97,12 +96,13 @@ impl<'a> Staging<'a> {
 
     fn insert(&self) -> String {
         format!(
-            "INSERT INTO {} ({COLUMNS}) SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, source, count(), \
+            "INSERT INTO {} ({}) SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, source, count(), \
              any(toUInt64(transform(toString(source), ?, ?, 0))) FROM email_events WHERE {} AND source IN ? \
              AND source_offset >= toUInt64(transform(toString(source), ?, ?, 0)) \
              AND source_offset < toUInt64(transform(toString(source), ?, ?, 0)) \
              GROUP BY day, event_type, campaign_id, workspace_id, source",
             self.table,
+            Table::Daily.column_list(),
             self.month.span().of_rows()
         )
     }
