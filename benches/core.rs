@@ -3,8 +3,9 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use devstack::producer::Events;
 use std::hint::black_box;
-use tallyhouse_core::batch::Batch;
+use tallyhouse_core::batch::{Batch, Part, block};
 use tallyhouse_core::decode::{TimeBounds, decode};
+use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::window::{Record, Window};
 
 const EVENTS: u64 = 10_000;
@@ -25,6 +26,10 @@ fn filled(payloads: &[Vec<u8>]) -> Window {
         window.push(&record(offset, payload), &decode(Some(payload), None, &BOUNDS));
     }
     window
+}
+
+fn chunks(batch: &Batch, insert: &Insert) -> usize {
+    block(insert.table, &[Part { batch, partitions: &insert.partitions, source: "topic/0@id" }]).1.len()
 }
 
 fn core(criterion: &mut Criterion) {
@@ -54,7 +59,7 @@ fn core(criterion: &mut Criterion) {
             |window| {
                 let batch = Batch::freeze(window, 0);
                 let inserts = batch.frozen().expected.inserts();
-                inserts.iter().map(|insert| batch.block(insert, "topic/0@id").1.len()).sum::<usize>()
+                inserts.iter().map(|insert| chunks(&batch, insert)).sum::<usize>()
             },
             BatchSize::LargeInput,
         );

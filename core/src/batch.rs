@@ -6,10 +6,11 @@
 use crate::decode::event::{Day, EventType};
 use crate::decode::reject::Reason;
 use crate::protocol::Frozen;
-use crate::protocol::marks::{Expected, Insert, PartitionId};
+use crate::protocol::group::Size;
+use crate::protocol::marks::{Expected, PartitionId};
 use crate::source::{OffsetRange, Table};
 use crate::tables;
-use crate::window::native::{Column, Values, constant_low_cardinality, low_cardinality, native_block};
+use crate::window::native::{Column, Values, low_cardinality, low_cardinality_runs, native_block};
 use crate::window::{Arrivals, CounterKey, Totals, Window};
 use bytes::Bytes;
 
@@ -162,43 +163,67 @@ impl Batch {
         let mut daily: Vec<PartitionId> = self.counters.iter().map(|(key, _)| key.day.yyyymm()).collect();
         daily.dedup();
         let raw = self.raw.iter().map(|day| (day.day.yyyymmdd(), day.rows)).collect();
-        Frozen { range: self.range, expected: Expected { raw, daily, rejected: self.rejected.rows } }
+        Frozen { range: self.range, expected: Expected { raw, daily, rejected: self.rejected.rows }, group: None }
     }
 
-    /// Returns the rows of one insert as one Native block, with their number. `source` is the text of the `source` column.
-    pub fn block(&self, insert: &Insert, source: &str) -> (u64, Vec<Bytes>) {
-        match insert.table {
-            Table::Raw => self.raw_block(&insert.partitions, source),
-            Table::Daily => self.daily_block(&insert.partitions, source),
-            Table::Rejected => self.rejected_block(source),
-        }
+    /// Returns its size, for the bounds of a group.
+    pub fn size(&self) -> Size {
+        let records = self.raw.iter().map(|day| day.rows).sum::<u64>() + self.rejected.rows;
+        Size { days: self.raw.iter().map(|day| day.day.yyyymmdd()).collect(), records, bytes: self.bytes }
     }
+}
 
-    fn raw_block(&self, days: &[PartitionId], source: &str) -> (u64, Vec<Bytes>) {
-        let days: Vec<&RawDay> = self.raw.iter().filter(|day| days.contains(&day.day.yyyymmdd())).collect();
-        let rows = days.iter().map(|day| day.rows).sum();
-        let column = |of: fn(&RawDay) -> &Chunks| -> Chunks { days.iter().flat_map(|day| of(day)).cloned().collect() };
-        let columns = [
-            column(|d| &d.campaign_id),
-            column(|d| &d.workspace_id),
-            column(|d| &d.email),
-            column(|d| &d.event_type),
-            column(|d| &d.event_time),
-            column(|d| &d.metadata),
-            constant_low_cardinality(source, rows),
-            column(|d| &d.source_offset),
-        ];
-        (rows, native_block(rows, named(&tables::RAW, columns)))
+/// The rows of one batch in an insert.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The batch.
+    pub batch: &'a Batch,
+    /// ClickHouse partitions of the table that the insert writes.
+    pub partitions: &'a [PartitionId],
+    /// Text of the `source` column.
+    pub source: &'a str,
+}
+
+/// Returns the rows of one insert as one Native block, with their number. A group's insert has parts of several batches.
+pub fn block(table: Table, parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
+    match table {
+        Table::Raw => raw_block(parts),
+        Table::Daily => daily_block(parts),
+        Table::Rejected => rejected_block(parts),
     }
+}
 
-    fn daily_block(&self, months: &[PartitionId], source: &str) -> (u64, Vec<Bytes>) {
-        let (mut day, mut event_type, mut campaign_id, mut workspace_id, mut total, mut end_offset) =
-            Default::default();
-        let columns: [&mut Column; 6] =
-            [&mut day, &mut event_type, &mut campaign_id, &mut workspace_id, &mut total, &mut end_offset];
-        let [days, types, campaigns, workspaces, totals, ends] = columns;
+fn raw_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
+    let (mut all_days, mut sources): (Vec<&RawDay>, Vec<(&str, u64)>) = Default::default();
+    for Part { batch, partitions, source } in parts {
+        let days: Vec<&RawDay> = batch.raw.iter().filter(|day| partitions.contains(&day.day.yyyymmdd())).collect();
+        sources.push((*source, days.iter().map(|day| day.rows).sum()));
+        all_days.extend(days);
+    }
+    let column = |of: fn(&RawDay) -> &Chunks| -> Chunks { all_days.iter().flat_map(|day| of(day)).cloned().collect() };
+    let columns = [
+        column(|d| &d.campaign_id),
+        column(|d| &d.workspace_id),
+        column(|d| &d.email),
+        column(|d| &d.event_type),
+        column(|d| &d.event_time),
+        column(|d| &d.metadata),
+        low_cardinality_runs(&sources),
+        column(|d| &d.source_offset),
+    ];
+    let rows = sources.iter().map(|(_, rows)| rows).sum();
+    (rows, native_block(rows, named(&tables::RAW, columns)))
+}
+
+fn daily_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
+    let (mut day, mut event_type, mut campaign_id, mut workspace_id, mut total, mut end_offset) = Default::default();
+    let columns: [&mut Column; 6] =
+        [&mut day, &mut event_type, &mut campaign_id, &mut workspace_id, &mut total, &mut end_offset];
+    let [days, types, campaigns, workspaces, totals, ends] = columns;
+    let mut sources = Vec::new();
+    for Part { batch, partitions, source } in parts {
         let mut rows = 0;
-        for (key, by_type) in self.counters.iter().filter(|(key, _)| months.contains(&key.day.yyyymm())) {
+        for (key, by_type) in batch.counters.iter().filter(|(key, _)| partitions.contains(&key.day.yyyymm())) {
             for (kind, count) in EventType::ALL.into_iter().zip(by_type).filter(|(_, count)| **count > 0) {
                 rows += 1;
                 days.put(&key.day.0.to_le_bytes());
@@ -206,35 +231,41 @@ impl Batch {
                 campaigns.put_uuid(&key.campaign_id);
                 workspaces.put_uuid(&key.workspace_id);
                 totals.put(&count.to_le_bytes());
-                ends.put(&self.range.end.to_le_bytes());
+                ends.put(&batch.range.end.to_le_bytes());
             }
         }
-        let columns = [
-            day.finish(),
-            event_type.finish(),
-            campaign_id.finish(),
-            workspace_id.finish(),
-            constant_low_cardinality(source, rows),
-            total.finish(),
-            end_offset.finish(),
-        ];
-        (rows, native_block(rows, named(&tables::DAILY, columns)))
+        sources.push((*source, rows));
     }
+    let columns = [
+        day.finish(),
+        event_type.finish(),
+        campaign_id.finish(),
+        workspace_id.finish(),
+        low_cardinality_runs(&sources),
+        total.finish(),
+        end_offset.finish(),
+    ];
+    let rows = sources.iter().map(|(_, rows)| rows).sum();
+    (rows, native_block(rows, named(&tables::DAILY, columns)))
+}
 
-    fn rejected_block(&self, source: &str) -> (u64, Vec<Bytes>) {
-        let rows = &self.rejected;
-        let codes: Vec<&[u8]> = Reason::ALL.iter().map(|reason| reason.code().as_bytes()).collect();
-        let columns = [
-            constant_low_cardinality(source, rows.rows),
-            rows.source_offset.clone(),
-            rows.timestamp_ms.clone(),
-            low_cardinality(&codes, &rows.reasons),
-            rows.error.clone(),
-            rows.key.clone(),
-            rows.payload.clone(),
-        ];
-        (rows.rows, native_block(rows.rows, named(&tables::REJECTED, columns)))
-    }
+fn rejected_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
+    let of_parts: Vec<&Rejected> = parts.iter().map(|part| &part.batch.rejected).collect();
+    let codes: Vec<&[u8]> = Reason::ALL.iter().map(|reason| reason.code().as_bytes()).collect();
+    let reasons: Vec<u8> = of_parts.iter().flat_map(|rejected| rejected.reasons.iter().copied()).collect();
+    let sources: Vec<(&str, u64)> = parts.iter().map(|part| (part.source, part.batch.rejected.rows)).collect();
+    let column = |of: fn(&Rejected) -> &Chunks| -> Chunks { of_parts.iter().flat_map(|r| of(r)).cloned().collect() };
+    let columns = [
+        low_cardinality_runs(&sources),
+        column(|r| &r.source_offset),
+        column(|r| &r.timestamp_ms),
+        low_cardinality(&codes, &reasons),
+        column(|r| &r.error),
+        column(|r| &r.key),
+        column(|r| &r.payload),
+    ];
+    let rows = sources.iter().map(|(_, rows)| rows).sum();
+    (rows, native_block(rows, named(&tables::REJECTED, columns)))
 }
 
 /// Gives each column's values the name and type of its definition.
@@ -249,6 +280,7 @@ fn named<const N: usize>(
 mod tests {
     use super::*;
     use crate::decode::{TimeBounds, decode};
+    use crate::protocol::marks::Insert;
     use crate::window::Record;
     use proptest::prelude::*;
 
@@ -271,6 +303,10 @@ mod tests {
         Batch::freeze(window, 0)
     }
 
+    fn alone(batch: &Batch, insert: &Insert) -> (u64, Vec<Bytes>) {
+        block(insert.table, &[Part { batch, partitions: &insert.partitions, source: "t/0" }])
+    }
+
     proptest! {
         /// The same records give the same blocks, byte for byte. The deduplication token and the replay depend on that.
         #[test]
@@ -278,9 +314,32 @@ mod tests {
             let (once, twice) = (batch(&times), batch(&times));
             prop_assert_eq!(once.frozen(), twice.frozen());
             for insert in once.frozen().expected.inserts() {
-                let (rows, block) = once.block(&insert, "t/0");
-                let (rows_again, block_again) = twice.block(&insert, "t/0");
+                let (rows, block) = alone(&once, &insert);
+                let (rows_again, block_again) = alone(&twice, &insert);
                 prop_assert_eq!((rows, block.concat()), (rows_again, block_again.concat()));
+            }
+        }
+
+        /// The block of a group has the rows of each batch after those of the one before, each under its own source.
+        #[test]
+        fn the_block_of_a_group_has_the_rows_of_all(times in proptest::collection::vec(proptest::collection::vec(proptest::option::weighted(0.9, 0u32..90_000_000), 1..20), 1..5)) {
+            let batches: Vec<Batch> = times.iter().map(|times| batch(times)).collect();
+            let names: Vec<String> = (0..batches.len()).map(|n| format!("t/{n}")).collect();
+            for table in Table::ALL {
+                let inserts: Vec<Vec<PartitionId>> = batches.iter().map(|batch| {
+                    batch.frozen().expected.inserts().into_iter().find(|insert| insert.table == table).map_or_else(Vec::new, |insert| insert.partitions)
+                }).collect();
+                let part = |n: usize| Part { batch: &batches[n], partitions: &inserts[n], source: &names[n] };
+                let parts: Vec<Part<'_>> = (0..batches.len()).map(part).collect();
+                let (rows, whole) = block(table, &parts);
+                let of_each: Vec<(u64, Vec<Bytes>)> = parts.iter().map(|part| block(table, &[*part])).collect();
+                prop_assert_eq!(rows, of_each.iter().map(|(rows, _)| rows).sum::<u64>());
+                // The offsets are one number a row, at the end of the block of rows and of that of counters.
+                if table != Table::Rejected {
+                    let numbers = |rows: u64, block: &[Bytes]| block.concat()[block.concat().len() - 8 * rows as usize..].to_vec();
+                    let each: Vec<u8> = of_each.iter().flat_map(|(rows, block)| numbers(*rows, block)).collect();
+                    prop_assert_eq!(numbers(rows, &whole), each);
+                }
             }
         }
     }
@@ -305,7 +364,7 @@ mod tests {
         let reasons: Vec<&[u8]> = Reason::ALL.iter().map(|reason| reason.code().as_bytes()).collect();
         let reason = Reason::ALL.iter().position(|reason| *reason == Reason::NotJson).unwrap();
         for insert in batch.frozen().expected.inserts() {
-            let (rows, block) = batch.block(&insert, "t/0");
+            let (rows, block) = alone(&batch, &insert);
             let columns = insert.table.definition().columns;
             let mut wanted = vec![columns.len() as u8, 1];
             for column in columns {
@@ -317,7 +376,7 @@ mod tests {
                     "event_type" => vec![EventType::Bounce as u8],
                     "event_time" => 1_795_501_800u32.to_le_bytes().to_vec(),
                     "metadata" => string(br#"{"k":1}"#),
-                    "source" => constant_low_cardinality("t/0", 1).concat(),
+                    "source" => low_cardinality_runs(&[("t/0", 1)]).concat(),
                     "source_offset" if insert.table == Table::Raw => 7u64.to_le_bytes().to_vec(),
                     "source_offset" => 8u64.to_le_bytes().to_vec(),
                     "day" => 20_781u16.to_le_bytes().to_vec(),

@@ -44,6 +44,8 @@ pub enum Guard {
     Position,
     /// A task takes only windows of its own last fill.
     Fill,
+    /// A batch begins where the last one ended.
+    Follows,
     /// One replay at a time is exempt from the pause.
     Permit,
     /// One partition holds no more memory than there is free memory.
@@ -52,6 +54,12 @@ pub enum Guard {
     Identity,
     /// A smaller batch replaces an announced one only when no insert of the announced one can still arrive.
     Quiet,
+    /// Whoever completes a batch of a group tries the group's token first.
+    GroupToken,
+    /// The acknowledgement of a group's insert counts only while every source of the group is still in it.
+    WholeGroup,
+    /// The acknowledgement of a group's insert counts only while the lease holds.
+    LeaseOfGroup,
 }
 
 /// True if a guard is on.

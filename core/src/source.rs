@@ -4,6 +4,7 @@
 //! same name. So the marks of the old one are never taken for those of the new one.
 
 use crate::guard::{self, Guard};
+use crate::protocol::group::GroupId;
 use std::fmt;
 
 /// A half-open range of Kafka offsets, `start..end`: the offsets that one batch covers.
@@ -70,16 +71,35 @@ impl Source {
         }
     }
 
-    /// Returns the `insert_deduplication_token` (and the query id) of one batch's insert into one table. It is the same for every
-    /// attempt at the same batch, by any member. `attempt` is 0 until the server has acknowledged the insert and left no rows of
-    /// it.
-    pub fn token(&self, range: OffsetRange, table: Table, attempt: u32) -> String {
-        if !guard::is_on(Guard::Token) {
-            return String::new();
+    /// Returns the `insert_deduplication_token` of one batch's insert into one table. It is the same for every attempt at the same
+    /// batch, by any member. All batches of a group have one token. `attempt` is 0 until the server has acknowledged the insert
+    /// and left no rows of it. Then the batch gets tokens of its own.
+    pub fn token(&self, range: OffsetRange, group: Option<GroupId>, table: Table, attempt: u32) -> String {
+        match group {
+            _ if !guard::is_on(Guard::Token) => String::new(),
+            Some(group) if attempt == 0 && guard::is_on(Guard::GroupToken) => self.token_of(group, table),
+            _ => self.own_id(range, group, table, attempt),
         }
+    }
+
+    /// Returns the token of all sources of a group.
+    fn token_of(&self, group: GroupId, table: Table) -> String {
+        format!("tallyhouse:{}:group-{}:{}", self.cluster, group.simple(), table.name())
+    }
+
+    /// Returns the id of an insert of this source alone. Two inserts of one id never run at the same time.
+    pub fn own_id(&self, range: OffsetRange, group: Option<GroupId>, table: Table, attempt: u32) -> String {
         let OffsetRange { start, end } = range;
-        let token = format!("tallyhouse:{}:{}:{start}-{end}:{}", self.cluster, self.name(), table.name());
-        if attempt == 0 { token } else { format!("{token}:again-{attempt}") }
+        let id = match group {
+            Some(group) => format!("{}:{}", self.token_of(group, table), self.name()),
+            None => format!("tallyhouse:{}:{}:{start}-{end}:{}", self.cluster, self.name(), table.name()),
+        };
+        if attempt == 0 { id } else { format!("{id}:again-{attempt}") }
+    }
+
+    /// Returns the id of an insert of several sources of a group.
+    pub fn joint_id(&self, group: GroupId, table: Table) -> String {
+        format!("{}:joint", self.token_of(group, table))
     }
 }
 
@@ -96,8 +116,19 @@ mod tests {
         let range = OffsetRange { start: 10, end: 20 };
         assert_eq!(source("AAA").name(), "events/3@AAA");
         assert_eq!(source("").name(), "events/3");
-        assert_eq!(source("AAA").token(range, Table::Daily, 0), "tallyhouse:c1:events/3@AAA:10-20:daily");
-        assert_eq!(source("").token(range, Table::Raw, 2), "tallyhouse:c1:events/3:10-20:email_events:again-2");
-        assert_ne!(source("AAA").token(range, Table::Raw, 0), source("BBB").token(range, Table::Raw, 0));
+        let token = |id, table, attempt| source(id).token(range, None, table, attempt);
+        assert_eq!(token("AAA", Table::Daily, 0), "tallyhouse:c1:events/3@AAA:10-20:daily");
+        assert_eq!(token("", Table::Raw, 2), "tallyhouse:c1:events/3:10-20:email_events:again-2");
+        assert_ne!(token("AAA", Table::Raw, 0), token("BBB", Table::Raw, 0));
+    }
+
+    #[test]
+    fn the_sources_of_a_group_share_its_first_token_only() {
+        let (range, group) = (OffsetRange { start: 10, end: 20 }, Some(GroupId::from_u128(7)));
+        let token = |id, attempt| source(id).token(range, group, Table::Raw, attempt);
+        assert_eq!(token("AAA", 0), format!("tallyhouse:c1:group-{:032x}:email_events", 7));
+        assert_eq!(token("AAA", 0), token("BBB", 0));
+        assert_eq!(token("AAA", 1), format!("tallyhouse:c1:group-{:032x}:email_events:events/3@AAA:again-1", 7));
+        assert_ne!(token("AAA", 1), token("BBB", 1));
     }
 }

@@ -130,6 +130,11 @@ impl ClickHouseError {
         }
     }
 
+    /// True if ClickHouse refuses an insert for a reason that may lie in some of its rows.
+    pub fn may_refuse_rows(&self) -> bool {
+        matches!(self, Self::Server { .. } | Self::OwnView { .. }) || self.refuses_size() || self.is_for_good()
+    }
+
     /// True if waiting certainly does not help: somebody has to change the tables, the rights or the configuration.
     ///
     /// An error that is neither this nor [`is_retryable`](Self::is_retryable) may be either.

@@ -8,9 +8,10 @@ use super::error::ClickHouseError;
 use super::retention::Retention;
 use super::schema::Schema;
 use std::time::{Duration, Instant};
-use tallyhouse_core::batch::Batch;
+use tallyhouse_core::batch::{Part, block};
 use tallyhouse_core::decode::event::Day;
-use tallyhouse_core::protocol::marks::{Insert, Marks, PartitionId, Progress};
+use tallyhouse_core::protocol::group::GroupId;
+use tallyhouse_core::protocol::marks::{Marks, PartitionId, Progress};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
 
 /// Interval at which `system.processes` is checked for the end of an insert.
@@ -37,36 +38,42 @@ impl Sink {
         Sink { client, schema }
     }
 
-    /// Sends one insert of a batch as one block and waits for ClickHouse's own answer. Returns the number of rows.
+    /// Sends the rows of one or several batches as one block and waits for ClickHouse's own answer. Returns the number of rows.
     ///
-    /// The token is the same for every attempt at the same batch (`insert_deduplication_token`, checked per ClickHouse
-    /// partition). So ClickHouse drops the rows that it has already. The query id is made of the token. So a second attempt
-    /// cannot run beside the first, and the next owner can wait for its end ([`Sink::await_ended`]).
+    /// The token is the same for every attempt at the same batch or group (`insert_deduplication_token`, checked per ClickHouse
+    /// partition). So ClickHouse drops the rows that it has already. The query id names the batch or the group. So a second
+    /// attempt cannot run beside the first, and the next owner can wait for its end ([`Sink::await_ended`]).
     ///
     /// # Errors
     /// Returns any [`ClickHouseError`]. The outcome is unknown unless certainly nothing was sent: then read [`Sink::marks`].
     pub async fn insert(
         &self,
-        batch: &Batch,
-        insert: &Insert,
-        source: &Source,
-        attempt: u32,
+        table: Table,
+        parts: &[Part<'_>],
+        token: &str,
+        id: &str,
     ) -> Result<u64, ClickHouseError> {
-        let (rows, chunks) = batch.block(insert, &source.name());
-        let token = source.token(batch.range(), insert.table, attempt);
-        let table = self.schema.insert_target(insert.table.name());
-        let sql = format!("INSERT INTO {table} ({}) FORMAT Native", insert.table.column_list());
-        self.client.insert(&sql, &self.query_id(&token), &token, chunks).await?;
+        let (rows, chunks) = block(table, parts);
+        let target = self.schema.insert_target(table.name());
+        let sql = format!("INSERT INTO {target} ({}) FORMAT Native", table.column_list());
+        self.client.insert(&sql, &self.query_id(id), token, chunks).await?;
         Ok(rows)
     }
 
-    /// Waits until no insert of the batch, by any member, runs on the server any more. It waits for as long as an insert may
-    /// take.
+    /// Waits until no insert of the batch, by any member, runs on the server any more. That includes inserts of its group. It
+    /// waits for as long as an insert may take.
     ///
     /// # Errors
     /// Returns any [`ClickHouseError`].
-    pub async fn await_ended(&self, range: OffsetRange, source: &Source) -> Result<(), ClickHouseError> {
-        let begins: Vec<String> = Table::ALL.iter().map(|&table| source.token(range, table, 0) + ":").collect();
+    pub async fn await_ended(
+        &self,
+        range: OffsetRange,
+        group: Option<GroupId>,
+        source: &Source,
+    ) -> Result<(), ClickHouseError> {
+        let own = Table::ALL.iter().map(|&table| source.own_id(range, group, table, 0));
+        let joint = group.into_iter().flat_map(|group| Table::ALL.map(|table| source.joint_id(group, table)));
+        let begins: Vec<String> = own.chain(joint).map(|id| id + ":").collect();
         let sql = "SELECT count() FROM system.processes \
                    WHERE endsWith(query_id, ?) AND arrayExists(begin -> startsWith(query_id, begin), ?)";
         let begun = Instant::now();
@@ -79,10 +86,10 @@ impl Sink {
         Ok(())
     }
 
-    /// Tokens are kept per table, query ids per server. Two deployments may write the same topic into two databases of one
+    /// Returns the query id of an insert. Tokens are kept per table, query ids per server. Two deployments may write the same topic into two databases of one
     /// server. Without the database, they would refuse each other's inserts (seen: code 216).
-    fn query_id(&self, token: &str) -> String {
-        format!("{token}:{}", self.client.database())
+    fn query_id(&self, id: &str) -> String {
+        format!("{id}:{}", self.client.database())
     }
 
     /// Returns the batch's rows and marks in the tables. `months`: the only ones of interest in `daily`, if they are known.

@@ -176,7 +176,7 @@ async fn plan_of(reader: &Reader, position: &Position, choice: Choice) -> Result
         let range = OffsetRange { start: committed.offset, end };
         let cluster = if old.cluster_id.is_empty() { &position.log.cluster_id } else { &old.cluster_id }.clone();
         let source = Source { cluster, topic_id: old.id_of_rows().to_owned(), ..position.source.clone() };
-        let marks = reader.marks(range, &source).await?;
+        let marks = reader.marks(range, old.group, &source).await?;
         left_open = Some((range, OpenBatch::new(range, &marks, marks.show_applied(range, counts))));
     }
     let (offset, metadata) = decide(position, &old, &reason, left_open, choice).map_err(&no_remedy)?;
@@ -248,6 +248,7 @@ fn decide(
         marked: old.marked,
         again: old.again,
         next: None,
+        group: None,
     };
     // This is another log, whose rows have a name of their own.
     let other = Metadata { topic_id: log.topic_id.clone(), cluster_id: log.cluster_id.clone(), ..Metadata::default() };
@@ -255,7 +256,7 @@ fn decide(
     match (reason, choice) {
         (StopReason::SinkBehind { .. }, Choice::Continue) => {
             let committed = committed.ok_or("there is no committed offset")?;
-            Ok((committed, Metadata { marked: shown, next: old.next, ..same }))
+            Ok((committed, Metadata { marked: shown, next: old.next, group: old.group, ..same }))
         }
         (StopReason::SinkBehind { .. }, Choice::CountAnew) => {
             let again = old.next.map(|(end, _)| end).max(committed).max(old.again);

@@ -1,4 +1,4 @@
-//! The pace at which partitions flush. `run` uses it to flush, and `status` uses it to judge.
+//! The pace at which a member flushes. `run` uses it to flush, and `status` uses it to judge.
 
 use super::Config;
 use std::time::Duration;
@@ -21,13 +21,13 @@ impl Pace {
         }
     }
 
-    /// Returns the least time between two flushes of a partition, if its member has `partitions` partitions.
-    pub fn paced(&self, partitions: usize) -> Duration {
-        Duration::from_secs_f64(partitions as f64 / self.batches_per_second_max)
+    /// Returns the least time between two flushes of a member.
+    pub fn interval_min(&self) -> Duration {
+        Duration::from_secs_f64(1.0 / self.batches_per_second_max)
     }
 
-    /// Returns the longest time between two flushes of a partition, if its member has `partitions` partitions.
-    pub fn flush_age(&self, partitions: usize) -> Duration {
-        self.flush_age.max(self.paced(partitions))
+    /// Returns the longest time between two flushes of a member, whatever the number of its partitions.
+    pub fn flush_age(&self) -> Duration {
+        self.flush_age.max(self.interval_min())
     }
 }

@@ -78,9 +78,6 @@ impl Assignment {
 
     fn report(&self, assigned: usize) {
         gauge!(ASSIGNED).set(assigned as f64);
-        if let Some(shared) = self.shared.get() {
-            shared.set_assigned(assigned);
-        }
     }
 
     fn rebalanced_locked(&self) -> MutexGuard<'_, Rebalanced> {
@@ -168,6 +165,9 @@ impl Rebalances for Assignment {
         counter!(REBALANCES, "kind" => if lost { "lost" } else { "revoked" }).increment(1);
         tracing::info!(?partitions, lost, "revoked");
         self.rebalanced_locked().settled = false;
+        if let Some(shared) = self.shared.get() {
+            shared.groups.doubt(partitions);
+        }
         let removed = self.remove(partitions);
         let Some(shared) = self.shared.get() else { return };
         for &partition in partitions {

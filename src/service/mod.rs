@@ -13,6 +13,7 @@ mod admin;
 mod assignment;
 mod gaps;
 mod gauges;
+mod groups;
 mod health;
 mod left_behind;
 mod left_open;
@@ -36,11 +37,12 @@ use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::fetch_queue::FetchQueue;
 use crate::kafka::masked;
 use crate::kafka::topic::SharedId;
-use crate::platform::metrics::{self, FLUSH_AGE, STOPPED};
-use ::metrics::gauge;
+use crate::platform::metrics::{self, FLUSH_AGE, FLUSHED_ROWS, STOPPED};
+use ::metrics::{counter, gauge};
 use assignment::Assignment;
 use dashmap::DashMap;
 use gaps::Gaps;
+use groups::Groups;
 use memory::Memory;
 use metrics_process::Collector;
 use rdkafka::consumer::Consumer as _;
@@ -50,11 +52,12 @@ use rotated::Credentials;
 use start::{await_schema, await_topic, see_group, session_timeout_ms};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::stop::StopReason;
+use tallyhouse_core::source::Table;
 use tallyhouse_core::window::Limits;
 use tallyhouse_core::window::intake::Intake;
 use tokio::sync::{oneshot, watch};
@@ -185,6 +188,7 @@ struct Shared {
     sink: Sink,
     dead_letters: Option<DeadLetters>,
     windows: Arc<Windows>,
+    groups: Arc<Groups>,
     health: Arc<Health>,
     left_open: Arc<LeftOpen>,
     commands: Sender<Command>,
@@ -194,7 +198,6 @@ struct Shared {
     session_timeout: Duration,
     retry: Retry,
     pace: Pace,
-    assigned: AtomicUsize,
     stopped: Mutex<BTreeMap<i32, &'static str>>,
     /// Reason why this process cannot continue, once there is one.
     broken: watch::Sender<Option<String>>,
@@ -231,16 +234,15 @@ impl Shared {
         let _ = self.commands.send(command);
     }
 
-    /// Returns the ages at which a window is flushed. They are the configured ones. With too many partitions, they are greater,
-    /// so that ClickHouse gets at most `flush.batches_per_second_max`.
+    /// Returns the ages at which a window is flushed, so that ClickHouse gets at most `flush.batches_per_second_max`.
     fn flush_ages(&self) -> Ages {
-        let assigned = self.assigned.load(Ordering::Relaxed);
-        Ages { most: self.pace.flush_age(assigned), idle: self.pace.paced(assigned) }
+        Ages { most: self.pace.flush_age(), idle: self.pace.interval_min() }
     }
 
-    fn set_assigned(&self, partitions: usize) {
-        self.assigned.store(partitions, Ordering::Relaxed);
-        gauge!(FLUSH_AGE).set(self.flush_ages().most.as_secs_f64());
+    /// Counts rows that ClickHouse has acknowledged.
+    fn note_rows(&self, table: Table, rows: u64) {
+        counter!(FLUSHED_ROWS, "table" => table.name()).increment(rows);
+        self.flushed_rows.fetch_add(if table == Table::Raw { rows } else { 0 }, Ordering::Relaxed);
     }
 
     /// Returns the Kafka timestamp of the oldest record of a partition that is consumed and not stored.
@@ -326,6 +328,7 @@ pub async fn run(
         sink: Sink::new(client, Schema::single()),
         dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
+        groups: Arc::default(),
         health: Arc::clone(&health),
         left_open,
         commands,
@@ -335,7 +338,6 @@ pub async fn run(
         session_timeout: Duration::from_millis(session_timeout_ms(&consumer, config).await),
         retry: config.retry.clone(),
         pace: Pace::of(config),
-        assigned: AtomicUsize::new(0),
         stopped: Mutex::default(),
         broken: watch::Sender::default(),
         open_transactions: gauges::OpenTransactions::default(),
@@ -345,6 +347,8 @@ pub async fn run(
         flushed_batches: AtomicU64::new(0),
     });
     assignment.start_with(Arc::clone(&shared));
+    gauge!(FLUSH_AGE).set(shared.flush_ages().most.as_secs_f64());
+    tokio::spawn(groups::flush_when_due(Arc::downgrade(&shared), limits(config)));
     consumer.subscribe(&[&config.kafka.topics.events]).map_err(|error| RunError::Consumer(masked(&error)))?;
     let tally = Arc::new(Tally::default());
     let reader = Reader {

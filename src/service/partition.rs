@@ -3,6 +3,7 @@
 //! Must never do anything that the protocol did not ask for, and never answer with anything that it did not see. If Kafka or
 //! ClickHouse fails for a while, the task tries again with backoff for as long as the partition is this member's.
 
+use super::groups::{Answer, Arriving, Seat, Taken, Wait};
 use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared};
@@ -12,7 +13,7 @@ use crate::kafka::{self, offsets, refusal};
 use crate::platform::clock::{boot_time, unix_ms};
 use crate::platform::failpoint;
 use crate::platform::metrics::{
-    COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, FLUSHED_ROWS, INSERT_SECONDS, QUERYABLE, REPLAYS, RETRIES,
+    COMMIT_SECONDS, FLUSH_SECONDS, FLUSHED_BATCHES, INSERT_SECONDS, QUERYABLE, REPLAYS, RETRIES,
 };
 use crate::platform::retry::Backoff;
 use metrics::{counter, histogram};
@@ -22,10 +23,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
+use tallyhouse_core::batch::Part;
+use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::protocol::stop::StopReason;
-use tallyhouse_core::protocol::{Action, Committed, LOOKS_MAX, LogView, Outcome, Protocol, may_commit};
+use tallyhouse_core::protocol::{Action, Committed, Frozen, LOOKS_MAX, LogView, Outcome, Protocol, may_commit};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
 use tallyhouse_core::window::ARRIVAL_STEP_MS;
 use tallyhouse_core::window::buffer::Halt;
@@ -81,7 +84,9 @@ pub struct Partition {
     shared: Arc<Shared>,
     source: Source,
     /// Batches that are frozen and not committed, in order.
-    batches: VecDeque<(ReservedBatch, Instant)>,
+    batches: VecDeque<(Arc<ReservedBatch>, Instant)>,
+    /// Place in the group with which the first batch is inserted.
+    seat: Option<Seat>,
     lease: Lease,
     /// Backoffs of the steps that have failed since they succeeded last.
     backoffs: BTreeMap<&'static str, Backoff>,
@@ -90,6 +95,8 @@ pub struct Partition {
     fill: Option<Fill>,
     /// Bounds of the last replay that was begun.
     replayed: Option<(u64, u64)>,
+    /// True until the batch is frozen that the fill has to rebuild.
+    replaying: bool,
     /// Time at which the partition was assigned, on the boot clock.
     assigned: Duration,
     /// Time at which the member gave up the last insert without a clear answer, on the boot clock.
@@ -127,11 +134,13 @@ impl Partition {
             shared,
             source,
             batches: VecDeque::new(),
+            seat: None,
             lease,
             backoffs: BTreeMap::new(),
             wake: Arc::default(),
             fill: None,
             replayed: None,
+            replaying: false,
             assigned: boot_time(),
             unanswered: Duration::ZERO,
             too_large: None,
@@ -174,12 +183,12 @@ impl Partition {
             // Nobody knows of the batch yet, and the next owner may end it at another offset.
             Action::Commit { announces: true, .. } if *self.drain.borrow() == Drain::Abandon => Outcome::Drained,
             Action::Commit { expected, wanted, .. } => self.commit(expected, wanted).await,
-            Action::Insert { range, insert, attempt } => self.insert(range, insert, attempt).await,
+            Action::Insert { range, group, insert, attempt } => self.insert(range, group, insert, attempt).await,
             Action::ReadMarks { quiet: true, .. } if !self.await_quiet().await => Outcome::Drained,
             Action::ReadMarks { look: look @ 1.., range, .. } if !self.await_shown(range, look).await => {
                 Outcome::Drained
             }
-            Action::ReadMarks { range, .. } => self.read_marks(range).await,
+            Action::ReadMarks { range, group, .. } => self.read_marks(range, group).await,
             Action::Release | Action::Stop(_) => Outcome::Drained,
         }
     }
@@ -253,11 +262,11 @@ impl Partition {
         }
     }
 
-    async fn read_marks(&mut self, range: OffsetRange) -> Outcome {
+    async fn read_marks(&mut self, range: OffsetRange, group: Option<GroupId>) -> Outcome {
         let months = self.held(range).map(|held| held.batch.months());
         loop {
             let marks = async {
-                self.shared.sink.await_ended(range, &self.source).await?;
+                self.shared.sink.await_ended(range, group, &self.source).await?;
                 self.shared.sink.marks(range, &self.source, months.as_deref()).await
             };
             match marks.await {
@@ -315,6 +324,7 @@ impl Partition {
                 self.failed(REPLAY, &format!("batch [{from}, {until}) could not be read whole")).await;
             }
         }
+        self.replaying = until.is_some();
         let fill = Fill { partition: number, number: self.shared.next_fill(), from, until, records_max };
         self.fill = Some(fill);
         self.shared.send_to_reader(Command::Fill { fill, wake: Arc::clone(&self.wake) });
@@ -327,19 +337,33 @@ impl Partition {
         let Some(fill) = self.fill else { return Outcome::PositionLost };
         // Offset at which the log ended before the end of a replay, and deadline of the wait for more.
         let mut short: Option<(u64, Instant)> = None;
+        let groups = Arc::clone(&self.shared.groups);
+        // A batch that is read again must be the announced one, so it joins no group.
+        let start_to_wait = |task: &Partition| (!task.replaying).then(|| groups.wait(&task.source, fill.number));
+        let mut wait = start_to_wait(self);
         loop {
-            let ages = self.shared.flush_ages();
             let drain = *self.drain.borrow_and_update();
-            let due = if drain == Drain::Flush { Due::Now } else { Due::Aged(ages) };
-            if drain != Drain::Abandon
-                && let Some(held) = windows.take(number, due, fill.number)
-            {
-                return self.frozen(held);
+            let due = if drain == Drain::Flush { Due::Now } else { Due::Full };
+            let alone = match &mut wait {
+                _ if drain == Drain::Abandon => Ok(None),
+                Some(_) => groups.take_alone(&windows, number, due),
+                None => Ok(windows.take(number, due, fill.number)),
+            };
+            match alone {
+                Ok(Some(held)) => return self.frozen(Arc::new(held), None),
+                Ok(None) => {}
+                Err(Arriving) => match taken(&mut wait).await {
+                    Some((held, seat)) => return self.frozen(held, seat),
+                    None => {
+                        wait = start_to_wait(self);
+                        continue;
+                    }
+                },
             }
             if drain != Drain::No {
                 return Outcome::Drained;
             }
-            let mut look_at = windows.due_at(number, ages, fill.number);
+            let mut look_at = None;
             match windows.halted(number, fill.number) {
                 Some(Halt::PositionLost) => return Outcome::PositionLost,
                 Some(Halt::TooLarge { records, bytes }) => return too_large(fill, records, bytes),
@@ -360,9 +384,13 @@ impl Partition {
             }
             let wake = Arc::clone(&self.wake);
             tokio::select! {
+                taken = taken(&mut wait) => match taken {
+                    Some((held, seat)) => return self.frozen(held, seat),
+                    None => wait = start_to_wait(self),
+                },
                 () = wake.notified() => {}
                 _ = self.drain.changed() => {}
-                () = tokio::time::sleep_until(look_at.unwrap_or_else(|| Instant::now() + ages.most).into()) => {}
+                () = until(look_at) => {}
             }
         }
     }
@@ -370,16 +398,18 @@ impl Partition {
     fn take_batch(&mut self) -> Outcome {
         self.note_applied();
         let due = match *self.drain.borrow() {
-            Drain::No => Due::Aged(self.shared.flush_ages()),
+            Drain::No => Due::Full,
             Drain::Flush => Due::Now,
             Drain::Abandon => return Outcome::NoBatch,
         };
         let held = self.fill.and_then(|fill| self.shared.windows.take(fill.partition, due, fill.number));
-        held.map_or(Outcome::NoBatch, |held| self.frozen(held))
+        held.map_or(Outcome::NoBatch, |held| self.frozen(Arc::new(held), None))
     }
 
-    fn frozen(&mut self, held: ReservedBatch) -> Outcome {
-        let frozen = held.batch.frozen();
+    fn frozen(&mut self, held: Arc<ReservedBatch>, seat: Option<Seat>) -> Outcome {
+        let frozen = Frozen { group: seat.as_ref().map(Seat::group), ..held.batch.frozen() };
+        self.replaying = false;
+        self.seat = seat.or(self.seat.take());
         self.batches.push_back((held, Instant::now()));
         self.note_oldest();
         failpoint::hit("batch_frozen");
@@ -461,6 +491,8 @@ impl Partition {
                 self.shared.flushed_batches.fetch_add(1, Ordering::Relaxed);
             }
             self.batches.pop_front();
+            // The batch of a group is always the first one.
+            self.seat.take().into_iter().for_each(Seat::finish);
             // An insert whose answer was lost has succeeded as well.
             self.forget_failures();
         }
@@ -471,7 +503,7 @@ impl Partition {
     /// records.
     fn drop_all(&mut self) {
         self.batches.clear();
-        self.letters = None;
+        (self.letters, self.seat) = (None, None);
         self.note_oldest();
         if let Some(fill) = self.fill.take() {
             self.shared.windows.close(fill.partition);
@@ -488,32 +520,88 @@ impl Partition {
         };
     }
 
-    async fn insert(&mut self, range: OffsetRange, insert: Insert, attempt: u32) -> Outcome {
+    async fn insert(&mut self, range: OffsetRange, group: Option<GroupId>, insert: Insert, attempt: u32) -> Outcome {
         // The letters come before the check of the lease, as this may take long. Letters do no harm from any sender.
         if insert.table == Table::Rejected && !self.deliver_dead_letters(range).await {
+            self.seat = None;
             return Outcome::InsertUnknown;
         }
-        if !self.lease.holds(boot_time()) {
-            tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
-            return Outcome::LeaseExpired;
-        }
-        failpoint::hit("lease_checked");
         let Some(held) = self.held(range) else { return Outcome::InsertUnknown };
         let table = insert.table;
+        // The group's token is of no more use to a source that was acknowledged and has no rows.
+        let outcome = match self.seat.take().filter(|_| attempt == 0) {
+            Some(seat) => {
+                let answer = seat.insert(insert, held, &self.source, self.lease.clone()).await;
+                self.seat = Some(seat);
+                self.on_answer(answer).await
+            }
+            None => self.insert_alone(held, group, insert, attempt).await,
+        };
+        if outcome == Outcome::Inserted {
+            failpoint::hit(match table {
+                Table::Raw => "raw_inserted",
+                Table::Daily => "daily_inserted",
+                Table::Rejected => "rejected_inserted",
+            });
+        }
+        outcome
+    }
+
+    async fn on_answer(&mut self, answer: Answer) -> Outcome {
+        match answer {
+            Answer::Inserted => {
+                self.succeeded("insert");
+                Outcome::Inserted
+            }
+            Answer::Unproven => {
+                self.succeeded("insert");
+                Outcome::InsertUnproven
+            }
+            Answer::LeaseExpired => self.lease_expired(),
+            Answer::Left => {
+                self.seat = None;
+                Outcome::InsertUnknown
+            }
+            Answer::Failed { error, for_good, reports } => {
+                self.unanswered = boot_time();
+                match reports {
+                    true => self.refused("insert", &error, for_good).await,
+                    false => self.wait_as_others("insert", &error).await,
+                }
+                Outcome::InsertUnknown
+            }
+        }
+    }
+
+    fn lease_expired(&self) -> Outcome {
+        tracing::info!(partition = self.source.partition, "the lease has expired: the intent is committed again");
+        Outcome::LeaseExpired
+    }
+
+    async fn insert_alone(
+        &mut self,
+        held: Arc<ReservedBatch>,
+        group: Option<GroupId>,
+        insert: Insert,
+        attempt: u32,
+    ) -> Outcome {
+        if !self.lease.holds(boot_time()) {
+            return self.lease_expired();
+        }
+        failpoint::hit("lease_checked");
+        let (range, table, name) = (held.batch.range(), insert.table, self.source.name());
+        let parts = [Part { batch: &held.batch, partitions: &insert.partitions, source: &name }];
+        let token = self.source.token(range, group, table, attempt);
+        let id = self.source.own_id(range, group, table, attempt);
         let started = Instant::now();
-        let outcome = self.shared.sink.insert(&held.batch, &insert, &self.source, attempt).await;
+        let outcome = self.shared.sink.insert(table, &parts, &token, &id).await;
         histogram!(INSERT_SECONDS, "table" => table.name()).record(started.elapsed());
         match outcome {
             Ok(rows) => {
                 self.succeeded("insert");
-                counter!(FLUSHED_ROWS, "table" => table.name()).increment(rows);
-                self.shared.flushed_rows.fetch_add(if table == Table::Raw { rows } else { 0 }, Ordering::Relaxed);
-                failpoint::hit(match table {
-                    Table::Raw => "raw_inserted",
-                    Table::Daily => "daily_inserted",
-                    Table::Rejected => "rejected_inserted",
-                });
-                Outcome::Inserted
+                self.shared.note_rows(table, rows);
+                // The others of its group may have used the token.
+                if group.is_some() { Outcome::InsertUnproven } else { Outcome::Inserted }
             }
             Err(error) if error.refuses_size() => {
                 let (_, before) = self.too_large.filter(|(refused, _)| *refused == range).unwrap_or((range, 0));
@@ -534,8 +622,8 @@ impl Partition {
         }
     }
 
-    fn held(&self, range: OffsetRange) -> Option<&ReservedBatch> {
-        self.batches.iter().map(|(held, _)| held).find(|held| held.batch.range() == range)
+    fn held(&self, range: OffsetRange) -> Option<Arc<ReservedBatch>> {
+        self.batches.iter().map(|(held, _)| held).find(|held| held.batch.range() == range).cloned()
     }
 
     /// Delivers a batch's dead letters if there is a topic for them. It delivers them once, even if the rows are inserted several
@@ -593,6 +681,17 @@ impl Partition {
 
     async fn failed(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
         self.note_failure(step, error);
+        self.wait_after_failure(step).await;
+    }
+
+    /// Notes that a step of the whole group has failed. Another source reports it for all.
+    async fn wait_as_others(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
+        self.shared.health.set(&self.cause(step), error.to_string());
+        self.backoffs.entry(step).or_insert_with(|| Backoff::new(&self.shared.retry));
+        self.wait_after_failure(step).await;
+    }
+
+    async fn wait_after_failure(&mut self, step: &'static str) {
         let Some(backoff) = self.backoffs.get_mut(step) else { return };
         // A partition that is being given up does not wait for it.
         tokio::select! {
@@ -618,6 +717,22 @@ impl Partition {
         for step in std::mem::take(&mut self.backoffs).into_keys() {
             self.shared.health.clear(&self.cause(step));
         }
+    }
+}
+
+/// Waits for the batch that was taken for a task. Returns `None` if there is none after all. It never ends for a task that does not
+/// wait for one.
+async fn taken(wait: &mut Option<Wait>) -> Option<Taken> {
+    match wait {
+        Some(wait) => (&mut wait.taken).await.ok(),
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,7 +11,6 @@ use dashmap::DashMap;
 use metrics::histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::f64::consts::GOLDEN_RATIO;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::Batch;
@@ -28,34 +27,7 @@ use tokio::sync::Notify;
 const IDLE: Duration = Duration::from_millis(500);
 const IDLE_RECORDS_MIN: u64 = 1_000;
 
-/// The turn of a partition, if the pace decides and not the age. All windows open at once when a member starts. If they were all
-/// flushed a period later at once, they would delay each other. (Measured with 64 partitions on two cores: up to 4 s of 12.)
-#[derive(Clone, Copy, Debug)]
-struct FlushSlot {
-    /// Time from which the turns of all partitions count.
-    origin: Instant,
-    /// Position of this partition's turn in a period, from 0 to 1.
-    share: f64,
-}
-
-impl FlushSlot {
-    fn new(origin: Instant, partition: i32) -> FlushSlot {
-        // Multiples of the golden ratio lie evenly between two whole numbers, for any set of partitions.
-        FlushSlot { origin, share: (f64::from(partition) * GOLDEN_RATIO).fract() }
-    }
-
-    /// Returns the first turn after an instant, at most a period later.
-    fn after(self, instant: Instant, period: Duration) -> Instant {
-        let first = self.origin + period.mul_f64(self.share);
-        match instant.checked_duration_since(first) {
-            None => first,
-            Some(since) => first + period.mul_f64((since.as_secs_f64() / period.as_secs_f64()).floor() + 1.0),
-        }
-    }
-}
-
 struct Live {
-    slot: FlushSlot,
     buffer: Buffer,
     /// Time at which the window took its first record, or passed its first offset.
     opened: Option<Instant>,
@@ -88,7 +60,7 @@ impl Live {
         let opened = self.opened.filter(|_| self.buffer.until().is_none())?;
         let idle = self.caught_up.filter(|_| self.buffer.window().records() >= IDLE_RECORDS_MIN);
         let idle = idle.map(|since| (since + IDLE).max(opened + ages.idle));
-        let most = if ages.is_paced() { self.slot.after(opened, ages.most) } else { opened + ages.most };
+        let most = opened + ages.most;
         Some(idle.map_or(most, |idle| idle.min(most)))
     }
 }
@@ -128,18 +100,11 @@ pub struct Ages {
     pub idle: Duration,
 }
 
-impl Ages {
-    /// True if the pace decides: there are so many partitions that they have to take turns.
-    fn is_paced(self) -> bool {
-        self.idle >= self.most
-    }
-}
-
 /// The windows that may be taken.
 #[derive(Clone, Copy, Debug)]
 pub enum Due {
-    /// A window that is old enough.
-    Aged(Ages),
+    /// A window that is closed, or that has to make room in memory.
+    Full,
     /// Any window that is not empty.
     Now,
 }
@@ -159,7 +124,6 @@ pub struct WindowSnapshot {
 /// The live windows, by partition.
 pub struct Windows {
     live: DashMap<i32, Live>,
-    origin: Instant,
     limits: Limits,
     memory: Arc<Memory>,
 }
@@ -167,7 +131,7 @@ pub struct Windows {
 impl Windows {
     /// Creates the map without windows.
     pub fn new(limits: Limits, memory: Arc<Memory>) -> Windows {
-        Windows { live: DashMap::new(), origin: Instant::now(), limits, memory }
+        Windows { live: DashMap::new(), limits, memory }
     }
 
     /// Starts a partition's window, in place of an earlier one. `wake` is notified of changes.
@@ -175,7 +139,6 @@ impl Windows {
         let partition = fill.partition;
         self.close(partition);
         let live = Live {
-            slot: FlushSlot::new(self.origin, partition),
             buffer: Buffer::of(fill),
             opened: None,
             caught_up: None,
@@ -217,7 +180,7 @@ impl Windows {
             let mut live = self.live.get_mut(&partition)?;
             let is_due = match due {
                 Due::Now => true,
-                Due::Aged(ages) => live.paused || live.due_at(ages).is_some_and(|due| due <= Instant::now()),
+                Due::Full => live.paused,
             };
             let closed = live.buffer.closed();
             let (window, end) = live.buffer.take(fill, |_| is_due)?;
@@ -354,33 +317,6 @@ mod tests {
         assert!((Some(IDLE)..=Some(ages.idle)).contains(&due_in()), "{:?}", due_in());
     }
 
-    /// For any set of partitions, no moment of a period has more than twice its share of them, and none waits longer.
-    #[test]
-    fn partitions_take_turns_when_the_pace_decides() {
-        let (origin, period) = (Instant::now(), Duration::from_secs(8));
-        for (step, count) in [(1, 32), (2, 32), (3, 40), (1, 1_000)] {
-            let opened = origin + Duration::from_millis(12_345);
-            let waits: Vec<Duration> =
-                (0..count).map(|n| FlushSlot::new(origin, n * step).after(opened, period) - opened).collect();
-            assert!(waits.iter().all(|wait| *wait > Duration::ZERO && *wait <= period), "{waits:?}");
-            let in_each = |eighth: u32| waits.iter().filter(|wait| wait.as_secs() as u32 == eighth).count() as i32;
-            assert!((0..8).all(|eighth| in_each(eighth) <= count / 8 * 2), "every {step}th of {count}");
-        }
-        let slot = FlushSlot::new(origin, 1);
-        assert_eq!(slot.after(slot.after(origin, period), period), slot.after(origin, period) + period);
-    }
-
-    #[test]
-    fn a_window_waits_for_its_turn_only_when_the_pace_decides() {
-        let windows = windows(10);
-        windows.open(&Fill { partition: 1, ..FILL }, Arc::default());
-        push(&windows, 1, 0..1);
-        let most = Duration::from_secs(600);
-        let due_in = |idle| windows.due_at(1, Ages { most, idle }, 1).map(|due| due.duration_since(Instant::now()));
-        assert!(due_in(Duration::from_secs(1)) > Some(most * 9 / 10), "the age decides");
-        assert!(due_in(most) < Some(most * 7 / 10), "the turn of partition 1 is 0.62 of a period after the start");
-    }
-
     /// After any sequence of records and takes, the held bytes equal the counted ones.
     #[test]
     fn memory_is_given_back() {
@@ -407,11 +343,10 @@ mod tests {
     #[test]
     fn what_is_paused_is_due() {
         let windows = windows(100);
-        let ages = Ages { most: Duration::from_secs(600), idle: Duration::from_secs(600) };
         windows.open(&FILL, Arc::default());
         push(&windows, 0, 0..5);
-        assert!(windows.take(0, Due::Aged(ages), 1).is_none());
+        assert!(windows.take(0, Due::Full, 1).is_none());
         windows.set_paused(0, true);
-        assert!(windows.take(0, Due::Aged(ages), 1).is_some());
+        assert!(windows.take(0, Due::Full, 1).is_some());
     }
 }

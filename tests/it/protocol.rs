@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::schema::Schema;
 use tallyhouse::clickhouse::sink::Sink;
-use tallyhouse_core::batch::Batch;
+use tallyhouse_core::batch::{Batch, Part};
 use tallyhouse_core::decode::{TimeBounds, decode};
 use tallyhouse_core::protocol::marks::Progress;
 use tallyhouse_core::protocol::{Action, Committed, LogView, Outcome, Protocol, may_commit};
@@ -135,13 +135,15 @@ impl Member<'_> {
                 self.log.committed = Some(wanted);
                 Outcome::CommitDone
             }
-            Action::Insert { range, insert, attempt } => {
+            Action::Insert { range, group, insert, attempt } => {
                 let batch = self.frozen.iter().find(|batch| batch.range() == range).unwrap();
-                self.sink.insert(batch, &insert, self.source, attempt).await.unwrap();
+                let token = self.source.token(range, group, insert.table, attempt);
+                let parts = [Part { batch, partitions: &insert.partitions, source: &self.source.name() }];
+                self.sink.insert(insert.table, &parts, &token, &token).await.unwrap();
                 Outcome::Inserted
             }
-            Action::ReadMarks { range, .. } => {
-                self.sink.await_ended(range, self.source).await.unwrap();
+            Action::ReadMarks { range, group, .. } => {
+                self.sink.await_ended(range, group, self.source).await.unwrap();
                 Outcome::Marks(self.sink.marks(range, self.source, None).await.unwrap())
             }
             Action::Release | Action::Stop(_) | Action::LookAgain(_) => unreachable!("these end the run"),

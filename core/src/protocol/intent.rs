@@ -9,15 +9,18 @@
 //! tallyhouse/2 topic=6Qm1BxsOTtuMW2AoMKb6XQ cluster=5L6g3nShT-eMCtK--X86sw marked=1200 end=1300 rows=95 rejects=5
 //! ```
 //!
+//! `group=ID` names the group of the batch, if one insert writes it together with batches of other partitions.
+//!
 //! Two more words are rare. `source=plain`: rows carry a `source` without the topic's id, because the brokers reported no id when
 //! the first row was stored. `again=N`: records before offset N may have been stored before, and their rows or their offset were
 //! lost.
 //!
 //! Format 2 can grow. A program may ignore an unknown word whose name begins with `x-`. Any other unknown word is an error,
-//! because it changes the meaning of the commit. Format 1 has no `cluster`, `marked`, `again` and no further words. This build
-//! reads it and does not write it.
+//! because it changes the meaning of the commit. Format 1 has no `cluster`, `marked`, `again`, `group` and no further words. This
+//! build reads it and does not write it.
 
 use crate::guard::{self, Guard};
+use crate::protocol::group::GroupId;
 use crate::source::OffsetRange;
 use std::fmt::Write as _;
 
@@ -34,6 +37,8 @@ pub struct Intent {
     /// Numbers of rows for `email_events` and for `rejected_events`. `None` if the intent was deduced from the marks after the
     /// committed offset was lost.
     pub counts: Option<Counts>,
+    /// The group of the batch. Its inserts may have used the group's token.
+    pub group: Option<GroupId>,
 }
 
 /// Numbers of rows of a batch.
@@ -69,6 +74,8 @@ pub struct Metadata {
     pub again: Option<u64>,
     /// Batch that is about to be inserted, if there is one: its end and its counts.
     pub next: Option<(u64, Counts)>,
+    /// Group of that batch, if it is inserted together with batches of other partitions.
+    pub group: Option<GroupId>,
 }
 
 /// Reasons why a commit's metadata cannot be used.
@@ -117,6 +124,9 @@ impl Metadata {
         }
         if let Some((end, counts)) = self.next {
             let _ = write!(text, " end={end} rows={} rejects={}", counts.rows, counts.rejects);
+            if let Some(group) = self.group {
+                let _ = write!(text, " group={}", group.simple());
+            }
         }
         text
     }
@@ -153,7 +163,7 @@ impl Metadata {
         let words: Vec<&str> = words.filter(is_known).collect();
         let metadata = Self::decode_words(&words)?.ok_or_else(|| MetadataError::Corrupt(shown()))?;
         let known = [vec![format!("tallyhouse/{version}").as_str()], words].concat().join(" ");
-        let has_new = metadata.marked.max(metadata.again).is_some() || metadata.is_plain;
+        let has_new = metadata.marked.max(metadata.again).is_some() || metadata.is_plain || metadata.group.is_some();
         let grown = version == 1 && (has_new || !metadata.cluster_id.is_empty());
         match grown || metadata.encode_as(version) != known {
             true => Err(MetadataError::Corrupt(shown())),
@@ -177,6 +187,7 @@ impl Metadata {
                 "end" => end = number,
                 "rows" => rows = number,
                 "rejects" => rejects = number,
+                "group" => metadata.group = value.parse().ok(),
                 _ => return Err(MetadataError::Word((*word).to_owned())),
             }
         }
@@ -200,6 +211,7 @@ mod tests {
         ("[A-Za-z0-9_-]{0,22}", "[A-Za-z0-9_-]{0,22}", (any::<bool>(), offsets.clone(), offsets), next).prop_map(
             |(topic_id, cluster_id, (is_plain, marked, again), next)| Metadata {
                 is_plain: is_plain && !topic_id.is_empty(),
+                group: next.filter(|(_, rows, _)| rows % 2 == 1).map(|(end, ..)| GroupId::from_u128(end.into())),
                 topic_id,
                 cluster_id,
                 marked,
@@ -272,6 +284,8 @@ mod tests {
             "tallyhouse/2 source=plain",
             "tallyhouse/2 topic=a source=other",
             "tallyhouse/1 topic=a source=plain",
+            "tallyhouse/2 group=00000000000000000000000000000007",
+            "tallyhouse/2 end=5 rows=1 rejects=0 group=7",
             "tallyhouse/2 x-new",
         ] {
             assert_eq!(Metadata::decode(damaged.as_bytes()), Err(MetadataError::Corrupt(damaged.into())));

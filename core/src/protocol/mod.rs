@@ -28,6 +28,7 @@
 //! Dead letters are no step of the protocol. They are delivered as the beginning of the insert into `rejected_events`. So the
 //! proof of the insert is also the proof of the letters, and a delivery that failed is an insert that did not happen.
 
+pub mod group;
 pub mod intent;
 pub mod lease;
 pub mod marks;
@@ -35,6 +36,7 @@ pub mod outlook;
 pub mod stop;
 
 use crate::guard::{self, Guard};
+use crate::protocol::group::GroupId;
 use crate::protocol::intent::{Counts, Intent, Metadata};
 use crate::protocol::marks::{Expected, Insert, Marks, Progress, down_to_mark, missing};
 use crate::protocol::stop::StopReason;
@@ -114,6 +116,8 @@ pub struct Frozen {
     pub range: OffsetRange,
     /// Rows that it leaves in the tables.
     pub expected: Expected,
+    /// The group with which it is inserted; `None` if it is inserted alone.
+    pub group: Option<GroupId>,
 }
 
 impl Frozen {
@@ -166,19 +170,24 @@ pub enum Action {
         announces: bool,
     },
     /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Outcome::Inserted`],
-    /// [`Outcome::InsertUnknown`], [`Outcome::InsertTooLarge`] or [`Outcome::LeaseExpired`].
+    /// [`Outcome::InsertUnproven`], [`Outcome::InsertUnknown`], [`Outcome::InsertTooLarge`] or [`Outcome::LeaseExpired`].
     Insert {
         /// The batch.
         range: OffsetRange,
+        /// The group of the batch.
+        group: Option<GroupId>,
         /// Part of the batch to insert.
         insert: Insert,
-        /// Number of earlier times that the same insert was acknowledged and left no rows. It is part of the token.
+        /// Number of earlier times that the same insert was acknowledged and left no rows. It is part of the token. From 1 on
+        /// the batch is inserted alone.
         attempt: u32,
     },
     /// Wait until no insert of this batch runs any more, then read the tables. Answer: [`Outcome::Marks`].
     ReadMarks {
         /// The batch.
         range: OffsetRange,
+        /// The group of the batch.
+        group: Option<GroupId>,
         /// Wait as well until no insert of an earlier owner can arrive any more. Then the answer may also be
         /// [`Outcome::Drained`].
         quiet: bool,
@@ -222,6 +231,8 @@ pub enum Outcome {
     CommitOvertaken,
     /// The insert is acknowledged.
     Inserted,
+    /// The insert is acknowledged, and the server may have dropped it. Somebody else may have used the group's token.
+    InsertUnproven,
     /// The insert failed or its outcome is unknown.
     InsertUnknown,
     /// The insert was refused for its size, several times.
@@ -293,6 +304,8 @@ pub struct Protocol {
     /// Records before this offset may have been inserted before, and their tokens used. Either the committed offset is gone and
     /// the tables have rows, or an operator has set the offset back.
     again: Option<u64>,
+    /// Offset at which the next batch must begin.
+    next_start: u64,
     /// Number of times that an announced batch was rebuilt with other records than those of its intent.
     incomplete: u32,
     /// Number of looks in a row that have found a reason to stop the partition.
@@ -308,6 +321,13 @@ pub const LOOKS_FOR_ROWS: u32 = 3;
 /// Number of acknowledged inserts of the same rows, each under a token of its own. An insert that left no rows may have used the
 /// first token. If the second one also leaves none, the rows are hidden, and each further insert would count them once more.
 pub const INSERTS_MAX: u32 = 2;
+
+/// Returns the number of acknowledged inserts of the same rows. Any other source may have used the token of a group, so it is not
+/// counted.
+fn inserts_max(group: Option<GroupId>) -> u32 {
+    INSERTS_MAX + u32::from(group.is_some())
+}
+
 /// Number of looks in a row that must find the log too short, or the tables too empty, before the partition stops. A broker that
 /// does not know yet that it is no longer the leader reports an old end.
 pub const LOOKS_MAX: u32 = 10;
@@ -321,6 +341,7 @@ impl Protocol {
             wanted: None,
             topic_id: String::new(),
             is_plain: false,
+            next_start: 0,
             incomplete: 0,
             cluster_id: String::new(),
             marked: None,
@@ -335,6 +356,13 @@ impl Protocol {
     /// partition starts over from the committed offset. That is always safe.
     pub fn on_outcome(&mut self, seen: Outcome) -> Action {
         let state = std::mem::replace(&mut self.state, State::Ended);
+        if let Outcome::Batch(batch) = &seen {
+            // A batch that was lost on its way would leave a gap.
+            if batch.range.start != self.next_start && guard::is_on(Guard::Follows) {
+                return self.start_over();
+            }
+            self.next_start = batch.range.end;
+        }
         match (state, seen) {
             (State::Reading, Outcome::Log(log)) => self.on_log(log),
             (State::Judging { .. } | State::Locating { .. }, Outcome::Progress(progress)) if self.is_behind(progress) => {
@@ -349,7 +377,9 @@ impl Protocol {
             }
             (State::Locating { log }, Outcome::Progress(progress)) => self.on_progress(&log, progress),
             (State::CheckingGone { intent, low }, Outcome::Marks(marks)) => self.on_gone_marks(intent, low, &marks),
-            (State::Replaying { intent }, Outcome::Batch(batch)) => self.on_rebuilt(intent, batch),
+            (State::Replaying { intent }, Outcome::Batch(batch)) => {
+                self.on_rebuilt(intent, Frozen { group: intent.group, ..batch })
+            }
             (State::Replaying { intent }, Outcome::TooLarge { limit_bytes }) => self.shrink(intent, limit_bytes, false),
             (State::Shrinking { intent, limit_bytes, quiet }, Outcome::Marks(marks)) => {
                 match intent.counts.is_some() && marks.show_nothing(intent.range) {
@@ -390,20 +420,24 @@ impl Protocol {
                     (true, None) => self.ask(batch, None, None),
                     // Its rows were looked for often enough. A second series of looks could last longer than each lease.
                     (true, repeated @ Some(_)) => {
-                        let range = batch.range;
+                        let (range, group) = (batch.range, batch.group);
                         let asking = State::Asking { batch, differs: None, repeated, look: LOOKS_FOR_ROWS };
-                        self.enter(asking, Action::ReadMarks { range, quiet: false, look: 0 })
+                        self.enter(asking, Action::ReadMarks { range, group, quiet: false, look: 0 })
                     }
                 }
             }
             (State::Asking { batch, differs, repeated, look }, Outcome::Marks(marks)) => {
                 self.on_marks(batch, differs, repeated, look, &marks)
             }
-            (State::Inserting { batch, mut left, attempt }, Outcome::Inserted) => {
+            (State::Inserting { batch, mut left, attempt: None }, Outcome::Inserted) => {
+                left.remove(0);
+                self.insert(batch, left, None)
+            }
+            (State::Inserting { batch, mut left, attempt }, Outcome::Inserted | Outcome::InsertUnproven) => {
                 let insert = left.remove(0);
-                match attempt.filter(|_| guard::is_on(Guard::Verify)) {
-                    Some(attempt) => self.ask(batch, None, Some((insert, attempt + 1))),
-                    None => self.insert(batch, left, attempt),
+                match guard::is_on(Guard::Verify) {
+                    true => self.ask(batch, None, Some((insert, attempt.unwrap_or(0) + 1))),
+                    false => self.insert(batch, left, attempt),
                 }
             }
             (State::Inserting { batch, mut left, .. }, Outcome::InsertTooLarge) => {
@@ -488,13 +522,14 @@ impl Protocol {
                 self.topic_id.clone_from(&metadata.topic_id);
             }
         }
+        let group = metadata.as_ref().and_then(|m| m.group);
         match metadata.and_then(|m| m.next) {
             Some((end, counts)) => {
                 let range = OffsetRange { start: offset, end };
                 if !ours {
                     return Action::Stop(StopReason::TopicRecreated { range });
                 }
-                let intent = Intent { range, counts: Some(counts) };
+                let intent = Intent { range, counts: Some(counts), group };
                 let from = down_to_mark(offset, self.marked);
                 self.enter(State::Judging { log, intent }, Action::ReadProgress { from })
             }
@@ -539,8 +574,9 @@ impl Protocol {
         }
         let counted = progress.counted_end == Some(end) && progress.uncounted.is_none();
         if counted {
+            let group = intent.group;
             let checking = State::CheckingCounted { log, intent, progress };
-            return self.enter(checking, Action::ReadMarks { range, quiet: false, look: 0 });
+            return self.enter(checking, Action::ReadMarks { range, group, quiet: false, look: 0 });
         }
         self.replay(intent, &log)
     }
@@ -553,7 +589,9 @@ impl Protocol {
         }
         self.doubts = 0;
         if low > range.start {
-            return self.enter(State::CheckingGone { intent, low }, Action::ReadMarks { range, quiet: false, look: 0 });
+            let group = intent.group;
+            let asking = Action::ReadMarks { range, group, quiet: false, look: 0 };
+            return self.enter(State::CheckingGone { intent, low }, asking);
         }
         let fill = self.fill(range.start, Some(range.end));
         self.enter(State::Replaying { intent }, fill)
@@ -585,7 +623,7 @@ impl Protocol {
             self.again = Some(log.high);
         }
         if let (Some(start), Some(end)) = (progress.uncounted, progress.counted_end) {
-            return self.replay(Intent { range: OffsetRange { start, end }, counts: None }, log);
+            return self.replay(Intent { range: OffsetRange { start, end }, counts: None, group: None }, log);
         }
         let from = committed.max(progress.counted_end).max(progress.rejected_end);
         if let Some(next) = from.filter(|&next| next < log.low) {
@@ -593,7 +631,7 @@ impl Protocol {
         }
         if let Some(end) = progress.stored_end.filter(|&end| end > from.unwrap_or(log.low)) {
             let range = OffsetRange { start: from.unwrap_or(log.low), end };
-            return self.replay(Intent { range, counts: None }, log);
+            return self.replay(Intent { range, counts: None, group: None }, log);
         }
         // Nothing was ever stored of an empty log. Its start is committed. So the member notices if retention takes records
         // before they are consumed. A tool that reads the group's lag does not take the partition for one that nobody consumes.
@@ -611,7 +649,7 @@ impl Protocol {
     }
 
     fn on_gone_marks(&mut self, intent: Intent, low: u64, marks: &Marks) -> Action {
-        let Intent { range, counts } = intent;
+        let Intent { range, counts, .. } = intent;
         if counts.is_some_and(|counts| marks.show_applied(range, counts)) {
             let wanted = self.position(range.end, None);
             return self.commit(State::Settling, wanted);
@@ -639,18 +677,19 @@ impl Protocol {
 
     /// Reads the marks to see if a batch that a member with more memory has announced may be announced smaller.
     fn shrink(&mut self, intent: Intent, limit_bytes: u64, quiet: bool) -> Action {
-        let range = intent.range;
-        self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, quiet, look: 0 })
+        let (range, group) = (intent.range, intent.group);
+        self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, group, quiet, look: 0 })
     }
 
-    fn fill(&self, from: u64, until: Option<u64>) -> Action {
+    fn fill(&mut self, from: u64, until: Option<u64>) -> Action {
+        self.next_start = from;
         Action::Fill { from, until, records_max: self.records_max }
     }
 
     /// Reads the marks to see if a batch that was refused for its size may be announced smaller.
     fn look_at_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool) -> Action {
-        let range = batch.range;
-        self.enter(State::Refused { batch, insert, quiet }, Action::ReadMarks { range, quiet, look: 0 })
+        let (range, group) = (batch.range, batch.group);
+        self.enter(State::Refused { batch, insert, quiet }, Action::ReadMarks { range, group, quiet, look: 0 })
     }
 
     /// Takes back a batch that was refused for its size. Its records are announced in batches of at most half its size. The
@@ -683,7 +722,7 @@ impl Protocol {
         look: u32,
         marks: &Marks,
     ) -> Action {
-        let range = batch.range;
+        let (range, group) = (batch.range, batch.group);
         match (missing(&batch.expected, range, marks), differs) {
             (Ok(left), None) => {
                 let same = |(insert, _): &(Insert, u32)| left.first().is_some_and(|first| first.table == insert.table);
@@ -701,9 +740,9 @@ impl Protocol {
                     true if look < looks => {
                         let look = look + 1;
                         let asking = State::Asking { batch, differs, repeated: Some((insert, inserts)), look };
-                        self.enter(asking, Action::ReadMarks { range, quiet: false, look })
+                        self.enter(asking, Action::ReadMarks { range, group, quiet: false, look })
                     }
-                    true if inserts >= INSERTS_MAX || insert != left[0] => {
+                    true if inserts >= inserts_max(group) || insert != left[0] => {
                         Action::Stop(StopReason::NotShown { range, table, inserts })
                     }
                     _ => self.insert(batch, left, Some(inserts)),
@@ -721,10 +760,12 @@ impl Protocol {
     }
 
     fn position(&self, offset: u64, next: Option<&Frozen>) -> Committed {
-        let next = next.filter(|_| guard::is_on(Guard::Intent)).map(|batch| (batch.range.end, batch.counts()));
+        let next = next.filter(|_| guard::is_on(Guard::Intent));
+        let (next, group) = (next.map(|batch| (batch.range.end, batch.counts())), next.and_then(|batch| batch.group));
         let (topic_id, cluster_id) = (self.topic_id.clone(), self.cluster_id.clone());
         let again = self.again.filter(|&again| offset < again && guard::is_on(Guard::Again));
-        let metadata = Metadata { topic_id, is_plain: self.is_plain, cluster_id, marked: self.marked, again, next };
+        let metadata =
+            Metadata { topic_id, is_plain: self.is_plain, cluster_id, marked: self.marked, again, next, group };
         Committed { offset, metadata: metadata.encode().into_bytes() }
     }
 
@@ -741,10 +782,10 @@ impl Protocol {
     }
 
     fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Insert, u32)>) -> Action {
-        let range = batch.range;
+        let (range, group) = (batch.range, batch.group);
         self.enter(
             State::Asking { batch, differs, repeated, look: 0 },
-            Action::ReadMarks { range, quiet: false, look: 0 },
+            Action::ReadMarks { range, group, quiet: false, look: 0 },
         )
     }
 
@@ -760,8 +801,8 @@ impl Protocol {
     fn insert(&mut self, batch: Frozen, left: Vec<Insert>, attempt: Option<u32>) -> Action {
         match left.first().cloned() {
             Some(insert) => {
-                let range = batch.range;
-                let action = Action::Insert { range, insert, attempt: attempt.unwrap_or(0) };
+                let (range, group) = (batch.range, batch.group);
+                let action = Action::Insert { range, group, insert, attempt: attempt.unwrap_or(0) };
                 self.enter(State::Inserting { batch, left, attempt }, action)
             }
             None => {
@@ -921,7 +962,7 @@ mod tests {
         let (mut protocol, _) = Protocol::start();
         let batch = |end| {
             let expected = Expected { raw: [(20_261_031, end - 50)].into(), daily: vec![202_610], rejected: 0 };
-            Outcome::Batch(Frozen { range: OffsetRange { start: 50, end }, expected })
+            Outcome::Batch(Frozen { range: OffsetRange { start: 50, end }, expected, group: None })
         };
         let nothing = || Outcome::Marks(Marks::default());
         let mut log = plain(Metadata { topic_id: "id".into(), ..Metadata::default() }, "");
@@ -956,7 +997,11 @@ mod tests {
             protocol.on_outcome(Outcome::Log(plain(Metadata { topic_id: "id".into(), ..Metadata::default() }, "")));
             protocol.on_outcome(Outcome::Progress(Progress::default()));
             let expected = Expected { raw: raw.into(), daily: vec![202_610, 202_611], rejected: 0 };
-            protocol.on_outcome(Outcome::Batch(Frozen { range: OffsetRange { start: 50, end: 56 }, expected }));
+            protocol.on_outcome(Outcome::Batch(Frozen {
+                range: OffsetRange { start: 50, end: 56 },
+                expected,
+                group: None,
+            }));
             protocol.on_outcome(Outcome::CommitDone);
             protocol.on_outcome(Outcome::Marks(Marks::default()));
             let marks = |raw: &[(u32, u64)], daily: &[(u32, u64)]| {
@@ -1018,7 +1063,7 @@ mod tests {
         assert_eq!(wanted.metadata, b"tallyhouse/2 topic=id marked=40 again=90");
         let batch = |start, end| {
             let expected = Expected { raw: [(20_261_031, end - start)].into(), daily: vec![202_610], rejected: 0 };
-            Outcome::Batch(Frozen { range: OffsetRange { start, end }, expected })
+            Outcome::Batch(Frozen { range: OffsetRange { start, end }, expected, group: None })
         };
         // A member starts in the middle of it.
         let (mut protocol, _) = Protocol::start();

@@ -8,6 +8,7 @@
 
 mod log;
 mod model;
+mod server;
 mod sink;
 mod world;
 
@@ -107,7 +108,9 @@ fn run(seed: u64, rules: Rules) -> Run {
 
 fn run_telling(seed: u64, rules: Rules, focus: &'static [&'static str], told: impl Fn(&World, Move)) -> Run {
     let mut random = StdRng::seed_from_u64(seed);
-    let logs = (0..random.random_range(1..=2)).map(|_| random_log(rules, &mut random)).collect();
+    let logs = (0..random.random_range(if rules.gathers { 2..=3 } else { 1..=3 }))
+        .map(|_| random_log(rules, &mut random))
+        .collect();
     let faults = random.random_range(0..=12);
     let share = random.random_range(0.02..0.3);
     let rows_max = if rules.memory == Memory::Any && !rules.refuses { random.random_range(2..12) } else { 40 };
@@ -178,8 +181,9 @@ fn first_violation(
 fn without_any_one_guard_a_violation_is_found() {
     let real = Rules::REAL;
     let (plenty, unequal) = (Rules { memory: Memory::Plenty, ..real }, Rules { memory: Memory::Unequal, ..real });
+    let groups = Rules { gathers: true, ..plenty };
     let for_good = Rules { hides: Hides::ForGood, ..real };
-    let ours: [(Guard, Rules, &'static [&'static str]); 26] = [
+    let ours: [(Guard, Rules, &'static [&'static str]); 29] = [
         (Guard::Intent, real, &[]),
         (Guard::Token, real, &[]),
         (Guard::Mark, real, &[]),
@@ -203,12 +207,17 @@ fn without_any_one_guard_a_violation_is_found() {
         (Guard::Whole, real, &["CutShort", "Crash"]),
         (Guard::Position, real, &["LosePosition"]),
         (Guard::Fill, real, &["LosePosition", "Crash", "LoseCommitAnswer"]),
+        (Guard::Follows, real, &["LoseWindow"]),
         (Guard::Permit, real, &["Crash"]),
         (Guard::Identity, real, &["TellIds", "Crash"]),
         (Guard::Quiet, unequal, &["Crash", "Expire", "ForgetTokens"]),
+        (Guard::GroupToken, groups, &["Revoke"]),
+        (Guard::WholeGroup, groups, &["Revoke"]),
     ];
+    let only = std::env::var("TALLYHOUSE_SIM_GUARD").unwrap_or_default();
     let mut found: Vec<(String, Option<(u64, String)>)> = ours
         .into_iter()
+        .filter(|(guard, ..)| format!("{guard:?}").contains(&only))
         .map(|(guard, rules, focus)| (format!("{guard:?}"), first_violation(Some(guard), rules, rules, focus)))
         .collect();
     found.push(("the broker's fence".into(), first_violation(None, Rules { fence: false, ..real }, real, &[])));
@@ -258,6 +267,19 @@ fn what_is_hidden_for_good_stops_its_partition() {
         stopped += u64::from(told.get());
     }
     assert!(stopped > 0, "no partition stopped");
+}
+
+/// Groups of all partitions of a member, which are rare if each window may also be taken alone.
+#[test]
+fn every_seed_is_exact_with_groups() {
+    let rules = Rules { memory: Memory::Plenty, gathers: true, ..Rules::REAL };
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for seed in 0..from_environment("TALLYHOUSE_SIM_SEEDS").unwrap_or(SEEDS) {
+        let run = run(seed, rules);
+        assert_eq!(run.violation, None, "seed {seed}");
+        run.moves.into_iter().for_each(|(_, kind)| *counts.entry(kind).or_default() += 1);
+    }
+    println!("moves by kind: {counts:?}");
 }
 
 #[test]

@@ -1,12 +1,10 @@
-//! A fake of one source's rows in ClickHouse, with the habits of the real server. An insert applies one ClickHouse partition
-//! after the other, continues after its sender is gone, and may begin long after it was sent. It is dropped per partition while
-//! its token is remembered. Two queries of one id do not run at once. The server may show rows late, or never, or an older state.
-//! A restored backup takes rows away, and so does a TTL.
+//! A fake of one source's rows in ClickHouse, with the habits of the real server. The server may show rows late, or never, or an
+//! older state. A restored backup takes rows away, and so does a TTL. [`super::server`] has the inserts and their tokens.
 //!
 //! Must never be kinder than the server that `tests/it/protocol.rs` talks to.
 
 use super::log::{Log, Record};
-use crate::protocol::marks::{Insert, Marks, PartitionId, Progress};
+use crate::protocol::marks::{Marks, PartitionId, Progress};
 use crate::source::{OffsetRange, Table};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,24 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Content {
     pub rows: Vec<(PartitionId, u64)>,
     pub rejects: Vec<u64>,
-}
-
-/// An insert that was sent and is not over.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Sent {
-    pub range: OffsetRange,
-    pub insert: Insert,
-    /// Content of the batch of which the insert is a part.
-    pub content: Content,
-    pub token: String,
-    /// The topic id in the `source` of its rows.
-    pub id: String,
-    /// The member whose task waits for the answer.
-    pub waiting: Option<usize>,
-    /// True if it has reached the server, and shows in `system.processes`.
-    pub begun: bool,
-    /// ClickHouse partitions that are not applied yet.
-    pub left: Vec<PartitionId>,
 }
 
 /// The rows, as the number of times that each offset is in each table.
@@ -49,7 +29,6 @@ struct Rows {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sink {
     rows: Rows,
-    tokens: BTreeSet<(String, PartitionId)>,
     /// Batches and tables of which a token was stored without rows.
     halved: BTreeSet<(OffsetRange, Table)>,
     /// Other rows that are shown in place of these, for this number of looks; permanently if it is `None`.
@@ -68,7 +47,6 @@ pub struct Sink {
     pub records_max: Option<u64>,
     /// The topic id in the `source` of the rows.
     id: String,
-    pub sent: Vec<Sent>,
 }
 
 impl Rows {
@@ -90,7 +68,6 @@ impl Sink {
         let (raw, rejected, counted) = (none.clone(), none.clone(), none);
         Sink {
             rows: Rows { raw, rejected, counted, ends: BTreeMap::new() },
-            tokens: BTreeSet::new(),
             halved: BTreeSet::new(),
             shown: None,
             records_max: None,
@@ -100,7 +77,6 @@ impl Sink {
             restored: false,
             has_hidden: false,
             has_forgotten: false,
-            sent: Vec::new(),
         }
     }
 
@@ -146,13 +122,10 @@ impl Sink {
         !self.halved.is_empty()
     }
 
-    /// Restores a backup, or loses all parts after this end. The tokens may be kept.
-    pub fn restore(&mut self, end: u64, keeps_tokens: bool) {
+    /// Restores a backup, or loses all parts after this end.
+    pub fn restore(&mut self, end: u64) {
         self.rows = self.rows.as_of(end);
         (self.shown, self.restored) = (None, true);
-        if !keeps_tokens {
-            self.forget_tokens();
-        }
     }
 
     /// Returns the first day that the TTL has not reached.
@@ -189,12 +162,6 @@ impl Sink {
         }
     }
 
-    /// True if the insert is refused for its size.
-    pub fn refuses(&self, index: usize) -> bool {
-        let Content { rows, rejects } = &self.sent[index].content;
-        self.records_max.is_some_and(|most| (rows.len() + rejects.len()) as u64 > most)
-    }
-
     /// True if there are no rows.
     fn is_empty(&self) -> bool {
         let Rows { raw, rejected, counted, .. } = &self.rows;
@@ -212,35 +179,20 @@ impl Sink {
     }
 
     /// True if an insert is about to store rows with another topic id than that of the existing rows.
-    pub fn is_of_two_ids(&mut self, index: usize) -> bool {
+    pub fn is_of_two_ids(&mut self, id: &str) -> bool {
         if self.is_empty() {
-            self.id.clone_from(&self.sent[index].id);
+            id.clone_into(&mut self.id);
         }
-        self.id != self.sent[index].id
+        self.id != id
     }
 
     fn shown(&self) -> &Rows {
         self.shown.as_ref().map_or(&self.rows, |(rows, _)| rows)
     }
 
-    /// Lets a sent insert reach the server. Returns `false` if the server refuses it because its query id is running.
-    pub fn begin(&mut self, index: usize) -> bool {
-        let id = |sent: &Sent| (sent.range, sent.insert.table);
-        let wanted = id(&self.sent[index]);
-        let free = !self.sent.iter().any(|sent| sent.begun && id(sent) == wanted);
-        self.sent[index].begun = free;
-        free
-    }
-
-    /// Applies one ClickHouse partition of a begun insert, unless its token is remembered.
-    pub fn apply(&mut self, index: usize, partition: usize) {
-        let sent = &mut self.sent[index];
-        let partition = sent.left.remove(partition);
-        let (range, table, token) = (sent.range, sent.insert.table, sent.token.clone());
-        if !token.is_empty() && !self.tokens.insert((token, partition)) {
-            return;
-        }
-        let Content { rows, rejects } = &self.sent[index].content;
+    /// Applies the rows of one ClickHouse partition of an insert.
+    pub fn apply(&mut self, table: Table, partition: PartitionId, range: OffsetRange, content: &Content) {
+        let Content { rows, rejects } = content;
         match table {
             Table::Raw => {
                 if partition < self.removed_before {
@@ -258,35 +210,14 @@ impl Sink {
         }
     }
 
-    /// Kills the server. Inserts that had begun keep the part that was applied. `halfway`: the tokens of the next ClickHouse
-    /// partitions are stored, their rows are not.
-    pub fn kill(&mut self, halfway: bool) -> Vec<usize> {
-        let halved: Vec<Sent> = self.sent.iter().filter(|sent| halfway && self.can_be_halved(sent)).cloned().collect();
-        for sent in halved {
-            self.tokens.extend(sent.left.first().map(|partition| (sent.token, *partition)));
-            self.halved.insert((sent.range, sent.insert.table));
-        }
-        let waiting = self.sent.iter().filter(|sent| sent.begun).filter_map(|sent| sent.waiting).collect();
-        self.sent.retain(|sent| !sent.begun);
-        waiting
+    /// True if the server may die between the token and the rows of this batch and table.
+    pub fn can_be_halved(&self, range: OffsetRange, table: Table) -> bool {
+        !self.halved.contains(&(range, table)) && !self.restored
     }
 
-    pub fn may_die_halfway(&self) -> bool {
-        self.sent.iter().any(|sent| self.can_be_halved(sent))
-    }
-
-    fn can_be_halved(&self, sent: &Sent) -> bool {
-        let is_first = !self.halved.contains(&(sent.range, sent.insert.table));
-        sent.begun && !sent.left.is_empty() && !sent.token.is_empty() && is_first && !self.restored
-    }
-
-    pub fn forget_tokens(&mut self) {
-        self.tokens.clear();
-        self.has_forgotten = true;
-    }
-
-    pub fn is_running(&self, range: OffsetRange) -> bool {
-        self.sent.iter().any(|sent| sent.begun && sent.range == range)
+    /// Notes that the server has died between the token and the rows of this batch and table.
+    pub fn halve(&mut self, range: OffsetRange, table: Table) {
+        self.halved.insert((range, table));
     }
 
     pub fn raw_marks(&self, range: OffsetRange, log: &Log, marks: &mut Marks) {

@@ -145,30 +145,38 @@ pub fn native_block(rows: u64, columns: Vec<(&str, &str, Vec<Bytes>)>) -> Vec<By
     block
 }
 
-/// Returns a `LowCardinality(String)` column with the same value in each of `rows` rows: a dictionary of one key, then one-byte
-/// indexes to it.
-pub fn constant_low_cardinality(value: &str, rows: u64) -> Vec<Bytes> {
-    let keys = [value.as_bytes()];
-    let mut column = low_cardinality_head(&keys, rows);
-    column.put(&vec![0; rows as usize]);
+/// Returns a `LowCardinality(String)` column with each value in a number of rows that follow each other.
+pub fn low_cardinality_runs(runs: &[(&str, u64)]) -> Vec<Bytes> {
+    let keys: Vec<&[u8]> = runs.iter().map(|(value, _)| value.as_bytes()).collect();
+    let rows = runs.iter().map(|(_, rows)| rows).sum();
+    let wide = keys.len() > 256;
+    let mut column = low_cardinality_head(&keys, rows, wide);
+    for (index, (_, rows)) in runs.iter().enumerate() {
+        let rows = *rows as usize;
+        match wide {
+            true => column.put(&(index as u16).to_le_bytes().repeat(rows)),
+            false => column.put(&vec![index as u8; rows]),
+        }
+    }
     column.finish()
 }
 
 /// Returns a `LowCardinality(String)` column from a dictionary of at most 256 keys and one-byte indexes.
 pub fn low_cardinality(keys: &[&[u8]], indexes: &[u8]) -> Vec<Bytes> {
-    let mut column = low_cardinality_head(keys, indexes.len() as u64);
+    let mut column = low_cardinality_head(keys, indexes.len() as u64, false);
     column.put(indexes);
     column.finish()
 }
 
-fn low_cardinality_head(keys: &[&[u8]], rows: u64) -> Column {
-    // ClickHouse, SerializationLowCardinality: version 1 (shared dictionaries with additional keys); index type 0 (UInt8) with
-    // the flags "has additional keys" and "needs a new dictionary".
+/// Returns the part of a column before its indexes. `wide`: they have two bytes, for at most 65,536 keys.
+fn low_cardinality_head(keys: &[&[u8]], rows: u64, wide: bool) -> Column {
+    // ClickHouse, SerializationLowCardinality: version 1 (shared dictionaries with additional keys); index type 0 (UInt8) or 1
+    // (UInt16) with the flags "has additional keys" and "needs a new dictionary".
     const VERSION: u64 = 1;
-    const INDEX_TYPE: u64 = (1 << 9) | (1 << 10);
+    const FLAGS: u64 = (1 << 9) | (1 << 10);
     let mut column = Column::default();
     column.put(&VERSION.to_le_bytes());
-    column.put(&INDEX_TYPE.to_le_bytes());
+    column.put(&(FLAGS | u64::from(wide)).to_le_bytes());
     column.put(&(keys.len() as u64).to_le_bytes());
     for key in keys {
         column.put_string(key);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tallyhouse_core::decode::TimeBounds;
 use tallyhouse_core::protocol::LogView;
+use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, Progress};
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::{OffsetRange, Source};
@@ -125,8 +126,13 @@ impl Reader {
     ///
     /// # Errors
     /// Any of [`AuditError`].
-    pub async fn marks(&self, range: OffsetRange, source: &Source) -> Result<Marks, AuditError> {
-        self.sink.await_ended(range, source).await?;
+    pub async fn marks(
+        &self,
+        range: OffsetRange,
+        group: Option<GroupId>,
+        source: &Source,
+    ) -> Result<Marks, AuditError> {
+        self.sink.await_ended(range, group, source).await?;
         Ok(self.sink.marks(range, source, None).await?)
     }
 

@@ -271,29 +271,26 @@ impl Status {
     }
 
     /// Returns the time that a partition may take to commit or announce something while records wait.
-    pub fn patience(&self, partition: i32) -> Duration {
-        let all = || self.partitions.as_ref().map_or(0, Vec::len);
-        let of_holder = self.holder(partition).and_then(|index| self.members()[index].partitions.as_ref());
-        let by_settings = self.pace.flush_age(of_holder.map_or_else(all, Vec::len));
+    pub fn patience(&self) -> Duration {
         let told = self.asked.iter().filter_map(|member| member.answer.as_ref().ok()?.flush_age).max();
-        by_settings.max(told.unwrap_or_default()) + GRACE
+        self.pace.flush_age().max(told.unwrap_or_default()) + GRACE
     }
 
     /// Judges a partition by its looks.
-    pub fn progress(&self, number: i32, standing: &Standing) -> Progress {
-        standing.progress(self.patience(number))
+    pub fn progress(&self, standing: &Standing) -> Progress {
+        standing.progress(self.patience())
     }
 
     /// Returns the partitions that only a later look can judge, each with the time until that look. It is empty where
     /// the cause is already known.
     pub fn unjudged(&self) -> Vec<(i32, Duration)> {
         let is_explained = |standing: &Standing| matches!(standing.outlook, Some(Outlook::Stops(_)));
-        let open = self.standings().filter(|(number, standing)| {
-            self.progress(*number, standing) == Progress::NotJudged && !is_explained(standing)
-        });
+        let open = self
+            .standings()
+            .filter(|(_, standing)| self.progress(standing) == Progress::NotJudged && !is_explained(standing));
         match self.clickhouse.is_err() || self.has_nobody() {
             true => Vec::new(),
-            false => open.map(|(number, _)| (number, self.patience(number))).collect(),
+            false => open.map(|(number, _)| (number, self.patience())).collect(),
         }
     }
 
@@ -305,7 +302,7 @@ impl Status {
     fn stands_still(&self, number: i32, standing: &Standing) -> Option<String> {
         let is_explained =
             matches!(standing.outlook, Some(Outlook::Stops(_))) || self.is_without_member(number) || self.has_nobody();
-        if is_explained || self.progress(number, standing) != Progress::StandsStill {
+        if is_explained || self.progress(standing) != Progress::StandsStill {
             return None;
         }
         let seconds = standing.motion.unmoved.as_secs();
@@ -313,7 +310,7 @@ impl Status {
             Some(range) => format!("batch {range} is announced and was not ended in {seconds} s"),
             None => format!("{} records wait, and nothing was committed in {seconds} s", standing.lag()),
         };
-        let flush = (self.patience(number) - GRACE).as_secs_f64().ceil();
+        let flush = (self.patience() - GRACE).as_secs_f64().ceil();
         let group = match &self.group {
             Ok(Group { state: GroupState::Rebalancing, .. }) => "Partitions are being shared out; if that stays, ",
             _ => "",

@@ -126,7 +126,7 @@ impl Status {
             open_transaction_records: standing.and_then(|standing| standing.held_back).map(|held| held.offsets),
             open_transaction_s: standing
                 .and_then(|standing| Some(standing.open_transaction()?.open_for?.as_secs_f64())),
-            progress: standing.map(|standing| self.progress(partition, standing)),
+            progress: standing.map(|standing| self.progress(standing)),
             unmoved_s: standing.map(|standing| standing.motion.unmoved.as_secs_f64()),
         }
     }
@@ -251,7 +251,7 @@ impl Status {
             None => "-".to_owned(),
         };
         let outlook = match &standing.outlook {
-            Some(Outlook::GoesOn(_)) | None if self.progress(number, standing) == Progress::StandsStill => {
+            Some(Outlook::GoesOn(_)) | None if self.progress(standing) == Progress::StandsStill => {
                 format!("STANDS STILL, for {} s so far", standing.motion.unmoved.as_secs())
             }
             None => "not known without ClickHouse".to_owned(),

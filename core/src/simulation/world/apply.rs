@@ -1,16 +1,23 @@
 //! Applies each move to the world.
 
-use super::{Commit, Doing, Fault, Held, Hides, Move, PLENTY, Partition, SESSION, Task, World};
+use super::{Commit, Doing, Fault, Grouped, Held, Hides, Move, PLENTY, Partition, SESSION, Task, World};
 use crate::batch::Batch;
+use crate::guard::{self, Guard};
+use crate::protocol::group::{Group, GroupId, JointInsert, id_of};
 use crate::protocol::lease::Lease;
-use crate::protocol::marks::{Insert, Marks, Progress};
+use crate::protocol::marks::{Insert, Marks, PartitionId, Progress};
 use crate::protocol::stop::StopReason;
-use crate::protocol::{Action, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, may_commit};
+use crate::protocol::{Action, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, may_commit};
 use crate::simulation::log::DAYS;
-use crate::simulation::sink::{Content, Sent};
+use crate::simulation::server::{Part, Sent};
+use crate::simulation::sink::Content;
 use crate::source::{OffsetRange, Source};
 use crate::window::buffer::{Buffer, Halt};
 use crate::window::intake::{Fill, Intake, Verdict};
+use std::collections::BTreeSet;
+
+/// The token of a group does not depend on a range.
+const NO_RANGE: OffsetRange = OffsetRange { start: 0, end: 0 };
 
 impl World {
     /// Makes a move happen.
@@ -27,23 +34,24 @@ impl World {
             }
             Move::Resume(m) => self.resume(m),
             Move::Take(p, t) => self.take(p, t),
-            Move::Refuse(p, i) => self.answer_insert(p, i, Outcome::InsertUnknown),
+            Move::Gather(m) => self.gather(m),
+            Move::Send(g) => {
+                let Grouped { member, id, .. } = self.groups[g];
+                let joint = self.groups[g].sending.take();
+                joint.into_iter().for_each(|joint| self.send_joint(member, id, joint));
+            }
+            Move::LeaveAbsent(g) => {
+                let Grouped { member, id, group, .. } = &mut self.groups[g];
+                let (member, id, joint) = (*member, *id, group.leave_absent());
+                self.leave_those_outside(member, id);
+                self.start_joint(member, id, joint);
+            }
+            Move::Refuse(i) => self.refuse(i, Outcome::InsertUnknown),
             Move::Compare(p, i) => self.compare(p, i),
             Move::Deliver(p, i) => self.deliver(p, i, true),
-            Move::Begin(p, i) => self.begin(p, i),
-            Move::Apply(p, i, k) => {
-                let partition = &mut self.partitions[p];
-                if partition.sink.is_of_two_ids(i) {
-                    self.violation = Some(format!("partition {p}: rows under two names"));
-                }
-                partition.sink.apply(i, k);
-                // If rows are hidden permanently, one needless repeat cannot be distinguished from a needed one.
-                let times_max = if self.rules.hides == Hides::ForGood { INSERTS_MAX as u8 } else { 1 };
-                if let Some(doubled) = partition.sink.more_than(times_max) {
-                    self.violation = Some(format!("partition {p}: offset {doubled}"));
-                }
-            }
-            Move::Acknowledge(p, i) => self.answer_insert(p, i, Outcome::Inserted),
+            Move::Begin(i) => self.begin(i),
+            Move::Apply(i, k) => self.apply(i, k),
+            Move::Acknowledge(i) => self.acknowledge(i),
             Move::Forget(m) => self.forget(m),
             Move::Rejoin(m) => self.rejoin(m),
             Move::Remedy(p) => {
@@ -88,27 +96,36 @@ impl World {
                 }
                 self.deliver(p, i, true);
             }
-            Fault::DropInsert(p, i) => self.answer_insert(p, i, Outcome::InsertUnknown),
-            Fault::AbandonInsert(p, i) => {
-                if let Some(member) = self.partitions[p].sink.sent[i].waiting.take() {
-                    self.answer(p, member, Outcome::InsertUnknown);
-                }
+            Fault::DropInsert(i) => {
+                let sent = self.server.sent.remove(i);
+                self.answer_parts(&sent, |_, _| Outcome::InsertUnknown);
             }
-            Fault::KillSink { halfway } => {
-                for p in 0..self.partitions.len() {
-                    for member in self.partitions[p].sink.kill(halfway) {
-                        self.answer(p, member, Outcome::InsertUnknown);
-                    }
-                }
+            Fault::AbandonInsert(i) => {
+                let sent = self.server.sent[i].clone();
+                self.server.sent[i].parts.iter_mut().for_each(|part| part.waiting = false);
+                self.answer_parts(&sent, |_, _| Outcome::InsertUnknown);
             }
-            Fault::ForgetTokens(p) => self.partitions[p].sink.forget_tokens(),
+            Fault::KillSink { halfway } => self.kill(halfway),
+            Fault::ForgetTokens(p) => {
+                self.server.forget(p, &self.forgettable(p));
+                self.partitions[p].sink.has_forgotten = true;
+            }
             Fault::Hide(p) => self.partitions[p].sink.hide(looks),
             // It may begin within a look, which leaves one look less.
             Fault::HideTable(p, table) => self.partitions[p].sink.hide_table(table, looks.map(|looks| looks - 1)),
             Fault::ShowOld(p, end) => self.partitions[p].sink.show_old(end, looks.map(|looks| looks - 1)),
-            Fault::Restore(p, end, keeps_tokens) => self.partitions[p].sink.restore(end, keeps_tokens),
-            Fault::Answer(p, i) if self.rules.proves_answers => self.answer_insert(p, i, Outcome::InsertUnknown),
-            Fault::Answer(p, i) => self.answer_insert(p, i, Outcome::Inserted),
+            Fault::Restore(p, end, keeps_tokens) => {
+                self.partitions[p].sink.restore(end);
+                if !keeps_tokens {
+                    self.server.forget(p, &self.server.groups_of(p));
+                    self.partitions[p].sink.has_forgotten = true;
+                }
+            }
+            Fault::Answer(i) => {
+                let proves = self.rules.proves_answers;
+                let sent = self.server.sent.remove(i);
+                self.answer_parts(&sent, |_, _| if proves { Outcome::InsertUnknown } else { Outcome::Inserted });
+            }
             Fault::Age(p) => {
                 let sink = &mut self.partitions[p].sink;
                 let next = DAYS.iter().map(|(day, _)| *day).find(|day| *day > sink.expired_before());
@@ -144,6 +161,11 @@ impl World {
                     (task.buffer, task.position, task.paused) = (None, None, false);
                 }
             }
+            Fault::LoseWindow(p, t) => {
+                self.partitions[p].window_lost = true;
+                let Task { buffer, fill, .. } = &mut self.partitions[p].tasks[t];
+                drop(buffer.as_mut().and_then(|buffer| buffer.take(*fill, |_| true)));
+            }
             Fault::CutShort(p, t) => {
                 self.partitions[p].cut_short = true;
                 let until = self.partitions[p].tasks[t].buffer.as_ref().and_then(Buffer::until);
@@ -168,6 +190,8 @@ impl World {
             buffer: None,
             position: None,
             paused: false,
+            replaying: false,
+            group: None,
             frozen: Vec::new(),
             lease,
             renewed: None,
@@ -197,6 +221,7 @@ impl World {
 
     fn crash(&mut self, m: usize) {
         self.members[m].alive = false;
+        self.groups.retain(|grouped| grouped.member != m);
         for p in 0..self.partitions.len() {
             self.drop_task(p, m);
         }
@@ -205,11 +230,16 @@ impl World {
     /// Cuts a task off. Its sent requests continue without it.
     fn drop_task(&mut self, p: usize, m: usize) {
         self.members[m].intake.forget(p as i32);
+        for sent in self.server.sent.iter_mut().filter(|sent| sent.member == m) {
+            sent.parts.iter_mut().filter(|part| part.partition == p).for_each(|part| part.waiting = false);
+        }
+        let of_member = |task: &&mut Task| task.member == m;
+        let group = self.partitions[p].tasks.iter_mut().find(of_member).and_then(|task| task.group.take());
         let partition = &mut self.partitions[p];
         partition.tasks.retain(|task| task.member != m);
         partition.commits.retain(|commit| commit.member != m || commit.stamp.is_some());
         partition.commits.iter_mut().filter(|commit| commit.member == m).for_each(|commit| commit.waiting = false);
-        partition.sink.sent.iter_mut().filter(|sent| sent.waiting == Some(m)).for_each(|sent| sent.waiting = None);
+        group.into_iter().for_each(|group| self.leave(p, m, group));
     }
 
     fn step(&mut self, p: usize, t: usize) {
@@ -231,6 +261,7 @@ impl World {
             Doing::Progress { from, ends } => Outcome::Progress(sink.progress(from, &ends, log)),
             Doing::Next(Action::Fill { from, until, records_max }) => {
                 task.frozen.clear();
+                task.replaying = until.is_some();
                 self.fills += 1;
                 task.fill = self.fills;
                 task.doing = Doing::Awaiting;
@@ -250,17 +281,27 @@ impl World {
                 partition.commits.push(Commit { member, waiting: true, expected, wanted, stamp: None });
                 return;
             }
-            Doing::Next(Action::Insert { range, insert, attempt }) => {
+            Doing::Next(Action::Insert { insert, attempt: 0, .. }) if task.group.is_some() => {
+                return self.ask(p, t, insert);
+            }
+            Doing::Next(Action::Insert { .. }) if task.group.is_some() => {
+                let (m, group) = (task.member, task.group.take());
+                group.into_iter().for_each(|group| self.leave(p, m, group));
+                return;
+            }
+            Doing::Next(Action::Insert { range, group, insert, attempt }) => {
                 if task.lease.holds(self.members[task.member].now) {
                     if !self.rules.tokens {
-                        return self.send(p, t, range, insert, attempt);
+                        return self.send(p, t, range, group, insert, attempt);
                     }
-                    task.doing = Doing::Sending { range, insert, attempt };
+                    task.doing = Doing::Sending { range, group, insert, attempt };
                     return;
                 }
                 Outcome::LeaseExpired
             }
-            Doing::Sending { range, insert, attempt } => return self.send(p, t, range, insert, attempt),
+            Doing::Sending { range, group, insert, attempt } => {
+                return self.send(p, t, range, group, insert, attempt);
+            }
             Doing::Next(Action::ReadMarks { range, quiet, .. }) => {
                 let mut marks = Marks::default();
                 // The wait for quiet is longer than the time for which rows are shown late.
@@ -280,7 +321,10 @@ impl World {
                 sink.rejected_marks(range, &mut marks);
                 Outcome::Marks(marks)
             }
-            Doing::Next(Action::Release | Action::Stop(_)) | Doing::Committing | Doing::Inserting => return,
+            Doing::Next(Action::Release | Action::Stop(_))
+            | Doing::Committing
+            | Doing::Inserting
+            | Doing::Gathering => return,
         };
         self.on_outcome(p, t, seen);
     }
@@ -297,23 +341,171 @@ impl World {
         self.on_outcome(p, t, Outcome::Log(log));
     }
 
-    fn send(&mut self, p: usize, t: usize, range: OffsetRange, insert: Insert, attempt: u32) {
+    /// Sends an insert of one source alone.
+    fn send(&mut self, p: usize, t: usize, range: OffsetRange, group: Option<GroupId>, insert: Insert, attempt: u32) {
         let tokens = self.rules.tokens;
-        let partition = &mut self.partitions[p];
-        let id = partition.tasks[t].id.clone();
-        let source = Source { topic_id: id.clone(), ..partition.source.clone() };
-        let token = if tokens { source.token(range, insert.table, attempt) } else { String::new() };
-        let waiting = Some(partition.tasks[t].member);
-        let left = insert.partitions.clone();
-        let task = &mut partition.tasks[t];
+        let task = &mut self.partitions[p].tasks[t];
         task.doing = Doing::Inserting;
-        let Some(held) = task.frozen.iter().find(|held| held.frozen.range == range) else { return };
-        let content = held.content.clone();
-        partition.sink.sent.push(Sent { range, insert, content, token, id, waiting, begun: false, left });
+        let (member, id, table) = (task.member, task.id.clone(), insert.table);
+        let source = Source { topic_id: id.clone(), ..self.partitions[p].source.clone() };
+        let token = if tokens { source.token(range, group, table, attempt) } else { String::new() };
+        let left = insert.partitions.clone();
+        let Some(part) = self.part(p, t, |held| held.frozen.range == range, insert) else { return };
+        let shares_token = group.is_some() && attempt == 0 && guard::is_on(Guard::GroupToken);
+        self.server.sent.push(Sent {
+            member,
+            table,
+            group,
+            joint: false,
+            token,
+            shares_token,
+            begun: false,
+            left,
+            parts: vec![part],
+        });
         if !tokens {
-            let last = partition.sink.sent.len() - 1;
-            self.begin(p, last);
+            self.begin(self.server.sent.len() - 1);
         }
+    }
+
+    /// Returns the part of an insert with rows of a batch of this task.
+    fn part(&self, p: usize, t: usize, is_wanted: impl Fn(&&Held) -> bool, insert: Insert) -> Option<Part> {
+        let task = &self.partitions[p].tasks[t];
+        let held = task.frozen.iter().find(is_wanted)?;
+        let (range, content) = (held.frozen.range, held.content.clone());
+        Some(Part { partition: p, range, insert, content, id: task.id.clone(), waiting: true })
+    }
+
+    /// A task asks its group for an insert.
+    fn ask(&mut self, p: usize, t: usize, insert: Insert) {
+        let task = &mut self.partitions[p].tasks[t];
+        task.doing = Doing::Gathering;
+        let (m, Some(id)) = (task.member, task.group) else { return };
+        let joint = self.grouped(m, id).and_then(|grouped| grouped.group.ask(p as i32, insert));
+        self.start_joint(m, id, joint);
+    }
+
+    fn grouped(&mut self, m: usize, id: GroupId) -> Option<&mut Grouped> {
+        self.groups.iter_mut().find(|grouped| grouped.member == m && grouped.id == id)
+    }
+
+    /// A task leaves its group before its batch is committed.
+    fn leave(&mut self, p: usize, m: usize, id: GroupId) {
+        let joint = self.grouped(m, id).and_then(|grouped| grouped.group.leave(p as i32));
+        self.start_joint(m, id, joint);
+    }
+
+    /// Tells the tasks that are no longer in the group, and lets those that wait in it insert alone.
+    fn leave_those_outside(&mut self, m: usize, id: GroupId) {
+        let group = self.grouped(m, id).map(|grouped| grouped.group.clone());
+        for p in 0..self.partitions.len() {
+            let is_in = group.as_ref().is_some_and(|group| group.has(p as i32));
+            let in_group = |task: &&mut Task| task.member == m && task.group == Some(id);
+            if let Some(task) = self.partitions[p].tasks.iter_mut().find(in_group).filter(|_| !is_in) {
+                task.group = None;
+                let waited = task.doing == Doing::Gathering;
+                if waited {
+                    self.answer(p, m, Outcome::InsertUnknown);
+                }
+            }
+        }
+    }
+
+    /// Checks the leases of all sources of a group's insert.
+    fn start_joint(&mut self, m: usize, id: GroupId, joint: Option<JointInsert>) {
+        let now = self.members[m].now;
+        match joint {
+            Some(joint) if joint.iter().all(|(p, _)| self.task(*p as usize, m).is_some_and(|t| t.lease.holds(now))) => {
+                match self.rules.tokens {
+                    true => self.grouped(m, id).into_iter().for_each(|grouped| grouped.sending = Some(joint.clone())),
+                    false => self.send_joint(m, id, joint),
+                }
+            }
+            Some(joint) => joint.iter().for_each(|(p, _)| self.answer(*p as usize, m, Outcome::LeaseExpired)),
+            None => {}
+        }
+        self.groups.retain(|grouped| !grouped.group.is_empty() || grouped.sending.is_some());
+    }
+
+    fn task(&self, p: usize, m: usize) -> Option<&Task> {
+        self.partitions[p].tasks.iter().find(|task| task.member == m)
+    }
+
+    /// Sends an insert of several sources of a group. A source that has left meanwhile gets no answer.
+    fn send_joint(&mut self, m: usize, id: GroupId, joint: JointInsert) {
+        let Some(&(first, Insert { table, .. })) = joint.first() else { return };
+        let source = self.partitions[first as usize].source.clone();
+        let tokens = self.rules.tokens;
+        let token = if tokens { source.token(NO_RANGE, Some(id), table, 0) } else { String::new() };
+        let mut parts = Vec::new();
+        for (p, insert) in joint {
+            let p = p as usize;
+            let Some(t) = self.partitions[p].tasks.iter().position(|task| task.member == m) else { continue };
+            if self.partitions[p].tasks[t].group != Some(id) {
+                continue;
+            }
+            parts.extend(self.part(p, t, |held| held.frozen.group == Some(id), insert));
+            self.partitions[p].tasks[t].doing = Doing::Inserting;
+        }
+        let left: BTreeSet<PartitionId> = parts.iter().flat_map(|part| part.insert.partitions.clone()).collect();
+        if parts.is_empty() {
+            return self.groups.retain(|grouped| !grouped.group.is_empty());
+        }
+        self.server.sent.push(Sent {
+            member: m,
+            table,
+            group: Some(id),
+            joint: true,
+            token,
+            shares_token: true,
+            begun: false,
+            left: left.into_iter().collect(),
+            parts,
+        });
+        if !tokens {
+            self.begin(self.server.sent.len() - 1);
+        }
+    }
+
+    /// Takes the windows of all partitions whose tasks wait for one. Those with records become a group.
+    fn gather(&mut self, m: usize) {
+        let mut taken: Vec<(usize, Batch)> = Vec::new();
+        for p in self.may_gather(m) {
+            let Some(task) = self.partitions[p].tasks.iter_mut().find(|task| task.member == m) else { continue };
+            let fill = task.fill;
+            let window = task.buffer.as_mut().and_then(|buffer| buffer.take(fill, |_| true));
+            taken.extend(window.map(|(window, end)| (p, Batch::freeze(window, end))));
+        }
+        let in_group = |(_, batch): &&(usize, Batch)| !batch.is_empty();
+        let names: Vec<(usize, String, OffsetRange)> = taken
+            .iter()
+            .filter(in_group)
+            .filter_map(|(p, batch)| {
+                let topic_id = self.task(*p, m)?.id.clone();
+                let source = Source { topic_id, ..self.partitions[*p].source.clone() };
+                Some((*p, source.name(), batch.range()))
+            })
+            .collect();
+        let id = (names.len() > 1).then(|| id_of(names.iter().map(|(_, name, range)| (name.as_str(), *range))));
+        if let Some(id) = id {
+            self.server.groups.insert(id, names.iter().map(|(p, ..)| *p).collect());
+            let group = Group::new(names.iter().map(|(p, ..)| *p as i32));
+            self.groups.push(Grouped { member: m, id, group, sending: None });
+        }
+        for (p, batch) in taken {
+            let Some(t) = self.partitions[p].tasks.iter().position(|task| task.member == m) else { continue };
+            self.freeze(p, t, &batch, id.filter(|_| !batch.is_empty()));
+        }
+    }
+
+    fn freeze(&mut self, p: usize, t: usize, batch: &Batch, group: Option<GroupId>) {
+        let task = &mut self.partitions[p].tasks[t];
+        let (rows, rejects) = batch.offsets();
+        let frozen = Frozen { group, ..batch.frozen() };
+        task.frozen.push(Held { frozen: frozen.clone(), content: Content { rows, rejects }, bytes: batch.bytes() });
+        task.group = group.or(task.group);
+        task.replaying = false;
+        self.on_outcome(p, t, Outcome::Batch(frozen));
     }
 
     /// Performs the reader's part. It drops the records of partitions with new fills. Then it seeks for the next fill and makes
@@ -394,18 +586,80 @@ impl World {
         let fill = task.fill;
         let taken = task.buffer.as_mut().and_then(|buffer| buffer.take(fill, |_| true));
         let Some((window, end)) = taken else { return };
-        let batch = Batch::freeze(window, end);
-        let (rows, rejects) = batch.offsets();
-        let frozen = batch.frozen();
-        task.frozen.push(Held { frozen: frozen.clone(), content: Content { rows, rejects }, bytes: batch.bytes() });
-        self.on_outcome(p, t, Outcome::Batch(frozen));
+        self.freeze(p, t, &Batch::freeze(window, end), None);
     }
 
-    fn begin(&mut self, p: usize, i: usize) {
-        if self.partitions[p].sink.refuses(i) {
-            self.answer_insert(p, i, Outcome::InsertTooLarge);
-        } else if !self.partitions[p].sink.begin(i) {
-            self.answer_insert(p, i, Outcome::InsertUnknown);
+    fn begin(&mut self, i: usize) {
+        let sent = &self.server.sent[i];
+        let is_refused = |p: usize| sent.is_larger_than(self.partitions[p].sink.records_max);
+        if sent.parts.iter().any(|part| is_refused(part.partition)) {
+            // One batch alone may fit.
+            let refused = if sent.joint { Outcome::InsertUnknown } else { Outcome::InsertTooLarge };
+            self.refuse(i, refused);
+        } else if !self.server.begin(i) {
+            let sent = self.server.sent.remove(i);
+            self.answer_parts(&sent, |_, _| Outcome::InsertUnknown);
+        }
+    }
+
+    /// Refuses an insert. One source alone may be the reason, so its group ends.
+    fn refuse(&mut self, i: usize, seen: Outcome) {
+        let sent = self.server.sent.remove(i);
+        if let Some(id) = sent.group.filter(|_| sent.joint) {
+            self.grouped(sent.member, id).into_iter().for_each(|grouped| grouped.group.break_up());
+            self.leave_those_outside(sent.member, id);
+            self.groups.retain(|grouped| grouped.member != sent.member || grouped.id != id);
+        }
+        self.answer_parts(&sent, |_, _| seen.clone());
+    }
+
+    fn apply(&mut self, i: usize, k: usize) {
+        for Part { partition, id, .. } in &self.server.sent[i].parts {
+            if self.partitions[*partition].sink.is_of_two_ids(id) {
+                self.violation = Some(format!("partition {partition}: rows under two names"));
+            }
+        }
+        let Some(clickhouse_partition) = self.server.take(i, k) else { return };
+        // If rows are hidden permanently, the needless repeats cannot be distinguished from needed ones.
+        let times_max = if self.rules.hides == Hides::ForGood { 1 + INSERTS_MAX as u8 } else { 1 };
+        let Sent { table, parts, .. } = &self.server.sent[i];
+        for Part { partition: p, range, insert, content, .. } in parts {
+            if insert.partitions.contains(&clickhouse_partition) {
+                self.partitions[*p].sink.apply(*table, clickhouse_partition, *range, content);
+            }
+            if let Some(doubled) = self.partitions[*p].sink.more_than(times_max) {
+                self.violation = Some(format!("partition {p}: offset {doubled}"));
+            }
+        }
+    }
+
+    /// Answers an insert that is applied. The acknowledgement of a group's insert proves its rows only while the group is whole
+    /// and the leases hold.
+    fn acknowledge(&mut self, i: usize) {
+        let sent = self.server.sent.remove(i);
+        let whole = match sent.group {
+            Some(id) => self.grouped(sent.member, id).is_some_and(|grouped| grouped.group.is_whole()),
+            None => true,
+        };
+        self.answer_parts(&sent, |world, task| {
+            let held = task.lease.holds(world.members[task.member].now) || !guard::is_on(Guard::LeaseOfGroup);
+            if sent.group.is_none() || whole && held { Outcome::Inserted } else { Outcome::InsertUnproven }
+        });
+    }
+
+    fn kill(&mut self, halfway: bool) {
+        for i in (0..self.server.sent.len()).filter(|_| halfway) {
+            if !self.can_be_halved(&self.server.sent[i]) {
+                continue;
+            }
+            if let Some(&first) = self.server.sent[i].left.first() {
+                self.server.remember(i, first);
+            }
+            let Sent { table, parts, .. } = self.server.sent[i].clone();
+            parts.iter().for_each(|part| self.partitions[part.partition].sink.halve(part.range, table));
+        }
+        for sent in self.server.kill() {
+            self.answer_parts(&sent, |_, _| Outcome::InsertUnknown);
         }
     }
 
@@ -446,13 +700,20 @@ impl World {
             task.lease.renew(sent);
             task.renewed = Some(sent);
             task.frozen.retain(|held| held.frozen.range.end > commit.wanted.offset);
+            let in_group = task.frozen.iter().any(|held| held.frozen.group.is_some());
+            if let Some(id) = task.group.take_if(|_| !in_group) {
+                let joint = self.grouped(commit.member, id).and_then(|grouped| grouped.group.finish(p as i32));
+                self.start_joint(commit.member, id, joint);
+            }
         }
         self.answer(p, commit.member, Outcome::CommitDone);
     }
 
-    fn answer_insert(&mut self, p: usize, i: usize, seen: Outcome) {
-        if let Some(member) = self.partitions[p].sink.sent.remove(i).waiting {
-            self.answer(p, member, seen);
+    /// Answers each task that waits for an insert.
+    fn answer_parts(&mut self, sent: &Sent, seen: impl Fn(&World, &Task) -> Outcome) {
+        for part in sent.parts.iter().filter(|part| part.waiting) {
+            let outcome = self.task(part.partition, sent.member).map(|task| seen(self, task));
+            outcome.into_iter().for_each(|outcome| self.answer(part.partition, sent.member, outcome));
         }
     }
 
@@ -463,9 +724,19 @@ impl World {
     }
 
     fn on_outcome(&mut self, p: usize, t: usize, seen: Outcome) {
+        let action = self.partitions[p].tasks[t].protocol.on_outcome(seen);
+        // A task that ends, or starts over, leaves its group.
+        let task = &mut self.partitions[p].tasks[t];
+        let m = task.member;
+        if let Action::Release | Action::Stop(_) | Action::ReadCommitted | Action::LookAgain(_) | Action::Fill { .. } =
+            action
+            && let Some(id) = task.group.take()
+        {
+            self.leave(p, m, id);
+        }
+        let Some(t) = self.partitions[p].tasks.iter().position(|task| task.member == m) else { return };
         let partition = &mut self.partitions[p];
         let task = &mut partition.tasks[t];
-        let action = task.protocol.on_outcome(seen);
         match &action {
             // The operator's remedy is a member with more memory.
             Action::Stop(StopReason::ReplayTooLarge { .. }) if self.members[task.member].share_bytes < PLENTY => {

@@ -2,8 +2,8 @@
 //!
 //! A world is a value. [`World::moves`] lists everything that can happen next, and [`World::make`] makes one of it happen. The
 //! simulation draws moves at random ([`super`]), the model tries them all ([`super::model`]). The decisions come from the code
-//! that runs in production: [`Buffer`] and [`Intake`] of the reader, [`Batch`](crate::batch::Batch), [`Protocol`], [`Lease`],
-//! [`may_commit`](crate::protocol::may_commit), [`Source::token`].
+//! that runs in production: [`Buffer`] and [`Intake`] of the reader, [`Batch`](crate::batch::Batch), [`Protocol`], [`Group`],
+//! [`Lease`], [`may_commit`](crate::protocol::may_commit), [`Source::token`].
 //!
 //! The world makes the same assumptions as `docs/limits.md`. A token is remembered for longer than a lease lasts and than an
 //! insert is under way. The committed offset is lost only while nobody writes. A commit of an older generation is accepted only
@@ -13,9 +13,12 @@
 //! while the committed offset is lost, or was set back.
 
 mod apply;
+mod scenarios;
 
 use super::log::{DAYS, Log};
+use super::server::{Sent, Server};
 use super::sink::{Content, Sink};
+use crate::protocol::group::{Group, GroupId, JointInsert};
 use crate::protocol::intent::Metadata;
 use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, PartitionId};
@@ -24,7 +27,7 @@ use crate::source::{OffsetRange, Source, Table};
 use crate::window::Limits;
 use crate::window::buffer::{Buffer, Halt};
 use crate::window::intake::{Fill, Intake};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const SESSION: Duration = Duration::from_secs(40);
@@ -46,6 +49,8 @@ pub struct Rules {
     pub hides: Hides,
     /// Members distinguish ClickHouse's own acknowledgement from that of something in its place.
     pub proves_answers: bool,
+    /// A window is taken alone only if no other partition of the member has one.
+    pub gathers: bool,
 }
 
 impl Rules {
@@ -57,6 +62,7 @@ impl Rules {
         memory: Memory::Any,
         hides: Hides::ForAWhile,
         proves_answers: true,
+        gathers: false,
     };
 }
 
@@ -95,7 +101,9 @@ enum Doing {
     /// Waits for its commit.
     Committing,
     /// It has found its lease valid, and has not sent anything yet.
-    Sending { range: OffsetRange, insert: Insert, attempt: u32 },
+    Sending { range: OffsetRange, group: Option<GroupId>, insert: Insert, attempt: u32 },
+    /// Waits until the other sources of its group ask for an insert as well.
+    Gathering,
     /// Waits for its insert.
     Inserting,
     /// Has read the marks of some tables.
@@ -120,6 +128,10 @@ struct Task {
     position: Option<u64>,
     /// True if the reader has paused it.
     paused: bool,
+    /// True until the batch is frozen that its fill has to rebuild.
+    replaying: bool,
+    /// The group that it is in.
+    group: Option<GroupId>,
     frozen: Vec<Held>,
     lease: Lease,
     /// Time at which the lease was renewed, independent of the lease itself.
@@ -163,6 +175,8 @@ struct Partition {
     set_back: bool,
     /// True if a replay was once handed over before it was whole.
     cut_short: bool,
+    /// True if a window was once lost on its way.
+    window_lost: bool,
     /// True if it stopped because its rows are hidden permanently, or are gone together with their records. That is an accepted
     /// end.
     not_shown: bool,
@@ -171,6 +185,15 @@ struct Partition {
     /// Number of times that a broker reported old bounds of the log. A broker learns the new ones before a task has looked too
     /// often.
     stale_logs: u32,
+}
+
+/// A group of a member, with the insert for which every lease was found valid and that is not sent yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Grouped {
+    member: usize,
+    id: GroupId,
+    group: Group,
+    sending: Option<JointInsert>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -202,13 +225,19 @@ pub enum Move {
     Resume(usize),
     /// A task takes a window.
     Take(usize, usize),
+    /// A member takes the windows of all its partitions whose tasks wait for one, as a group.
+    Gather(usize),
+    /// A member sends the insert of a group.
+    Send(usize),
+    /// The sources of a group wait for an absent one no longer.
+    LeaveAbsent(usize),
     /// ClickHouse refuses an insert.
-    Refuse(usize, usize),
+    Refuse(usize),
     Compare(usize, usize),
     Deliver(usize, usize),
-    Begin(usize, usize),
-    Apply(usize, usize, usize),
-    Acknowledge(usize, usize),
+    Begin(usize),
+    Apply(usize, usize),
+    Acknowledge(usize),
     /// The group forgets a dead member.
     Forget(usize),
     /// A member that is not in the group notices that, or is started again.
@@ -238,9 +267,9 @@ pub enum Fault {
     /// librdkafka sends a commit late, with the generation that it has then.
     Restamp(usize, usize),
     /// A connection is cut before the insert reached the server.
-    DropInsert(usize, usize),
+    DropInsert(usize),
     /// A task no longer waits for an insert, which stays on its way.
-    AbandonInsert(usize, usize),
+    AbandonInsert(usize),
     /// ClickHouse dies and comes back. `halfway`: it dies after it stored a token and before it stored the rows.
     KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
@@ -258,7 +287,7 @@ pub enum Fault {
     /// Rows from this offset on are gone, and their tokens may be kept: a backup is restored, or parts are lost.
     Restore(usize, u64, bool),
     /// Something in the place of ClickHouse acknowledges an insert.
-    Answer(usize, usize),
+    Answer(usize),
     /// The TTL reaches one more day.
     Age(usize),
     /// The TTL takes away the rows that it has reached.
@@ -277,6 +306,8 @@ pub enum Fault {
     Stall(usize),
     /// The reader hands a replay over before it is whole. No order of events does that; a defect would.
     CutShort(usize, usize),
+    /// A window is lost on its way to its task. No order of events does that; a defect would.
+    LoseWindow(usize, usize),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -290,6 +321,8 @@ pub struct World {
     limits: Limits,
     members: Vec<Member>,
     partitions: Vec<Partition>,
+    server: Server,
+    groups: Vec<Grouped>,
     /// Violation that has occurred, if any: something that must never happen.
     pub violation: Option<String>,
 }
@@ -314,6 +347,7 @@ impl World {
             restamped: false,
             set_back: false,
             cut_short: false,
+            window_lost: false,
             not_shown: false,
             behind: false,
             stale_logs: 0,
@@ -338,6 +372,8 @@ impl World {
                 })
                 .collect(),
             partitions: logs.into_iter().enumerate().map(partition).collect(),
+            server: Server::default(),
+            groups: Vec::new(),
             violation: None,
         }
     }
@@ -349,7 +385,7 @@ impl World {
             let committed = p.set_back || p.committed.as_ref().is_some_and(|c| c.offset == end);
             let applied = p.log.high == end && p.sink.missing_below(end, &p.log).is_none();
             let stopped = (p.restamped || p.not_shown) && p.tasks.is_empty();
-            (committed && applied || stopped) && p.sink.sent.is_empty()
+            (committed && applied || stopped) && !self.server.has_sent(p.number())
         })
     }
 
@@ -377,6 +413,24 @@ impl World {
             if member.alive && self.partitions.iter().any(|p| p.tasks.iter().any(|task| self.may_resume(task, m, p))) {
                 moves.push(Move::Resume(m));
             }
+            if self.may_gather(m).len() > 1 {
+                moves.push(Move::Gather(m));
+            }
+        }
+        for (g, grouped) in self.groups.iter().enumerate() {
+            match &grouped.sending {
+                Some(_) => moves.push(Move::Send(g)),
+                None if self.has_absent(grouped) => moves.push(Move::LeaveAbsent(g)),
+                None => {}
+            }
+        }
+        for (i, sent) in self.server.sent.iter().enumerate() {
+            match (sent.begun, sent.left.len()) {
+                _ if self.rules.refuses && sent.has(0) => moves.push(Move::Refuse(i)),
+                (false, _) => moves.push(Move::Begin(i)),
+                (true, 0) => moves.push(Move::Acknowledge(i)),
+                (true, left) => moves.extend((0..left).map(|k| Move::Apply(i, k))),
+            }
         }
         for p in 0..self.partitions.len() {
             self.partition_moves(p, &mut moves);
@@ -393,7 +447,7 @@ impl World {
         let late = match chosen {
             Move::Step(p, t) => self.partitions[p].owner != Some(self.partitions[p].tasks[t].member),
             Move::Compare(p, i) | Move::Deliver(p, i) => !self.partitions[p].commits[i].waiting,
-            Move::Begin(p, i) | Move::Apply(p, i, _) => self.partitions[p].sink.sent[i].waiting.is_none(),
+            Move::Begin(i) | Move::Apply(i, _) => self.server.sent[i].is_late(),
             _ => false,
         };
         let name = match chosen {
@@ -416,9 +470,8 @@ impl World {
                 let metadata = String::from_utf8_lossy(&wanted.metadata);
                 format!("member {member} commits {} {metadata:?} {stamp:?}", wanted.offset)
             }
-            Move::Begin(p, i) | Move::Apply(p, i, _) | Move::Acknowledge(p, i) => {
-                format!("{:?}", self.partitions[p].sink.sent[i])
-            }
+            Move::Begin(i) | Move::Apply(i, _) | Move::Acknowledge(i) => format!("{:?}", self.server.sent[i]),
+            Move::Send(g) | Move::LeaveAbsent(g) => format!("{:?}", self.groups[g]),
             _ => String::new(),
         };
         format!("{chosen:?} {about}")
@@ -429,7 +482,7 @@ impl World {
         if partition.log.high < partition.log.end() {
             moves.push(Move::Produce(p));
         }
-        if partition.behind && partition.is_idle() {
+        if partition.behind && self.is_idle(partition) {
             moves.push(Move::Remedy(p));
         }
         if partition.owner.is_none() && !partition.behind {
@@ -449,14 +502,44 @@ impl World {
                 None => {}
             }
         }
-        for (i, sent) in partition.sink.sent.iter().enumerate() {
-            match (sent.begun, sent.left.len()) {
-                _ if self.rules.refuses && p == 0 => moves.push(Move::Refuse(p, i)),
-                (false, _) => moves.push(Move::Begin(p, i)),
-                (true, 0) => moves.push(Move::Acknowledge(p, i)),
-                (true, left) => moves.extend((0..left).map(|k| Move::Apply(p, i, k))),
-            }
-        }
+    }
+
+    /// Returns the partitions of a member whose tasks wait for a batch that is no replay, and have one.
+    fn may_gather(&self, m: usize) -> Vec<usize> {
+        let waits = |task: &&Task| {
+            let awaits = matches!(task.doing, Doing::Awaiting | Doing::Next(Action::AwaitBatch));
+            let has_batch = task.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(task.fill));
+            task.member == m && awaits && has_batch && !task.replaying && task.group.is_none()
+        };
+        let ready = |p: &&Partition| p.tasks.iter().any(|task| waits(&task));
+        self.partitions.iter().filter(ready).map(Partition::number).collect()
+    }
+
+    /// True if another partition of the member has a batch to take, or reads one.
+    fn has_others_to_come(&self, p: usize, m: usize) -> bool {
+        let comes = |task: &Task, log: &Log| {
+            let reads = || task.position.is_some_and(|position| log.next(position).is_some());
+            let asks = matches!(
+                task.doing,
+                Doing::Next(Action::ReadCommitted | Action::ReadProgress { .. } | Action::Fill { .. })
+                    | Doing::Progress { .. }
+            );
+            let awaits = matches!(task.doing, Doing::Awaiting | Doing::Next(Action::AwaitBatch));
+            let has_batch = task.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(task.fill));
+            task.member == m && (asks || awaits && (task.asked.is_some() || has_batch || reads()))
+        };
+        let others = self.partitions.iter().filter(|other| other.number() != p);
+        others.into_iter().any(|other| other.tasks.iter().any(|task| comes(task, &other.log)))
+    }
+
+    /// True if a source of the group waits, and another one does neither wait nor insert.
+    fn has_absent(&self, grouped: &Grouped) -> bool {
+        let doing = |what: &Doing| {
+            let does =
+                |task: &Task| task.group == Some(grouped.id) && task.member == grouped.member && task.doing == *what;
+            self.partitions.iter().any(|p| p.tasks.iter().any(does))
+        };
+        doing(&Doing::Gathering) && !doing(&Doing::Inserting)
     }
 
     fn task_moves(&self, p: usize, t: usize, task: &Task, moves: &mut Vec<Move>) {
@@ -470,17 +553,18 @@ impl World {
         }
         let has_batch = || task.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(task.fill));
         match &task.doing {
-            Doing::Committing | Doing::Inserting => {}
+            Doing::Committing | Doing::Inserting | Doing::Gathering => {}
             Doing::Awaiting | Doing::Next(Action::AwaitBatch) => {
-                if has_batch() {
+                let gathers = self.rules.gathers && !task.replaying && self.has_others_to_come(p, task.member);
+                if has_batch() && !gathers {
                     moves.push(Move::Take(p, t));
                 }
                 if self.halt(task).is_some() {
                     moves.push(Move::Step(p, t));
                 }
             }
-            Doing::Next(Action::ReadMarks { range, .. })
-                if self.rules.await_ended && self.partitions[p].sink.is_running(*range) => {}
+            Doing::Next(Action::ReadMarks { range, group, .. })
+                if self.rules.await_ended && self.server.is_running(p, *range, *group) => {}
             Doing::Next(Action::ReadMarks { quiet: true, .. }) if !self.nobody_inserts(&self.partitions[p]) => {}
             Doing::Next(Action::TakeBatch) => {
                 moves.push(Move::Step(p, t));
@@ -526,11 +610,22 @@ impl World {
                 add(Fault::Stall(m));
             }
         }
-        if self.partitions.iter().any(|p| p.sink.sent.iter().any(|sent| sent.begun)) {
+        if self.server.sent.iter().any(|sent| sent.begun) {
             add(Fault::KillSink { halfway: false });
         }
-        if self.partitions.iter().any(|p| p.sink.may_die_halfway()) {
+        if self.server.sent.iter().any(|sent| self.can_be_halved(sent)) {
             add(Fault::KillSink { halfway: true });
+        }
+        for (i, sent) in self.server.sent.iter().enumerate() {
+            if !sent.begun {
+                add(Fault::DropInsert(i));
+            }
+            if !sent.is_late() {
+                add(Fault::AbandonInsert(i));
+            }
+            if !sent.is_late() && !sent.begun {
+                add(Fault::Answer(i));
+            }
         }
         for (p, partition) in self.partitions.iter().enumerate() {
             if partition.owner.is_some() {
@@ -548,6 +643,11 @@ impl World {
                 }
                 let Some((buffer, _)) = task.buffer.as_ref().zip(task.position) else { continue };
                 add(Fault::LosePosition(p, t));
+                // The gap shows at the next batch.
+                let more_comes = buffer.window().next() < partition.log.end();
+                if buffer.has_batch(task.fill) && more_comes && !task.replaying && !partition.window_lost {
+                    add(Fault::LoseWindow(p, t));
+                }
                 if buffer.until().is_some() && !task.paused {
                     add(Fault::StaleEnd(p, t));
                     if !partition.cut_short && partition.is_announced() {
@@ -569,17 +669,6 @@ impl World {
                     }
                 }
             }
-            for (i, sent) in partition.sink.sent.iter().enumerate() {
-                if !sent.begun {
-                    add(Fault::DropInsert(p, i));
-                }
-                if sent.waiting.is_some() {
-                    add(Fault::AbandonInsert(p, i));
-                }
-                if sent.waiting.is_some() && !sent.begun {
-                    add(Fault::Answer(p, i));
-                }
-            }
             add(Fault::TellIds(p));
             match partition.sink.records_max {
                 Some(_) => add(Fault::Narrow(p, None)),
@@ -589,11 +678,7 @@ impl World {
                 add(Fault::ForgetTokens(p));
             }
             // Twice in a row would be longer than the protocol looks.
-            if self.rules.tokens
-                && !partition.sink.has_hidden
-                && !partition.restamped
-                && !partition.sink.sent.is_empty()
-            {
+            if self.rules.tokens && !partition.sink.has_hidden && !partition.restamped && self.server.has_sent(p) {
                 add(Fault::Hide(p));
             }
             let may_hide_old = self.rules.tokens && !partition.sink.has_hidden && !partition.restamped;
@@ -608,11 +693,11 @@ impl World {
                 _ => {}
             }
             let ages = partition.sink.expired_before();
-            if partition.is_idle() && partition.committed.is_some() && partition.log.low == 0 && partition.is_healthy()
-            {
+            let is_idle = self.is_idle(partition);
+            if is_idle && partition.committed.is_some() && partition.log.low == 0 && partition.is_healthy() {
                 add(Fault::LoseCommitted(p));
             }
-            if partition.is_idle() && partition.is_healthy() && !partition.restamped {
+            if is_idle && partition.is_healthy() && !partition.restamped {
                 // With no row left, nothing shows which deleted records were never counted again. If a row was never known to be
                 // shown, nobody can notice that it is gone.
                 let is_noticed = |end: &u64| partition.marked() > Some(*end) && (*end > 0 || partition.log.low == 0);
@@ -621,7 +706,9 @@ impl World {
                     if end > 0 && !partition.sink.has_halved() {
                         add(Fault::Restore(p, end, true));
                     }
-                    add(Fault::Restore(p, end, false));
+                    if self.forgettable(p) == self.server.groups_of(p) {
+                        add(Fault::Restore(p, end, false));
+                    }
                 }
             }
             let may_age = !partition.restamped && !partition.sink.restored && partition.committed.is_some();
@@ -656,16 +743,38 @@ impl World {
 
     /// True if no insert is under way, and none may still be sent under a lease that holds.
     fn nobody_inserts(&self, partition: &Partition) -> bool {
+        let p = partition.number();
+        let is_sending = |grouped: &Grouped| grouped.sending.iter().flatten().any(|(number, _)| *number as usize == p);
         let inserts = |task: &Task| match &task.doing {
             Doing::Sending { .. } => true,
             // The action itself waits until nothing can arrive, for longer than its lease lasts.
             Doing::Next(Action::ReadMarks { quiet: true, .. }) => false,
-            Doing::Next(Action::Insert { .. } | Action::ReadMarks { .. }) | Doing::Marks { .. } => {
+            Doing::Next(Action::Insert { .. } | Action::ReadMarks { .. }) | Doing::Marks { .. } | Doing::Gathering => {
                 task.renewed == Some(self.members[task.member].now)
             }
             _ => false,
         };
-        partition.sink.sent.is_empty() && !partition.tasks.iter().any(inserts)
+        !self.server.has_sent(p) && !self.groups.iter().any(is_sending) && !partition.tasks.iter().any(inserts)
+    }
+
+    /// True if nobody works on a partition, and no request is on its way.
+    fn is_idle(&self, partition: &Partition) -> bool {
+        partition.tasks.is_empty() && partition.commits.is_empty() && !self.server.has_sent(partition.number())
+    }
+
+    /// Returns the groups with this partition whose tokens may leave the deduplication window: nobody inserts any of their batches.
+    fn forgettable(&self, p: usize) -> BTreeSet<GroupId> {
+        let is_quiet = |group: &GroupId| {
+            self.server.groups[group].iter().all(|&other| self.nobody_inserts(&self.partitions[other]))
+        };
+        self.server.groups_of(p).into_iter().filter(is_quiet).collect()
+    }
+
+    /// True if ClickHouse may die after it has stored the token of this insert and before it stores the rows.
+    fn can_be_halved(&self, sent: &Sent) -> bool {
+        let is_first =
+            sent.parts.iter().all(|part| self.partitions[part.partition].sink.can_be_halved(part.range, sent.table));
+        sent.begun && !sent.left.is_empty() && !sent.token.is_empty() && is_first
     }
 }
 
@@ -687,9 +796,8 @@ impl Partition {
         Metadata::decode(&self.committed.as_ref()?.metadata).ok()??.marked
     }
 
-    /// True if nobody works on it, and no request is on its way.
-    fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.commits.is_empty() && self.sink.sent.is_empty()
+    fn number(&self) -> usize {
+        self.source.partition as usize
     }
 
     /// True if its tables show everything that was ever applied.
