@@ -308,7 +308,7 @@ pub async fn carry_out(config: &Config, plans: &[Plan]) -> Result<(), ResumeErro
             if !may_commit(now.as_ref(), found.as_ref(), wanted) {
                 return Err(ResumeError::Overtaken(*partition));
             }
-            offsets::commit(&consumer, topic, *partition, wanted).map_err(fails)?;
+            offsets::commit(&consumer, topic, &[(*partition, wanted)]).map_err(fails)?;
         }
         Ok(())
     });

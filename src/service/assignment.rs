@@ -3,7 +3,8 @@
 //!
 //! Must never let a revocation return while a task of the revoked partitions, or a commit of theirs, still runs.
 
-use super::partition::{CommitGate, Partition};
+use super::commits::CommitGate;
+use super::partition::Partition;
 use super::{Drain, Shared, gauges};
 use crate::kafka::consumer::Rebalances;
 use crate::platform::metrics::{ASSIGNED, REBALANCES};

@@ -11,10 +11,12 @@
 
 mod admin;
 mod assignment;
+mod commits;
 mod gaps;
 mod gauges;
 mod groups;
 mod health;
+mod joint;
 mod left_behind;
 mod left_open;
 mod memory;
@@ -36,15 +38,17 @@ use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::fetch_queue::FetchQueue;
 use crate::kafka::masked;
-use crate::kafka::topic::SharedId;
 use crate::platform::metrics::{self, FLUSH_AGE, FLUSHED_ROWS, STOPPED};
 use ::metrics::{counter, gauge};
 use assignment::Assignment;
+use commits::{Commit, Sent};
 use dashmap::DashMap;
 use gaps::Gaps;
 use groups::Groups;
+use joint::{Joint, Questions};
 use memory::Memory;
 use metrics_process::Collector;
+use partition::KAFKA_TIMEOUT;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use reader::{Command, Reader, Tally};
@@ -56,6 +60,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::stop::StopReason;
 use tallyhouse_core::source::Table;
 use tallyhouse_core::window::Limits;
@@ -193,7 +198,8 @@ struct Shared {
     left_open: Arc<LeftOpen>,
     commands: Sender<Command>,
     topic: String,
-    topic_id: Arc<SharedId>,
+    questions: Questions,
+    commits: Joint<Commit, KafkaResult<Sent>>,
     cluster_id: String,
     session_timeout: Duration,
     retry: Retry,
@@ -322,10 +328,12 @@ pub async fn run(
 
     tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
 
+    let sink = Sink::new(client, Schema::single());
     let (commands, obeyed) = channel();
+    let session_timeout = Duration::from_millis(session_timeout_ms(&consumer, config).await);
+    let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());
     let shared = Arc::new(Shared {
         consumer: OnceLock::from(Arc::downgrade(&consumer)),
-        sink: Sink::new(client, Schema::single()),
         dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
         groups: Arc::default(),
@@ -333,9 +341,11 @@ pub async fn run(
         left_open,
         commands,
         topic: config.kafka.topics.events.clone(),
-        topic_id: Arc::default(),
+        questions: Questions::new(&consumer, &config.kafka.topics.events, &sink),
+        commits: commits::start(&consumer, &config.kafka.topics.events, commit_within),
+        sink,
         cluster_id,
-        session_timeout: Duration::from_millis(session_timeout_ms(&consumer, config).await),
+        session_timeout,
         retry: config.retry.clone(),
         pace: Pace::of(config),
         stopped: Mutex::default(),

@@ -3,13 +3,14 @@
 //! Must never do anything that the protocol did not ask for, and never answer with anything that it did not see. If Kafka or
 //! ClickHouse fails for a while, the task tries again with backoff for as long as the partition is this member's.
 
+use super::commits::{Commit, CommitGate};
 use super::groups::{Answer, Arriving, Seat, Taken, Wait};
 use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared};
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
-use crate::kafka::{self, offsets, refusal};
+use crate::kafka::{self, refusal};
 use crate::platform::clock::{boot_time, unix_ms};
 use crate::platform::failpoint;
 use crate::platform::metrics::{
@@ -17,18 +18,17 @@ use crate::platform::metrics::{
 };
 use crate::platform::retry::Backoff;
 use metrics::{counter, histogram};
-use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::Part;
 use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::protocol::stop::StopReason;
-use tallyhouse_core::protocol::{Action, Committed, Frozen, LOOKS_MAX, LogView, Outcome, Protocol, may_commit};
+use tallyhouse_core::protocol::{Action, Committed, Frozen, LOOKS_MAX, LogView, Outcome, Protocol};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
 use tallyhouse_core::window::ARRIVAL_STEP_MS;
 use tallyhouse_core::window::buffer::Halt;
@@ -36,7 +36,7 @@ use tallyhouse_core::window::intake::Fill;
 use tokio::sync::{Notify, watch};
 
 /// Longest wait for one answer from Kafka.
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+pub const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for which a log may end before the end of a replay. A broker that has just become the leader may have an old end.
 const SHORT_PATIENCE: Duration = Duration::from_secs(10);
 /// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
@@ -45,7 +45,10 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Number of refusals of one batch for its size, before it is announced smaller.
 const SIZE_REFUSALS_MAX: u32 = 4;
 
-/// Names of steps that are used in two places.
+/// Names of steps that are used in two places. After a failure of one of the first two, ClickHouse is asked for this partition alone,
+/// as a question for all fails for all.
+const READ_COMMITTED: &str = "read_committed";
+const READ_PROGRESS: &str = "read_progress";
 const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
 const LOOK_AGAIN: &str = "look_again";
@@ -53,31 +56,6 @@ const SHOWN: &str = "shown";
 
 /// Pause before the second look for rows of an acknowledged insert.
 const SHOWN_PAUSE: Duration = Duration::from_millis(500);
-
-/// Decides if a partition's task may commit. A commit holds the lock from the comparison to its answer.
-#[derive(Clone, Debug, Default)]
-pub struct CommitGate(Arc<Mutex<bool>>);
-
-impl CommitGate {
-    /// Waits for the commit under way, which may outlive its task, and lets no further one pass. Once the partition is somebody
-    /// else's, a commit that was compared before could overwrite theirs.
-    pub fn close(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-    }
-
-    /// Makes a commit, unless the gate is closed or the commit before still has no answer. To wait for that answer would take one
-    /// more thread each time.
-    fn pass<T>(&self, commit: impl FnOnce() -> KafkaResult<T>) -> KafkaResult<T> {
-        let closed = match self.0.try_lock() {
-            Ok(closed) => closed,
-            Err(TryLockError::Poisoned(closed)) => closed.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::PreviousInProgress));
-            }
-        };
-        if *closed { Err(KafkaError::Canceled) } else { commit() }
-    }
-}
 
 /// The task of one assigned partition.
 pub struct Partition {
@@ -196,21 +174,17 @@ impl Partition {
     async fn read_committed(&mut self) -> Outcome {
         self.drop_all();
         loop {
-            let (name, number) = (self.source.topic.clone(), self.source.partition);
-            let shared_id = Arc::clone(&self.shared.topic_id);
-            let view = self.shared.kafka(move |consumer| {
-                let topic_id = shared_id.get(consumer, &name, KAFKA_TIMEOUT)?;
-                offsets::log_view(consumer, &name, topic_id, number, KAFKA_TIMEOUT)
-            });
-            match self.with_rows(view.await).await {
+            let number = self.source.partition;
+            let view = self.shared.questions.views.ask(number).await.unwrap_or(Err(KafkaError::Canceled));
+            match self.with_rows(view).await {
                 Ok((view, id)) => {
-                    self.succeeded("read_committed");
+                    self.succeeded(READ_COMMITTED);
                     self.source.topic_id = id;
                     self.shared.left_open.committed(number, view.committed.as_ref());
                     failpoint::hit("committed_read");
                     return Outcome::Log(view);
                 }
-                Err(error) => self.failed("read_committed", &error).await,
+                Err(error) => self.failed(READ_COMMITTED, &error).await,
             }
             if self.is_draining() {
                 return Outcome::Drained;
@@ -223,8 +197,10 @@ impl Partition {
     async fn with_rows(&self, view: KafkaResult<LogView>) -> Result<(LogView, String), String> {
         let mut view = view.map_err(|error| kafka::describe_error(&error))?;
         if view.committed.is_none() {
-            let ids = self.shared.sink.topic_ids(&self.source).await;
-            view.ids_of_rows = ids.map_err(|error| error.to_string())?;
+            view.ids_of_rows = match self.backoffs.contains_key(READ_COMMITTED) {
+                false => self.shared.questions.topic_ids.ask(self.source.partition).await.unwrap_or_else(no_answer)?,
+                true => self.shared.sink.topic_ids(&self.source).await.map_err(|error| error.to_string())?,
+            };
         }
         let id = view.id_of_rows().ok_or_else(|| {
             let (topic, ids) = (&self.source.topic, view.ids_of_rows.join(", "));
@@ -249,12 +225,16 @@ impl Partition {
 
     async fn read_progress(&mut self, from: u64) -> Outcome {
         loop {
-            match self.shared.sink.progress(from, &self.source).await {
+            let progress = match self.backoffs.contains_key(READ_PROGRESS) {
+                false => self.shared.questions.progress.ask((self.source.name(), from)).await.unwrap_or_else(no_answer),
+                true => self.shared.sink.progress(from, &self.source).await.map_err(|error| error.to_string()),
+            };
+            match progress {
                 Ok(progress) => {
-                    self.succeeded("read_progress");
+                    self.succeeded(READ_PROGRESS);
                     return Outcome::Progress(progress);
                 }
-                Err(error) => self.failed("read_progress", &error).await,
+                Err(error) => self.failed(READ_PROGRESS, &error).await,
             }
             if self.is_draining() {
                 return Outcome::Drained;
@@ -428,33 +408,13 @@ impl Partition {
 
     async fn commit(&mut self, expected: Option<Committed>, wanted: Committed) -> Outcome {
         let started = Instant::now();
-        let (name, number) = (self.source.topic.clone(), self.source.partition);
-        let to_commit = wanted.clone();
+        let number = self.source.partition;
         let within = KAFKA_TIMEOUT.min(self.lease.length());
-        let gate = self.gate.clone();
-        let attempt = self.shared.kafka(move |consumer| {
-            gate.pass(|| {
-                let begun = boot_time();
-                let found = offsets::committed(consumer, &name, number, within)?;
-                if !may_commit(found.as_ref(), expected.as_ref(), &to_commit) {
-                    return Ok(None);
-                }
-                let sent = boot_time();
-                // A process that was stopped after its request may have been overtaken since.
-                if sent.saturating_sub(begun) > within {
-                    return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::OperationTimedOut));
-                }
-                // Once its session has ended, librdkafka commits without a member id and generation. A group without members
-                // accepts that, and it ends a static member permanently.
-                if consumer.assignment_lost() {
-                    return Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::AssignmentLost));
-                }
-                offsets::commit(consumer, &name, number, &to_commit)?;
-                Ok(Some(sent))
-            })
-        });
+        let commit = Commit { partition: number, expected, wanted: wanted.clone(), gate: self.gate.clone() };
+        let attempt = self.shared.commits.ask(commit);
         // The call itself may wait for a coordinator for a long time. A comparison then shows if it succeeded.
         let outcome = tokio::time::timeout(within * 2, attempt).await;
+        let outcome = outcome.map(|answer| answer.unwrap_or(Err(KafkaError::Canceled)));
         histogram!(COMMIT_SECONDS).record(started.elapsed());
         match outcome {
             Ok(Ok(Some(sent))) => {
@@ -734,6 +694,11 @@ async fn until(instant: Option<Instant>) {
         Some(instant) => tokio::time::sleep_until(instant.into()).await,
         None => std::future::pending().await,
     }
+}
+
+/// Returns the error of a joint question whose answers were lost.
+fn no_answer<T>() -> Result<T, String> {
+    Err("the question for all partitions was not answered".to_owned())
 }
 
 /// Returns the outcome of a replay of which `records` records took `bytes` bytes.

@@ -107,8 +107,7 @@ impl World {
             }
             Fault::KillSink { halfway } => self.kill(halfway),
             Fault::ForgetTokens(p) => {
-                self.server.forget(p, &self.forgettable(p));
-                self.partitions[p].sink.has_forgotten = true;
+                self.forget_tokens(p, &self.forgettable(p));
             }
             Fault::Hide(p) => self.partitions[p].sink.hide(looks),
             // It may begin within a look, which leaves one look less.
@@ -117,8 +116,7 @@ impl World {
             Fault::Restore(p, end, keeps_tokens) => {
                 self.partitions[p].sink.restore(end);
                 if !keeps_tokens {
-                    self.server.forget(p, &self.server.groups_of(p));
-                    self.partitions[p].sink.has_forgotten = true;
+                    self.forget_tokens(p, &self.server.groups_of(p));
                 }
             }
             Fault::Answer(i) => {
@@ -171,6 +169,14 @@ impl World {
                 let until = self.partitions[p].tasks[t].buffer.as_ref().and_then(Buffer::until);
                 until.into_iter().for_each(|until| self.reach_end(p, t, until));
             }
+        }
+    }
+
+    fn forget_tokens(&mut self, p: usize, groups: &BTreeSet<GroupId>) {
+        self.server.forget(p, groups);
+        self.partitions[p].sink.has_forgotten = true;
+        for p in groups.iter().flat_map(|group| &self.server.groups[group]) {
+            self.partitions[*p].sink.has_forgotten = true;
         }
     }
 

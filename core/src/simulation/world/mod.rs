@@ -765,7 +765,8 @@ impl World {
     /// Returns the groups with this partition whose tokens may leave the deduplication window: nobody inserts any of their batches.
     fn forgettable(&self, p: usize) -> BTreeSet<GroupId> {
         let is_quiet = |group: &GroupId| {
-            self.server.groups[group].iter().all(|&other| self.nobody_inserts(&self.partitions[other]))
+            let may = |p: &Partition| self.nobody_inserts(p) && !p.sink.hides();
+            self.server.groups[group].iter().all(|&other| may(&self.partitions[other]))
         };
         self.server.groups_of(p).into_iter().filter(is_quiet).collect()
     }
