@@ -3,10 +3,11 @@
 //! Must never retry an insert by itself, cancel one to learn its result, or report "inserted" without the server's confirmation.
 //! The protocol decides about the step after an unknown outcome ([`tallyhouse_core::protocol`]).
 
-use super::client::Client;
+use super::client::{Client, Deciding};
 use super::error::ClickHouseError;
 use super::retention::Retention;
 use super::schema::Schema;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::{Part, block};
 use tallyhouse_core::decode::event::Day;
@@ -19,6 +20,9 @@ const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Greatest number of rows of a batch. A batch is one block, which has at most `max_insert_block_size` rows.
 const BATCH_ROWS_MAX: u64 = 1_048_449;
+
+/// Greatest number of sources of one statement. Names of 250 characters, three times each, stay below `max_query_size`.
+const SOURCES_MAX: usize = 200;
 
 /// Writes batches of one consumer group into one database.
 #[derive(Clone, Debug)]
@@ -124,7 +128,7 @@ impl Sink {
         Ok(Marks {
             expired_before: retention.first_kept_day().map_or(0, Day::yyyymmdd),
             raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),
-            daily: self.counted_ends(&name, range.start, months).await?.into_iter().collect(),
+            daily: self.counted_ends(&[(name, range.start)], months).await?.into_values().flatten().collect(),
             rejected: rejected.number().await?,
         })
     }
@@ -135,16 +139,28 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn topic_ids(&self, source: &Source) -> Result<Vec<String>, ClickHouseError> {
-        let plain = Source { topic_id: String::new(), ..source.clone() }.name();
-        let of = |table: Table| {
-            format!("SELECT DISTINCT source FROM {} WHERE source = ? OR startsWith(source, ?)", table.name())
-        };
+        Ok(self.topic_ids_of(&source.topic, &[source.partition]).await?.into_iter().flatten().collect())
+    }
+
+    /// As [`Sink::topic_ids`], by one statement for these partitions of a topic, in order.
+    ///
+    /// # Errors
+    /// Returns any [`ClickHouseError`].
+    pub async fn topic_ids_of(&self, topic: &str, partitions: &[i32]) -> Result<Vec<Vec<String>>, ClickHouseError> {
+        let begin = format!("{topic}/");
+        let of = |table: Table| format!("SELECT DISTINCT source FROM {} WHERE startsWith(source, ?)", table.name());
         let all = Table::ALL.map(of).join(" UNION ALL ");
         let sql = format!("SELECT DISTINCT toString(source) AS name FROM ({all}) ORDER BY name");
-        let with_id = format!("{plain}@");
-        let query = Table::ALL.iter().fold(self.client.deciding(&sql), |query, _| query.bind(&plain).bind(&with_id));
-        let names = query.rows::<(String,)>().await?;
-        Ok(names.into_iter().map(|(name,)| name.strip_prefix(&with_id).unwrap_or_default().to_owned()).collect())
+        let query = Table::ALL.iter().fold(self.client.deciding(&sql), |query, _| query.bind(&begin));
+        let mut found: BTreeMap<i32, Vec<String>> = BTreeMap::new();
+        for (name,) in query.rows::<(String,)>().await? {
+            let rest = name.strip_prefix(&begin).unwrap_or_default();
+            let (number, id) = rest.split_once('@').unwrap_or((rest, ""));
+            if let Ok(partition) = number.parse() {
+                found.entry(partition).or_default().push(id.to_owned());
+            }
+        }
+        Ok(partitions.iter().map(|partition| found.get(partition).cloned().unwrap_or_default()).collect())
     }
 
     /// Returns the position of the source in the tables, with rows at `from` and later.
@@ -152,65 +168,140 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn progress(&self, from: u64, source: &Source) -> Result<Progress, ClickHouseError> {
-        let name = source.name();
-        let ends = self.counted_ends(&name, from, None).await?;
-        let counted_end = ends.iter().map(|(_, end)| *end).max();
-        let uncounted = match counted_end.filter(|&end| end > from) {
-            Some(end) => self.uncounted(&name, OffsetRange { start: from, end }, &ends).await?,
-            None => None,
-        };
-        let from = from.max(counted_end.unwrap_or(0));
-        // The code here adds one to offsets: ClickHouse rewrites `max(x + 1)` to `max(x) + 1`, which is 1 if there is no row.
-        let raw = self
-            .client
-            .deciding(
-                "SELECT count(), min(source_offset), max(source_offset) FROM email_events \
-                 WHERE source = ? AND source_offset >= ?",
-            )
-            .bind(&name)
-            .bind(from);
-        let raw = raw.rows::<(u64, u64, u64)>().await?.into_iter().find(|(rows, ..)| *rows > 0);
-        let first_row = raw.map_or(u64::MAX, |(_, first, _)| first);
-        let rejected = self
-            .client
-            .deciding(
-                "SELECT countIf(source_offset < ?), maxIf(source_offset, source_offset < ?), count(), max(source_offset) \
-                 FROM rejected_events WHERE source = ? AND source_offset >= ?",
-            )
-            .bind(first_row)
-            .bind(first_row)
-            .bind(&name)
-            .bind(from);
-        let rejected = rejected.rows::<(u64, u64, u64, u64)>().await?.into_iter().find(|(_, _, rows, _)| *rows > 0);
-        let rejected_end = rejected.filter(|(before, ..)| *before > 0).map(|(_, last, ..)| last + 1);
-        let stored_end = raw.map(|(_, _, last)| last + 1).max(rejected.map(|(_, _, _, last)| last + 1));
-        Ok(Progress { counted_end, uncounted, rejected_end, stored_end })
+        let progress = self.progress_of(&[(source.name(), from)]).await?;
+        Ok(progress.into_iter().next().unwrap_or_default())
     }
 
-    /// Returns the greatest `end_offset` of a source by month, for the months in which it lies after `after`.
+    /// As [`Sink::progress`], by a few statements for the named sources, each with rows at its offset and later. Answers in order.
+    /// Each source is there once.
+    ///
+    /// # Errors
+    /// Returns any [`ClickHouseError`].
+    pub async fn progress_of(&self, asked: &[(String, u64)]) -> Result<Vec<Progress>, ClickHouseError> {
+        let mut progress = Vec::with_capacity(asked.len());
+        for some in asked.chunks(SOURCES_MAX) {
+            progress.extend(self.progress_of_some(some).await?);
+        }
+        Ok(progress)
+    }
+
+    async fn progress_of_some(&self, asked: &[(String, u64)]) -> Result<Vec<Progress>, ClickHouseError> {
+        let ends = self.counted_ends(asked, None).await?;
+        let counted_end = |name: &String| ends.get(name)?.iter().map(|(_, end)| *end).max();
+        let range = |(name, from): &(String, u64)| {
+            let end = counted_end(name).filter(|end| end > from)?;
+            Some((name.clone(), OffsetRange { start: *from, end }))
+        };
+        let uncounted = self.uncounted_of(asked.iter().filter_map(range).collect(), &ends).await?;
+        let beyond: Vec<(String, u64)> =
+            asked.iter().map(|(name, from)| (name.clone(), counted_end(name).unwrap_or(0).max(*from))).collect();
+        // The code here adds one to offsets: ClickHouse rewrites `max(x + 1)` to `max(x) + 1`, which is 1 if there is no row.
+        let sql = format!(
+            "SELECT toString(source) AS name, min(source_offset), max(source_offset) FROM email_events WHERE {} GROUP BY name",
+            at_least("source_offset")
+        );
+        let raw = bind_at_least(self.client.deciding(&sql), &beyond).rows::<(String, u64, u64)>().await?;
+        let raw: BTreeMap<String, (u64, u64)> =
+            raw.into_iter().map(|(name, first, last)| (name, (first, last))).collect();
+        let first_row = |name: &String| raw.get(name).map_or(u64::MAX, |(first, _)| *first);
+        let (names, first_rows): (Vec<&String>, Vec<u64>) =
+            asked.iter().map(|(name, _)| (name, first_row(name))).unzip();
+        let sql = format!(
+            "WITH source_offset < transform(source, ?, ?, toUInt64(0)) AS before \
+             SELECT toString(source) AS name, countIf(before), maxIf(source_offset, before), max(source_offset) \
+             FROM rejected_events WHERE {} GROUP BY name",
+            at_least("source_offset")
+        );
+        let query = self.client.deciding(&sql).bind(&names).bind(&first_rows);
+        let rejected = bind_at_least(query, &beyond).rows::<(String, u64, u64, u64)>().await?;
+        let rejected: BTreeMap<String, _> =
+            rejected.into_iter().map(|(name, before, last_before, last)| (name, (before, last_before, last))).collect();
+        let progress = |name: &String| {
+            let (raw, rejected) = (raw.get(name), rejected.get(name));
+            Progress {
+                counted_end: counted_end(name),
+                uncounted: uncounted.get(name).copied(),
+                rejected_end: rejected.filter(|(before, ..)| *before > 0).map(|(_, last_before, _)| last_before + 1),
+                stored_end: raw.map(|(_, last)| last + 1).max(rejected.map(|(.., last)| last + 1)),
+            }
+        };
+        Ok(asked.iter().map(|(name, _)| progress(name)).collect())
+    }
+
+    /// Returns the greatest `end_offset` of each source by month, for the months in which it lies after the source's offset.
     ///
     /// `daily` is sorted by day, so a query by source alone would read all of it. The months leave out ClickHouse partitions, and
     /// the offset leaves out granules, by an index (`sql/single/0004_marks.sql`).
     async fn counted_ends(
         &self,
-        source: &str,
-        after: u64,
+        after: &[(String, u64)],
         months: Option<&[PartitionId]>,
-    ) -> Result<Vec<(PartitionId, u64)>, ClickHouseError> {
+    ) -> Result<BTreeMap<String, Vec<(PartitionId, u64)>>, ClickHouseError> {
         let of_months = match months {
-            Some([]) => return Ok(Vec::new()),
+            Some([]) => return Ok(BTreeMap::new()),
             Some(_) => "AND toYYYYMM(day) IN ?",
             None => "",
         };
+        let from: Vec<(String, u64)> =
+            after.iter().map(|(name, after)| (name.clone(), after.saturating_add(1))).collect();
         let sql = format!(
-            "SELECT toYYYYMM(day) AS month, max(end_offset) FROM daily WHERE source = ? AND end_offset > ? {of_months} \
-             GROUP BY month"
+            "SELECT toString(source) AS name, toYYYYMM(day) AS month, max(end_offset) FROM daily WHERE {} {of_months} \
+             GROUP BY name, month",
+            at_least("end_offset")
         );
-        let query = self.client.deciding(&sql).bind(source).bind(after);
-        match months {
-            Some(months) => query.bind(months).rows().await,
-            None => query.rows().await,
+        let query = bind_at_least(self.client.deciding(&sql), &from);
+        let rows = match months {
+            Some(months) => query.bind(months).rows::<(String, PartitionId, u64)>().await?,
+            None => query.rows().await?,
+        };
+        let mut ends: BTreeMap<String, Vec<(PartitionId, u64)>> = BTreeMap::new();
+        rows.into_iter().for_each(|(name, month, end)| ends.entry(name).or_default().push((month, end)));
+        Ok(ends)
+    }
+
+    /// Returns what [`Sink::uncounted`] does, of the sources that have such a row.
+    ///
+    /// One statement finds the last row of each month among the last offsets of all sources. It settles a source if each of these
+    /// rows is counted, and if the offsets have as many rows as a batch or are the whole range.
+    async fn uncounted_of(
+        &self,
+        ranges: Vec<(String, OffsetRange)>,
+        ends: &BTreeMap<String, Vec<(PartitionId, u64)>>,
+    ) -> Result<BTreeMap<String, u64>, ClickHouseError> {
+        let mut found = BTreeMap::new();
+        if ranges.is_empty() {
+            return Ok(found);
         }
+        let start = |range: &OffsetRange| range.start.max(range.end.saturating_sub(2 * BATCH_ROWS_MAX));
+        let starts: Vec<(String, u64)> = ranges.iter().map(|(name, range)| (name.clone(), start(range))).collect();
+        let (names, range_ends): (Vec<&String>, Vec<u64>) =
+            ranges.iter().map(|(name, range)| (name, range.end)).unzip();
+        let sql = format!(
+            "SELECT toString(source) AS name, toYYYYMM(event_time) AS month, count(), max(source_offset) FROM email_events \
+             WHERE {} AND source_offset < transform(source, ?, ?, toUInt64(0)) GROUP BY name, month",
+            at_least("source_offset")
+        );
+        let query = bind_at_least(self.client.deciding(&sql), &starts).bind(&names).bind(&range_ends);
+        let mut rows: BTreeMap<String, u64> = BTreeMap::new();
+        let mut suspects = BTreeSet::new();
+        for (name, month, count, last) in query.rows::<(String, PartitionId, u64, u64)>().await? {
+            let counted = ends.get(&name).and_then(|ends| ends.iter().find(|(counted, _)| *counted == month));
+            if last >= counted.map_or(0, |(_, end)| *end) {
+                suspects.insert(name.clone());
+            }
+            *rows.entry(name).or_default() += count;
+        }
+        for (name, range) in &ranges {
+            let is_whole = start(range) == range.start || rows.get(name).is_some_and(|&rows| rows >= BATCH_ROWS_MAX);
+            if is_whole && !suspects.contains(name) {
+                continue;
+            }
+            let ends = ends.get(name).map_or(&[][..], Vec::as_slice);
+            if let Some(first) = self.uncounted(name, *range, ends).await? {
+                found.insert(name.clone(), first);
+            }
+        }
+        Ok(found)
     }
 
     /// Returns the first offset in the range of a row whose month's counters end before it. Only the last batch can have such
@@ -248,4 +339,16 @@ impl Sink {
             offsets = offsets.saturating_mul(8);
         }
     }
+}
+
+/// Returns the condition that an offset of a source is at least the source's own. The least of them is there for the index.
+fn at_least(column: &str) -> String {
+    format!("source IN ? AND {column} >= ? AND {column} >= transform(source, ?, ?, toUInt64(0))")
+}
+
+/// Adds the values for [`at_least`].
+fn bind_at_least<'c>(query: Deciding<'c>, offsets: &[(String, u64)]) -> Deciding<'c> {
+    let (names, offsets): (Vec<&String>, Vec<u64>) = offsets.iter().map(|(name, offset)| (name, *offset)).unzip();
+    let least = offsets.iter().min().copied().unwrap_or(0);
+    query.bind(&names).bind(least).bind(&names).bind(&offsets)
 }

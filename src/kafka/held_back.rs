@@ -1,12 +1,12 @@
 //! Records that an open transaction holds back. They lie behind the last stable offset, at which a reader of committed records
 //! ends.
 //!
-//! librdkafka's watermarks end there as well. So this module requests the real end separately (`rd_kafka_ListOffsets`, which
-//! rust-rdkafka does not have). Must never be used by a member: its statistics have both offsets.
+//! A member's bounds of the log end there as well. So this module requests the real end separately. Must never be used by a
+//! member: its statistics have both offsets.
 
 use super::consumer::{self, Consumer};
-use super::native;
 use super::observer::Nobody;
+use super::offsets;
 use crate::config::Config;
 use crate::platform::clock::unix_ms;
 use rdkafka::bindings as c;
@@ -48,39 +48,10 @@ impl HeldBack {
 ///
 /// # Errors
 /// Kafka does not answer in time, or answers with an error.
-pub fn ends(
-    consumer: &Consumer,
-    topic: &str,
-    partitions: impl Iterator<Item = i32>,
-    within: Duration,
-) -> KafkaResult<BTreeMap<i32, u64>> {
-    let mut list = TopicPartitionList::new();
-    for partition in partitions {
-        list.add_partition_offset(topic, partition, Offset::End)?;
-    }
-    let client = consumer.client().native_ptr();
-    let operation = c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
-    // SAFETY: `client` lives as long as `consumer`, and `list` until the answer is read. The infos belong to the event.
-    let answer = unsafe {
-        let send = |options: *const c::rd_kafka_AdminOptions_t, queue| {
-            let uncommitted = c::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED;
-            let error = c::rd_kafka_AdminOptions_set_isolation_level(options.cast_mut(), uncommitted);
-            drop(native::Owned(error, c::rd_kafka_error_destroy));
-            c::rd_kafka_ListOffsets(client, list.ptr(), options, queue);
-        };
-        native::ask(client, operation, within, send, |event| {
-            let mut count = 0;
-            let result = c::rd_kafka_event_ListOffsets_result(event);
-            let infos = c::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
-            let end = |index| {
-                let found = &*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
-                native::check(found.err).ok()?;
-                Some((found.partition, u64::try_from(found.offset).ok()?))
-            };
-            Ok((0..count).filter_map(end).collect())
-        })
-    };
-    answer.map_err(KafkaError::AdminOp)
+pub fn ends(consumer: &Consumer, topic: &str, partitions: &[i32], within: Duration) -> KafkaResult<BTreeMap<i32, u64>> {
+    let uncommitted = c::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED;
+    let ends = offsets::list(consumer, topic, partitions, Offset::End, uncommitted, within)?;
+    Ok(ends.into_iter().filter_map(|(partition, end)| Some((partition, end.ok()?))).collect())
 }
 
 /// Returns the records held back in each partition, by its real end and by its last stable offset. The ends must have been read

@@ -42,8 +42,12 @@ pub unsafe fn ask<T>(
     unsafe {
         let queue = Owned(c::rd_kafka_queue_new(client), c::rd_kafka_queue_destroy);
         let options = Owned(c::rd_kafka_AdminOptions_new(client, operation), c::rd_kafka_AdminOptions_destroy);
-        let is_for_coordinator = operation == c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
-        let given_up_ms = if is_for_coordinator { COORDINATOR_TIMEOUT_MS } else { timeout_ms };
+        let given_up_ms = match operation {
+            c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS => COORDINATOR_TIMEOUT_MS,
+            // Several brokers are asked. The answers of the others come once the one that gives none is given up.
+            c::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS => timeout_ms / 2,
+            _ => timeout_ms,
+        };
         c::rd_kafka_AdminOptions_set_request_timeout(options.0, given_up_ms, std::ptr::null_mut(), 0);
         send(options.0, queue.0);
         let event = Owned(c::rd_kafka_queue_poll(queue.0, timeout_ms), c::rd_kafka_event_destroy);

@@ -231,13 +231,13 @@ impl Observer {
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
     pub fn log_view(&self, source: &Source) -> KafkaResult<LogView> {
-        offsets::log_view(&self.consumer, self.topic(), source.topic_id.clone(), source.partition, self.within)
+        offsets::log_view(&self.consumer, self.topic(), &source.topic_id, source.partition, self.within)
     }
 
     /// Returns the real end of each partition, also behind open transactions. A partition whose end is not reported is missing.
     pub fn ends(&self, sources: &[Source]) -> BTreeMap<i32, u64> {
-        let partitions = sources.iter().map(|source| source.partition);
-        held_back::ends(&self.consumer, self.topic(), partitions, self.within).unwrap_or_else(|error| {
+        let partitions: Vec<i32> = sources.iter().map(|source| source.partition).collect();
+        held_back::ends(&self.consumer, self.topic(), &partitions, self.within).unwrap_or_else(|error| {
             tracing::debug!("the log's real ends cannot be asked for: {error}");
             BTreeMap::new()
         })

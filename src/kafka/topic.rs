@@ -9,8 +9,7 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaErrorCode;
 use std::ffi::{CStr, CString};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Kafka's text for "no topic id", which old brokers return.
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
@@ -28,33 +27,6 @@ pub fn topic_id(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
         id.to_string_lossy().replace('+', "-").replace('/', "_")
     })?;
     Ok(if id == NO_TOPIC_ID { String::new() } else { id })
-}
-
-/// The topic's id, asked for once where many ask at the same time: a broker describes all partitions of the topic for each question.
-#[derive(Debug, Default)]
-pub struct SharedId(Mutex<Option<(Instant, KafkaResult<String>)>>);
-
-impl SharedId {
-    /// As [`topic_id`]. An answer, or a failure, counts for everybody who asked before its question was sent; so nobody gets an older one
-    /// than by a question of its own, nor waits for more than two. Blocks.
-    ///
-    /// # Errors
-    /// As [`topic_id`].
-    pub fn get(&self, consumer: &Consumer, topic: &str, within: Duration) -> KafkaResult<String> {
-        self.get_by(|| topic_id(consumer, topic, within))
-    }
-
-    fn get_by(&self, ask: impl FnOnce() -> KafkaResult<String>) -> KafkaResult<String> {
-        let wanted = Instant::now();
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, answer)) = known.as_ref().filter(|(sent, _)| *sent >= wanted) {
-            return answer.clone();
-        }
-        let sent = Instant::now();
-        let answer = ask();
-        *known = Some((sent, answer.clone()));
-        answer
-    }
 }
 
 /// True if this client may read the topic; `None` if the broker does not report it. Blocks.
@@ -126,22 +98,4 @@ fn describe<T>(
         })
     };
     answer.map_err(KafkaError::AdminOp)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Whoever waits for the lock gets an answer whose question was sent meanwhile.
-    #[test]
-    fn an_answer_counts_for_whoever_asked_before_its_question_and_for_nobody_later() {
-        let shared = SharedId::default();
-        assert_eq!(shared.get_by(|| Ok("a".to_owned())), Ok("a".to_owned()));
-        assert_eq!(shared.get_by(|| Err(KafkaError::Canceled)), Err(KafkaError::Canceled), "the next one asks anew");
-        let later = Instant::now() + Duration::from_secs(3_600);
-        for answer in [Ok("b".to_owned()), Err(KafkaError::Canceled)] {
-            *shared.0.lock().unwrap() = Some((later, answer.clone()));
-            assert_eq!(shared.get_by(|| panic!("it asks once more")), answer);
-        }
-    }
 }

@@ -15,6 +15,7 @@ mod gaps;
 mod gauges;
 mod groups;
 mod health;
+mod joint;
 mod left_behind;
 mod left_open;
 mod memory;
@@ -36,13 +37,13 @@ use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::fetch_queue::FetchQueue;
 use crate::kafka::masked;
-use crate::kafka::topic::SharedId;
 use crate::platform::metrics::{self, FLUSH_AGE, FLUSHED_ROWS, STOPPED};
 use ::metrics::{counter, gauge};
 use assignment::Assignment;
 use dashmap::DashMap;
 use gaps::Gaps;
 use groups::Groups;
+use joint::Questions;
 use memory::Memory;
 use metrics_process::Collector;
 use rdkafka::consumer::Consumer as _;
@@ -193,7 +194,7 @@ struct Shared {
     left_open: Arc<LeftOpen>,
     commands: Sender<Command>,
     topic: String,
-    topic_id: Arc<SharedId>,
+    questions: Questions,
     cluster_id: String,
     session_timeout: Duration,
     retry: Retry,
@@ -322,10 +323,10 @@ pub async fn run(
 
     tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
 
+    let sink = Sink::new(client, Schema::single());
     let (commands, obeyed) = channel();
     let shared = Arc::new(Shared {
         consumer: OnceLock::from(Arc::downgrade(&consumer)),
-        sink: Sink::new(client, Schema::single()),
         dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
         groups: Arc::default(),
@@ -333,7 +334,8 @@ pub async fn run(
         left_open,
         commands,
         topic: config.kafka.topics.events.clone(),
-        topic_id: Arc::default(),
+        questions: Questions::new(&consumer, &config.kafka.topics.events, &sink),
+        sink,
         cluster_id,
         session_timeout: Duration::from_millis(session_timeout_ms(&consumer, config).await),
         retry: config.retry.clone(),

@@ -36,7 +36,7 @@ use tallyhouse_core::window::intake::Fill;
 use tokio::sync::{Notify, watch};
 
 /// Longest wait for one answer from Kafka.
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+pub const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for which a log may end before the end of a replay. A broker that has just become the leader may have an old end.
 const SHORT_PATIENCE: Duration = Duration::from_secs(10);
 /// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
@@ -45,7 +45,10 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Number of refusals of one batch for its size, before it is announced smaller.
 const SIZE_REFUSALS_MAX: u32 = 4;
 
-/// Names of steps that are used in two places.
+/// Names of steps that are used in two places. After a failure of one of the first two, ClickHouse is asked for this partition alone,
+/// as a question for all fails for all.
+const READ_COMMITTED: &str = "read_committed";
+const READ_PROGRESS: &str = "read_progress";
 const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
 const LOOK_AGAIN: &str = "look_again";
@@ -196,21 +199,17 @@ impl Partition {
     async fn read_committed(&mut self) -> Outcome {
         self.drop_all();
         loop {
-            let (name, number) = (self.source.topic.clone(), self.source.partition);
-            let shared_id = Arc::clone(&self.shared.topic_id);
-            let view = self.shared.kafka(move |consumer| {
-                let topic_id = shared_id.get(consumer, &name, KAFKA_TIMEOUT)?;
-                offsets::log_view(consumer, &name, topic_id, number, KAFKA_TIMEOUT)
-            });
-            match self.with_rows(view.await).await {
+            let number = self.source.partition;
+            let view = self.shared.questions.views.ask(number).await.unwrap_or(Err(KafkaError::Canceled));
+            match self.with_rows(view).await {
                 Ok((view, id)) => {
-                    self.succeeded("read_committed");
+                    self.succeeded(READ_COMMITTED);
                     self.source.topic_id = id;
                     self.shared.left_open.committed(number, view.committed.as_ref());
                     failpoint::hit("committed_read");
                     return Outcome::Log(view);
                 }
-                Err(error) => self.failed("read_committed", &error).await,
+                Err(error) => self.failed(READ_COMMITTED, &error).await,
             }
             if self.is_draining() {
                 return Outcome::Drained;
@@ -223,8 +222,10 @@ impl Partition {
     async fn with_rows(&self, view: KafkaResult<LogView>) -> Result<(LogView, String), String> {
         let mut view = view.map_err(|error| kafka::describe_error(&error))?;
         if view.committed.is_none() {
-            let ids = self.shared.sink.topic_ids(&self.source).await;
-            view.ids_of_rows = ids.map_err(|error| error.to_string())?;
+            view.ids_of_rows = match self.backoffs.contains_key(READ_COMMITTED) {
+                false => self.shared.questions.topic_ids.ask(self.source.partition).await.unwrap_or_else(no_answer)?,
+                true => self.shared.sink.topic_ids(&self.source).await.map_err(|error| error.to_string())?,
+            };
         }
         let id = view.id_of_rows().ok_or_else(|| {
             let (topic, ids) = (&self.source.topic, view.ids_of_rows.join(", "));
@@ -249,12 +250,16 @@ impl Partition {
 
     async fn read_progress(&mut self, from: u64) -> Outcome {
         loop {
-            match self.shared.sink.progress(from, &self.source).await {
+            let progress = match self.backoffs.contains_key(READ_PROGRESS) {
+                false => self.shared.questions.progress.ask((self.source.name(), from)).await.unwrap_or_else(no_answer),
+                true => self.shared.sink.progress(from, &self.source).await.map_err(|error| error.to_string()),
+            };
+            match progress {
                 Ok(progress) => {
-                    self.succeeded("read_progress");
+                    self.succeeded(READ_PROGRESS);
                     return Outcome::Progress(progress);
                 }
-                Err(error) => self.failed("read_progress", &error).await,
+                Err(error) => self.failed(READ_PROGRESS, &error).await,
             }
             if self.is_draining() {
                 return Outcome::Drained;
@@ -734,6 +739,11 @@ async fn until(instant: Option<Instant>) {
         Some(instant) => tokio::time::sleep_until(instant.into()).await,
         None => std::future::pending().await,
     }
+}
+
+/// Returns the error of a joint question whose answers were lost.
+fn no_answer<T>() -> Result<T, String> {
+    Err("the question for all partitions was not answered".to_owned())
 }
 
 /// Returns the outcome of a replay of which `records` records took `bytes` bytes.
