@@ -213,7 +213,7 @@ mod tests {
         }
 
         cluster.broker_down(2).unwrap();
-        let views = log_views(&consumer, "t", "id", &[0, 1, 2, 3], WITHIN).unwrap();
+        let views = log_views(&consumer, "t", "id", &[0, 1, 2, 3], WITHIN / 4).unwrap();
         let answered: Vec<i32> =
             views.into_iter().filter_map(|(partition, view)| view.ok().map(|_| partition)).collect();
         assert_eq!(answered, [0, 2]);

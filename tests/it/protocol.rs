@@ -273,7 +273,7 @@ pub async fn progress_is_what_the_rows_say(url: &str, database: &str) {
 
 /// Members die at each step. One question for all their sources has the answers of a question for each.
 pub async fn a_question_for_many_sources_answers_for_each(url: &str, database: &str) {
-    let (_, sink) = migrated(url, database).await;
+    let (client, sink) = migrated(url, database).await;
     let steps = run(&mut Log::new(), &sink, &source(0), None).await;
     let (mut asked, mut partition) = (Vec::new(), 1);
     for step in 0..steps {
@@ -284,16 +284,24 @@ pub async fn a_question_for_many_sources_answers_for_each(url: &str, database: &
             partition += 1;
         }
     }
+    // Events come before rejects in this log, so no member leaves a reject that has no row before it.
+    let sql = format!(
+        "INSERT INTO {database}.rejected_events (source, source_offset, kafka_timestamp, reason, error, key, payload) \
+         VALUES ('{}', 5, now(), 'not_json', '', '', '')",
+        source(partition).name()
+    );
+    client.execute(&sql).await.unwrap();
+    asked.push((source(partition).name(), 3));
     let together = sink.progress_of(&asked).await.unwrap();
+    let rejected = Progress { rejected_end: Some(6), stored_end: Some(6), ..Progress::default() };
+    assert_eq!(together.last(), Some(&rejected));
     for ((one, progress), partition) in asked.iter().zip(&together).zip(1..) {
         assert_eq!(sink.progress(one.1, &source(partition)).await.unwrap(), *progress, "{one:?}");
     }
-    let has = |of: fn(&Progress) -> Option<u64>| together.iter().filter(|progress| of(progress).is_some()).count();
-    let [counted, uncounted, rejected, stored] =
-        [has(|p| p.counted_end), has(|p| p.uncounted), has(|p| p.rejected_end), has(|p| p.stored_end)];
-    assert!(counted > 0 && uncounted > 0 && rejected > 0 && stored > 0 && counted < asked.len(), "{together:?}");
-    let with_rows = source(partition - 1);
-    let ids = sink.topic_ids_of(&with_rows.topic, &[partition, with_rows.partition]).await.unwrap();
+    let some = |of: fn(&Progress) -> Option<u64>| together.iter().any(|progress| of(progress).is_some());
+    assert!(some(|p| p.counted_end) && some(|p| p.uncounted) && together[0] == Progress::default(), "{together:?}");
+    let with_rows = source(partition);
+    let ids = sink.topic_ids_of(&with_rows.topic, &[partition + 1, partition]).await.unwrap();
     assert_eq!(ids, [vec![], vec![with_rows.topic_id.clone()]]);
     assert_eq!(sink.topic_ids(&with_rows).await.unwrap(), [with_rows.topic_id]);
 }
