@@ -22,9 +22,7 @@ Problems come first. `member` is a row of the upper table. The command changes n
 the group. `tallyhouse explain REASON` prints the page of a stopped partition.
 
 A partition stands still when records wait and nothing is committed or announced for one flush and
-10 s. One flush is flush.age_ms, or the partitions of its member divided by
-flush.batches_per_second_max if that is longer. Where records wait, status therefore looks a second
-time. It does so when all these partitions have moved, and at the latest after that time.
+10 s. One flush is flush.age_ms. Where records wait, status therefore looks a second time. It does so when all these partitions have moved, and at the latest after that time.
 `tallyhouse explain status` has the details.
 
 Consumers cannot read the records of an open transaction yet. `log end` lies before these records, and

@@ -350,6 +350,9 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.live.state();
+        if state.group.has(self.partition) {
+            tracing::info!(partition = self.partition, "a partition has left its group before its end");
+        }
         state.asked.remove(&self.partition);
         let insert = state.group.leave(self.partition);
         self.live.start(&mut state, insert);

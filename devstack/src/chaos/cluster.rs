@@ -26,16 +26,18 @@ pub struct Announced {
     pub end: i64,
     /// Number of its records.
     pub records: u64,
+    /// Id of its group, if it has one.
+    pub group: Option<u128>,
 }
 
 impl Announced {
     /// Reads the batch that the metadata names. The metadata of an end names none.
     fn read(metadata: &str) -> Option<Announced> {
-        let word =
-            |name: &str| metadata.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok());
-        let number = |name| word(name);
-        let records: i64 = number("rows")? + number("rejects")?;
-        Some(Announced { end: word("end")?, records: records.unsigned_abs() })
+        let word = |name: &str| metadata.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        let number = |name: &str| word(name)?.parse::<i64>().ok();
+        let records = number("rows")? + number("rejects")?;
+        let group = word("group").and_then(|id| u128::from_str_radix(id, 16).ok());
+        Some(Announced { end: number("end")?, records: records.unsigned_abs(), group })
     }
 }
 
@@ -217,7 +219,9 @@ mod tests {
     #[test]
     fn only_an_announcement_announces() {
         let announced = Announced::read("tallyhouse/1 topic=abc end=70 rows=55 rejects=5");
-        assert_eq!(announced, Some(Announced { end: 70, records: 60 }));
+        assert_eq!(announced, Some(Announced { end: 70, records: 60, group: None }));
+        let in_group = Announced::read("tallyhouse/2 end=70 rows=55 rejects=5 group=000000000000000000000000000000ff");
+        assert_eq!(in_group.and_then(|announced| announced.group), Some(255));
         assert_eq!(Announced::read("tallyhouse/1 topic=abc"), None);
         assert_eq!(Announced::read(""), None);
     }

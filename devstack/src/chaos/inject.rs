@@ -2,7 +2,7 @@
 //!
 //! Must leave behind running servers and running members, whatever happened.
 
-use super::lane::{Lane, Slot};
+use super::lane::{Lane, PARTITIONS, Slot};
 use super::plan::{BROKERS, Fault, Kind};
 use super::{AnyError, RESTART_TIMEOUT, gap, large, letters, transactions};
 use crate::process::Server;
@@ -17,7 +17,8 @@ const TERMINATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit for a member that was woken up to notice that it lost its partitions.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(3);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-const PARTITIONS_MAX: i32 = 8;
+/// Greatest number of partitions of a small group.
+const PARTITIONS_MAX: i32 = PARTITIONS + 5;
 /// Maximum age of an answer from memory. Members look for 3.5 s for rows that are not shown.
 const ANSWER_AGE: Duration = Duration::from_secs(2);
 /// Time for which an insert is held: longer than an insert's timeout in a small group.

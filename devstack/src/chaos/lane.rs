@@ -22,7 +22,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-const PARTITIONS: i32 = 3;
+/// Number of partitions of a small group. Each of three members has a group of four batches.
+pub const PARTITIONS: i32 = 12;
+/// Number of partitions of a large group. Its batches are full, and a full batch is inserted alone.
+const PARTITIONS_LARGE: i32 = 3;
 /// Time limit for an answer: another lane may have killed ClickHouse just now.
 const ASK_TIMEOUT: Duration = Duration::from_secs(120);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -166,7 +169,7 @@ impl<'a> Lane<'a> {
             servers,
             membership: Membership::of(seed, epoch),
             is_large,
-            topic: Topic::create(bootstrap, &name, PARTITIONS)?,
+            topic: Topic::create(bootstrap, &name, if is_large { PARTITIONS_LARGE } else { PARTITIONS })?,
             dead_letters: Topic::create(bootstrap, &format!("{name}.dead"), 1)?,
             clickhouse_proxy,
             slots: Vec::new(),

@@ -60,6 +60,8 @@ const BURSTS_MIN: u64 = 30;
 const BURSTS_FAST: u64 = 50;
 const BURST_INTERVAL_SLOW: Duration = Duration::from_millis(500);
 
+/// A member's line about a source that leaves its group early.
+const LEFT_GROUP: &str = "has left its group";
 /// Bursts between two looks at the number of partitions.
 const LOOK_EVERY: u64 = 10;
 
@@ -238,7 +240,7 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
         (outcome, announced.join())
     });
     let (effects, vitals, checked) = outcome?;
-    let largest_batch = largest.map_err(|_| "the watch panicked")??;
+    let largest = largest.map_err(|_| "the watch panicked")??;
     let mut violations = checked.violations;
     violations.extend(vitals.violations);
     violations.extend(lane.reported());
@@ -252,7 +254,8 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
         left_behind: checked.ended.left_behind,
         held_bytes: vitals.held_bytes,
         rss_bytes: vitals.rss_bytes,
-        largest_batch,
+        largest,
+        broken_groups: lane.logged_since(&log_lengths, LEFT_GROUP) as u64,
         pauses: lane.logged_since(&log_lengths, large::PAUSES) as u64,
         repeated_letters: lane.letters.lock().unwrap_or_else(PoisonError::into_inner).repeated,
     })

@@ -1,5 +1,6 @@
 //! Prints a line for each round, and the table at the end.
 
+use super::announced::Largest;
 use super::lane::Lane;
 use super::plan::{Fault, Kind, LARGE_BATCH, Plan};
 use super::still::{STILL_MAX, STILL_MAX_LARGE};
@@ -27,13 +28,18 @@ pub(super) struct RoundResult {
     pub held_bytes: u64,
     /// Maximum of a member's resident memory, in bytes.
     pub rss_bytes: u64,
-    /// Number of records of the largest batch that was announced.
-    pub largest_batch: u64,
+    /// The largest batch and group that were announced.
+    pub largest: Largest,
+    /// Number of times that a source left its group before its batch was committed.
+    pub broken_groups: u64,
     /// Number of times that the memory limit began to pause a member's partitions.
     pub pauses: u64,
     /// Number of letters that were delivered more than once, in the group so far.
     pub repeated_letters: u64,
 }
+
+/// Number of sources of a group that counts as large.
+const LARGE_GROUP: u64 = 4;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Tally {
@@ -58,6 +64,9 @@ pub struct Report {
     /// Numbers of rounds with a large batch, with a pause, and with both.
     large: u64,
     paused: u64,
+    /// Numbers of rounds with a group of four sources, and with a group that a source left early.
+    grouped: u64,
+    broken_groups: u64,
     large_and_paused: u64,
     largest_batch: u64,
     large_took: Duration,
@@ -82,6 +91,8 @@ impl Report {
             still: Duration::ZERO,
             large: 0,
             paused: 0,
+            grouped: 0,
+            broken_groups: 0,
             large_and_paused: 0,
             largest_batch: 0,
             large_took: Duration::ZERO,
@@ -108,11 +119,13 @@ impl Report {
         self.rss_bytes = self.rss_bytes.max(result.rss_bytes);
         self.slowest = self.slowest.max(result.took);
         self.still = self.still.max(result.still);
-        let (is_large, is_paused) = (result.largest_batch >= LARGE_BATCH, result.pauses > 0);
+        let (is_large, is_paused) = (result.largest.records >= LARGE_BATCH, result.pauses > 0);
         self.large += u64::from(is_large);
         self.paused += u64::from(is_paused);
+        self.grouped += u64::from(result.largest.sources >= LARGE_GROUP);
+        self.broken_groups += u64::from(result.broken_groups > 0);
         self.large_and_paused += u64::from(is_large && is_paused);
-        self.largest_batch = self.largest_batch.max(result.largest_batch);
+        self.largest_batch = self.largest_batch.max(result.largest.records);
         self.repeated_letters.insert(lane.name.clone(), result.repeated_letters);
         self.large_took += if is_large { result.took } else { Duration::ZERO };
         let faults: Vec<String> =
@@ -122,11 +135,12 @@ impl Report {
             false => lane.membership.assignment.to_owned(),
         };
         println!(
-            "round {:>5}  {}  {:>6} records  batches up to {:>6}  pauses {:>2}  {:>5.1} s  still {:>4.1} s  {}  [{settings}]{}",
+            "round {:>5}  {}  {:>6} records  batches up to {:>6}  groups up to {:>2}  pauses {:>2}  {:>5.1} s  still {:>4.1} s  {}  [{settings}]{}",
             plan.round,
             if violated { "VIOLATED" } else { "exact" },
             result.records,
-            result.largest_batch,
+            result.largest.records,
+            result.largest.sources,
             result.pauses,
             result.took.as_secs_f64(),
             result.still.as_secs_f64(),
@@ -211,7 +225,9 @@ impl Report {
         writeln!(f, "|---|--:|")?;
         writeln!(f, "| an announced batch had {LARGE_BATCH} records or more | {} |", self.large)?;
         writeln!(f, "| consumption was paused for want of memory | {} |", self.paused)?;
-        writeln!(f, "| both | {} |\n", self.large_and_paused)?;
+        writeln!(f, "| both | {} |", self.large_and_paused)?;
+        writeln!(f, "| an open group had {LARGE_GROUP} partitions or more | {} |", self.grouped)?;
+        writeln!(f, "| a partition left its group before its end | {} |\n", self.broken_groups)?;
         if self.large > 0 {
             let mean = self.large_took.as_secs_f64() / self.large as f64;
             writeln!(
