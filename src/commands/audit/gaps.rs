@@ -15,9 +15,8 @@ use crate::kafka::observer::ScanEnd;
 use crate::platform::clock::unix_ms;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use tallyhouse_core::days::Span;
+use tallyhouse_core::days::{Day, Span};
 use tallyhouse_core::decode::decode;
-use tallyhouse_core::decode::event::Day;
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::OffsetRange;
 

@@ -55,8 +55,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Instant;
-use tallyhouse_core::days::{Month, Span};
-use tallyhouse_core::decode::event;
+use tallyhouse_core::days::{Day, Month, Span};
 use tokio_util::sync::CancellationToken;
 
 /// Maximum number of differences that are printed per month.
@@ -129,7 +128,7 @@ async fn repair_month(
     let stop = &interrupts.stop;
     let number = month.number();
     let retention = Retention::read(reader.client(), &Schema::single()).await?;
-    let (kept, expired) = month.span().split_at(retention.first_kept_day().unwrap_or(event::Day(0)));
+    let (kept, expired) = month.span().split_at(retention.first_kept_day().unwrap_or(Day(0)));
     let (gone, last_day) = tables::counted(reader.client(), &expired).await?;
     let span = if options.trust_rows { month.span() } else { kept };
     if gone > 0 {

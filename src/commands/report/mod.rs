@@ -175,10 +175,10 @@ pub async fn read(client: &Client, filter: Filter, by: By) -> Result<Report, Cli
 
 /// Returns a condition with a `?` for each of the values.
 fn condition(filter: &Filter) -> (String, Vec<String>) {
-    let day = |day: &Option<Day>| day.as_ref().map(|day| day.text().to_owned());
+    let day = |day: Option<Day>| day.map(|day| day.to_string());
     let parts = [
-        ("day >= toDate(?)", day(&filter.since)),
-        ("day <= toDate(?)", day(&filter.until)),
+        ("day >= toDate(?)", day(filter.since)),
+        ("day <= toDate(?)", day(filter.until)),
         ("workspace_id = toUUID(?)", filter.workspace.map(|id| id.to_string())),
         ("campaign_id = toUUID(?)", filter.campaign.map(|id| id.to_string())),
     ];
