@@ -93,7 +93,7 @@ pub(super) async fn await_topic(
                     config.kafka.topics.events
                 )
             }
-            _ => refusal::no_answer(config, &trouble.reason.unwrap_or_else(|| error.to_string())),
+            _ => refusal::no_answer(config, &trouble.reason.unwrap_or_else(|| error.to_string())).to_string(),
         };
         tracing::warn!("{reason}; trying again");
         health.set("kafka", reason);
