@@ -37,7 +37,7 @@ use crate::config::{self, Config, Retry};
 use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::fetch_queue::FetchQueue;
-use crate::kafka::masked;
+use crate::kafka::{self, masked};
 use crate::platform::metrics::{self, FLUSH_AGE, FLUSHED_ROWS, STOPPED};
 use ::metrics::{counter, gauge};
 use assignment::Assignment;
@@ -227,7 +227,7 @@ impl Shared {
         call: impl FnOnce(&Consumer) -> KafkaResult<T> + Send + 'static,
     ) -> KafkaResult<T> {
         let consumer = self.consumer.get().and_then(Weak::upgrade).ok_or(KafkaError::Canceled)?;
-        tokio::task::spawn_blocking(move || call(&consumer)).await.unwrap_or(Err(KafkaError::Canceled))
+        kafka::blocking(move || call(&consumer)).await
     }
 
     /// Returns the number of a fill. No other fill has it.

@@ -36,6 +36,7 @@ use crate::clickhouse::dedup;
 use crate::clickhouse::retention::Retention;
 use crate::clickhouse::schema::Schema;
 use crate::config::Config;
+use crate::platform::output::ProgressFn;
 use finding::{Check, Code, Finding};
 use report::{Outcome, Report};
 use tallyhouse_core::days::{Day, Span};
@@ -53,9 +54,6 @@ pub struct Options {
     pub limit: usize,
 }
 
-/// Receives the name of each step before it begins, in a word or two.
-pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
-
 /// Runs all checks.
 ///
 /// # Errors
@@ -64,7 +62,7 @@ pub async fn run(
     config: &Config,
     reader: &Reader,
     options: &Options,
-    progress: Progress<'_>,
+    progress: ProgressFn<'_>,
 ) -> Result<Report, AuditError> {
     let span = Span::new(options.since, options.until);
     let limit = options.limit;

@@ -5,8 +5,9 @@
 
 use super::RejectsError;
 use crate::config::Config;
+use crate::kafka::blocking;
 use crate::kafka::producer::{Producer, client_config};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use std::time::{Duration, Instant};
 
@@ -24,13 +25,6 @@ const ALLOW_WRITE: &str = "Check that the brokers run, and allow this user to wr
 /// A producer of transactions that has shut out every earlier one of its name.
 #[derive(Clone)]
 pub(super) struct Transactions(Producer);
-
-/// Runs a blocking call on a thread for such calls.
-pub(super) async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> KafkaResult<T> + Send + 'static,
-) -> KafkaResult<T> {
-    tokio::task::spawn_blocking(call).await.unwrap_or(Err(KafkaError::Canceled))
-}
 
 impl Transactions {
     /// Shuts out every earlier replay into the event topic, and waits until its open transaction is decided.

@@ -48,6 +48,7 @@ use crate::commands::audit::finding::Severity;
 use crate::commands::audit::{self, Reader, tables};
 use crate::config::Config;
 use crate::platform::failpoint;
+use crate::platform::output::ProgressFn;
 use fence::Fence;
 use staging::{Borders, Staging};
 use std::future::poll_fn;
@@ -82,9 +83,6 @@ pub struct Interrupts {
     /// The fence that stands.
     pub standing: Standing,
 }
-
-/// Receives each step of the repair, in lines for people.
-pub type ProgressFn<'a> = &'a (dyn Fn(&str) + Sync);
 
 /// Counts the months again. Returns the number of counters that differ afterwards (with `dry_run`: now).
 ///
