@@ -154,7 +154,7 @@ fn conflicts(config: &Config) -> Vec<Conflict> {
         && moved_in_steps
         && config.kafka.group_instance_id.is_some()
     {
-        let reason = "must be eager with kafka.group_instance_id, or kafka.group_protocol consumer: a static member that \
+        let reason = "must be eager with kafka.group_instance_id, or kafka.group_protocol consumer. A static member that \
                       restarts between the two steps of a cooperative rebalance would leave a partition without an owner"
             .into();
         found.push((["kafka.assignment", "kafka.group_instance_id"], reason));

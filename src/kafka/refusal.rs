@@ -131,8 +131,8 @@ impl Refusal {
                 let (user, topic) = (principal(config), &kafka.topics.events);
                 Advice::new(
                     format!(
-                        "the Kafka user {user} may not read the topic {topic}, or the topic does not exist, which Kafka tells only to those \
-                         who may describe it"
+                        "the Kafka user {user} may not read the topic {topic}, or it does not exist. Kafka tells that only to users who may \
+                         describe it"
                     ),
                     format!("As an administrator run: {}", grant(config, "topic", topic)),
                 )

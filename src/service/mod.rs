@@ -116,7 +116,7 @@ pub enum RunError {
     Metrics(String),
     /// Not everything was flushed in time. Nothing is lost.
     #[error(
-        "shutdown.grace_ms passed before all batches were committed; the next owner reads the rest again. {open}. {summary}"
+        "shutdown.grace_ms passed before all batches were committed. The next owner reads the rest again. {open}. {summary}"
     )]
     Grace {
         /// Names of the open batches.
@@ -126,7 +126,7 @@ pub enum RunError {
     },
     /// Not everything was flushed, and waiting would not have changed that. Nothing is lost.
     #[error(
-        "a permanently refused step was not waited for. {open}. Nothing is lost: the next owner completes it once the cause is \
+        "the member did not wait for a step that is refused permanently. {open}. Nothing is lost: the next owner completes it once the cause is \
          fixed. {summary}"
     )]
     Refused {
@@ -154,7 +154,7 @@ pub enum RunError {
     Broken(String),
     /// The member's credentials were changed since the start.
     #[error(
-        "this member is not ready, and what it logs in with was changed since it started: {0}. It has left the group and nothing is lost. \
+        "this member is not ready, and its credentials were changed since it started: {0}. It has left the group and nothing is lost. \
          Start the process again, as a supervisor does, so that it takes up the new values"
     )]
     Rotated(String),

@@ -117,7 +117,7 @@ impl SchemaProblem {
             ),
             Self::Changed { version, applied, embedded } => Advice::new(
                 format!(
-                    "migration {version} was applied as {applied}, but this binary has {embedded}; released files never change, so this \
+                    "migration {version} was applied as {applied}, but this binary has {embedded}. Released files never change, so this \
                      binary, or its choice of single server or cluster, does not belong to this database"
                 ),
                 "Compare with: tallyhouse migrate --dry-run",

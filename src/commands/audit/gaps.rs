@@ -60,8 +60,8 @@ pub(super) async fn check(
     let mut outcome = Outcome::new(Check::Gaps, format!("{offsets} offsets"));
     for (name, start, first) in before_first {
         let message = format!(
-            "the log has offsets {start} up to {first} from before the first one that is stored: the group began there, or they \
-             were removed from the tables"
+            "the log has offsets {start} up to {first}, and the first stored one comes after them. The group began there, or somebody \
+             removed them from the tables"
         );
         outcome.add(Finding::new(Code::BeforeFirst, message).of(name).at(start, first), limit);
     }

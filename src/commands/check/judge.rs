@@ -315,7 +315,7 @@ pub fn clock(skew_ms: i64, round_trip_ms: u64) -> Outcome {
         round_trip_ms.div_ceil(2)
     );
     let fix = "let NTP keep both clocks. Counts stay exact: event times are judged by the record's timestamp, and leases by one \
-               machine's clock alone; delays in metrics and ages in audits are off";
+               machine's clock alone. Delays in metrics and ages in audits are off";
     match off_ms {
         0..=SKEW_WARNING_MS => Outcome::ok(Code::Clock, seen),
         _ if off_ms <= SKEW_FAILED_MS => Outcome::warning(Code::Clock, seen, fix),

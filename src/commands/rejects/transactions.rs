@@ -19,8 +19,8 @@ const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for one answer from Kafka.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-const ALLOW_WRITE: &str = "Check that the brokers run, and allow this user to write to the event topic and to the topic of \
-                           kafka.topics.replays, and Describe and Write on the transactional id tallyhouse-replay-<event topic>";
+const ALLOW_WRITE: &str = "Check that the brokers run. Allow this user to write to the event topic and to the topic of \
+                           kafka.topics.replays. Allow it Describe and Write on the transactional id tallyhouse-replay-<event topic>";
 
 /// A producer of transactions that has shut out every earlier one of its name.
 #[derive(Clone)]
