@@ -204,7 +204,7 @@ fn the_endpoint_is_reached_where_it_listens() {
     assert_eq!(text(&monitor, "/spec/endpoints/0/port"), text(&service, "/spec/ports/0/name"));
 
     let (_, composed) = compose();
-    let prometheus = yaml("prometheus/prometheus.yml");
+    let prometheus = yaml("deploy/prometheus/prometheus.yml");
     let port = number(&prometheus, "/scrape_configs/0/dns_sd_configs/0/port");
     assert!(!composed.admin.listen.ip().is_loopback() && u64::from(composed.admin.listen.port()) == port);
     assert!(read("Dockerfile").contains(&format!("EXPOSE {}", listen.port())));
@@ -263,7 +263,7 @@ fn the_operators_rules_are_the_alerts() {
     let path = format!("{KUBERNETES}/components/monitoring/prometheusrule.yaml");
     let file = read(&path);
     let (_, rules) = file.split_once("\nspec:\n").unwrap();
-    assert!(rules == indented(&read("prometheus/alerts.yml")), "the head of {path} says how to make it again");
+    assert!(rules == indented(&read("deploy/prometheus/alerts.yml")), "the head of {path} says how to make it again");
 }
 
 #[test]

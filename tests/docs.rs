@@ -116,7 +116,7 @@ fn the_site_and_the_program_have_every_page() {
 
 /// Returns the rules' names, from the file that Prometheus loads.
 fn alerts() -> Vec<String> {
-    let rules = read(&root().join("prometheus/alerts.yml"));
+    let rules = read(&root().join("deploy/prometheus/alerts.yml"));
     rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_owned).collect()
 }
 

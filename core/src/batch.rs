@@ -3,7 +3,8 @@
 //! A batch is immutable. Its content and order depend on the records [start, end) alone. Each insert is one Native block. The
 //! encoding of a block must never depend on what was inserted before.
 
-use crate::decode::event::{Day, EventType};
+use crate::days::Day;
+use crate::decode::event::EventType;
 use crate::decode::reject::Reason;
 use crate::protocol::Frozen;
 use crate::protocol::group::Size;

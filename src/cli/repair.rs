@@ -81,14 +81,14 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
 async fn leave(signal: Signal, standing: Standing) {
     let Some(fence) = standing.fence() else {
         output::note(&format!(
-            "tallyhouse: ended by a second {signal}: no constraint of this repair stands. A table daily_repair_… may be left; the \
+            "tallyhouse: ended by a second {signal}. No constraint of this repair stands. A table daily_repair_… may be left: the \
              next repair drops it, or `tallyhouse repair clean`"
         ));
         return;
     };
     output::note(&format!(
-        "tallyhouse: a second {signal} while the constraint {fence} stands on daily, so members cannot count the month: it ends as soon \
-         as it is taken down, in {} s at the latest. `tallyhouse repair clean` removes it too",
+        "tallyhouse: a second {signal} came while the constraint {fence} stands on daily. Members cannot count the month until it is \
+         down. The repair ends then, or after {} s at the latest. `tallyhouse repair clean` removes it too",
         LEAVE_MAX.as_secs()
     ));
     output::note(&match tokio::time::timeout(LEAVE_MAX, standing.is_down()).await {

@@ -44,10 +44,10 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
     let Arguments { workspace, campaign, since, until, by, format } = arguments;
-    if let (Some(first), Some(last)) = (&since, &until)
-        && first.text() > last.text()
+    if let (Some(first), Some(last)) = (since, until)
+        && first > last
     {
-        return Err(CliError::Days { since: first.text().to_owned(), until: last.text().to_owned() });
+        return Err(CliError::Days { since: first.to_string(), until: last.to_string() });
     }
     let client = Client::new(&clickhouse_options(config))?;
     let report = report::read(&client, Filter { workspace, campaign, since, until }, by).await?;

@@ -23,6 +23,7 @@ use url::Url;
 use super::error::{ClickHouseError, Peer};
 use super::exchange::{Answer, Exchange};
 use super::settings::{self, Found, Own, Pin, Pins};
+use crate::platform::advice::Advice;
 use crate::platform::tls;
 
 /// Comment on every statement of this binary, in `system.query_log.log_comment`.
@@ -252,20 +253,23 @@ impl Client {
         };
         if answer.query_id.as_ref() != Some(&query_id) || rows.iter().any(|(id, _)| *id != query_id) {
             let why = "the query id that was sent does not come back, so nobody can tell whether an answer is ClickHouse's own";
-            return Err(self.peer.unfit(&format!("{why}: {PROXY}")));
+            return Err(self.unfit(Advice::new(format!("{why}: {PROXY}"), PROXY_FIX)));
         }
         let arrived: Vec<Found> = rows.into_iter().map(|(_, found)| found).collect();
         let token = [("insert_deduplication_token", query_id)];
         let lost = [settings::lost(&sent, &arrived), settings::lost(&token, &arrived)].concat();
         match lost.is_empty() {
             true => Ok(()),
-            false => Err(self.peer.unfit(&format!("these settings do not arrive: {}: {PROXY}", lost.join(", ")))),
+            false => {
+                let problem = format!("these settings do not arrive: {}: {PROXY}", lost.join(", "));
+                Err(self.unfit(Advice::new(problem, PROXY_FIX)))
+            }
         }
     }
 
     /// Returns an error that says that this server, user or way cannot be used.
-    pub fn unfit(&self, why: &str) -> ClickHouseError {
-        self.peer.unfit(why)
+    pub fn unfit(&self, advice: Advice) -> ClickHouseError {
+        self.peer.unfit(advice)
     }
 
     /// Returns the settings that statements carry, and the problems. It asks the server only once.
@@ -282,7 +286,7 @@ impl Client {
     /// [`ClickHouseError::Unfit`] where the user cannot have them, or any other of [`ClickHouseError`].
     pub async fn fit_pins(&self) -> Result<&Pins, ClickHouseError> {
         let pins = self.pins().await?;
-        pins.problem().map_or(Ok(pins), |problem| Err(self.peer.unfit(&problem)))
+        pins.problem().map_or(Ok(pins), |problem| Err(self.unfit(problem)))
     }
 
     /// A profile can falsify this question too (seen: a `limit` of 1). So the settings against that are sent with it if the
@@ -326,9 +330,10 @@ pub fn new_query_id() -> String {
     format!("tallyhouse-{:032x}", rand::random::<u128>())
 }
 
-/// Remedy for a proxy that changes requests or answers.
-const PROXY: &str = "a proxy in between drops or replaces them. Set clickhouse.url to ClickHouse itself, or let the proxy pass query_id, \
-                     all settings of the URL, and the header X-ClickHouse-Query-Id of the answer";
+/// A proxy that changes requests or answers, and the remedy.
+const PROXY: &str = "a proxy in between drops or replaces them";
+const PROXY_FIX: &str = "Set clickhouse.url to ClickHouse itself, or let the proxy pass query_id, all settings of the URL, and the header \
+                         X-ClickHouse-Query-Id of the answer";
 
 /// An answer with the id of the query that it answers.
 #[derive(Row, Deserialize)]

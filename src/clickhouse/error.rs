@@ -5,6 +5,7 @@
 use std::error::Error as StdError;
 use std::io;
 
+use crate::platform::advice::Advice;
 use crate::platform::tls::{self, Cause};
 use thiserror::Error;
 
@@ -16,93 +17,109 @@ pub const MAX_MESSAGE_BYTES: usize = 2048;
 /// `message` and `reason` are the words of the server, or of the layer that failed. They are cut to [`MAX_MESSAGE_BYTES`]. `code`
 /// and `name` are ClickHouse's own, as in its table `system.errors`.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{}", self.advice())]
 #[expect(missing_docs, reason = "the fields are described above, once for all variants")]
 pub enum ClickHouseError {
     /// The options cannot be used; nothing was sent.
-    #[error("invalid ClickHouse configuration: {0}")]
     Config(String),
-
     /// There is no complete answer: connection refused, name not found, connection cut, or no answer in time. A statement that
     /// changes data may have taken effect nevertheless.
-    #[error("ClickHouse at {url} does not answer: {reason}. Check that it runs and that clickhouse.url is right")]
     Unreachable { url: String, reason: String },
-
     /// One side does not accept the other's certificate, or the other side does not speak TLS.
-    #[error("no trusted TLS connection to ClickHouse at {url}: {reason}. {}", tls_fix(*cause))]
     Tls { url: String, reason: String, cause: Cause },
-
     /// The answer is not ClickHouse's. It is for instance a load balancer's 502.
-    #[error(
-        "something other than ClickHouse answers at {url}: {message}. Check clickhouse.url and any proxy in between"
-    )]
     NotClickHouse { url: String, message: String },
-
     /// The answer does not have the query id that was sent. The request may have taken effect nevertheless.
-    #[error(
-        "something other than ClickHouse answers at {url}, or in its place: the answer \"{message}\" has not the query id that was sent. Check \
-         clickhouse.url and any proxy or load balancer in between"
-    )]
     NotOurs { url: String, message: String },
-
     /// The server, the user or the way to it prevents exact reads or writes.
-    #[error("ClickHouse at {url} cannot be used: {message}")]
-    Unfit { url: String, message: String },
-
+    Unfit { url: String, advice: Advice },
     /// A materialized view of the users' own, on one of Tallyhouse's tables, refuses an insert.
-    #[error(
-        "a materialized view of your own on Tallyhouse's tables fails ({code} {name}): {message}. Mend or drop that view: `tallyhouse check` \
-         names all that there are. Tallyhouse's own tables are exact; the view may miss rows of this batch (`tallyhouse explain limits`)"
-    )]
     OwnView { code: u32, name: String, message: String },
-
     /// The server does not accept this user and password.
-    #[error(
-        "ClickHouse refuses to log in the user \"{user}\": {message}. Set clickhouse.user and clickhouse.password \
-         to a user that exists there"
-    )]
     Unauthorized { user: String, message: String },
-
     /// The user is logged in, but may not do this.
-    #[error(
-        "the ClickHouse user \"{user}\" may not do this: {message}. GRANT what the message names, and give the user \
-         a settings profile that is not readonly"
-    )]
     Forbidden { user: String, message: String },
-
     /// The configured database does not exist.
-    #[error(
-        "the ClickHouse database \"{database}\" does not exist: {message}. Check clickhouse.database, or run: \
-         tallyhouse migrate"
-    )]
     UnknownDatabase { database: String, message: String },
-
     /// A table of the schema does not exist.
-    #[error("a table is missing in ClickHouse: {message}. Run: tallyhouse migrate")]
     UnknownTable { message: String },
-
     /// The server cannot do it now, and may be able to later.
-    #[error("ClickHouse is busy or degraded ({code} {name}): {message}. It is worth trying again later")]
     ServerBusy { code: u32, name: String, message: String },
-
     /// An insert of the batch runs for longer than inserts may take.
-    #[error(
-        "an insert of this batch still runs in ClickHouse, for longer than clickhouse.insert_timeout_ms. Look in system.processes \
-         for a query_id like '{query_id}', and KILL QUERY it if it does not end"
-    )]
     StillRunning { query_id: String },
-
     /// Any other exception of the server.
-    #[error(
-        "ClickHouse reports an error ({code} {name}): {message}. Look {name} up in the server's log before trying again"
-    )]
     Server { code: u32, name: String, message: String },
-
     /// The answer does not have the form this binary expects.
-    #[error("cannot read ClickHouse's answer: {0}. This binary and the server's schema or version do not fit together")]
     Decode(String),
 }
 
 impl ClickHouseError {
+    /// Returns the failure and the next step.
+    pub fn advice(&self) -> Advice {
+        match self {
+            Self::Config(why) => Advice::without_fix(format!("invalid ClickHouse configuration: {why}")),
+            Self::Unreachable { url, reason } => Advice::new(
+                format!("ClickHouse at {url} does not answer: {reason}"),
+                "Check that it runs and that clickhouse.url is right",
+            ),
+            Self::Tls { url, reason, cause } => {
+                Advice::new(format!("no trusted TLS connection to ClickHouse at {url}: {reason}"), tls_fix(*cause))
+            }
+            Self::NotClickHouse { url, message } => Advice::new(
+                format!("something other than ClickHouse answers at {url}: {message}"),
+                "Check clickhouse.url and any proxy in between",
+            ),
+            Self::NotOurs { url, message } => Advice::new(
+                format!(
+                    "something other than ClickHouse answers at {url}, or in its place: the answer \"{message}\" has not the query id that was sent"
+                ),
+                "Check clickhouse.url and any proxy or load balancer in between",
+            ),
+            Self::Unfit { url, advice } => {
+                let problem = format!("ClickHouse at {url} cannot be used: {}", advice.problem);
+                Advice { problem, fix: advice.fix.clone() }
+            }
+            Self::OwnView { code, name, message } => Advice::new(
+                format!("a materialized view of your own on Tallyhouse's tables fails ({code} {name}): {message}"),
+                "Mend or drop that view: `tallyhouse check` names all that there are. Tallyhouse's own tables are exact; the view may miss \
+                 rows of this batch (`tallyhouse explain limits`)",
+            ),
+            Self::Unauthorized { user, message } => Advice::new(
+                format!("ClickHouse refuses to log in the user \"{user}\": {message}"),
+                "Set clickhouse.user and clickhouse.password to a user that exists there",
+            ),
+            Self::Forbidden { user, message } => Advice::new(
+                format!("the ClickHouse user \"{user}\" may not do this: {message}"),
+                "GRANT what the message names, and give the user a settings profile that is not readonly",
+            ),
+            Self::UnknownDatabase { database, message } => Advice::new(
+                format!("the ClickHouse database \"{database}\" does not exist: {message}"),
+                "Check clickhouse.database, or run: tallyhouse migrate",
+            ),
+            Self::UnknownTable { message } => {
+                Advice::new(format!("a table is missing in ClickHouse: {message}"), "Run: tallyhouse migrate")
+            }
+            Self::ServerBusy { code, name, message } => Advice::new(
+                format!("ClickHouse is busy or degraded ({code} {name}): {message}"),
+                "It is worth trying again later",
+            ),
+            Self::StillRunning { query_id } => Advice::new(
+                "an insert of this batch still runs in ClickHouse, for longer than clickhouse.insert_timeout_ms",
+                format!(
+                    "Look in system.processes for a query_id like '{query_id}', and KILL QUERY it if it does not end"
+                ),
+            ),
+            Self::Server { code, name, message } => Advice::new(
+                format!("ClickHouse reports an error ({code} {name}): {message}"),
+                format!("Look {name} up in the server's log before trying again"),
+            ),
+            Self::Decode(why) => Advice::new(
+                format!("cannot read ClickHouse's answer: {why}"),
+                "This binary and the server's schema or version do not fit together",
+            ),
+        }
+    }
+
     /// True if the same request may succeed later without a change by anybody.
     ///
     /// It does not mean that the request had no effect.
@@ -219,8 +236,8 @@ impl Peer {
         ClickHouseError::NotOurs { url: self.url.clone(), message }
     }
 
-    pub(crate) fn unfit(&self, message: &str) -> ClickHouseError {
-        ClickHouseError::Unfit { url: self.url.clone(), message: message.to_owned() }
+    pub(crate) fn unfit(&self, advice: Advice) -> ClickHouseError {
+        ClickHouseError::Unfit { url: self.url.clone(), advice }
     }
 
     fn classify_answer(&self, text: &str) -> ClickHouseError {

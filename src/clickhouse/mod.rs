@@ -3,6 +3,7 @@
 //! Must never decide what to write: batches, tokens and recovery decisions come from the pure core.
 
 pub mod client;
+pub mod condition;
 pub mod dedup;
 pub mod error;
 mod exchange;

@@ -12,7 +12,7 @@ use super::schema::Schema;
 use clickhouse::Row;
 use serde::Deserialize;
 use std::str::FromStr;
-use tallyhouse_core::decode::event::Day;
+use tallyhouse_core::days::Day;
 
 /// Time before its expiry at which a day counts as expired, in seconds. A day must not expire between two questions.
 const EARLY_S: u32 = 3_600;

@@ -9,6 +9,7 @@
 //! does not know is not sent: it cannot falsify anything. A value that the server does not let the user change is not sent
 //! either.
 
+use crate::platform::advice::Advice;
 use clickhouse::Row;
 use serde::Deserialize;
 use std::time::Duration;
@@ -148,12 +149,10 @@ impl Pins {
         self.inserts.iter().filter(|(name, _)| *name != DEDUPLICATE)
     }
 
-    /// Returns one text about everything that prevents exactness, with the remedy.
-    pub fn problem(&self) -> Option<String> {
-        (!self.problems.is_empty()).then(|| {
-            let problems = self.problems.join("; ");
-            format!("{problems}. Change the profile, or give Tallyhouse a user with a profile of its own")
-        })
+    /// Returns everything that prevents exactness, with the remedy.
+    pub fn problem(&self) -> Option<Advice> {
+        let fix = "Change the profile, or give Tallyhouse a user with a profile of its own";
+        (!self.problems.is_empty()).then(|| Advice::new(self.problems.join("; "), fix))
     }
 }
 
@@ -287,12 +286,12 @@ mod tests {
     #[test]
     fn what_is_fixed_to_a_wrong_value_is_named_with_its_profile() {
         for (name, ..) in WANTED.iter().filter(|(name, ..)| *name != "readonly") {
-            let problem = with(name, |found| found.readonly = 1).problem().unwrap();
+            let problem = with(name, |found| found.readonly = 1).problem().unwrap().problem;
             assert!(problem.contains(name) && problem.contains("profile th"), "{problem}");
         }
-        assert!(with("readonly", |found| found.value = "2".into()).problem().unwrap().contains("readonly = 2"));
+        assert!(with("readonly", |found| found.value = "2".into()).problem().unwrap().problem.contains("readonly = 2"));
         let bounded = with("max_partitions_per_insert_block", |found| found.min = "1".into());
-        assert!(bounded.problem().unwrap().contains("does not let it be 0"));
+        assert!(bounded.problem().unwrap().problem.contains("does not let it be 0"));
     }
 
     #[test]
@@ -319,7 +318,7 @@ mod tests {
             pins.problem().is_none() && pins.inserts.iter().all(|(name, _)| *name != "use_strict_insert_block_limits")
         );
         let older: Vec<Found> = server().into_iter().filter(|found| found.name != "deduplicate_insert").collect();
-        assert!(judge(&older, OWN).problem().unwrap().contains("does not know the setting deduplicate_insert"));
+        assert!(judge(&older, OWN).problem().unwrap().problem.contains("does not know the setting deduplicate_insert"));
     }
 
     #[test]

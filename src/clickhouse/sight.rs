@@ -6,6 +6,7 @@
 
 use super::client::Client;
 use super::error::ClickHouseError;
+use crate::platform::advice::Advice;
 use tallyhouse_core::source::Table;
 
 /// The rows of a table that this user sees.
@@ -56,15 +57,15 @@ async fn policies(client: &Client, table: Table) -> Vec<String> {
     client.query(sql).bind(client.database()).bind(table.name()).rows().await.unwrap_or_default()
 }
 
-/// Returns the first filter that is certain, in words.
-pub fn problem(seen: &[(Table, Sight)]) -> Option<String> {
+/// Returns the first filter that is certain.
+pub fn problem(seen: &[(Table, Sight)]) -> Option<Advice> {
     seen.iter().find_map(|(table, sight)| match sight {
         Sight::Filtered(policies) => {
             let named = if policies.is_empty() { String::new() } else { format!(" ({})", policies.join(", ")) };
-            Some(format!(
-                "a row policy{named} hides rows of {} from this user, so what is inserted would be inserted again. DROP the policy for this \
-                 user, or give Tallyhouse a user that no row policy is for",
-                table.name()
+            let table = table.name();
+            Some(Advice::new(
+                format!("a row policy{named} hides rows of {table} from this user, so what is inserted would be inserted again"),
+                "DROP the policy for this user, or give Tallyhouse a user that no row policy is for",
             ))
         }
         Sight::Whole | Sight::Unknown => None,
@@ -77,7 +78,7 @@ pub fn problem(seen: &[(Table, Sight)]) -> Option<String> {
 /// [`ClickHouseError::Unfit`].
 pub async fn refuse_filters(client: &Client) -> Result<(), ClickHouseError> {
     let seen = of_tables(client).await.unwrap_or_default();
-    problem(&seen).map_or(Ok(()), |problem| Err(client.unfit(&problem)))
+    problem(&seen).map_or(Ok(()), |problem| Err(client.unfit(problem)))
 }
 
 /// Returns the materialized views on Tallyhouse's tables, as `database.name`, each with its table.

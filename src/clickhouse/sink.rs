@@ -10,7 +10,7 @@ use super::schema::Schema;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::{Part, block};
-use tallyhouse_core::decode::event::Day;
+use tallyhouse_core::days::Day;
 use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, PartitionId, Progress};
 use tallyhouse_core::source::{OffsetRange, Source, Table};

@@ -1,6 +1,5 @@
 //! The common parts of the tables for people. Pure.
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
@@ -29,26 +28,4 @@ pub fn printable(text: &str) -> String {
 /// Returns a code as it stands in JSON.
 pub fn word(code: impl Serialize) -> String {
     serde_json::to_string(&code).unwrap_or_default().trim_matches('"').to_owned()
-}
-
-/// Returns a time in milliseconds since 1970-01-01 UTC as text. An earlier time becomes 1970-01-01.
-pub fn utc_text(ms: i64) -> String {
-    let time = DateTime::from_timestamp_millis(ms.max(0)).unwrap_or(DateTime::<Utc>::MAX_UTC);
-    time.to_rfc3339_opts(SecondsFormat::Millis, true)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_utc_to_the_millisecond() {
-        for ms in [0, 1, 951_782_400_000, 1_795_576_200_123, 4_102_444_799_999] {
-            let wanted = chrono::DateTime::from_timestamp_millis(ms).unwrap().format("%Y-%m-%dT%H:%M:%S%.3fZ");
-            assert_eq!(utc_text(ms), wanted.to_string());
-        }
-        assert_eq!(utc_text(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(utc_text(1_795_576_200_123), "2026-11-25T03:10:00.123Z");
-        assert_eq!(utc_text(-5), "1970-01-01T00:00:00.000Z");
-    }
 }

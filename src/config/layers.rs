@@ -12,7 +12,7 @@ use toml::{Table, Value};
 use super::error::Problem;
 use super::kafka_properties::is_secret;
 use super::keys::{Kind, format_bytes, show};
-use super::memory::RESERVE_BYTES;
+use super::memory;
 use super::schema::{find, keys};
 use super::{FlagValue, Sources};
 
@@ -66,11 +66,9 @@ fn fit_into(memory_max_bytes: Option<u64>, layer: &mut Settings) {
             layer.insert(key.to_owned(), Setting { value: bytes.to_string().into(), origin });
         }
     };
-    let limit_bytes = (max_bytes / 4 * 3).min(max_bytes - RESERVE_BYTES as i64);
-    // The value is in whole MiB, which people can read.
-    let limit_bytes = at_least("memory.limit_bytes", limit_bytes & !((1 << 20) - 1));
+    let limit_bytes = at_least("memory.limit_bytes", memory::limit_within(max_bytes));
     lower("memory.limit_bytes", limit_bytes);
-    lower("flush.bytes_max", limit_bytes / 4);
+    lower("flush.bytes_max", memory::batch(limit_bytes));
 }
 
 fn from_file(sources: &Sources, problems: &mut Vec<Problem>) -> Settings {

@@ -30,6 +30,17 @@ const FETCH_BYTES_MIN: usize = 64 << 10;
 /// Greatest size of an answer, in bytes. A larger answer saves nothing.
 const FETCH_BYTES_MAX: usize = 1 << 20;
 
+/// Returns the default of `memory.limit_bytes` in a container with this memory. The rest is for the reserve, and for memory that the
+/// kernel counts beside the process. The value is in whole MiB, which people can read.
+pub fn limit_within(max_bytes: i64) -> i64 {
+    (max_bytes / 4 * 3).min(max_bytes - RESERVE_BYTES as i64) & !((1 << 20) - 1)
+}
+
+/// Returns the default of `flush.bytes_max` with a lowered limit: two batches fit into the part of windows and batches.
+pub const fn batch(limit_bytes: i64) -> i64 {
+    limit_bytes / 4
+}
+
 /// Returns the bytes that windows and batches may hold. The oldest replay may borrow an eighth of this more (`tallyhouse_core::window::intake`),
 /// from the part for sending.
 pub const fn windows(limit_bytes: usize) -> usize {
@@ -45,6 +56,11 @@ pub const fn limit_for_replay(bytes: u64) -> u64 {
 /// they take an eighth of the limit.
 pub const fn queued_values(limit_bytes: usize) -> usize {
     limit_bytes / 8 / OVERHEAD
+}
+
+/// Returns the greatest `queued.max.messages.kbytes` that a user may set, in bytes.
+pub const fn queued_values_max(limit_bytes: usize) -> usize {
+    limit_bytes / 2
 }
 
 /// Returns the bytes of one answer of a broker (`fetch.max.bytes`). Unpacked, those of several brokers take an eighth of the

@@ -25,6 +25,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use tallyhouse_core::days::SECONDS_PER_DAY;
+use tallyhouse_core::decode::TimeBounds;
+
 pub use error::{ConfigError, Problem};
 pub use kafka_properties::{SYSTEM_AUTHORITIES, keys_named_in};
 pub use keys::{Key, Kind};
@@ -74,6 +77,17 @@ pub struct Resolved {
     /// Values of the configuration.
     pub config: Config,
     rows: Vec<explain::Row>,
+}
+
+impl Config {
+    /// Returns the bounds for the times of events, in seconds around the Kafka record's own timestamp.
+    pub fn time_bounds(&self) -> TimeBounds {
+        let seconds = |days: u32| i64::from(days) * i64::from(SECONDS_PER_DAY);
+        TimeBounds {
+            past_seconds_max: seconds(self.decode.past_days_max),
+            future_seconds_max: seconds(self.decode.future_days_max),
+        }
+    }
 }
 
 /// Merges, checks and types the configuration. It reports all problems at once.

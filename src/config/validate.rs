@@ -3,8 +3,6 @@
 //! All problems are found in one pass. A value that is already refused must not cause a second problem elsewhere. Its default
 //! replaces it, and checks that look at it are left out.
 
-use tallyhouse_core::decode::TimeBounds;
-use tallyhouse_core::decode::event::SECONDS_PER_DAY;
 use toml::{Table, Value};
 use url::{Host, Url};
 
@@ -13,6 +11,7 @@ use super::explain::shown;
 use super::kafka_properties::refusal;
 use super::keys::{format_bytes, property};
 use super::layers::{PROPERTY_PREFIX, Setting, Settings};
+use super::memory;
 use super::schema::{Assignment, ClickHouse, Config, GroupProtocol, Mechanism, find, keys};
 
 /// Converts every setting to its type, in place, and builds the configuration.
@@ -136,8 +135,8 @@ type Conflict = ([&'static str; 2], String);
 fn conflicts(config: &Config) -> Vec<Conflict> {
     let mut found = security_conflicts(config);
     found.extend(topic_conflicts(config));
-    let (memory, retry) = (&config.memory, &config.retry);
-    if memory.limit_bytes / 2 < config.flush.bytes_max {
+    let (limit_bytes, retry) = (config.memory.limit_bytes, &config.retry);
+    if memory::windows(limit_bytes) < config.flush.bytes_max {
         let reason = "must be at least twice flush.bytes_max".into();
         found.push((["memory.limit_bytes", "flush.bytes_max"], reason));
     }
@@ -155,13 +154,13 @@ fn conflicts(config: &Config) -> Vec<Conflict> {
         && moved_in_steps
         && config.kafka.group_instance_id.is_some()
     {
-        let reason = "must be eager with kafka.group_instance_id, or kafka.group_protocol consumer: a static member that \
+        let reason = "must be eager with kafka.group_instance_id, or kafka.group_protocol consumer. A static member that \
                       restarts between the two steps of a cooperative rebalance would leave a partition without an owner"
             .into();
         found.push((["kafka.assignment", "kafka.group_instance_id"], reason));
     }
     let queue_kbytes = config.kafka.properties.get("queued.max.messages.kbytes");
-    let queue_kbytes_max = memory.limit_bytes / 2 / 1024;
+    let queue_kbytes_max = memory::queued_values_max(limit_bytes) / 1024;
     let queue_kbytes = queue_kbytes.and_then(|text| text.expose().parse::<usize>().ok());
     if queue_kbytes.is_some_and(|kbytes| kbytes > queue_kbytes_max) {
         let reason = format!("must be at most {queue_kbytes_max}, half of memory.limit_bytes, which it is part of");
@@ -258,15 +257,6 @@ impl ClickHouse {
 }
 
 impl Config {
-    /// Returns the bounds for the times of events, in seconds around the Kafka record's own timestamp.
-    pub fn time_bounds(&self) -> TimeBounds {
-        let seconds = |days: u32| i64::from(days) * i64::from(SECONDS_PER_DAY);
-        TimeBounds {
-            past_seconds_max: seconds(self.decode.past_days_max),
-            future_seconds_max: seconds(self.decode.future_days_max),
-        }
-    }
-
     /// Returns one sentence for each setting that is allowed and risky.
     pub fn warnings(&self) -> Vec<String> {
         let (tls, clickhouse) = (&self.kafka.tls, &self.clickhouse);

@@ -5,6 +5,7 @@
 
 use super::refusal::address;
 use crate::config::Kafka;
+use crate::platform::advice::Advice;
 use crate::platform::tls::{self, Cause};
 use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
@@ -16,9 +17,8 @@ use std::time::Duration;
 /// Longest wait for the connection, and for each answer on it.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Returns the fault of the broker's certificate, with the remedy in a last sentence. librdkafka's words in `reason` name the
-/// broker.
-pub fn describe(reason: &str, kafka: &Kafka) -> String {
+/// Returns the fault of the broker's certificate, and the remedy. librdkafka's words in `reason` name the broker.
+pub fn advice(reason: &str, kafka: &Kafka) -> Advice {
     let address = address(reason).unwrap_or(&kafka.brokers);
     let (what, cause) = match look(address, kafka.tls.ca_file.as_deref()) {
         Some(error) => (error.to_string(), tls::cause(&error)),
@@ -32,7 +32,7 @@ pub fn describe(reason: &str, kafka: &Kafka) -> String {
         }
         _ => "Set kafka.tls.ca_file to the PEM of the authority that signed it",
     };
-    format!("the certificate of the Kafka broker {address} is not trusted: {what}. {fix}")
+    Advice::new(format!("the certificate of the Kafka broker {address} is not trusted: {what}"), fix)
 }
 
 /// Returns the fault that rustls finds, if any.

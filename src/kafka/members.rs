@@ -6,6 +6,7 @@
 use super::consumer::Consumer;
 use super::{native, refusal};
 use crate::config::{Config, GroupProtocol};
+use crate::platform::advice::Advice;
 use rdkafka::bindings as c;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -55,7 +56,7 @@ pub struct Group {
 impl Group {
     /// Returns the reason why a member with this configuration cannot join as long as the group's members are there, if there is
     /// one. A classic member may join a group of the consumer protocol.
-    pub fn keeps_out(&self, config: &Config) -> Option<String> {
+    pub fn keeps_out(&self, config: &Config) -> Option<Advice> {
         let ours = match config.kafka.group_protocol {
             GroupProtocol::Classic => Some(config.kafka.assignment.strategy()),
             GroupProtocol::Consumer => None,
@@ -220,7 +221,7 @@ mod tests {
         for (setting, protocol) in
             [(eager, "cooperative-sticky"), (cooperative, "range"), (consumer, "cooperative-sticky")]
         {
-            let told = keeps_out(setting, &group(classic(protocol), vec![member()])).unwrap();
+            let told = keeps_out(setting, &group(classic(protocol), vec![member()])).unwrap().problem;
             assert!(told.contains(&format!("the classic protocol by the strategy {protocol}")), "{told}");
             assert_eq!(keeps_out(setting, &group(classic(protocol), vec![])), None, "nobody is there");
         }

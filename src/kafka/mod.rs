@@ -83,6 +83,14 @@ pub fn metadata(consumer: &Consumer, topic: &str, within: Duration) -> KafkaResu
     }
 }
 
+/// Makes a blocking call to Kafka on a thread for such calls.
+///
+/// # Errors
+/// Returns the call's error. [`KafkaError::Canceled`] means that the call did not end in order.
+pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> KafkaResult<T> + Send + 'static) -> KafkaResult<T> {
+    tokio::task::spawn_blocking(call).await.unwrap_or(Err(KafkaError::Canceled))
+}
+
 /// Returns the first address that brokers report and that accepts no connection, with the reason. Returns `None` also if no
 /// broker reports an address. Blocks for a few seconds at most.
 pub fn unreachable(consumer: &Consumer, topic: &str) -> Option<(String, String)> {

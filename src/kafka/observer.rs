@@ -9,6 +9,7 @@ use super::members::{self, Group};
 use super::refusal::{self, Refusal};
 use super::{group, offsets, topic};
 use crate::config::Config;
+use crate::platform::advice::Advice;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
@@ -125,20 +126,21 @@ impl Observer {
         Ok((metadata.brokers().len(), cluster_id))
     }
 
-    /// Returns the text of a failure, with the remedy in a last sentence.
-    pub fn describe_error(&self, error: &KafkaError) -> String {
+    /// Returns a failure and its remedy.
+    pub fn describe_error(&self, error: &KafkaError) -> Advice {
         let kafka = &self.config.kafka;
         let (brokers, topic) = (&kafka.brokers, &kafka.topics.events);
         // An error in the background, such as a refused login, says more than that the time is up.
         let trouble = self.consumer.context().take_errors();
         let refusal = Refusal::from_error(error).or(trouble.refusal);
         if let Some(refusal) = refusal {
-            return refusal.describe(&self.config);
+            return refusal.advice(&self.config);
         }
         match super::code(error) {
-            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => {
-                format!("the topic {topic} does not exist at {brokers}. Create it, or set kafka.topics.events")
-            }
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => Advice::new(
+                format!("the topic {topic} does not exist at {brokers}"),
+                "Create it, or set kafka.topics.events",
+            ),
             _ => match super::unreachable(&self.consumer, topic) {
                 Some((address, why)) => refusal::unreachable(&self.config, &address, &why),
                 None => refusal::no_answer(&self.config, &trouble.reason.unwrap_or_else(|| error.to_string())),
@@ -146,13 +148,15 @@ impl Observer {
         }
     }
 
-    /// Returns the text of a failed request about the group, with the remedy in a last sentence.
-    pub fn describe_group_error(&self, error: &KafkaError) -> String {
+    /// Returns a failed request about the group, and the remedy.
+    pub fn describe_group_error(&self, error: &KafkaError) -> Advice {
         match Refusal::from_error(error) {
-            Some(refusal) => refusal.describe(&self.config),
+            Some(refusal) => refusal.advice(&self.config),
             None => match super::unreachable(&self.consumer, self.topic()) {
                 Some((address, why)) => refusal::unreachable(&self.config, &address, &why),
-                None => format!("{error}. See that the group's coordinator and the partitions' leaders run"),
+                None => {
+                    Advice::new(error.to_string(), "See that the group's coordinator and the partitions' leaders run")
+                }
             },
         }
     }
@@ -332,14 +336,14 @@ pub fn is_passing(error: &KafkaError) -> bool {
 ///
 /// # Errors
 /// Returns the fault of the dead-letter topic, and the remedy.
-pub fn describe_dead_letter_error(topic: &str, may_write: KafkaResult<Option<bool>>) -> Result<(), String> {
+pub fn describe_dead_letter_error(topic: &str, may_write: KafkaResult<Option<bool>>) -> Result<(), Advice> {
     let what = match may_write {
         Ok(Some(false)) => "may not be written to by this user".to_owned(),
         Ok(_) => return Ok(()),
         Err(error) => format!("cannot be looked at: {error}"),
     };
-    Err(format!(
-        "the dead-letter topic {topic} {what}: each partition with a rejected record waits for it. Create it, allow this user \
-         Describe and Write on it, or set kafka.topics.dead_letter"
+    Err(Advice::new(
+        format!("the dead-letter topic {topic} {what}: each partition with a rejected record waits for it"),
+        "Create it, allow this user Describe and Write on it, or set kafka.topics.dead_letter",
     ))
 }

@@ -7,6 +7,7 @@
 
 use super::certificate;
 use crate::config::{Assignment, Config, GroupProtocol, Mechanism};
+use crate::platform::advice::Advice;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
@@ -84,9 +85,13 @@ impl Refusal {
         about_ours.then(|| Refusal::ClientCertificate { reason: reason.to_owned() })
     }
 
-    /// Returns the text of the refusal, with the remedy in a last sentence. It may ask the broker for its certificate, for a
-    /// second at most.
+    /// Returns [`Self::advice`] as one text.
     pub fn describe(&self, config: &Config) -> String {
+        self.advice(config).to_string()
+    }
+
+    /// Returns the refusal and its remedy. It may ask the broker for its certificate, for a second at most.
+    pub fn advice(&self, config: &Config) -> Advice {
         let kafka = &config.kafka;
         let brokers = &kafka.brokers;
         match self {
@@ -94,58 +99,56 @@ impl Refusal {
                 let user = kafka.sasl.username.as_deref().unwrap_or_default();
                 let mechanism = kafka.sasl.mechanism.map_or("no mechanism", Mechanism::name);
                 let said = cut(reason);
-                format!(
-                    "Kafka at {brokers} refuses to log in the user \"{user}\" with {mechanism}: {said}. Set kafka.sasl.username, \
-                     kafka.sasl.password and kafka.sasl.mechanism to those of a user that exists there"
+                Advice::new(
+                    format!("Kafka at {brokers} refuses to log in the user \"{user}\" with {mechanism}: {said}"),
+                    "Set kafka.sasl.username, kafka.sasl.password and kafka.sasl.mechanism to those of a user that exists there",
                 )
             }
-            Refusal::Untrusted { reason } => certificate::describe(reason, kafka),
+            Refusal::Untrusted { reason } => certificate::advice(reason, kafka),
             Refusal::ClientCertificate { reason } => {
                 let said = cut(reason);
                 match &kafka.tls.cert_file {
-                    None => format!(
-                        "Kafka at {brokers} wants a client certificate: {said}. Set kafka.tls.cert_file and kafka.tls.key_file to \
-                         one that its authority has signed"
+                    None => Advice::new(
+                        format!("Kafka at {brokers} wants a client certificate: {said}"),
+                        "Set kafka.tls.cert_file and kafka.tls.key_file to one that its authority has signed",
                     ),
-                    Some(cert_file) => format!(
-                        "Kafka at {brokers} refuses the client certificate in {cert_file}: {said}. Set kafka.tls.cert_file and \
-                         kafka.tls.key_file to one that its authority has signed and that has not expired"
+                    Some(cert_file) => Advice::new(
+                        format!("Kafka at {brokers} refuses the client certificate in {cert_file}: {said}"),
+                        "Set kafka.tls.cert_file and kafka.tls.key_file to one that its authority has signed and that has not expired",
                     ),
                 }
             }
-            Refusal::Tls { reason } => format!(
-                "no TLS connection to Kafka at {brokers}: {}. Check that kafka.brokers names a listener with TLS",
-                cut(reason)
+            Refusal::Tls { reason } => Advice::new(
+                format!("no TLS connection to Kafka at {brokers}: {}", cut(reason)),
+                "Check that kafka.brokers names a listener with TLS",
             ),
-            Refusal::Http { reason } => format!(
-                "an HTTP server answers where Kafka should: {}. Check that kafka.brokers, and what the brokers' advertised.listeners \
-                 name, are ports of Kafka",
-                address(reason).unwrap_or(brokers)
+            Refusal::Http { reason } => Advice::new(
+                format!("an HTTP server answers where Kafka should: {}", address(reason).unwrap_or(brokers)),
+                "Check that kafka.brokers, and what the brokers' advertised.listeners name, are ports of Kafka",
             ),
             Refusal::Protocol => other_protocol(config, "another way than this member's"),
             Refusal::Topic => {
-                let topic = &kafka.topics.events;
-                let what = "may not read the topic";
-                format!(
-                    "the Kafka user {} {what} {topic}, or the topic does not exist, which Kafka tells only to those who may \
-                     describe it. As an administrator run: {}",
-                    principal(config),
-                    grant(config, "topic", topic)
+                let (user, topic) = (principal(config), &kafka.topics.events);
+                Advice::new(
+                    format!(
+                        "the Kafka user {user} may not read the topic {topic}, or it does not exist. Kafka tells that only to users who may \
+                         describe it"
+                    ),
+                    format!("As an administrator run: {}", grant(config, "topic", topic)),
                 )
             }
             Refusal::Group => {
-                let group = &kafka.group_id;
-                format!(
-                    "the Kafka user {} may not read the group {group}, which joining it and committing take. As an administrator \
-                     run: {}",
-                    principal(config),
-                    grant(config, "group", group)
+                let (user, group) = (principal(config), &kafka.group_id);
+                Advice::new(
+                    format!(
+                        "the Kafka user {user} may not read the group {group}, which joining it and committing take"
+                    ),
+                    format!("As an administrator run: {}", grant(config, "group", group)),
                 )
             }
-            Refusal::Cluster => format!(
-                "the Kafka user {} lacks a right on the cluster at {brokers}. Look for the denied operation in the broker's \
-                 authorizer log",
-                principal(config)
+            Refusal::Cluster => Advice::new(
+                format!("the Kafka user {} lacks a right on the cluster at {brokers}", principal(config)),
+                "Look for the denied operation in the broker's authorizer log",
             ),
         }
     }
@@ -167,40 +170,46 @@ pub(super) fn address(reason: &str) -> Option<&str> {
     name.split('/').next().filter(|address| address.contains(':'))
 }
 
-/// Returns the text for a group that assigns partitions in another way, and the remedy.
-pub fn other_protocol(config: &Config, theirs: &str) -> String {
+/// Returns the problem of a group that assigns partitions in another way, and the remedy.
+pub fn other_protocol(config: &Config, theirs: &str) -> Advice {
     let kafka = &config.kafka;
     let ours = match (kafka.group_protocol, kafka.assignment) {
         (GroupProtocol::Consumer, _) => "kafka.group_protocol = consumer",
         (GroupProtocol::Classic, Assignment::CooperativeSticky) => "kafka.assignment = cooperative-sticky",
         (GroupProtocol::Classic, Assignment::Eager) => "kafka.assignment = eager (range)",
     };
-    format!(
-        "this member has {ours}, and the members of the group {} share partitions out in {theirs}, so Kafka does not let it join. Stop \
-         all of them before one with another kafka.assignment or kafka.group_protocol starts, or give this one theirs; members of another \
-         program take another kafka.group_id",
-        kafka.group_id
+    Advice::new(
+        format!(
+            "this member has {ours}, and the members of the group {} share partitions out in {theirs}, so Kafka does not let it join",
+            kafka.group_id
+        ),
+        "Stop all of them before one with another kafka.assignment or kafka.group_protocol starts, or give this one theirs; members of \
+         another program take another kafka.group_id",
     )
 }
 
-/// Returns the text for a Kafka that does not answer: the known reason, and the remedy in a last sentence. `said` has
-/// librdkafka's words.
-pub fn no_answer(config: &Config, said: &str) -> String {
+/// Returns the known reason for a Kafka that does not answer, and the remedy. `said` has librdkafka's words.
+pub fn no_answer(config: &Config, said: &str) -> Advice {
     let (brokers, tls) = (&config.kafka.brokers, config.kafka.tls.enabled);
     if !tls && is_closed_at_once(said) {
-        return format!(
-            "Kafka at {brokers} closes each connection without an answer, as a listener with TLS does. Set kafka.tls.enabled = true if it \
-             is one; else check that it runs and that kafka.brokers is right"
+        return Advice::new(
+            format!("Kafka at {brokers} closes each connection without an answer, as a listener with TLS does"),
+            "Set kafka.tls.enabled = true if it is one; else check that it runs and that kafka.brokers is right",
         );
     }
     let said = cut(said);
     if tls && said.contains("connecting to a PLAINTEXT broker listener") {
-        return format!(
-            "Kafka at {brokers} closes each connection in the TLS handshake, as a listener without TLS does: {said}. Name a listener with \
-             TLS in kafka.brokers, or set kafka.tls.enabled = false"
+        return Advice::new(
+            format!(
+                "Kafka at {brokers} closes each connection in the TLS handshake, as a listener without TLS does: {said}"
+            ),
+            "Name a listener with TLS in kafka.brokers, or set kafka.tls.enabled = false",
         );
     }
-    format!("Kafka at {brokers} does not answer: {said}. Check that it runs and that kafka.brokers is right")
+    Advice::new(
+        format!("Kafka at {brokers} does not answer: {said}"),
+        "Check that it runs and that kafka.brokers is right",
+    )
 }
 
 /// True if a connection was closed after the first request on it. librdkafka only logs that.
@@ -208,12 +217,14 @@ pub(super) fn is_closed_at_once(said: &str) -> bool {
     said.contains("Disconnected") && said.contains("in state APIVERSION_QUERY")
 }
 
-/// Returns the text about a reported address that cannot be reached, and the remedy.
-pub fn unreachable(config: &Config, address: &str, why: &str) -> String {
-    format!(
-        "Kafka at {} answers and names {address} as the address of a broker, which cannot be reached from here: {why}. Correct \
-         advertised.listeners of that broker, or the network between; see that it runs",
-        config.kafka.brokers
+/// Returns the problem of a reported address that cannot be reached, and the remedy.
+pub fn unreachable(config: &Config, address: &str, why: &str) -> Advice {
+    let brokers = &config.kafka.brokers;
+    Advice::new(
+        format!(
+            "Kafka at {brokers} answers and names {address} as the address of a broker, which cannot be reached from here: {why}"
+        ),
+        "Correct advertised.listeners of that broker, or the network between; see that it runs",
     )
 }
 
@@ -325,12 +336,15 @@ mod tests {
         assert_eq!(Refusal::of(Some(Code::MessageSizeTooLarge), &large), None);
         let closed = "[thrd:127.0.0.1:9093/bootstrap]: 127.0.0.1:9093/bootstrap: Disconnected: connection reset by peer (after \
                       1ms in state APIVERSION_QUERY)";
-        assert!(no_answer(&without_login(&[]), closed).contains("Set kafka.tls.enabled = true if it is one"));
+        assert!(
+            no_answer(&without_login(&[]), closed).to_string().contains("Set kafka.tls.enabled = true if it is one")
+        );
         let plain = "ssl://b:9092/bootstrap: SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener? (after";
-        let told = no_answer(&without_login(&["kafka.tls.enabled=true"]), plain);
+        let told = no_answer(&without_login(&["kafka.tls.enabled=true"]), plain).to_string();
         assert!(told.contains("as a listener without TLS does"), "{told}");
         assert!(
             no_answer(&without_login(&[]), "x")
+                .to_string()
                 .ends_with("does not answer: x. Check that it runs and that kafka.brokers is right")
         );
     }

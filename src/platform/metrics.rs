@@ -1,7 +1,7 @@
 //! The metrics: every name, unit and help text in one place, and the exporter that renders them.
 //!
 //! Labels must never come from outside: reasons, tables and partitions are bounded, and the only topic is the configured one. A
-//! name here is a promise to dashboards and alerts: `docs/metrics.md` and `prometheus/` are checked against it.
+//! name here is a promise to dashboards and alerts: `docs/metrics.md` and `deploy/prometheus/` are checked against it.
 
 #![allow(missing_docs, reason = "the help texts in the table below document the names")]
 

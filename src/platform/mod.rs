@@ -1,5 +1,6 @@
 //! The process and its machine: clocks, memory limits, signals, standard output, the log, metrics, TLS and retries.
 
+pub mod advice;
 pub mod cgroup;
 pub mod clock;
 pub mod failpoint;

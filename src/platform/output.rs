@@ -42,6 +42,9 @@ pub fn line(text: &str) {
     let _ = print(format!("{text}\n").as_bytes());
 }
 
+/// Receives each step of a long command before it begins, in words for people.
+pub type ProgressFn<'a> = &'a (dyn Fn(&str) + Sync);
+
 /// Writes one line to standard error, if it can be written.
 pub fn note(text: &str) {
     // There is no other place to report this.

@@ -37,7 +37,7 @@ use crate::config::{self, Config, Retry};
 use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::fetch_queue::FetchQueue;
-use crate::kafka::masked;
+use crate::kafka::{self, masked};
 use crate::platform::metrics::{self, FLUSH_AGE, FLUSHED_ROWS, STOPPED};
 use ::metrics::{counter, gauge};
 use assignment::Assignment;
@@ -116,7 +116,7 @@ pub enum RunError {
     Metrics(String),
     /// Not everything was flushed in time. Nothing is lost.
     #[error(
-        "shutdown.grace_ms passed before all batches were committed; the next owner reads the rest again. {open}. {summary}"
+        "shutdown.grace_ms passed before all batches were committed. The next owner reads the rest again. {open}. {summary}"
     )]
     Grace {
         /// Names of the open batches.
@@ -126,7 +126,7 @@ pub enum RunError {
     },
     /// Not everything was flushed, and waiting would not have changed that. Nothing is lost.
     #[error(
-        "a permanently refused step was not waited for. {open}. Nothing is lost: the next owner completes it once the cause is \
+        "the member did not wait for a step that is refused permanently. {open}. Nothing is lost: the next owner completes it once the cause is \
          fixed. {summary}"
     )]
     Refused {
@@ -154,7 +154,7 @@ pub enum RunError {
     Broken(String),
     /// The member's credentials were changed since the start.
     #[error(
-        "this member is not ready, and what it logs in with was changed since it started: {0}. It has left the group and nothing is lost. \
+        "this member is not ready, and its credentials were changed since it started: {0}. It has left the group and nothing is lost. \
          Start the process again, as a supervisor does, so that it takes up the new values"
     )]
     Rotated(String),
@@ -227,7 +227,7 @@ impl Shared {
         call: impl FnOnce(&Consumer) -> KafkaResult<T> + Send + 'static,
     ) -> KafkaResult<T> {
         let consumer = self.consumer.get().and_then(Weak::upgrade).ok_or(KafkaError::Canceled)?;
-        tokio::task::spawn_blocking(move || call(&consumer)).await.unwrap_or(Err(KafkaError::Canceled))
+        kafka::blocking(move || call(&consumer)).await
     }
 
     /// Returns the number of a fill. No other fill has it.

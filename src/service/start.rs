@@ -72,8 +72,7 @@ pub(super) async fn await_topic(
     let brokers = &config.kafka.brokers;
     loop {
         let (asked, topic) = (Arc::clone(consumer), config.kafka.topics.events.clone());
-        let answer = tokio::task::spawn_blocking(move || cluster_of_topic(&asked, &topic)).await;
-        let error = match answer.unwrap_or(Err(KafkaError::Canceled)) {
+        let error = match kafka::blocking(move || cluster_of_topic(&asked, &topic)).await {
             Ok(cluster_id) => {
                 health.clear("kafka");
                 // An error from one broker while another answered is no reason for later failures.
@@ -93,7 +92,7 @@ pub(super) async fn await_topic(
                     config.kafka.topics.events
                 )
             }
-            _ => refusal::no_answer(config, &trouble.reason.unwrap_or_else(|| error.to_string())),
+            _ => refusal::no_answer(config, &trouble.reason.unwrap_or_else(|| error.to_string())).to_string(),
         };
         tracing::warn!("{reason}; trying again");
         health.set("kafka", reason);
@@ -150,8 +149,7 @@ pub(super) async fn session_timeout_ms(consumer: &Arc<Consumer>, config: &Config
         return configured_ms;
     }
     let (asked, group) = (Arc::clone(consumer), config.kafka.group_id.clone());
-    let answer = tokio::task::spawn_blocking(move || group::session(&asked, &group, ANSWER_TIMEOUT)).await;
-    match answer.unwrap_or(Err(KafkaError::Canceled)) {
+    match kafka::blocking(move || group::session(&asked, &group, ANSWER_TIMEOUT)).await {
         Ok(Some(Session { timeout_ms, heartbeat_ms })) => {
             tracing::info!(
                 configured_ms,

@@ -207,8 +207,7 @@ pub async fn a_kill_leaves_an_open_intent_that_is_told(url: &str, database: &str
     let bench = Bench::new(url, database).await;
     let ledger = bench.produce(6_000);
     for (point, state) in [("intent_committed:2", "not applied yet"), ("raw_inserted:2", "partly applied")] {
-        let member = bench.start(&[("TALLYHOUSE_FAILPOINT", point)]);
-        member.wait(TIMEOUT).unwrap();
+        bench.die(&[("TALLYHOUSE_FAILPOINT", point)]);
         let (status, report) = audit(&bench, &[]);
         let intents: Vec<_> =
             findings(&report, "notice").into_iter().filter(|(code, _)| code == "open_intent").collect();

@@ -127,7 +127,7 @@ pub async fn a_replay_beside_an_out_of_range_error_loses_nothing(url: &str, data
     producer.send(0, events(EVENTS));
     let rows_max = EVENTS.to_string();
     let sizes = [(ROWS_MAX, rows_max.as_str()), (AGE_MS, NEVER)];
-    bench.start(&[&sizes[..], &[(FAILPOINT, "intent_committed")]].concat()).wait(TIMEOUT).unwrap();
+    bench.die(&[&sizes[..], &[(FAILPOINT, "intent_committed")]].concat());
     let announced: Vec<_> =
         bench.open_batches(3).into_iter().map(|open| (open.partition, open.start, open.end)).collect();
     assert_eq!(announced, [(0, 0, EVENTS)]);
@@ -166,7 +166,7 @@ pub async fn a_replay_of_half_the_memory_ends(url: &str, database: &str) {
     ToPartition::new(&bench, 1).send(0, large_events(EVENTS));
     let memory = [(MEMORY_LIMIT, "64MiB"), (BYTES_MAX, "32MiB"), (ROWS_MAX, "1000000")];
     let dying = [&memory[..], &[(AGE_MS, NEVER), (FAILPOINT, "intent_committed")]].concat();
-    bench.start(&dying).wait(TIMEOUT).unwrap();
+    bench.die(&dying);
     assert_eq!(bench.open_batches(3).len(), 1);
     let member = bench.start(&memory);
     bench.await_stored(EVENTS, &[&member]).await;
@@ -194,6 +194,7 @@ pub async fn replays_of_a_larger_member_end(url: &str, database: &str) {
     )
     .await;
     large.kill9().unwrap();
+    bench.bury();
     bench.execute("ALTER TABLE email_events DROP CONSTRAINT held").await;
     let small = bench.start(&[&sizes[..], &[(MEMORY_LIMIT, "64MiB")], &ONE_BATCH_A_FETCH].concat());
     bench.await_stored(EVENTS * PARTITIONS as u64, &[&small]).await;
@@ -217,7 +218,7 @@ pub async fn a_batch_that_does_not_fit_is_announced_smaller(url: &str, database:
     let bench = Bench::new(url, database).await;
     ToPartition::new(&bench, 1).send(0, large_events(EVENTS));
     let dying = [(ROWS_MAX, "100"), (FAILPOINT, "intent_committed")];
-    bench.start(&[&LARGE[..], &dying].concat()).wait(TIMEOUT).unwrap();
+    bench.die(&[&LARGE[..], &dying].concat());
     assert_eq!(bench.open_batches(3).len(), 1);
     let member = bench.start(&[&SMALL[..], &[INSERT_TIMEOUT]].concat());
     bench.await_stored(EVENTS, &[&member]).await;
@@ -302,7 +303,7 @@ pub async fn a_half_applied_batch_that_does_not_fit_stops(url: &str, database: &
     let bench = Bench::new(url, database).await;
     ToPartition::new(&bench, 1).send(0, large_events(EVENTS));
     let dying = [(ROWS_MAX, "100"), (FAILPOINT, "raw_inserted")];
-    bench.start(&[&LARGE[..], &dying].concat()).wait(TIMEOUT).unwrap();
+    bench.die(&[&LARGE[..], &dying].concat());
     let member = bench.start(&SMALL);
     await_stop(&member, "replay_too_large", "was begun by a member with a larger memory.limit_bytes").await;
     let told = http(&member, "/readyz").await;

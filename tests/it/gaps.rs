@@ -69,8 +69,7 @@ pub async fn aborted_transactions_never_happened(url: &str, database: &str) {
         transactions.commit(50);
     }
     for point in ["raw_inserted:2", "intent_committed:4", "rejected_inserted:2"] {
-        let member = bench.start(&[("TALLYHOUSE_FAILPOINT", point), ("TALLYHOUSE__FLUSH__ROWS_MAX", "300")]);
-        member.wait(TIMEOUT).unwrap();
+        bench.die(&[("TALLYHOUSE_FAILPOINT", point), ("TALLYHOUSE__FLUSH__ROWS_MAX", "300")]);
     }
     let member = bench.start(&[]);
     bench.await_stored(transactions.ledger.produced, &[&member]).await;

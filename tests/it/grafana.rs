@@ -55,7 +55,7 @@ fn values_of_variable(query: &str) -> String {
 
 /// Returns the rules' fields of that name. Each stands on a line of its own.
 fn of_rules(field: &str) -> Vec<String> {
-    let rules = read("prometheus/alerts.yml");
+    let rules = read("deploy/prometheus/alerts.yml");
     let prefix = format!("{field}: ");
     let lines = rules.lines().map(|line| line.trim().trim_start_matches("- "));
     lines.filter_map(|line| line.strip_prefix(&prefix)).map(|value| value.trim().to_owned()).collect()
@@ -64,10 +64,10 @@ fn of_rules(field: &str) -> Vec<String> {
 /// promtool accepts the rules, each fires and is silent where its test says, and each has its page.
 pub async fn alerts_fire_and_are_silent(_url: &str, _database: &str) {
     let path = |name| file(name).to_str().unwrap().to_owned();
-    promtool(&["check", "rules", &path("prometheus/alerts.yml")]).unwrap();
-    promtool(&["check", "config", &path("prometheus/prometheus.yml")]).unwrap();
-    promtool(&["test", "rules", &path("prometheus/alerts_test.yml")]).unwrap();
-    let tests = read("prometheus/alerts_test.yml");
+    promtool(&["check", "rules", &path("deploy/prometheus/alerts.yml")]).unwrap();
+    promtool(&["check", "config", &path("deploy/prometheus/prometheus.yml")]).unwrap();
+    promtool(&["test", "rules", &path("deploy/prometheus/alerts_test.yml")]).unwrap();
+    let tests = read("deploy/prometheus/alerts_test.yml");
     let alerts = of_rules("alert");
     assert!(!alerts.is_empty());
     for alert in &alerts {
@@ -93,7 +93,7 @@ pub async fn every_panel_and_rule_has_an_answer(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let member = bench.start(&[]);
     await_http(&member, "/readyz", "\"ready\":true").await;
-    let prometheus = Prometheus::start(&address(&member), &file("prometheus/alerts.yml")).unwrap();
+    let prometheus = Prometheus::start(&address(&member), &file("deploy/prometheus/alerts.yml")).unwrap();
     let panels = asked("grafana/dashboards/tallyhouse.json", "expr");
     let substituted =
         |text: &str| text.replace("$__rate_interval", "1m").replace("$instance", ".*").replace("$topic", ".*");

@@ -164,8 +164,7 @@ impl Bench {
     /// Starts a member that dies at a fail point, and returns the batch it had under way there. `applied` finds that
     /// batch in the tables (SQL for a count of rows, `{source}` and `{end}` filled in).
     pub async fn die_at(&self, point: &str, applied: &str, partitions: i32) -> OpenBatch {
-        let member = self.start(&[("TALLYHOUSE_FAILPOINT", point)]);
-        member.wait(DEADLINE).unwrap();
+        let member = self.die(&[("TALLYHOUSE_FAILPOINT", point)]);
         for batch in self.open_batches(partitions) {
             let OpenBatch { partition, start, end, .. } = batch;
             let source = format!("source LIKE '{}/{partition}@%'", self.topic);

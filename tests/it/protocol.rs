@@ -1,6 +1,7 @@
 //! Tests the protocol on a real ClickHouse, over a log in memory that stands in for a Kafka partition. Every step of
 //! it is cut short once, and another member goes on from the committed offset.
 
+use futures::{StreamExt as _, stream};
 use std::collections::VecDeque;
 use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::schema::Schema;
@@ -14,6 +15,8 @@ use tallyhouse_core::window::{Record, Window};
 
 const RECORDS_PER_BATCH: usize = 40;
 const RECORDS: u64 = 100;
+/// Number of cases that run side by side. Each mostly waits for an answer.
+const CASES_AT_A_TIME: usize = 4;
 const BOUNDS: TimeBounds = TimeBounds { past_seconds_max: i64::MAX / 2, future_seconds_max: i64::MAX / 2 };
 
 /// One partition's log and its committed offset.
@@ -244,20 +247,20 @@ pub async fn a_batch_is_stored_as_it_was_consumed(url: &str, database: &str) {
 
 async fn every_fault_at_every_step(client: &Client, sink: &Sink) {
     let steps = run(&mut Log::new(), sink, &source(0), None).await;
-    let mut partition = 1;
     let faults =
         [Fault::CrashBefore, Fault::CrashAfter, Fault::AnswerLost, Fault::LeaseExpired, Fault::HalfAppliedAndForgotten];
-    for fault in faults {
-        for step in 0..steps {
-            let mut log = Log::new();
-            let source = source(partition);
-            run(&mut log, sink, &source, Some((step, fault))).await;
-            // This is the next owner. Where the first one went on to the end, it finds nothing to do.
-            run(&mut log, sink, &source, None).await;
-            assert_exact(client, &source, &format!("fault {} at step {step}", fault as u8)).await;
-            partition += 1;
-        }
-    }
+    let cases = faults.into_iter().flat_map(|fault| (0..steps).map(move |step| (fault, step)));
+    let check = async |partition, fault, step| {
+        let mut log = Log::new();
+        let source = source(partition);
+        run(&mut log, sink, &source, Some((step, fault))).await;
+        // This is the next owner. Where the first one went on to the end, it finds nothing to do.
+        run(&mut log, sink, &source, None).await;
+        assert_exact(client, &source, &format!("fault {} at step {step}", fault as u8)).await;
+    };
+    // Each case has a source of its own.
+    let cases = stream::iter((1..).zip(cases));
+    cases.for_each_concurrent(CASES_AT_A_TIME, |(partition, (fault, step))| check(partition, fault, step)).await;
 }
 
 /// A source without rows has made no progress, and one that has is found whole.

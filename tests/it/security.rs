@@ -254,7 +254,7 @@ pub async fn a_changed_password_is_taken_up(_url: &str, database: &str) {
     await_http(&member, "/readyz", "clickhouse.password").await;
     fs::write(&file, new).unwrap();
     let message = last_words(&member, 1, "a changed password");
-    assert!(message.contains("was changed since it started: clickhouse.password"), "{message}");
+    assert!(message.contains("were changed since it started: clickhouse.password"), "{message}");
     let log = member.stderr();
     assert!(!log.contains(old) && !log.contains(new), "{log}");
     bench.consume_with(2_000, &settings).await;

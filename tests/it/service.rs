@@ -50,6 +50,21 @@ impl Bench {
         process::spawn("tallyhouse", command, Output::Captured).unwrap()
     }
 
+    /// Starts a member that dies at its fail point, and waits for that. Then it takes the dead member out of the group,
+    /// as Kafka does at the end of its session. Tests of sessions must not use this.
+    pub fn die(&self, settings: &[(&str, &str)]) -> Server {
+        let member = self.start(settings);
+        let ended = tokio::task::block_in_place(|| member.wait(DEADLINE));
+        ended.unwrap_or_else(|_| panic!("{settings:?}: no fail point was reached\n{}", member.stderr()));
+        self.bury();
+        member
+    }
+
+    /// Takes all members out of the group. They are dead, and Kafka does not know it yet.
+    pub fn bury(&self) {
+        devstack::kafka::remove_members(&self.brokers, &self.topic).unwrap();
+    }
+
     /// Returns the program with this bench's configuration.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(crate::program());
@@ -264,8 +279,7 @@ pub async fn kill9_at_every_step_is_exact(url: &str, database: &str) {
     let mut producer = bench.producer();
     for (number, (passing, point)) in (0..).zip(points.iter().flat_map(|point| [(1, point), (3, point)])) {
         producer.send_events(&Events::default(), number * 5_000..(number + 1) * 5_000).unwrap();
-        let member = bench.start(&[("TALLYHOUSE_FAILPOINT", &format!("{point}:{passing}"))]);
-        member.wait(DEADLINE).unwrap_or_else(|_| panic!("{point}:{passing} was not reached\n{}", member.stderr()));
+        bench.die(&[("TALLYHOUSE_FAILPOINT", &format!("{point}:{passing}"))]);
     }
     let ledger = producer.finish().unwrap();
     let member = bench.start(&[]);

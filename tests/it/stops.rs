@@ -6,7 +6,6 @@ use crate::service::{Bench, await_http, end};
 use devstack::producer::Events;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 const PARTITIONS: i32 = 3;
 const RECORDS: u64 = 6_000;
@@ -365,8 +364,7 @@ pub async fn a_batch_rebuilt_with_other_counts_stops(url: &str, database: &str) 
     let other = [("TALLYHOUSE__DECODE__PAST_DAYS_MAX", "1")];
     let bench = Bench::new(url, &format!("{database}_none")).await;
     bench.produce(RECORDS);
-    let member = bench.start(&[("TALLYHOUSE_FAILPOINT", "intent_committed:1")]);
-    member.wait(Duration::from_secs(60)).unwrap();
+    bench.die(&[("TALLYHOUSE_FAILPOINT", "intent_committed:1")]);
     assert_eq!(bench.count("SELECT count() FROM email_events").await, 0);
     let member = bench.start(&other);
     bench.await_stored(RECORDS, &[&member]).await;

@@ -48,47 +48,6 @@ impl EventType {
 /// A UUID as its 16 bytes in text order.
 pub type UuidBytes = [u8; 16];
 
-/// Number of seconds in a UTC day.
-pub const SECONDS_PER_DAY: u32 = 86_400;
-
-/// A UTC day as the number of days since 1970-01-01, as ClickHouse's `Date` holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Day(pub u16);
-
-impl Day {
-    /// Returns the day of a time in seconds since 1970-01-01 UTC.
-    pub fn of(seconds: u32) -> Day {
-        // u32::MAX / 86,400 = 49,710, which fits.
-        Day((seconds / SECONDS_PER_DAY) as u16)
-    }
-
-    /// Returns `yyyymmdd`, as ClickHouse's `toYYYYMMDD` does.
-    pub fn yyyymmdd(self) -> u32 {
-        let (year, month, day) = civil(i64::from(self.0));
-        year * 10_000 + month * 100 + day
-    }
-
-    /// Returns `yyyymm`, as ClickHouse's `toYYYYMM` does.
-    pub fn yyyymm(self) -> u32 {
-        self.yyyymmdd() / 100
-    }
-}
-
-/// Returns year, month and day of a number of days since 1970-01-01. The number must not be negative (Howard Hinnant,
-/// "chrono-Compatible Low-Level Date Algorithms").
-fn civil(days: i64) -> (u32, u32, u32) {
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z - era * 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    (year as u32, month as u32, day as u32)
-}
-
 /// One email event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event<'a> {
@@ -111,15 +70,6 @@ pub struct Event<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use chrono::{DateTime, Datelike};
-
-    #[test]
-    fn every_day_of_clickhouse_has_the_date_chrono_gives_it() {
-        for day in 0..=u16::MAX {
-            let date = DateTime::from_timestamp(i64::from(day) * i64::from(SECONDS_PER_DAY), 0).unwrap();
-            assert_eq!(Day(day).yyyymmdd(), date.year() as u32 * 10_000 + date.month() * 100 + date.day());
-        }
-    }
 
     #[test]
     fn names_and_numbers_agree() {

@@ -5,7 +5,7 @@
 //! UTC. Numbers are epoch seconds. Numbers above the range of seconds are epoch milliseconds. It must never round a time into
 //! another day.
 
-use crate::decode::event::SECONDS_PER_DAY;
+use crate::days::SECONDS_PER_DAY;
 
 /// Reasons why a time was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

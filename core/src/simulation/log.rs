@@ -76,7 +76,7 @@ impl Log {
 #[test]
 fn the_days_begin_when_they_begin() {
     for (day, second) in DAYS {
-        let of = crate::decode::event::Day::of;
+        let of = crate::days::Day::of;
         assert_eq!((of(second).yyyymmdd(), of(second - 1) < of(second)), (day, true));
     }
 }

@@ -8,8 +8,9 @@ pub mod buffer;
 pub mod intake;
 pub mod native;
 
+use crate::days::Day;
 use crate::decode::RECORD_TIMES_MS;
-use crate::decode::event::{Day, Event, UuidBytes};
+use crate::decode::event::{Event, UuidBytes};
 use crate::decode::reject::{Reason, Rejection};
 use crate::window::native::Column;
 use foldhash::fast::FixedState;

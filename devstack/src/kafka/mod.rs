@@ -4,8 +4,11 @@
 //!
 //! Must never listen on anything but 127.0.0.1.
 
+mod leave;
 mod probe;
 pub mod secure;
+
+pub use leave::remove_members;
 
 use crate::{
     cache::Cache,

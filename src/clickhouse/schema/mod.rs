@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use super::client::{Client, identifier};
 use super::error::ClickHouseError;
+use crate::platform::advice::Advice;
 
 /// A file of `sql/`.
 #[derive(Debug, Clone, Copy)]
@@ -74,39 +75,59 @@ pub struct Report {
 /// `found` is the newest version recorded in `schema_migrations`. A version is the number of a file in `sql/`. A binary knows the
 /// versions whose files it carries.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{}", self.advice())]
 #[expect(missing_docs, reason = "the fields are described above, once for all variants")]
 pub enum SchemaProblem {
     /// The question could not be asked.
-    #[error(transparent)]
     ClickHouse(#[from] ClickHouseError),
     /// The database does not exist.
-    #[error("the database {database} does not exist. Run: tallyhouse migrate")]
     NoDatabase { database: String },
     /// Tables do not exist.
-    #[error("the database {database} lacks {}. Run: tallyhouse migrate", .tables.join(", "))]
     NoTables { database: String, tables: Vec<String> },
     /// The newest applied migration is older than this binary's.
-    #[error("the schema is at version {found}, this binary needs {needed}. Run: tallyhouse migrate")]
     Older { found: u32, needed: u32 },
     /// A newer binary has migrated the database, to a schema on which this one must not run.
-    #[error(
-        "the schema is at version {found}, on which only binaries run that know version {oldest}; this one knows {known}. Upgrade \
-         this binary"
-    )]
     Newer { found: u32, oldest: u32, known: u32 },
     /// A file differs from the file that was applied under its number.
-    #[error(
-        "migration {version} was applied as {applied}, but this binary has {embedded}; released files never change, so \
-         this binary, or its choice of single server or cluster, does not belong to this database. Compare with: \
-         tallyhouse migrate --dry-run"
-    )]
     Changed { version: u32, applied: String, embedded: String },
     /// A table is not the one that this binary writes to.
-    #[error(
-        "the table {table} does not fit: {}. Make it so, or rename it and run: tallyhouse migrate",
-        .differences.join("; ")
-    )]
     Mismatch { table: String, differences: Vec<String> },
+}
+
+impl SchemaProblem {
+    /// Returns the problem and the command to run.
+    pub fn advice(&self) -> Advice {
+        match self {
+            Self::ClickHouse(error) => error.advice(),
+            Self::NoDatabase { database } => {
+                Advice::new(format!("the database {database} does not exist"), "Run: tallyhouse migrate")
+            }
+            Self::NoTables { database, tables } => {
+                Advice::new(format!("the database {database} lacks {}", tables.join(", ")), "Run: tallyhouse migrate")
+            }
+            Self::Older { found, needed } => Advice::new(
+                format!("the schema is at version {found}, this binary needs {needed}"),
+                "Run: tallyhouse migrate",
+            ),
+            Self::Newer { found, oldest, known } => Advice::new(
+                format!(
+                    "the schema is at version {found}, on which only binaries run that know version {oldest}; this one knows {known}"
+                ),
+                "Upgrade this binary",
+            ),
+            Self::Changed { version, applied, embedded } => Advice::new(
+                format!(
+                    "migration {version} was applied as {applied}, but this binary has {embedded}. Released files never change, so this \
+                     binary, or its choice of single server or cluster, does not belong to this database"
+                ),
+                "Compare with: tallyhouse migrate --dry-run",
+            ),
+            Self::Mismatch { table, differences } => Advice::new(
+                format!("the table {table} does not fit: {}", differences.join("; ")),
+                "Make it so, or rename it and run: tallyhouse migrate",
+            ),
+        }
+    }
 }
 
 /// A row of `schema_migrations`.

@@ -15,9 +15,8 @@ use crate::kafka::observer::ScanEnd;
 use crate::platform::clock::unix_ms;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-use tallyhouse_core::days::Span;
+use tallyhouse_core::days::{Day, Span};
 use tallyhouse_core::decode::decode;
-use tallyhouse_core::decode::event::Day;
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::OffsetRange;
 
@@ -61,8 +60,8 @@ pub(super) async fn check(
     let mut outcome = Outcome::new(Check::Gaps, format!("{offsets} offsets"));
     for (name, start, first) in before_first {
         let message = format!(
-            "the log has offsets {start} up to {first} from before the first one that is stored: the group began there, or they \
-             were removed from the tables"
+            "the log has offsets {start} up to {first}, and the first stored one comes after them. The group began there, or somebody \
+             removed them from the tables"
         );
         outcome.add(Finding::new(Code::BeforeFirst, message).of(name).at(start, first), limit);
     }

@@ -36,10 +36,10 @@ use crate::clickhouse::dedup;
 use crate::clickhouse::retention::Retention;
 use crate::clickhouse::schema::Schema;
 use crate::config::Config;
+use crate::platform::output::ProgressFn;
 use finding::{Check, Code, Finding};
 use report::{Outcome, Report};
 use tallyhouse_core::days::{Day, Span};
-use tallyhouse_core::decode::event;
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::tables::DEDUPLICATION_WINDOW;
 
@@ -54,9 +54,6 @@ pub struct Options {
     pub limit: usize,
 }
 
-/// Receives the name of each step before it begins, in a word or two.
-pub type Progress<'a> = &'a (dyn Fn(&str) + Sync);
-
 /// Runs all checks.
 ///
 /// # Errors
@@ -65,9 +62,9 @@ pub async fn run(
     config: &Config,
     reader: &Reader,
     options: &Options,
-    progress: Progress<'_>,
+    progress: ProgressFn<'_>,
 ) -> Result<Report, AuditError> {
-    let span = Span::new(options.since.as_ref(), options.until.as_ref());
+    let span = Span::new(options.since, options.until);
     let limit = options.limit;
     progress("where each partition stands");
     let positions = reader.positions().await?;
@@ -92,8 +89,8 @@ pub async fn run(
         topic: config.kafka.topics.events.clone(),
         topic_id: positions.first().map_or(String::new(), |position| position.log.topic_id.clone()),
         group_id: group.clone(),
-        since: options.since.as_ref().map(|day| day.text().to_owned()),
-        until: options.until.as_ref().map(|day| day.text().to_owned()),
+        since: options.since.map(|day| day.to_string()),
+        until: options.until.map(|day| day.to_string()),
         checks: vec![duplicates, gaps, daily, intents, offsets, tokens],
     })
 }
@@ -151,7 +148,7 @@ async fn daily(
         finding.table = Some(name);
         outcome.add(finding, limit);
     }
-    let (span, expired) = span.split_at(retention.first_kept_day().unwrap_or(event::Day(0)));
+    let (span, expired) = span.split_at(retention.first_kept_day().unwrap_or(Day(0)));
     let (events, last_day) = tables::counted(reader.client(), &expired).await?;
     if events > 0 {
         let message = format!(

@@ -65,7 +65,7 @@ impl Reader {
         let observer = Arc::clone(&self.observer);
         let patient = move || {
             let answer = kafka::retry_until(TAKE_OVER_TIME, || ask(&observer));
-            answer.map_err(|error| AuditError::Kafka(observer.describe_error(&error)))
+            answer.map_err(|error| AuditError::Kafka(observer.describe_error(&error).to_string()))
         };
         tokio::task::spawn_blocking(patient).await?
     }

@@ -39,10 +39,10 @@ async fn made(client: &Client) -> Vec<Outcome> {
     let mut made = Vec::new();
     let version = match client.server_query("SELECT version()").rows::<String>().await {
         Ok(rows) => rows.into_iter().next().unwrap_or_default(),
-        Err(error) => return vec![Outcome::failed_with(Code::Clickhouse, &error.to_string())],
+        Err(error) => return vec![Outcome::failed_with(Code::Clickhouse, error.advice())],
     };
     made.push(Outcome::ok(Code::Clickhouse, "answers, and lets the user in"));
-    let fails = |code, error: ClickHouseError| Outcome::failed_with(code, &error.to_string());
+    let fails = |code, error: ClickHouseError| Outcome::failed_with(code, error.advice());
     made.push(judge::version(&version));
     made.push(match client.prove().await {
         Ok(()) => Outcome::ok(Code::Settings, "what exactness needs can be set, and arrives"),
@@ -53,7 +53,7 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Err(error) => fails(Code::Clock, error),
     });
     if let Err(problem) = Schema::single().check(client).await {
-        made.push(Outcome::failed_with(Code::Schema, &problem.to_string()));
+        made.push(Outcome::failed_with(Code::Schema, problem.advice()));
         return made;
     }
     made.push(Outcome::ok(Code::Schema, "the tables are this binary's"));

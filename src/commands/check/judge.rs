@@ -48,7 +48,7 @@ pub fn group_rights(may_read: Option<bool>, config: &Config) -> Outcome {
 
 pub fn group_protocol(group: &Group, config: &Config) -> Outcome {
     match group.keeps_out(config) {
-        Some(words) => Outcome::failed_with(Code::GroupProtocol, &words),
+        Some(problem) => Outcome::failed_with(Code::GroupProtocol, problem),
         None if group.members.is_empty() => Outcome::ok(Code::GroupProtocol, "nobody is in the group"),
         None => Outcome::ok(Code::GroupProtocol, "a member of this configuration may join"),
     }
@@ -241,7 +241,7 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
 /// Judges the rows and views of the tables that this user sees.
 pub fn sight(seen: &[(Table, Sight)]) -> Outcome {
     if let Some(problem) = sight::problem(seen) {
-        return Outcome::failed_with(Code::RowPolicies, &problem);
+        return Outcome::failed_with(Code::RowPolicies, problem);
     }
     let unknown: Vec<&str> =
         seen.iter().filter(|(_, sight)| *sight == Sight::Unknown).map(|(table, _)| table.name()).collect();
@@ -315,7 +315,7 @@ pub fn clock(skew_ms: i64, round_trip_ms: u64) -> Outcome {
         round_trip_ms.div_ceil(2)
     );
     let fix = "let NTP keep both clocks. Counts stay exact: event times are judged by the record's timestamp, and leases by one \
-               machine's clock alone; delays in metrics and ages in audits are off";
+               machine's clock alone. Delays in metrics and ages in audits are off";
     match off_ms {
         0..=SKEW_WARNING_MS => Outcome::ok(Code::Clock, seen),
         _ if off_ms <= SKEW_FAILED_MS => Outcome::warning(Code::Clock, seen, fix),

@@ -4,6 +4,7 @@ use super::{Code, Outcome, judge, with_skipped};
 use crate::config::{Config, GroupProtocol};
 use crate::kafka::observer::{ANSWER_TIMEOUT, describe_dead_letter_error};
 use crate::kafka::{self, observer::Observer, refusal::Refusal};
+use crate::platform::advice::Advice;
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
@@ -31,15 +32,18 @@ const PARTITIONS_TIME: Duration = Duration::from_secs(10);
 pub async fn checks(config: &Config, observer: Observer) -> Vec<Outcome> {
     let config = config.clone();
     let made = tokio::task::spawn_blocking(move || made(&config, &observer)).await;
-    let failed = |error| vec![Outcome::failed_with(Code::Brokers, &format!("a call to Kafka did not end: {error}"))];
+    let failed = |error| {
+        let problem = Advice::without_fix(format!("a call to Kafka did not end: {error}"));
+        vec![Outcome::failed_with(Code::Brokers, problem)]
+    };
     with_skipped(made.unwrap_or_else(failed), &CODES)
 }
 
 /// Returns the checks up to the first failure without which the others cannot be made.
 fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     let mut made = Vec::new();
-    let fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.describe_error(error));
-    let group_fails = |code, error: &KafkaError| Outcome::failed_with(code, &observer.describe_group_error(error));
+    let fails = |code, error: &KafkaError| Outcome::failed_with(code, observer.describe_error(error));
+    let group_fails = |code, error: &KafkaError| Outcome::failed_with(code, observer.describe_group_error(error));
     match observer.cluster() {
         Ok((brokers, cluster_id)) => {
             made.push(Outcome::ok(Code::Brokers, format!("{brokers} brokers, cluster id {cluster_id}")));
@@ -62,7 +66,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
     if let Some(dead_letter) = &config.kafka.topics.dead_letter {
         made.push(match describe_dead_letter_error(dead_letter, observer.may_write(dead_letter)) {
             Ok(()) => Outcome::ok(Code::DeadLetter, format!("{dead_letter} is there")),
-            Err(error) => Outcome::failed_with(Code::DeadLetter, &error),
+            Err(error) => Outcome::failed_with(Code::DeadLetter, error),
         });
     }
     made.push(session_timeout(config, observer));

@@ -14,6 +14,7 @@ use crate::clickhouse::client::Client;
 use crate::commands::table;
 use crate::config::Config;
 use crate::kafka::observer::Observer;
+use crate::platform::advice::Advice;
 use serde::Serialize;
 
 /// The checks. A code never changes its meaning; `docs/check.md` describes each.
@@ -126,13 +127,10 @@ impl Outcome {
         Outcome { status: State::Failed, ..Outcome::warning(code, seen, fix) }
     }
 
-    /// Makes a failed check of an error whose text also says what to do, as ClickHouse's errors do:
-    /// `what. What to do`.
-    fn failed_with(code: Code, error: &str) -> Outcome {
-        match error.rsplit_once(". ") {
-            Some((seen, fix)) => Outcome::failed(code, seen, fix),
-            None => Outcome::failed(code, error, format!("see `tallyhouse explain {}`", table::word(code))),
-        }
+    /// Makes a failed check of a problem. Without a remedy, it names the page about the check.
+    fn failed_with(code: Code, Advice { problem, fix }: Advice) -> Outcome {
+        let page = || format!("see `tallyhouse explain {}`", table::word(code));
+        Outcome::failed(code, problem, fix.unwrap_or_else(page))
     }
 
     fn skipped(code: Code, because: Code) -> Outcome {

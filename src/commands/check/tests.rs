@@ -4,6 +4,7 @@ use super::{Code, Outcome, Report, State, clickhouse, judge, kafka, with_skipped
 use crate::commands::table;
 use crate::config::{self, Sources};
 use crate::kafka::held_back::HeldBack;
+use crate::platform::advice::Advice;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tallyhouse_core::protocol::intent::Metadata;
@@ -95,7 +96,10 @@ fn a_right_that_is_refused_is_granted_by_name() {
 
 #[test]
 fn what_comes_after_a_failure_is_skipped_and_says_so() {
-    let made = vec![Outcome::ok(Code::Brokers, "1"), Outcome::failed_with(Code::Topic, "it is not there. Create it")];
+    let made = vec![
+        Outcome::ok(Code::Brokers, "1"),
+        Outcome::failed_with(Code::Topic, Advice::new("it is not there", "Create it")),
+    ];
     let all = with_skipped(made, &[Code::Brokers, Code::Topic, Code::Log]);
     assert_eq!(all[1].fix.as_deref(), Some("Create it"));
     assert_eq!((all.len(), &all[2]), (3, &Outcome::skipped(Code::Log, Code::Topic)));
@@ -110,7 +114,7 @@ fn each_code_has_its_place_in_the_documents() {
     for code in codes {
         let word = format!("`{}`", table::word(code));
         assert!(rows.iter().any(|row| row.split(", ").any(|told| told == word)), "docs/check.md lacks {word}");
-        let untold = Outcome::failed_with(code, "no end");
+        let untold = Outcome::failed_with(code, Advice::without_fix("no end"));
         assert_eq!(untold.fix.unwrap(), format!("see `tallyhouse explain {}`", word.trim_matches('`')));
     }
 }

@@ -29,6 +29,7 @@ use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sight;
 use crate::platform::failpoint;
+use crate::platform::output::ProgressFn;
 use plan::Plan;
 use tables::{Line, State, Tables};
 
@@ -42,9 +43,6 @@ pub struct Options {
     /// Reference for the audit line, such as a ticket.
     pub reference: String,
 }
-
-/// Receives each step of the erasure, in lines for people.
-pub type ProgressFn<'a> = &'a (dyn Fn(&str) + Sync);
 
 /// The reason why an erasure was not done, or not to its end.
 #[derive(Debug, thiserror::Error)]

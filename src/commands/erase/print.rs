@@ -8,8 +8,8 @@ use serde::Serialize;
 
 /// The places that no erasure reaches, each with what to do about it.
 pub const NOT_REACHED: [&str; 6] = [
-    "records still in Kafka, until its retention removes them; those not consumed yet, or in the members' memory, come into the \
-     tables later: run it again when `tallyhouse status` shows no lag",
+    "records still in Kafka, until its retention removes them. Those not consumed yet, or in the members' memory, come into the \
+     tables later. Run it again when `tallyhouse status` shows no lag",
     "topics that rejected records were copied to",
     "backups and snapshots of ClickHouse: run it again after each restore",
     "the parts of the tables as they were, which ClickHouse deletes from the disk about 8 minutes later (old_parts_lifetime)",

@@ -4,12 +4,12 @@
 //! bytes that are read back are the bytes that were written, one for one.
 
 use super::{Origin, Rejected};
-use crate::commands::table::utc_text;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tallyhouse_core::days::utc_text;
 
 #[derive(Serialize)]
 struct Line<'a> {

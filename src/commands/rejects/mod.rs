@@ -140,7 +140,8 @@ pub enum RejectsError {
     ClickHouse(#[from] ClickHouseError),
     /// There is no such row.
     #[error(
-        "rejected_events has no row of {0}. Rows are kept for 30 days, or as long as `migrate --rejected-ttl-days` says; `tallyhouse rejects list` shows which there are"
+        "rejected_events has no row of {0}. The table keeps rows for 30 days, or as long as `migrate --rejected-ttl-days` says. `tallyhouse rejects list` \
+         shows its rows"
     )]
     NoRow(Origin),
     /// The name matches more than one topic id.
@@ -159,21 +160,20 @@ pub enum RejectsError {
     NoTopic(String),
     /// Another replay runs.
     #[error(
-        "another replay has taken over, or this one stood still for so long that Kafka gave it up: it is shut out. What it had \
-         committed counts, what it had under way counts once or not at all. Run it again, when no other one runs: what is replayed \
-         is not replayed again"
+        "another replay has taken over, or this one stood still for so long that Kafka gave it up. Records that it had committed count. \
+         Those under way count once or not at all. Run it again when no other one runs: it replays no record twice"
     )]
     Fenced,
     /// It is not known if the last transaction was committed.
     #[error(
-        "it is not known whether the last transaction was committed: {0}. Run it again: what was committed is found in the \
-         ledger and not replayed again"
+        "Kafka did not report whether the last transaction was committed: {0}. Run it again: the ledger names the committed records, and \
+         it replays none of them again"
     )]
     Unknown(KafkaError),
     /// A transaction failed and counts nothing.
     #[error(
-        "kafka refused the records or did not answer: {0}. The transaction was given up and counts nothing; what was committed \
-         before counts. Mend the cause and run it again"
+        "kafka refused the records or did not answer: {0}. The replay gave the transaction up, and it counts nothing. Records that were \
+         committed before it count. Remove the cause and run it again"
     )]
     Aborted(KafkaError),
     /// The given lines cannot be read.
@@ -181,7 +181,7 @@ pub enum RejectsError {
     #[expect(missing_docs, reason = "told in its text")]
     File { path: String, error: std::io::Error },
     /// A line is no line of an export.
-    #[error("line {line}: {what}. Nothing of this line or any after it was replayed; mend it and run it again")]
+    #[error("line {line}: {what}. This line and all after it were not replayed. Correct it and run it again")]
     #[expect(missing_docs, reason = "told in its text")]
     Line { line: u64, what: String },
 }

@@ -3,11 +3,12 @@
 use super::{Filter, Ledger, Rejected, RejectsError, Replayed, read};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
-use crate::commands::table::{self, utc_text};
+use crate::commands::table;
 use crate::platform::output;
 use comfy_table::ContentArrangement;
 use serde::Serialize;
 use std::fmt::Write as _;
+use tallyhouse_core::days::utc_text;
 use tallyhouse_core::decode::{TimeBounds, decode};
 
 /// Maximum number of characters of a payload in a table.

@@ -2,11 +2,12 @@
 //! takes.
 
 use super::{Count, Filter, Origin, Rejected, RejectsError, SourceName};
-use crate::clickhouse::client::{Client, Statement};
+use crate::clickhouse::client::Client;
+use crate::clickhouse::condition::{Condition, Value};
 use crate::clickhouse::error::ClickHouseError;
 use bytes::Bytes;
 use clickhouse::Row;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tallyhouse_core::decode::reject::Reason;
 
 const COLUMNS: &str = "toString(source) AS source_name, source_offset, toUnixTimestamp64Milli(kafka_timestamp) AS timestamp_ms, \
@@ -49,68 +50,34 @@ impl From<Found> for Rejected {
     }
 }
 
-/// A value that is bound to a query.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-enum Value {
-    Text(String),
-    Texts(Vec<&'static str>),
-    Time(i64),
-    Offset(u64),
-    Offsets(Vec<u64>),
+fn condition(filter: &Filter) -> Condition {
+    let mut condition = Condition::default();
+    if !filter.reasons.is_empty() {
+        let codes = filter.reasons.iter().map(|reason| reason.code()).collect();
+        condition = condition.and("reason IN ?", [Value::Texts(codes)]);
+    }
+    if let Some(SourceName(name)) = &filter.source {
+        let name = Value::Text(name.clone());
+        condition = condition.and("(source = ? OR startsWith(source, concat(?, '@')))", [name.clone(), name]);
+    }
+    if let Some(since) = filter.since {
+        condition = condition.and("kafka_timestamp >= fromUnixTimestamp64Milli(toInt64(?))", [Value::Time(since.0)]);
+    }
+    if let Some(until) = filter.until {
+        condition = condition.and("kafka_timestamp < fromUnixTimestamp64Milli(toInt64(?))", [Value::Time(until.0)]);
+    }
+    condition
 }
 
-/// A condition with a `?` for each of the values.
-#[derive(Default)]
-struct Condition {
-    parts: Vec<&'static str>,
-    values: Vec<Value>,
+/// Leaves out the rows up to and including one.
+fn after(condition: Condition, origin: &Origin) -> Condition {
+    let source = Value::Text(origin.source.clone());
+    let values = [source.clone(), source, Value::Offset(origin.offset)];
+    condition.and("(source > ? OR source = ? AND source_offset > ?)", values)
 }
 
-impl Condition {
-    fn of(filter: &Filter) -> Condition {
-        let mut condition = Condition::default();
-        if !filter.reasons.is_empty() {
-            let codes = filter.reasons.iter().map(|reason| reason.code()).collect();
-            condition.add("reason IN ?", [Value::Texts(codes)]);
-        }
-        if let Some(SourceName(name)) = &filter.source {
-            let name = Value::Text(name.clone());
-            condition.add("(source = ? OR startsWith(source, concat(?, '@')))", [name.clone(), name]);
-        }
-        if let Some(since) = filter.since {
-            condition.add("kafka_timestamp >= fromUnixTimestamp64Milli(toInt64(?))", [Value::Time(since.0)]);
-        }
-        if let Some(until) = filter.until {
-            condition.add("kafka_timestamp < fromUnixTimestamp64Milli(toInt64(?))", [Value::Time(until.0)]);
-        }
-        condition
-    }
-
-    fn after(mut self, origin: &Origin) -> Condition {
-        let source = Value::Text(origin.source.clone());
-        let values = [source.clone(), source, Value::Offset(origin.offset)];
-        self.add("(source > ? OR source = ? AND source_offset > ?)", values);
-        self
-    }
-
-    fn among(mut self, source: &str, offsets: Vec<u64>) -> Condition {
-        self.add("source = ? AND source_offset IN ?", [Value::Text(source.to_owned()), Value::Offsets(offsets)]);
-        self
-    }
-
-    fn add<const N: usize>(&mut self, part: &'static str, values: [Value; N]) {
-        self.parts.push(part);
-        self.values.extend(values);
-    }
-
-    fn sql(&self) -> String {
-        if self.parts.is_empty() { "true".to_owned() } else { self.parts.join(" AND ") }
-    }
-
-    fn bind(self, statement: Statement<'_>) -> Statement<'_> {
-        self.values.into_iter().fold(statement, |statement, value| statement.bind(value))
-    }
+fn among(condition: Condition, source: &str, offsets: Vec<u64>) -> Condition {
+    condition.and("source = ? AND source_offset IN ?", [Value::Text(source.to_owned()), Value::Offsets(offsets)])
 }
 
 /// All rows of a filter in the order of their origins, page by page.
@@ -138,9 +105,9 @@ impl Pages<'_> {
         if limit == 0 {
             return Ok(Vec::new());
         }
-        let condition = Condition::of(&self.filter);
+        let condition = condition(&self.filter);
         let condition = match &self.last {
-            Some(last) => condition.after(last),
+            Some(last) => after(condition, last),
             None => condition,
         };
         let sql =
@@ -167,7 +134,7 @@ fn bytes_of(row: &Rejected) -> u64 {
 /// Any of [`ClickHouseError`].
 pub async fn newest(client: &Client, filter: &Filter) -> Result<Vec<(Rejected, u64)>, ClickHouseError> {
     let columns = COLUMNS.replace(" payload", &format!(" substring(payload, 1, {EXCERPT_BYTES}) AS payload_begin"));
-    let condition = Condition::of(filter);
+    let condition = condition(filter);
     let limit = filter.limit.unwrap_or(u64::MAX);
     let sql = format!(
         "SELECT source_name, source_offset, timestamp_ms, reason_code, error, key, payload_begin AS payload, whole_bytes FROM \
@@ -190,8 +157,8 @@ pub async fn newest(client: &Client, filter: &Filter) -> Result<Vec<(Rejected, u
 /// topic id.
 pub async fn one(client: &Client, source: SourceName, offset: u64) -> Result<Rejected, RejectsError> {
     let origin = Origin { source: source.0.clone(), offset };
-    let mut condition = Condition::of(&Filter { source: Some(source), ..Filter::default() });
-    condition.add("source_offset = ?", [Value::Offset(offset)]);
+    let condition = condition(&Filter { source: Some(source), ..Filter::default() })
+        .and("source_offset = ?", [Value::Offset(offset)]);
     let sql = format!("SELECT {COLUMNS} FROM rejected_events WHERE {} ORDER BY {ORDER}", condition.sql());
     let mut found: Vec<Found> = condition.bind(client.query(&sql)).rows().await?;
     match found.len() {
@@ -208,7 +175,7 @@ pub async fn one(client: &Client, source: SourceName, offset: u64) -> Result<Rej
 pub(super) async fn of_origins(client: &Client, origins: &[Origin]) -> Result<Vec<Rejected>, ClickHouseError> {
     let mut rows = Vec::with_capacity(origins.len());
     for (source, offsets) in by_source(origins.iter().map(|origin| (origin.source.as_str(), origin.offset))) {
-        let condition = Condition::default().among(source, offsets);
+        let condition = among(Condition::default(), source, offsets);
         let sql = format!("SELECT {COLUMNS} FROM rejected_events WHERE {}", condition.sql());
         let found: Vec<Found> = condition.bind(client.query(&sql)).rows().await?;
         rows.extend(found.into_iter().map(Rejected::from));
@@ -235,7 +202,7 @@ pub async fn counts(client: &Client, filter: &Filter) -> Result<Vec<Count>, Clic
         first_ms: i64,
         last_ms: i64,
     }
-    let condition = Condition::of(filter);
+    let condition = condition(filter);
     let sql = format!(
         "SELECT toString(reason) AS reason_code, count() AS rows, uniqExact(source) AS sources, \
          toUnixTimestamp64Milli(min(kafka_timestamp)) AS first_ms, toUnixTimestamp64Milli(max(kafka_timestamp)) AS last_ms \
@@ -264,7 +231,7 @@ pub(super) async fn counts_among(
     source: &str,
     offsets: Vec<u64>,
 ) -> Result<Vec<(String, u64)>, ClickHouseError> {
-    let condition = Condition::of(filter).among(source, offsets);
+    let condition = among(condition(filter), source, offsets);
     let sql =
         format!("SELECT toString(reason), count() FROM rejected_events WHERE {} GROUP BY reason", condition.sql());
     condition.bind(client.query(&sql)).rows().await
@@ -283,10 +250,10 @@ mod tests {
             until: None,
             limit: Some(5),
         };
-        let condition = Condition::of(&filter).after(&Origin { source: "t/0@x".into(), offset: 7 });
-        assert_eq!(condition.sql().matches('?').count(), condition.values.len());
-        assert!(!condition.sql().contains("t/0") && !condition.sql().contains("bad_uuid"), "{}", condition.sql());
-        assert_eq!(condition.values[0], Value::Texts(vec!["bad_uuid", "empty"]));
-        assert_eq!(Condition::of(&Filter::default()).sql(), "true");
+        let found = after(condition(&filter), &Origin { source: "t/0@x".into(), offset: 7 });
+        assert_eq!(found.sql().matches('?').count(), found.values().len());
+        assert!(!found.sql().contains("t/0") && !found.sql().contains("bad_uuid"), "{}", found.sql());
+        assert_eq!(found.values()[0], Value::Texts(vec!["bad_uuid", "empty"]));
+        assert_eq!(condition(&Filter::default()).sql(), "true");
     }
 }

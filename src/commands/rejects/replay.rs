@@ -15,15 +15,16 @@
 use super::candidates::Rows;
 use super::ledger::{SIGNATURE, Until};
 use super::plan::{Candidate, Target, judge};
-use super::transactions::{ANSWER_TIMEOUT, Transactions, blocking};
+use super::transactions::{ANSWER_TIMEOUT, Transactions};
 use super::{Filter, Ledger, Origin, RejectsError, Replayed};
 use crate::clickhouse::client::Client;
 use crate::config::Config;
-use crate::kafka::observer;
 use crate::kafka::producer::{Outgoing, Producer};
 use crate::kafka::settings::{self, ConfigResource};
+use crate::kafka::{blocking, observer};
 use crate::platform::clock::unix_ms;
 use crate::platform::failpoint;
+use crate::platform::output::ProgressFn;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use serde::Serialize;
@@ -120,7 +121,7 @@ pub async fn run(
     client: &Client,
     options: Options,
     stop: &CancellationToken,
-    say: &(dyn Fn(&str) + Sync),
+    say: ProgressFn<'_>,
 ) -> Result<Summary, RejectsError> {
     let target = target(config).await?;
     target.remarks().iter().for_each(|remark| say(remark));
@@ -214,7 +215,7 @@ async fn target(config: &Config) -> Result<Target, RejectsError> {
 }
 
 /// Makes the ledger's topic where it is missing, and refuses a topic that could lose records.
-async fn make_ledger(config: &Config, target: &Target, say: &(dyn Fn(&str) + Sync)) -> Result<(), RejectsError> {
+async fn make_ledger(config: &Config, target: &Target, say: ProgressFn<'_>) -> Result<(), RejectsError> {
     let topic = config.kafka.topics.replays();
     let describe = async || {
         let described = settings_of(config, &topic).await;
@@ -274,7 +275,7 @@ struct Replay<'s> {
     pending_origins: HashSet<Origin>,
     summary: Summary,
     told: Instant,
-    say: &'s (dyn Fn(&str) + Sync),
+    say: ProgressFn<'s>,
 }
 
 impl Replay<'_> {

@@ -5,8 +5,9 @@
 
 use super::RejectsError;
 use crate::config::Config;
+use crate::kafka::blocking;
 use crate::kafka::producer::{Producer, client_config};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use std::time::{Duration, Instant};
 
@@ -18,19 +19,12 @@ const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for one answer from Kafka.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-const ALLOW_WRITE: &str = "Check that the brokers run, and allow this user to write to the event topic and to the topic of \
-                           kafka.topics.replays, and Describe and Write on the transactional id tallyhouse-replay-<event topic>";
+const ALLOW_WRITE: &str = "Check that the brokers run. Allow this user to write to the event topic and to the topic of \
+                           kafka.topics.replays. Allow it Describe and Write on the transactional id tallyhouse-replay-<event topic>";
 
 /// A producer of transactions that has shut out every earlier one of its name.
 #[derive(Clone)]
 pub(super) struct Transactions(Producer);
-
-/// Runs a blocking call on a thread for such calls.
-pub(super) async fn blocking<T: Send + 'static>(
-    call: impl FnOnce() -> KafkaResult<T> + Send + 'static,
-) -> KafkaResult<T> {
-    tokio::task::spawn_blocking(call).await.unwrap_or(Err(KafkaError::Canceled))
-}
 
 impl Transactions {
     /// Shuts out every earlier replay into the event topic, and waits until its open transaction is decided.

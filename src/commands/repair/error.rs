@@ -23,14 +23,16 @@ pub enum RepairError {
     #[error("interrupted; the month at hand was not changed")]
     Interrupted,
     /// After the swap the month is not what was staged.
-    #[error("after the swap daily is not what was counted: {0}. Run `tallyhouse audit`, then the repair again")]
+    #[error(
+        "after the swap daily does not have the counters that the repair made: {0}. Run `tallyhouse audit`, then the repair again"
+    )]
     NotVerified(String),
     /// The program has a fault.
     #[error("a fault of this program (a panic, see above) ended the repair. Run `tallyhouse audit`, and report it")]
     Panicked,
     /// The fence could not be taken down.
     #[error(
-        "the constraint {fence} may still stand on daily, and members cannot count the month while it does: {error}. Run \
+        "the constraint {fence} may still stand on daily: {error}. Members cannot count the month while it does. Run \
          `tallyhouse repair clean` as soon as ClickHouse answers{}",
         .first.as_ref().map_or(String::new(), |first| format!(". Before that: {first}"))
     )]

@@ -1,11 +1,11 @@
 //! The constraint that keeps members from counting one month during its swap, and the removal of the constraint.
 
-use super::ProgressFn;
 use super::error::RepairError;
 use super::staging::Staging;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use crate::commands::audit::tables;
+use crate::platform::output::ProgressFn;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 

@@ -48,6 +48,7 @@ use crate::commands::audit::finding::Severity;
 use crate::commands::audit::{self, Reader, tables};
 use crate::config::Config;
 use crate::platform::failpoint;
+use crate::platform::output::ProgressFn;
 use fence::Fence;
 use staging::{Borders, Staging};
 use std::future::poll_fn;
@@ -55,8 +56,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Instant;
-use tallyhouse_core::days::{Month, Span};
-use tallyhouse_core::decode::event;
+use tallyhouse_core::days::{Day, Month, Span};
 use tokio_util::sync::CancellationToken;
 
 /// Maximum number of differences that are printed per month.
@@ -83,9 +83,6 @@ pub struct Interrupts {
     /// The fence that stands.
     pub standing: Standing,
 }
-
-/// Receives each step of the repair, in lines for people.
-pub type ProgressFn<'a> = &'a (dyn Fn(&str) + Sync);
 
 /// Counts the months again. Returns the number of counters that differ afterwards (with `dry_run`: now).
 ///
@@ -129,7 +126,7 @@ async fn repair_month(
     let stop = &interrupts.stop;
     let number = month.number();
     let retention = Retention::read(reader.client(), &Schema::single()).await?;
-    let (kept, expired) = month.span().split_at(retention.first_kept_day().unwrap_or(event::Day(0)));
+    let (kept, expired) = month.span().split_at(retention.first_kept_day().unwrap_or(Day(0)));
     let (gone, last_day) = tables::counted(reader.client(), &expired).await?;
     let span = if options.trust_rows { month.span() } else { kept };
     if gone > 0 {

@@ -6,6 +6,7 @@
 mod print;
 
 use crate::clickhouse::client::Client;
+use crate::clickhouse::condition::Condition;
 use crate::clickhouse::error::ClickHouseError;
 use clickhouse::Row;
 use serde::{Deserialize, Serialize};
@@ -162,29 +163,24 @@ pub async fn read(client: &Client, filter: Filter, by: By) -> Result<Report, Cli
         ),
         By::Day => ("'' AS campaign, '' AS workspace", "day", "day"),
     };
-    let (condition, values) = condition(&filter);
+    let condition = condition(&filter);
     let sql = format!(
         "SELECT {keys}, toString(min(day)) AS first, toString(max(day)) AS last, sum(f.delivered) AS delivered, \
          sum(f.opens) AS opens, sum(f.clicks) AS clicks, sum(f.bounces) AS bounces, sum(f.unsubscribes) AS unsubscribes \
-         FROM campaign_daily AS f WHERE {condition} GROUP BY {group} ORDER BY {order}"
+         FROM campaign_daily AS f WHERE {} GROUP BY {group} ORDER BY {order}",
+        condition.sql()
     );
-    let statement = values.iter().fold(client.query(&sql), |statement, value| statement.bind(value));
-    let lines = statement.rows::<Found>().await?.into_iter().map(|found| line(found, by)).collect();
+    let lines =
+        condition.bind(client.query(&sql)).rows::<Found>().await?.into_iter().map(|found| line(found, by)).collect();
     Ok(Report { database: client.database().to_owned(), filter, by, lines })
 }
 
-/// Returns a condition with a `?` for each of the values.
-fn condition(filter: &Filter) -> (String, Vec<String>) {
-    let day = |day: &Option<Day>| day.as_ref().map(|day| day.text().to_owned());
-    let parts = [
-        ("day >= toDate(?)", day(&filter.since)),
-        ("day <= toDate(?)", day(&filter.until)),
-        ("workspace_id = toUUID(?)", filter.workspace.map(|id| id.to_string())),
-        ("campaign_id = toUUID(?)", filter.campaign.map(|id| id.to_string())),
-    ];
-    let (conditions, values): (Vec<_>, Vec<_>) =
-        parts.into_iter().filter_map(|(condition, value)| Some((condition, value?))).unzip();
-    (if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") }, values)
+fn condition(filter: &Filter) -> Condition {
+    Condition::default()
+        .and_text("day >= toDate(?)", filter.since.map(|day| day.to_string()))
+        .and_text("day <= toDate(?)", filter.until.map(|day| day.to_string()))
+        .and_text("workspace_id = toUUID(?)", filter.workspace.map(|id| id.to_string()))
+        .and_text("campaign_id = toUUID(?)", filter.campaign.map(|id| id.to_string()))
 }
 
 fn line(found: Found, by: By) -> Line {
@@ -204,6 +200,7 @@ fn line(found: Found, by: By) -> Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clickhouse::condition::Value;
 
     #[test]
     fn a_rate_without_a_denominator_is_none() {
@@ -228,9 +225,10 @@ mod tests {
             since: Some("2026-11-01".parse().unwrap()),
             until: Some("2026-11-30".parse().unwrap()),
         };
-        let (sql, values) = condition(&filter);
-        assert_eq!(sql, "day >= toDate(?) AND day <= toDate(?) AND workspace_id = toUUID(?)");
-        assert_eq!(values, ["2026-11-01", "2026-11-30", "00000000-0000-0000-0000-000000000001"]);
-        assert_eq!(condition(&Filter::default()), ("true".to_owned(), Vec::new()));
+        let found = condition(&filter);
+        assert_eq!(found.sql(), "day >= toDate(?) AND day <= toDate(?) AND workspace_id = toUUID(?)");
+        let values = ["2026-11-01", "2026-11-30", "00000000-0000-0000-0000-000000000001"];
+        assert_eq!(found.values(), values.map(|text| Value::Text(text.to_owned())));
+        assert_eq!(condition(&Filter::default()).sql(), "true");
     }
 }

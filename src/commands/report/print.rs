@@ -8,7 +8,6 @@ use crate::platform::output;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 use std::fmt::Write as _;
-use tallyhouse_core::days::Day;
 
 const COUNTS: [&str; 5] = ["delivered", "opens", "clicks", "bounces", "unsubscribes"];
 const RATES: [&str; 5] = ["open_rate", "click_rate", "click_to_open_rate", "bounce_rate", "unsubscribe_rate"];
@@ -20,8 +19,8 @@ struct Json<'a> {
     by: By,
     workspace_id: Option<String>,
     campaign_id: Option<String>,
-    since: Option<&'a str>,
-    until: Option<&'a str>,
+    since: Option<String>,
+    until: Option<String>,
     rows: &'a [Line],
     total: Total,
 }
@@ -47,8 +46,8 @@ impl Report {
             by: self.by,
             workspace_id: self.filter.workspace.map(|id| id.to_string()),
             campaign_id: self.filter.campaign.map(|id| id.to_string()),
-            since: self.filter.since.as_ref().map(Day::text),
-            until: self.filter.until.as_ref().map(Day::text),
+            since: self.filter.since.map(|day| day.to_string()),
+            until: self.filter.until.map(|day| day.to_string()),
             rows: &self.lines,
             total: Total { counts, rates: Rates::of(&counts) },
         };
@@ -83,8 +82,8 @@ impl Report {
         let named = [
             ("workspace", self.filter.workspace.map(|id| id.to_string())),
             ("campaign", self.filter.campaign.map(|id| id.to_string())),
-            ("since", self.filter.since.as_ref().map(|day| day.text().to_owned())),
-            ("until", self.filter.until.as_ref().map(|day| day.text().to_owned())),
+            ("since", self.filter.since.map(|day| day.to_string())),
+            ("until", self.filter.until.map(|day| day.to_string())),
         ];
         for (word, value) in named {
             let _ = value.map(|value| write!(text, ", {word} {value}"));

@@ -166,7 +166,7 @@ impl Watcher {
         let dead_letter = self.dead_letter.clone();
         let read = move |observer: &Observer| {
             let sources = observer.cluster().and_then(|_| kafka::retry_until(ANSWER_TIMEOUT, || observer.sources()));
-            let sources = sources.map_err(|error| observer.describe_error(&error))?;
+            let sources = sources.map_err(|error| observer.describe_error(&error).to_string())?;
             let group = kafka::retry_until(ANSWER_TIMEOUT, || observer.group());
             let group = group
                 .map_err(|error| format!("the group cannot be asked for: {}", observer.describe_group_error(&error)));
@@ -181,6 +181,7 @@ impl Watcher {
             let held_back = observer.held_back(&ends, &stable);
             let dead_letter =
                 dead_letter.map_or(Ok(()), |topic| describe_dead_letter_error(&topic, observer.may_write(&topic)));
+            let dead_letter = dead_letter.map_err(|advice| advice.to_string());
             Ok(Logs { sources, views, held_back, group, dead_letter })
         };
         self.blocking(read).await
@@ -270,5 +271,5 @@ fn seen(source: Source, log: LogView) -> Position {
 
 fn log_view(observer: &Observer, source: &Source) -> Result<LogView, String> {
     kafka::retry_until(ANSWER_TIMEOUT, || observer.log_view(source))
-        .map_err(|error| observer.describe_group_error(&error))
+        .map_err(|error| observer.describe_group_error(&error).to_string())
 }

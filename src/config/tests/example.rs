@@ -32,7 +32,7 @@ fn example() -> String {
 /// `UPDATE=1 cargo test -p tallyhouse --lib config` writes the file again.
 #[test]
 fn the_example_file_is_true() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tallyhouse.example.toml");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tallyhouse.toml");
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, example()).unwrap();
     }

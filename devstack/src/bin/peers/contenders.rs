@@ -175,7 +175,7 @@ impl Bench<'_> {
         statements(self.clickhouse, PLAIN_TABLES, &database)?;
         let mut command = Command::new(python);
         command
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/consumer.py"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("contenders/consumer.py"))
             .args(["--brokers", self.brokers, "--topic", &topic.name, "--group", &database])
             .args(["--url", self.clickhouse.url(), "--database", &database])
             .args(["--events", &topic.ledger.produced.to_string()]);

@@ -94,7 +94,7 @@ Contenders:
   b  ClickHouse's Kafka engine, with a materialized view into the raw table and one from there into the daily table.
   c  A bare rdkafka loop that reads the records and does nothing.
   d  The same loop, each value read by Tallyhouse's decoder.
-  e  examples/consumer.py: confluent_kafka, json and clickhouse_connect in batches of 10,000 rows.
+  e  devstack/contenders/consumer.py: confluent_kafka, json and clickhouse_connect in batches of 10,000 rows.
 
 CPU of ClickHouse includes the merges that follow a run, until they have settled. Kafka's own is not counted. Parts are those
 written by inserts. Ctrl-C ends everything in order.

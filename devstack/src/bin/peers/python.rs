@@ -1,4 +1,4 @@
-//! A Python that has the packages of `examples/consumer.py`, in a virtual environment in the cache folder.
+//! A Python that has the packages of `contenders/consumer.py`, in a virtual environment in the cache folder.
 //!
 //! Must never install anything outside of that folder, nor fail the run: without Python that contender is left out.
 

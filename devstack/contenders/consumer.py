@@ -1,7 +1,7 @@
 """Consumes email-campaign events and writes them to ClickHouse, as one would in Python. `cargo peers` compares with it.
 
     pip install confluent-kafka clickhouse-connect
-    python examples/consumer.py --brokers localhost:9092 --url http://localhost:8123 --database campaigns --events 1000
+    python devstack/contenders/consumer.py --brokers localhost:9092 --url http://localhost:8123 --database campaigns --events 1000
 
 It commits after each batch: a crash between an insert and its commit counts that batch twice.
 """
