@@ -5,6 +5,7 @@
 use std::error::Error as StdError;
 use std::io;
 
+use super::identity::Doubt;
 use crate::platform::tls::{self, Cause};
 use thiserror::Error;
 
@@ -47,6 +48,20 @@ pub enum ClickHouseError {
     /// The server, the user or the way to it prevents exact reads or writes.
     #[error("ClickHouse at {url} cannot be used: {message}")]
     Unfit { url: String, message: String },
+
+    /// Two servers answer at the address. Rows of one are not on the other.
+    #[error(
+        "different ClickHouse servers answer at {url}: {message}. What one has stored the other does not show, so no answer counts any \
+         more. Set clickhouse.url to one server, not to a load balancer or to a name of several; if the tables were created again on purpose, \
+         only start again"
+    )]
+    OtherServer { url: String, message: String },
+
+    /// A server of another name has answered. The next read shows if it is the same server.
+    #[error(
+        "another ClickHouse server seems to answer at {url}: {message}. That answer does not count, and the server is asked again"
+    )]
+    OtherName { url: String, message: String },
 
     /// A materialized view of the users' own, on one of Tallyhouse's tables, refuses an insert.
     #[error(
@@ -109,7 +124,11 @@ impl ClickHouseError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable { .. } | Self::NotClickHouse { .. } | Self::NotOurs { .. } | Self::ServerBusy { .. }
+            Self::Unreachable { .. }
+                | Self::NotClickHouse { .. }
+                | Self::NotOurs { .. }
+                | Self::OtherName { .. }
+                | Self::ServerBusy { .. }
         )
     }
 }
@@ -136,6 +155,7 @@ impl ClickHouseError {
     pub fn is_for_good(&self) -> bool {
         match self {
             Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::Unfit { .. } => true,
+            Self::OtherServer { .. } => true,
             Self::UnknownDatabase { .. } | Self::UnknownTable { .. } => true,
             Self::Tls { cause, .. } => *cause != Cause::Other,
             // The constraint of a repair goes away by itself.
@@ -212,6 +232,14 @@ impl Peer {
     pub(crate) fn not_ours(&self, answer: &[u8]) -> ClickHouseError {
         let message = bounded(&String::from_utf8_lossy(answer));
         ClickHouseError::NotOurs { url: self.url.clone(), message }
+    }
+
+    pub(super) fn doubted(&self, doubt: Doubt) -> ClickHouseError {
+        let url = self.url.clone();
+        match doubt {
+            Doubt::Other(message) => ClickHouseError::OtherServer { url, message },
+            Doubt::Unclear(message) => ClickHouseError::OtherName { url, message },
+        }
     }
 
     pub(crate) fn unfit(&self, message: &str) -> ClickHouseError {

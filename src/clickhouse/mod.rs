@@ -6,6 +6,7 @@ pub mod client;
 pub mod dedup;
 pub mod error;
 mod exchange;
+pub mod identity;
 pub mod retention;
 pub mod schema;
 pub mod settings;

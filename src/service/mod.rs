@@ -323,7 +323,7 @@ pub async fn run(
     let (commands, obeyed) = channel();
     let shared = Arc::new(Shared {
         consumer: OnceLock::from(Arc::downgrade(&consumer)),
-        sink: Sink::new(client, Schema::single()),
+        sink: Sink::new(client.clone(), Schema::single()),
         dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
         health: Arc::clone(&health),
@@ -368,7 +368,7 @@ pub async fn run(
     });
     tracing::info!(topic = shared.topic, group = config.kafka.group_id, "consuming");
     let rotated = rotated::found(&credentials, &shared.health, &reload, rotated::INTERVAL);
-    let clean = until_stopped(config, &shared, &assignment, reader_ended, rotated, &stop).await?;
+    let clean = until_stopped(config, &shared, &assignment, reader_ended, rotated, &client, &stop).await?;
     let summary = Summary {
         consumed: tally.consumed.load(Ordering::Relaxed),
         rejected: tally.rejected.load(Ordering::Relaxed),
@@ -396,6 +396,7 @@ async fn until_stopped(
     assignment: &Assignment,
     mut reader_ended: oneshot::Receiver<Option<String>>,
     rotated: impl Future<Output = String>,
+    client: &Client,
     stop: &CancellationToken,
 ) -> Result<bool, RunError> {
     let mut broken = shared.broken.subscribe();
@@ -410,6 +411,10 @@ async fn until_stopped(
         difference = left_behind::found(shared, assignment, config) => {
             give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
             return Err(RunError::LeftBehind(difference));
+        }
+        error = client.other_server() => {
+            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
+            return Err(error.into());
         }
         keys = rotated => {
             give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;

@@ -194,6 +194,8 @@ fn main() -> ExitCode {
         belief::a_view_of_ones_own_gets_each_row_once,
         belief::a_view_that_fails_within_an_insert_is_named,
         belief::a_row_policy_that_comes_later_stops_the_partition,
+        belief::two_servers_behind_one_address_end_the_member,
+        belief::a_server_that_is_renamed_is_the_same,
         erase::a_person_is_erased_and_counts_stay,
         erase::only_the_address_itself_is_found,
         erase::an_erasure_that_was_killed_is_completed,
