@@ -201,6 +201,8 @@ struct Shared {
     open_transactions: gauges::OpenTransactions,
     /// Kafka timestamp of the oldest record that is frozen and not stored, by partition.
     frozen_ms: DashMap<i32, i64>,
+    /// Committed offset by partition; the log's start without one.
+    committed: DashMap<i32, u64>,
     fills: AtomicU64,
     flushed_rows: AtomicU64,
     flushed_batches: AtomicU64,
@@ -340,6 +342,7 @@ pub async fn run(
         broken: watch::Sender::default(),
         open_transactions: gauges::OpenTransactions::default(),
         frozen_ms: DashMap::new(),
+        committed: DashMap::new(),
         fills: AtomicU64::new(0),
         flushed_rows: AtomicU64::new(0),
         flushed_batches: AtomicU64::new(0),

@@ -5,7 +5,7 @@
 
 use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
-use super::{Drain, Shared};
+use super::{Drain, Shared, gauges};
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
 use crate::kafka::{self, offsets, refusal};
@@ -193,7 +193,11 @@ impl Partition {
                 let topic_id = shared_id.get(consumer, &name, KAFKA_TIMEOUT)?;
                 offsets::log_view(consumer, &name, topic_id, number, KAFKA_TIMEOUT)
             });
-            match self.with_rows(view.await).await {
+            let view = view.await;
+            if let Ok(log) = &view {
+                gauges::take_log(&self.shared, number, log);
+            }
+            match self.with_rows(view).await {
                 Ok((view, id)) => {
                     self.succeeded("read_committed");
                     self.source.topic_id = id;
@@ -430,6 +434,7 @@ impl Partition {
             Ok(Ok(Some(sent))) => {
                 self.lease.renew(sent);
                 self.shared.left_open.committed(number, Some(&wanted));
+                self.shared.committed.insert(number, wanted.offset);
                 self.succeeded("commit");
                 self.drop_committed(wanted.offset);
                 failpoint::hit(if self.batches.is_empty() { "end_committed" } else { "intent_committed" });

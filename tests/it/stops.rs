@@ -149,8 +149,8 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     let member = bench.start(&rows_max);
     bench.await_stored(ALL - LOST, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
-    // Partition 2 has nothing to commit.
-    for partition in 0..2 {
+    // Partition 2 has nothing to commit, and reports its lag as well.
+    for partition in 0..PARTITIONS {
         await_http(&member, "/metrics", &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\"}} 0"))
             .await;
     }
