@@ -148,6 +148,7 @@ fn main() -> ExitCode {
         stops::an_applied_batch_that_is_gone_goes_on,
         stops::an_offset_ahead_of_the_log_is_deleted,
         stops::a_restored_backup_stops,
+        stops::lost_counters_of_a_month_stop,
         stops::offsets_of_another_cluster_stop,
         stops::brokers_that_begin_to_tell_topic_ids_change_nothing,
         stops::marks_ahead_of_the_log_stop,
