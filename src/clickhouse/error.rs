@@ -51,9 +51,8 @@ pub enum ClickHouseError {
 
     /// Two servers answer at the address. Rows of one are not on the other.
     #[error(
-        "different ClickHouse servers answer at {url}: {message}. What one has stored the other does not show, so no answer counts any \
-         more. Set clickhouse.url to one server, not to a load balancer or to a name of several; if the tables were created again on purpose, \
-         only start again"
+        "different ClickHouse servers answer at {url}, or its tables were created again: {message}. Rows of one server are not on the other, so \
+         no answer counts any more. Set clickhouse.url to one server, not to a load balancer or a name of several, and start again"
     )]
     OtherServer { url: String, message: String },
 

@@ -4,6 +4,7 @@ use super::{Code, Outcome, judge, with_skipped};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
 use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::identity;
 use crate::clickhouse::retention::Retention;
 use crate::clickhouse::schema::Schema;
 use crate::clickhouse::sight;
@@ -45,7 +46,7 @@ async fn made(client: &Client) -> Vec<Outcome> {
     made.push(Outcome::ok(Code::Clickhouse, "answers, and lets the user in"));
     let fails = |code, error: ClickHouseError| Outcome::failed_with(code, &error.to_string());
     made.push(judge::version(&version));
-    made.push(match client.prove_one_server().await {
+    made.push(match client.prove_one_server(identity::LOOKS_OF_CHECK).await {
         Ok(is_named) => judge::one_server(is_named),
         Err(error) => fails(Code::OneServer, error),
     });
