@@ -211,7 +211,7 @@ fn is_request(bytes: &[u8]) -> bool {
 
 /// True if it is a whole request for a read of tables on which a member decides.
 fn is_read(bytes: &[u8]) -> bool {
-    is_request(bytes) && is_whole(bytes) && contains(bytes, DECIDING) && !contains(bytes, b"system.processes")
+    is_request(bytes) && is_whole(bytes) && contains(bytes, DECIDING) && !contains(bytes, b"system.")
 }
 
 /// True if the bytes have all of a request's body.

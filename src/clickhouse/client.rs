@@ -189,7 +189,7 @@ impl Client {
     /// own and of now. It also says which server answers ([`super::identity`]). No answer at all is not an empty answer.
     pub fn deciding(&self, sql: &str) -> Deciding<'_> {
         let query_id = new_query_id();
-        let server = identity::columns(self.database());
+        let server = identity::COLUMNS;
         let sql = format!("SELECT queryID() AS query_id, {server}, groupArray(tuple(*)) AS answer FROM ({sql})");
         let query = self.http.clone().with_database(self.database()).query(&sql).with_setting("query_id", &query_id);
         Deciding { statement: Statement { client: self, query }, query_id }
@@ -272,7 +272,8 @@ impl Client {
 
     /// Asks over a new connection which server answers. Returns true if the header with its name comes back.
     async fn look(&self) -> Result<bool, ClickHouseError> {
-        let sql = format!("SELECT queryID(), {} FORMAT JSONCompactEachRow", identity::columns(self.database()));
+        let (server, tables) = (identity::COLUMNS, identity::tables(self.database()));
+        let sql = format!("SELECT queryID(), {server}, {tables} FORMAT JSONCompactEachRow");
         let query_id = new_query_id();
         let mut parameters = vec![("query_id", query_id.as_str())];
         parameters.extend(self.pins().await?.reads.iter().map(|(name, value)| (*name, value.as_str())));
@@ -280,12 +281,12 @@ impl Client {
         let asked = Instant::now();
         let answer = once.send(&sql, &parameters, Vec::new(), self.query_timeout).await;
         let answer = answer.map_err(|error| self.classify(&error))?;
-        let row = serde_json::from_slice::<(String, String, u32, String)>(&answer.body).ok();
-        let Some((_, name, uptime_s, ids)) = row.filter(|(id, ..)| *id == query_id) else {
+        let row = serde_json::from_slice::<(String, String, u32, String, Option<String>)>(&answer.body).ok();
+        let Some((_, name, uptime_s, id, tables)) = row.filter(|(id, ..)| *id == query_id) else {
             return Err(self.peer.not_ours(&answer.body));
         };
         let is_named = self.identity.is_in_header(answer.server.as_ref() == Some(&name));
-        let server = Server { name, uptime: Duration::from_secs(uptime_s.into()), ids };
+        let server = Server { name, uptime: Duration::from_secs(uptime_s.into()), id, tables };
         self.identity.read(server, asked).map_err(|doubt| self.peer.doubted(doubt))?;
         Ok(is_named)
     }
@@ -402,7 +403,7 @@ struct Answered<T> {
     query_id: String,
     server_name: String,
     server_uptime: u32,
-    server_ids: String,
+    server_id: String,
     answer: Vec<T>,
 }
 
@@ -431,8 +432,8 @@ impl Deciding<'_> {
         let Some(answered) = answered.filter(|answered| answered.query_id == self.query_id) else {
             return Err(client.peer.not_ours(b"an answer to another question"));
         };
-        let Answered { server_name: name, server_uptime, server_ids: ids, answer, .. } = answered;
-        let server = Server { name, uptime: Duration::from_secs(server_uptime.into()), ids };
+        let Answered { server_name: name, server_uptime, server_id: id, answer, .. } = answered;
+        let server = Server { name, uptime: Duration::from_secs(server_uptime.into()), id, tables: None };
         client.identity.read(server, asked).map_err(|doubt| client.peer.doubted(doubt))?;
         Ok(answer)
     }

@@ -2,13 +2,13 @@
 //!
 //! The marks of one server say nothing about the rows of another. So each answer that decides also says who gives it:
 //!
-//! - A deciding read has the server's name, its uptime, its id and the ids of the tables ([`columns`]). The ids stay the same for
-//!   as long as the data do, through restarts and new names.
+//! - A deciding read has the server's name, its uptime and its id ([`COLUMNS`]). The id stays the same through restarts and new names.
 //! - The acknowledgement of an insert has only the name, in a header. Another name there proves nothing yet: the insert counts as
 //!   unknown, and the protocol asks the marks. That read decides.
 //!
 //! A proxy may drop the header, and two servers may have one name. Then an acknowledgement says nothing about its server, and only
-//! reads and the looks of [`INTERVAL`] notice the second one. `check` and the log say so.
+//! reads and the looks of [`INTERVAL`] notice the second one. `check` and the log say so. A look also compares the ids of the tables:
+//! an embedded server has no id of its own, and tables may be created again. In each read that would double the time of a small one.
 //!
 //! An address of several named servers needs a [`Client`](super::client::Client), and so an [`Identity`], for each of them. Tables that
 //! are made with ON CLUSTER have the same ids everywhere; the server's id tells these apart.
@@ -17,13 +17,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Returns the columns of an answer that say who gives it: the name, the uptime in seconds, and the lasting ids. `database` is an
-/// identifier.
-pub(super) fn columns(database: &str) -> String {
+/// Columns of an answer that say who gives it: the name, the uptime in seconds, and the server's id. They cost nothing.
+pub(super) const COLUMNS: &str =
+    "displayName() AS server_name, toUInt32(uptime()) AS server_uptime, toString(serverUUID()) AS server_id";
+
+/// Returns the column of a look with the ids of the tables. `database` is an identifier.
+pub(super) fn tables(database: &str) -> String {
     format!(
-        "displayName() AS server_name, toUInt32(uptime()) AS server_uptime, concat('server ', toString(serverUUID()), ', tables ', \
-         ifNull((SELECT arrayStringConcat(arrayMap(id -> substring(id, 1, 8), arraySort(groupArray(toString(uuid)))), ' ') \
-         FROM system.tables WHERE database = '{database}' AND name IN ('email_events', 'rejected_events', 'daily')), '')) AS server_ids"
+        "(SELECT arrayStringConcat(arraySort(groupArray(toString(uuid))), ' ') FROM system.tables WHERE database = '{database}' \
+         AND name IN ('email_events', 'rejected_events', 'daily'))"
     )
 }
 
@@ -51,8 +53,17 @@ pub(super) struct Server {
     pub(super) name: String,
     /// Time since its start, rounded down to seconds.
     pub(super) uptime: Duration,
-    /// Ids of the server and of the tables.
-    pub(super) ids: String,
+    /// Id of the server.
+    pub(super) id: String,
+    /// Ids of the tables, if they were asked for.
+    pub(super) tables: Option<String>,
+}
+
+impl Server {
+    fn described(&self) -> String {
+        let tables = self.tables.as_ref().map_or_else(String::new, |tables| format!(", tables {tables}"));
+        format!("\"{}\" (id {}{tables})", self.name, self.id)
+    }
 }
 
 /// Reasons not to believe an answer.
@@ -132,9 +143,9 @@ impl Known {
             (self.server, self.asked) = (Some(seen), Some(asked));
             return Ok(());
         };
-        let described = |name: &str, ids: &str| format!("\"{name}\" ({ids})");
-        let both = format!("first {}, then {}", described(&server.name, &server.ids), described(&seen.name, &seen.ids));
-        if seen.ids != server.ids {
+        let both = format!("first {}, then {}", server.described(), seen.described());
+        let tables = seen.tables.clone().or(server.tables.clone());
+        if seen.id != server.id || server.tables.as_ref().is_some_and(|known| tables.as_ref() != Some(known)) {
             return Err(Doubt::Other(both));
         }
         let is_old = self.changed.is_some_and(|changed| asked < changed);
@@ -156,7 +167,7 @@ impl Known {
             }
         }
         self.suspect = self.suspect.take().filter(|_| is_old);
-        (self.server, self.asked) = (Some(seen), self.asked.max(Some(asked)));
+        (self.server, self.asked) = (Some(Server { tables, ..seen }), self.asked.max(Some(asked)));
         Ok(())
     }
 
@@ -178,8 +189,8 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
-    fn server(name: &str, ids: &str, uptime: Duration) -> Server {
-        Server { name: name.to_owned(), uptime, ids: ids.to_owned() }
+    fn server(name: &str, id: &str, uptime: Duration) -> Server {
+        Server { name: name.to_owned(), uptime, id: id.to_owned(), tables: None }
     }
 
     /// Returns the identity of a server "a" that was seen just now.
@@ -203,6 +214,16 @@ mod tests {
             assert!(matches!(read(&identity, server("a", "1", HOUR)), Err(Doubt::Other(_))));
             assert!(matches!(identity.acknowledged(Some("a"), Instant::now()), Err(Doubt::Other(_))));
         }
+    }
+
+    #[test]
+    fn tables_of_other_ids_are_another_server() {
+        let look = |tables: &str| Server { tables: Some(tables.to_owned()), ..server("a", "1", HOUR) };
+        let identity = known(true);
+        assert_eq!(read(&identity, look("x y z")), Ok(()));
+        assert_eq!(read(&identity, server("a", "1", HOUR)), Ok(()), "it does not say which tables it has");
+        assert_eq!(read(&identity, look("x y z")), Ok(()));
+        assert!(matches!(read(&identity, look("x y w")), Err(Doubt::Other(_))));
     }
 
     #[test]
