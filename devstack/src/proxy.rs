@@ -18,7 +18,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -70,7 +70,8 @@ pub struct Proxy {
 #[derive(Debug)]
 struct Shared {
     seed: u64,
-    upstream: OnceLock<SocketAddr>,
+    /// Servers, which take turns in serving new connections.
+    upstreams: Mutex<Vec<SocketAddr>>,
     /// The current troubles: number, trouble, and the percentage of chunks that it hits.
     troubles: Mutex<Vec<(u64, Trouble, u64)>>,
     begun: AtomicU64,
@@ -90,7 +91,7 @@ impl Proxy {
         let address = listener.local_addr().context("listen on", here)?;
         let shared = Arc::new(Shared {
             seed,
-            upstream: OnceLock::new(),
+            upstreams: Mutex::default(),
             troubles: Mutex::default(),
             begun: AtomicU64::new(0),
             hits: AtomicU64::new(0),
@@ -102,9 +103,14 @@ impl Proxy {
         Ok(Proxy { shared, address })
     }
 
-    /// Names the server, once.
+    /// Names the server for new connections.
     pub fn lead_to(&self, server: SocketAddr) {
-        let _ = self.shared.upstream.set(server);
+        self.lead_to_each(&[server]);
+    }
+
+    /// Names several servers, which take turns in serving new connections, as behind a load balancer.
+    pub fn lead_to_each(&self, servers: &[SocketAddr]) {
+        *self.shared.upstreams() = servers.to_vec();
     }
 
     /// Returns the address to which clients connect.
@@ -143,6 +149,17 @@ impl Shared {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn upstreams(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the server for the connection with this number.
+    fn upstream(&self, number: u64) -> Option<SocketAddr> {
+        let upstreams = self.upstreams();
+        let turn = number.checked_rem(upstreams.len() as u64)?;
+        upstreams.get(turn as usize).copied()
+    }
+
     /// Draws the trouble of the next chunk in this direction.
     fn draw(&self, to_server: bool, bytes: &[u8], dice: &mut Dice) -> Option<Trouble> {
         let applies = |trouble: Trouble| match trouble {
@@ -173,7 +190,7 @@ impl Shared {
             self.hits.fetch_add(1, Ordering::Relaxed);
             return Some(answer);
         }
-        let answer = ask(*self.upstream.get()?, request).ok()?;
+        let answer = ask(self.upstream(0)?, request).ok()?;
         let mut answers = answers();
         answers.retain(|(known, at, _)| *known != key && at.elapsed() <= age);
         if answers.len() < ANSWERS_MAX {
@@ -256,7 +273,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             return;
         }
         number += 1;
-        let (Ok(client), Some(&upstream)) = (client, shared.upstream.get()) else { continue };
+        let (Ok(client), Some(upstream)) = (client, shared.upstream(number)) else { continue };
         let (shared, seed) = (Arc::clone(shared), mix(shared.seed ^ mix(number)));
         thread::spawn(move || {
             // If the server is away, the client's connection closes, as with a host without a listener.

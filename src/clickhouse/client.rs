@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clickhouse::query::Query;
@@ -22,6 +22,7 @@ use url::Url;
 
 use super::error::{ClickHouseError, Peer};
 use super::exchange::{Answer, Exchange};
+use super::identity::{self, Identity, Server};
 use super::settings::{self, Found, Own, Pin, Pins};
 use crate::platform::advice::Advice;
 use crate::platform::tls;
@@ -90,6 +91,7 @@ pub struct Client {
     http: clickhouse::Client,
     exchange: Exchange,
     pins: Arc<OnceCell<Pins>>,
+    identity: Arc<Identity>,
     peer: Arc<Peer>,
     query_timeout: Duration,
     insert_timeout: Duration,
@@ -118,6 +120,7 @@ impl Client {
             user: options.user.clone(),
             password: options.password.clone(),
             compression: options.compression,
+            is_once: false,
         };
         let http = clickhouse::Client::with_http_client(builder.build(connector))
             .with_url(url.as_str())
@@ -131,6 +134,7 @@ impl Client {
             http,
             exchange,
             pins: Arc::default(),
+            identity: Arc::default(),
             peer: Arc::new(Peer { url: url.to_string(), user: options.user.clone(), database: database.to_owned() }),
             query_timeout: Duration::from_millis(options.query_timeout_ms),
             insert_timeout: Duration::from_millis(options.insert_timeout_ms),
@@ -183,15 +187,17 @@ impl Client {
     }
 
     /// Returns a read whose answer decides about inserts or commits. The answer holds the sent query id, so it is ClickHouse's
-    /// own and of now. No answer at all is not an empty answer.
+    /// own and of now. It also says which server answers ([`super::identity`]). No answer at all is not an empty answer.
     pub fn deciding(&self, sql: &str) -> Deciding<'_> {
         let query_id = new_query_id();
-        let sql = format!("SELECT queryID() AS query_id, groupArray(tuple(*)) AS answer FROM ({sql})");
+        let server = identity::COLUMNS;
+        let sql = format!("SELECT queryID() AS query_id, {server}, groupArray(tuple(*)) AS answer FROM ({sql})");
         let query = self.http.clone().with_database(self.database()).query(&sql).with_setting("query_id", &query_id);
         Deciding { statement: Statement { client: self, query }, query_id }
     }
 
-    /// Sends the INSERT of a batch. Only ClickHouse's own answer counts as success: see [`super::exchange`].
+    /// Sends the INSERT of a batch. Only ClickHouse's own answer counts as success ([`super::exchange`]), and only that of the
+    /// server that has answered before ([`super::identity`]).
     ///
     /// # Errors
     /// Returns any [`ClickHouseError`]. Unless nothing was sent, the outcome is unknown.
@@ -203,11 +209,13 @@ impl Client {
         chunks: Vec<Bytes>,
     ) -> Result<(), ClickHouseError> {
         let pins = self.fit_pins().await?;
+        self.identity.refuse().map_err(|doubt| self.peer.doubted(doubt))?;
+        let asked = Instant::now();
         let answer = self.exchange(sql, query_id, token, &pins.inserts, chunks, self.insert_timeout).await?;
-        match answer.query_id.as_deref() == Some(query_id) && answer.body.is_empty() {
-            true => Ok(()),
-            false => Err(self.peer.not_ours(&answer.body)),
+        if answer.query_id.as_deref() != Some(query_id) || !answer.body.is_empty() {
+            return Err(self.peer.not_ours(&answer.body));
         }
+        self.identity.acknowledged(answer.server.as_deref(), asked).map_err(|doubt| self.peer.doubted(doubt))
     }
 
     async fn exchange(
@@ -225,12 +233,71 @@ impl Client {
         self.exchange.send(sql, &parameters, chunks, limit).await.map_err(|error| self.classify(&error))
     }
 
+    /// Checks that exact reads and writes are possible: as [`Self::prove_settings`] and [`Self::prove_one_server`]. Each command that
+    /// writes begins with it.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub async fn prove(&self) -> Result<(), ClickHouseError> {
+        self.prove_settings().await?;
+        if !self.prove_one_server(identity::LOOKS).await? {
+            tracing::warn!("acknowledgements of inserts do not name their server: {}", identity::NO_NAME);
+        }
+        Ok(())
+    }
+
+    /// Checks that one server answers over this number of new connections. Returns true if the header with its name comes back.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::OtherServer`], or any other of [`ClickHouseError`].
+    pub async fn prove_one_server(&self, looks: usize) -> Result<bool, ClickHouseError> {
+        let mut is_named = true;
+        for _ in 0..looks {
+            is_named &= self.look().await?;
+        }
+        Ok(is_named)
+    }
+
+    /// Waits until another server has answered, and looks for one from time to time.
+    pub async fn other_server(&self) -> ClickHouseError {
+        loop {
+            let other = tokio::time::timeout(identity::INTERVAL, self.identity.other()).await;
+            if let Ok(message) = other {
+                return self.peer.doubted(identity::Doubt::Other(message));
+            }
+            if let Err(error) = self.look().await {
+                tracing::debug!("the server's identity is not known: {error}");
+            }
+        }
+    }
+
+    /// Asks over a new connection which server answers. Returns true if the header with its name comes back.
+    async fn look(&self) -> Result<bool, ClickHouseError> {
+        let (server, tables) = (identity::COLUMNS, identity::tables(self.database()));
+        let sql = format!("SELECT queryID(), {server}, {tables} FORMAT JSONCompactEachRow");
+        let query_id = new_query_id();
+        let mut parameters = vec![("query_id", query_id.as_str())];
+        parameters.extend(self.pins().await?.reads.iter().map(|(name, value)| (*name, value.as_str())));
+        let once = Exchange { is_once: true, ..self.exchange.clone() };
+        let asked = Instant::now();
+        let answer = once.send(&sql, &parameters, Vec::new(), self.query_timeout).await;
+        let answer = answer.map_err(|error| self.classify(&error))?;
+        let row = serde_json::from_slice::<(String, String, u32, String, Option<String>)>(&answer.body).ok();
+        let Some((_, name, uptime_s, id, tables)) = row.filter(|(id, ..)| *id == query_id) else {
+            return Err(self.peer.not_ours(&answer.body));
+        };
+        let is_named = self.identity.is_in_header(answer.server.as_ref() == Some(&name));
+        let server = Server { name, uptime: Duration::from_secs(uptime_s.into()), id, tables };
+        self.identity.read(server, asked).map_err(|doubt| self.peer.doubted(doubt))?;
+        Ok(is_named)
+    }
+
     /// Checks that this user can have the settings that exactness needs, and that the sent text arrives. It sends a statement in
     /// the same way as an INSERT. The statement returns its own query id and settings.
     ///
     /// # Errors
     /// [`ClickHouseError::Unfit`] for what only an operator can change, or any other of [`ClickHouseError`].
-    pub async fn prove(&self) -> Result<(), ClickHouseError> {
+    pub async fn prove_settings(&self) -> Result<(), ClickHouseError> {
         let pins = self.fit_pins().await?;
         let names: Vec<String> = settings::names().into_iter().map(|name| format!("'{name}'")).collect();
         let sql = format!(
@@ -335,10 +402,13 @@ const PROXY: &str = "a proxy in between drops or replaces them";
 const PROXY_FIX: &str = "Set clickhouse.url to ClickHouse itself, or let the proxy pass query_id, all settings of the URL, and the header \
                          X-ClickHouse-Query-Id of the answer";
 
-/// An answer with the id of the query that it answers.
+/// An answer with the id of the query that it answers, and the server that gives it.
 #[derive(Row, Deserialize)]
 struct Answered<T> {
     query_id: String,
+    server_name: String,
+    server_uptime: u32,
+    server_id: String,
     answer: Vec<T>,
 }
 
@@ -362,11 +432,15 @@ impl Deciding<'_> {
     pub async fn rows<T: DeserializeOwned + 'static>(self) -> Result<Vec<T>, ClickHouseError> {
         let client = self.statement.client;
         client.fit_pins().await?;
+        let asked = Instant::now();
         let answered = self.statement.rows::<Answered<T>>().await?.into_iter().next();
-        match answered.filter(|answered| answered.query_id == self.query_id) {
-            Some(answered) => Ok(answered.answer),
-            None => Err(client.peer.not_ours(b"an answer to another question")),
-        }
+        let Some(answered) = answered.filter(|answered| answered.query_id == self.query_id) else {
+            return Err(client.peer.not_ours(b"an answer to another question"));
+        };
+        let Answered { server_name: name, server_uptime, server_id: id, answer, .. } = answered;
+        let server = Server { name, uptime: Duration::from_secs(server_uptime.into()), id, tables: None };
+        client.identity.read(server, asked).map_err(|doubt| client.peer.doubted(doubt))?;
+        Ok(answer)
     }
 
     /// Returns the one number that the statement gives.

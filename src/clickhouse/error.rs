@@ -5,6 +5,7 @@
 use std::error::Error as StdError;
 use std::io;
 
+use super::identity::Doubt;
 use crate::platform::advice::Advice;
 use crate::platform::tls::{self, Cause};
 use thiserror::Error;
@@ -33,6 +34,10 @@ pub enum ClickHouseError {
     NotOurs { url: String, message: String },
     /// The server, the user or the way to it prevents exact reads or writes.
     Unfit { url: String, advice: Advice },
+    /// Two servers answer at the address. Rows of one are not on the other.
+    OtherServer { url: String, message: String },
+    /// A server of another name has answered. The next read shows if it is the same server.
+    OtherName { url: String, message: String },
     /// A materialized view of the users' own, on one of Tallyhouse's tables, refuses an insert.
     OwnView { code: u32, name: String, message: String },
     /// The server does not accept this user and password.
@@ -79,6 +84,15 @@ impl ClickHouseError {
                 let problem = format!("ClickHouse at {url} cannot be used: {}", advice.problem);
                 Advice { problem, fix: advice.fix.clone() }
             }
+            Self::OtherServer { url, message } => Advice::new(
+                format!("different ClickHouse servers answer at {url}, or its tables were created again: {message}"),
+                "Rows of one server are not on the other, so no answer counts any more. Set clickhouse.url to one server, not to a load \
+                 balancer or a name of several, and start again",
+            ),
+            Self::OtherName { url, message } => Advice::new(
+                format!("another ClickHouse server seems to answer at {url}: {message}"),
+                "That answer does not count, and the server is asked again",
+            ),
             Self::OwnView { code, name, message } => Advice::new(
                 format!("a materialized view of your own on Tallyhouse's tables fails ({code} {name}): {message}"),
                 "Mend or drop that view: `tallyhouse check` names all that there are. Tallyhouse's own tables are exact; the view may miss \
@@ -126,7 +140,11 @@ impl ClickHouseError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable { .. } | Self::NotClickHouse { .. } | Self::NotOurs { .. } | Self::ServerBusy { .. }
+            Self::Unreachable { .. }
+                | Self::NotClickHouse { .. }
+                | Self::NotOurs { .. }
+                | Self::OtherName { .. }
+                | Self::ServerBusy { .. }
         )
     }
 }
@@ -158,6 +176,7 @@ impl ClickHouseError {
     pub fn is_for_good(&self) -> bool {
         match self {
             Self::Unauthorized { .. } | Self::Forbidden { .. } | Self::Unfit { .. } => true,
+            Self::OtherServer { .. } => true,
             Self::UnknownDatabase { .. } | Self::UnknownTable { .. } => true,
             Self::Tls { cause, .. } => *cause != Cause::Other,
             // The constraint of a repair goes away by itself.
@@ -234,6 +253,14 @@ impl Peer {
     pub(crate) fn not_ours(&self, answer: &[u8]) -> ClickHouseError {
         let message = bounded(&String::from_utf8_lossy(answer));
         ClickHouseError::NotOurs { url: self.url.clone(), message }
+    }
+
+    pub(super) fn doubted(&self, doubt: Doubt) -> ClickHouseError {
+        let url = self.url.clone();
+        match doubt {
+            Doubt::Other(message) => ClickHouseError::OtherServer { url, message },
+            Doubt::Unclear(message) => ClickHouseError::OtherName { url, message },
+        }
     }
 
     pub(crate) fn unfit(&self, advice: Advice) -> ClickHouseError {

@@ -11,10 +11,12 @@
 //! Must never take an answer without the id for a success, nor let a body that was cut look like a whole one.
 
 use super::client::{Compression, Connector};
+use super::identity::NAME_HEADER;
 use bytes::{BufMut, Bytes, BytesMut};
 use clickhouse::error::Error;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Frame, Incoming};
+use hyper::header::CONNECTION;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::client::legacy::Client as HttpClient;
 use std::pin::Pin;
@@ -37,12 +39,16 @@ pub(super) struct Exchange {
     pub(super) user: String,
     pub(super) password: String,
     pub(super) compression: Compression,
+    /// True if each request ends its connection, so that the next one needs a new connection.
+    pub(super) is_once: bool,
 }
 
 /// A whole answer with status 200.
 pub(super) struct Answer {
     /// Query id with which ClickHouse says it answers.
     pub(super) query_id: Option<String>,
+    /// Name of the server that answers.
+    pub(super) server: Option<String>,
     /// Text of the answer; empty for an INSERT.
     pub(super) body: Bytes,
 }
@@ -64,11 +70,13 @@ impl Exchange {
             url.query_pairs_mut().append_pair("decompress", "1");
         }
         let (sender, body) = mpsc::channel(1);
-        let request = Request::post(url.as_str())
+        let mut request = Request::post(url.as_str())
             .header("X-ClickHouse-User", &self.user)
-            .header("X-ClickHouse-Key", &self.password)
-            .body(Chunks(body))
-            .map_err(|error| Error::InvalidParams(error.into()))?;
+            .header("X-ClickHouse-Key", &self.password);
+        if self.is_once {
+            request = request.header(CONNECTION, "close");
+        }
+        let request = request.body(Chunks(body)).map_err(|error| Error::InvalidParams(error.into()))?;
         let response = self.pool.request(request);
         let answer =
             tokio::spawn(async move { read(response.await.map_err(|error| Error::Network(error.into()))?).await });
@@ -94,7 +102,7 @@ async fn read(response: Response<Incoming>) -> Result<Answer, Error> {
     let code = header(EXCEPTION_CODE);
     let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(Error::Network)?.to_bytes();
     if head.status == StatusCode::OK && code.is_none() {
-        return Ok(Answer { query_id: header(QUERY_ID), body });
+        return Ok(Answer { query_id: header(QUERY_ID), server: header(NAME_HEADER), body });
     }
     let text = String::from_utf8_lossy(&body).trim().to_owned();
     // The text alone may not contain the status.

@@ -7,6 +7,7 @@ pub mod condition;
 pub mod dedup;
 pub mod error;
 mod exchange;
+pub mod identity;
 pub mod retention;
 pub mod schema;
 pub mod settings;

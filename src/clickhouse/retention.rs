@@ -78,29 +78,48 @@ struct Found {
     now_s: u32,
 }
 
+/// Query for the TTLs of tables.
+const QUESTION: &str = "SELECT name, engine_full, position(splitByString(' ENGINE = ', create_table_query)[1], ' TTL ') > 0 AS of_columns, \
+                        toUnixTimestamp(now()) AS now_s FROM system.tables WHERE database = ? AND name IN ?";
+
+/// Returns the names of the tables that have the rows: raw rows, rejects, counters.
+fn tables(schema: &Schema) -> [String; 3] {
+    ["email_events", "rejected_events", "daily"].map(|table| schema.insert_target(table))
+}
+
 impl Retention {
     /// Reads the TTLs of the tables that have the rows. A table that does not exist has none.
     ///
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn read(client: &Client, schema: &Schema) -> Result<Retention, ClickHouseError> {
-        let [raw, rejected, daily] =
-            ["email_events", "rejected_events", "daily"].map(|table| schema.insert_target(table));
-        let sql = "SELECT name, engine_full, position(splitByString(' ENGINE = ', create_table_query)[1], ' TTL ') > 0 AS of_columns, \
-                   toUnixTimestamp(now()) AS now_s FROM system.tables WHERE database = ? AND name IN ?";
-        let found: Vec<Found> =
-            client.query(sql).bind(client.database()).bind([&raw, &rejected, &daily]).rows().await?;
+        let found = client.query(QUESTION).bind(client.database()).bind(tables(schema)).rows().await?;
+        Ok(Retention::of(found, schema))
+    }
+
+    /// Reads the TTLs as [`Self::read`] does, for a decision about inserts or commits.
+    ///
+    /// # Errors
+    /// Returns any [`ClickHouseError`].
+    pub async fn deciding(client: &Client, schema: &Schema) -> Result<Retention, ClickHouseError> {
+        let found = client.deciding(QUESTION).bind(client.database()).bind(tables(schema)).rows().await?;
+        let row = |(name, engine_full, of_columns, now_s)| Found { name, engine_full, of_columns, now_s };
+        Ok(Retention::of(found.into_iter().map(row).collect(), schema))
+    }
+
+    fn of(found: Vec<Found>, schema: &Schema) -> Retention {
+        let [raw, rejected, daily] = tables(schema);
         let engine = |name: &str| found.iter().find(|row| row.name == name).map_or("", |row| row.engine_full.as_str());
         let now_s = found.first().map_or(0, |row| row.now_s);
         let of_raw = engine(&raw);
-        Ok(Retention {
+        Retention {
             raw: ttl(of_raw, "event_time"),
             rejected: ttl(engine(&rejected), "rejected_at"),
             daily: ttl(engine(&daily), "day"),
             of_columns: found.iter().filter(|row| row.of_columns).map(|row| row.name.clone()).collect(),
             by_whole_days: of_raw.contains(" TTL toDate(event_time) +") && of_raw.contains("ttl_only_drop_parts = 1"),
             today: Day::of(now_s.saturating_add(EARLY_S)),
-        })
+        }
     }
 
     /// Returns the first UTC day of which `email_events` has every row; `None` if rows are kept permanently, or nobody can know.

@@ -124,7 +124,7 @@ impl Sink {
             .bind(&name)
             .bind(range.start)
             .bind(range.end);
-        let retention = Retention::read(&self.client, &self.schema).await?;
+        let retention = Retention::deciding(&self.client, &self.schema).await?;
         Ok(Marks {
             expired_before: retention.first_kept_day().map_or(0, Day::yyyymmdd),
             raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),

@@ -252,35 +252,53 @@ fn decide(
     };
     // This is another log, whose rows have a name of their own.
     let other = Metadata { topic_id: log.topic_id.clone(), cluster_id: log.cluster_id.clone(), ..Metadata::default() };
+    let is_same_name = log.topic_id == old.id_of_rows();
     let committed = log.committed.as_ref().map(|committed| committed.offset);
     match (reason, choice) {
         (StopReason::SinkBehind { .. }, Choice::Continue) => {
             let committed = committed.ok_or("there is no committed offset")?;
-            Ok((committed, Metadata { marked: shown, next: old.next, group: old.group, ..same }))
+            // The next counters set the mark again. Until then a mark would find the rows that are in no counter once more.
+            let marked = shown.filter(|_| position.progress.uncounted.is_none());
+            Ok((committed, Metadata { marked, next: old.next, group: old.group, ..same }))
         }
+        (StopReason::SinkBehind { uncounted: Some(row), .. }, Choice::CountAnew) => Err(format!(
+            "the rows are there, and only the counters of the row at offset {row} and its month are gone. `tallyhouse repair daily` counts \
+             that month again"
+        )),
         (StopReason::SinkBehind { .. }, Choice::CountAnew) => {
             let again = old.next.map(|(end, _)| end).max(committed).max(old.again);
             Ok((shown.unwrap_or(log.low), Metadata { marked: shown, again, ..same }))
         }
         (StopReason::RetentionGap { .. }, Choice::Continue) => Ok((log.low, same)),
         (StopReason::IntentGone { range, .. }, Choice::Continue) => Ok((range.end, same)),
-        (StopReason::OtherCluster { .. } | StopReason::TopicRecreated { .. }, _)
-            if log.topic_id == old.id_of_rows() =>
-        {
-            Err("the rows of both logs would have the same name".to_owned())
-        }
+        (StopReason::OtherCluster { .. } | StopReason::TopicRecreated { .. }, Choice::CountAnew) if is_same_name => Err(
+            "no topic id tells both logs apart, so a row of this log would have the name and the offset of another row. Give the topic \
+             another name in this cluster, or Tallyhouse another database"
+                .to_owned(),
+        ),
         (StopReason::OtherCluster { .. } | StopReason::TopicRecreated { .. }, Choice::CountAnew) => {
             // Somebody may have counted this log under the same name before, and removed the rows.
             Ok((log.low, Metadata { again: Some(log.high), ..other }))
         }
         (StopReason::OtherCluster { .. } | StopReason::TopicRecreated { .. }, Choice::Continue) => {
             let committed = committed.ok_or("there is no committed offset")?;
-            match left_open {
-                None | Some((_, OpenBatch::Nothing)) => Ok((committed, other)),
-                Some((range, OpenBatch::All)) => Ok((range.end, other)),
-                Some((range, OpenBatch::Part)) => Err(format!(
-                    "part of batch {range} is stored under the name of the other log, and only a member there can complete it"
+            let offset = match left_open {
+                None | Some((_, OpenBatch::Nothing)) => committed,
+                Some((range, OpenBatch::All)) => range.end,
+                Some((range, OpenBatch::Part)) => {
+                    return Err(format!(
+                        "part of batch {range} is stored under the name of the other log, and only a member there can complete it"
+                    ));
+                }
+            };
+            let stored = position.progress.counted_end.max(position.progress.stored_end);
+            match stored.filter(|&stored| is_same_name && stored > offset) {
+                Some(stored) => Err(format!(
+                    "no topic id tells both logs apart, and the tables have the other log up to offset {stored}. The records of this log \
+                     from offset {offset} up to there would be taken for stored ones. Give the topic another name in this cluster, or \
+                     Tallyhouse another database"
                 )),
+                None => Ok((offset, other)),
             }
         }
         (StopReason::RetentionGap { .. } | StopReason::IntentGone { .. }, Choice::CountAnew) => {
@@ -359,7 +377,7 @@ mod tests {
 
     #[test]
     fn what_is_lost_from_the_tables_is_accepted_or_counted_again() {
-        let reason = StopReason::SinkBehind { marked: 100 };
+        let reason = StopReason::SinkBehind { marked: 100, uncounted: None };
         let old = Metadata { topic_id: "X".into(), marked: Some(100), next: OPEN, ..Metadata::default() };
         let goes_on = "tallyhouse/2 topic=X cluster=here marked=60 end=150 rows=50 rejects=0".to_owned();
         assert_eq!(decided(&old, "X", Some(60), &reason, None, Choice::Continue), Ok((100, goes_on)));
@@ -382,7 +400,33 @@ mod tests {
         assert_eq!(with(Some(OpenBatch::All), Choice::Continue), Ok((150, named())));
         assert!(with(Some(OpenBatch::Part), Choice::Continue).unwrap_err().contains("[100, 150)"));
         assert_eq!(with(Some(OpenBatch::Part), Choice::CountAnew), Ok((10, named() + " again=500")));
-        assert!(decided(&old, "X", None, &reason, None, Choice::CountAnew).unwrap_err().contains("the same name"));
+    }
+
+    /// Without topic ids the rows of both logs have one name. Then only records beyond all stored rows can be told apart.
+    #[test]
+    fn logs_without_ids_go_on_behind_all_that_is_stored() {
+        let reason = StopReason::OtherCluster { offset: 100, committed: "there".into(), found: "here".into() };
+        let old = Metadata { cluster_id: "there".into(), ..Metadata::default() };
+        let with = |shown, open, choice| decided(&old, "", shown, &reason, open, choice);
+        let named = "tallyhouse/2 cluster=here".to_owned();
+        assert_eq!(with(Some(100), None, Choice::Continue), Ok((100, named.clone())));
+        assert_eq!(with(Some(150), Some(OpenBatch::All), Choice::Continue), Ok((150, named)));
+        let stored = with(Some(120), None, Choice::Continue).unwrap_err();
+        assert!(stored.contains("up to offset 120"), "{stored}");
+        assert!(with(Some(100), None, Choice::CountAnew).unwrap_err().contains("another database"));
+    }
+
+    /// The rows are there, and the counters of one month are gone.
+    #[test]
+    fn lost_counters_alone_are_accepted_or_repaired() {
+        let reason = StopReason::SinkBehind { marked: 100, uncounted: Some(99) };
+        let old = Metadata { topic_id: "X".into(), marked: Some(100), ..Metadata::default() };
+        let mut position = position(&old, "X", Some(100));
+        position.progress.uncounted = Some(80);
+        let decided = |choice| decide(&position, &old, &reason, None, choice);
+        let (offset, metadata) = decided(Choice::Continue).unwrap();
+        assert_eq!((offset, metadata.encode()), (100, "tallyhouse/2 topic=X cluster=here".to_owned()));
+        assert!(decided(Choice::CountAnew).unwrap_err().contains("repair daily"));
     }
 
     #[test]

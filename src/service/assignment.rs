@@ -173,11 +173,13 @@ impl Rebalances for Assignment {
         let Some(shared) = self.shared.get() else { return };
         for &partition in partitions {
             shared.forget(partition);
-            gauges::forget(shared, partition);
         }
         if !removed.is_empty() {
             let grace = if lost { Duration::ZERO } else { self.grace };
             self.runtime.block_on(drain(removed, Drain::Abandon, grace, shared));
+        }
+        for &partition in partitions {
+            gauges::forget(shared, partition);
         }
     }
 

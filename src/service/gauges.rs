@@ -15,6 +15,7 @@ use dashmap::DashMap;
 use metrics::{counter, gauge};
 use rdkafka::statistics::{Broker, Partition, Statistics};
 use std::time::{Duration, Instant};
+use tallyhouse_core::protocol::LogView;
 use tokio_util::sync::CancellationToken;
 
 /// Interval at which the deduplication windows are read.
@@ -50,14 +51,27 @@ fn take_broker(broker: &Broker) {
     }
 }
 
+/// Takes the state of a partition in Kafka, which a member reads before it consumes. librdkafka reports no committed offset before
+/// the member's own first commit.
+pub fn take_log(shared: &Shared, partition: i32, log: &LogView) {
+    let committed = log.committed_offset().unwrap_or(log.low);
+    shared.committed.insert(partition, committed);
+    set_committed_lag(partition, log.high, committed);
+}
+
+fn set_committed_lag(partition: i32, end: u64, committed: u64) {
+    gauge!(COMMITTED_LAG, "partition" => partition.to_string()).set(end.saturating_sub(committed) as f64);
+}
+
 fn take_lags(shared: &Shared, partition: &Partition) {
+    let committed = shared.committed.get(&partition.partition).map(|committed| *committed);
+    if let (Some(committed), Ok(end)) = (committed, u64::try_from(partition.ls_offset)) {
+        set_committed_lag(partition.partition, end, committed);
+    }
     let Some(next) = shared.windows.next(partition.partition) else { return };
     let end = partition.ls_offset.max(0).unsigned_abs();
     let label = partition.partition.to_string();
     gauge!(POSITION_LAG, "partition" => label.clone()).set(end.saturating_sub(next) as f64);
-    if let Ok(committed) = u64::try_from(partition.committed_offset) {
-        gauge!(COMMITTED_LAG, "partition" => label.clone()).set(end.saturating_sub(committed) as f64);
-    }
     let (records, open_for) = shared.open_transactions.note(partition, next, Instant::now());
     gauge!(OPEN_TRANSACTION_RECORDS, "partition" => label.clone()).set(records as f64);
     gauge!(OPEN_TRANSACTION_SECONDS, "partition" => label.clone()).set(open_for.as_secs_f64());
@@ -90,9 +104,10 @@ impl OpenTransactions {
     }
 }
 
-/// Sets this member's lags of a partition to 0. The next owner reports them, and a sum would count both.
+/// Sets this member's lags of a partition to 0, once its task has ended. The next owner reports them, and a sum would count both.
 pub fn forget(shared: &Shared, partition: i32) {
     shared.open_transactions.0.remove(&partition);
+    shared.committed.remove(&partition);
     for lag in [POSITION_LAG, COMMITTED_LAG, LAG_SECONDS, OPEN_TRANSACTION_RECORDS, OPEN_TRANSACTION_SECONDS] {
         gauge!(lag, "partition" => partition.to_string()).set(0.0);
     }

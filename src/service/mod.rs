@@ -210,6 +210,8 @@ struct Shared {
     open_transactions: gauges::OpenTransactions,
     /// Kafka timestamp of the oldest record that is frozen and not stored, by partition.
     frozen_ms: DashMap<i32, i64>,
+    /// Committed offset by partition; the log's start without one.
+    committed: DashMap<i32, u64>,
     fills: AtomicU64,
     flushed_rows: AtomicU64,
     flushed_batches: AtomicU64,
@@ -328,7 +330,7 @@ pub async fn run(
 
     tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
 
-    let sink = Sink::new(client, Schema::single());
+    let sink = Sink::new(client.clone(), Schema::single());
     let (commands, obeyed) = channel();
     let session_timeout = Duration::from_millis(session_timeout_ms(&consumer, config).await);
     let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());
@@ -352,6 +354,7 @@ pub async fn run(
         broken: watch::Sender::default(),
         open_transactions: gauges::OpenTransactions::default(),
         frozen_ms: DashMap::new(),
+        committed: DashMap::new(),
         fills: AtomicU64::new(0),
         flushed_rows: AtomicU64::new(0),
         flushed_batches: AtomicU64::new(0),
@@ -382,7 +385,7 @@ pub async fn run(
     });
     tracing::info!(topic = shared.topic, group = config.kafka.group_id, "consuming");
     let rotated = rotated::found(&credentials, &shared.health, &reload, rotated::INTERVAL);
-    let clean = until_stopped(config, &shared, &assignment, reader_ended, rotated, &stop).await?;
+    let clean = until_stopped(config, &shared, &assignment, reader_ended, rotated, &client, &stop).await?;
     let summary = Summary {
         consumed: tally.consumed.load(Ordering::Relaxed),
         rejected: tally.rejected.load(Ordering::Relaxed),
@@ -410,6 +413,7 @@ async fn until_stopped(
     assignment: &Assignment,
     mut reader_ended: oneshot::Receiver<Option<String>>,
     rotated: impl Future<Output = String>,
+    client: &Client,
     stop: &CancellationToken,
 ) -> Result<bool, RunError> {
     let mut broken = shared.broken.subscribe();
@@ -424,6 +428,10 @@ async fn until_stopped(
         difference = left_behind::found(shared, assignment, config) => {
             give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
             return Err(RunError::LeftBehind(difference));
+        }
+        error = client.other_server() => {
+            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
+            return Err(error.into());
         }
         keys = rotated => {
             give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;

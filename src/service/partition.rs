@@ -7,7 +7,7 @@ use super::commits::{Commit, CommitGate};
 use super::groups::{Answer, Arriving, Seat, Taken, Wait};
 use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
-use super::{Drain, Shared};
+use super::{Drain, Shared, gauges};
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
 use crate::kafka::{self, refusal};
@@ -176,6 +176,9 @@ impl Partition {
         loop {
             let number = self.source.partition;
             let view = self.shared.questions.views.ask(number).await.unwrap_or(Err(KafkaError::Canceled));
+            if let Ok(log) = &view {
+                gauges::take_log(&self.shared, number, log);
+            }
             match self.with_rows(view).await {
                 Ok((view, id)) => {
                     self.succeeded(READ_COMMITTED);
@@ -420,6 +423,7 @@ impl Partition {
             Ok(Ok(Some(sent))) => {
                 self.lease.renew(sent);
                 self.shared.left_open.committed(number, Some(&wanted));
+                self.shared.committed.insert(number, wanted.offset);
                 self.succeeded("commit");
                 self.drop_committed(wanted.offset);
                 failpoint::hit(if self.batches.is_empty() { "end_committed" } else { "intent_committed" });

@@ -9,6 +9,7 @@ use chrono::{Days, Utc};
 use devstack::producer::Events;
 use devstack::proxy::{Proxy, Trouble};
 use devstack::{ClickHouse, ClickHouseOptions, User};
+use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,6 +19,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOk.";
 const URL: &str = "TALLYHOUSE__CLICKHOUSE__URL";
+
+/// The commands that write.
+const COMMANDS: [&[&str]; 3] =
+    [&["run"], &["repair", "daily", "--month", "202611"], &["erase", "--email", "nobody@example.com"]];
 
 fn server(url: &str) -> SocketAddr {
     url.trim_start_matches("http://").trim_end_matches('/').to_socket_addrs().unwrap().next().unwrap()
@@ -100,7 +105,7 @@ pub async fn an_answer_of_somebody_else_is_no_acknowledgement(url: &str, databas
     assert_eq!(bench.count("SELECT count() FROM email_events WHERE email = ''").await, 0);
 }
 
-/// A proxy that replaces query ids, or drops what it does not know, ends the start with one message (field 12).
+/// A proxy that replaces query ids, or drops what it does not know, ends each command that writes with one message (field 12).
 pub async fn a_proxy_that_changes_requests_ends_the_start(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let replaces = http_proxy(url, |line| Some(line.replace("query_id=tallyhouse", "query_id=proxy"))).await;
@@ -109,8 +114,10 @@ pub async fn a_proxy_that_changes_requests_ends_the_start(url: &str, database: &
         Some(line.split('&').filter(kept).collect::<Vec<_>>().join("&"))
     });
     for (proxy, why) in [(replaces, "the query id that was sent does not come back"), (drops.await, "async_insert")] {
-        let (status, _, log) = bench.run(&["run"], &[(URL, &proxy)]);
-        assert!(status == Some(1) && log.contains(why), "{status:?} {log}");
+        for command in COMMANDS {
+            let (status, said, log) = bench.run(command, &[(URL, &proxy)]);
+            assert!(status == Some(1) && log.contains(why), "{command:?}: {status:?} {said}{log}");
+        }
         let (status, report) = json(&bench, "check", &[(URL, &proxy)]);
         assert_eq!((status, check(&report, "settings").0.as_str()), (Some(1), "failed"), "{report:#}");
     }
@@ -318,4 +325,65 @@ pub async fn a_row_policy_that_comes_later_stops_the_partition(_url: &str, datab
     }
     bench.consume(2_000).await;
     bench.assert_exact(&ledger, "after the row policy was dropped").await;
+}
+
+/// Two servers behind one address end the start of each command that writes. They end a running member before a commit rests on
+/// the second one (field 23). The first one then has everything.
+pub async fn two_servers_behind_one_address_end_the_member(_url: &str, database: &str) {
+    const MESSAGE: &str = "different ClickHouse servers answer";
+    let (first, second) = (named_server("alpha"), named_server("beta"));
+    let bench = Bench::new(first.url(), database).await;
+    crate::schema::migrated(second.url(), database).await;
+    let both = [server(first.url()), server(second.url())];
+    let proxy = Proxy::new(1).unwrap();
+    let address = format!("http://{}", proxy.address());
+    proxy.lead_to_each(&both);
+    for command in COMMANDS {
+        let (status, said, error) = bench.run(command, &[(URL, &address)]);
+        assert!(status == Some(1) && error.contains(MESSAGE), "{command:?}: {status:?} {said}{error}");
+    }
+    let (status, report) = json(&bench, "check", &[(URL, &address)]);
+    assert_eq!((status, check(&report, "one_server").0.as_str()), (Some(1), "failed"), "{report:#}");
+
+    proxy.lead_to(both[0]);
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..1_000).unwrap();
+    let member = bench.start(&[(URL, &address)]);
+    bench.await_stored(1_000, &[&member]).await;
+    proxy.lead_to(both[1]);
+    producer.send_events(&Events::default(), 1_000..3_000).unwrap();
+    let status = member.wait(Duration::from_secs(60)).unwrap();
+    let log = member.stderr();
+    assert!(status.code() == Some(1) && log.contains(MESSAGE) && log.contains("beta"), "{status} {log}");
+    let ledger = producer.finish().unwrap();
+    bench.consume(3_000).await;
+    bench.assert_exact(&ledger, "on the first server").await;
+}
+
+/// A server that starts again under another name has the same tables, so its member goes on.
+pub async fn a_server_that_is_renamed_is_the_same(_url: &str, database: &str) {
+    let clickhouse = named_server("before");
+    let bench = Bench::new(clickhouse.url(), database).await;
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..1_000).unwrap();
+    let member = bench.start(&[]);
+    bench.await_stored(1_000, &[&member]).await;
+    let config = clickhouse.directory().unwrap().join("devstack-config.xml");
+    let renamed = fs::read_to_string(&config).unwrap().replace("before", "after");
+    fs::write(&config, renamed).unwrap();
+    let process = clickhouse.server().unwrap();
+    process.restart().unwrap();
+    process.wait_healthy(Duration::from_secs(60)).unwrap();
+    producer.send_events(&Events::default(), 1_000..2_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    bench.await_stored(2_000, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    assert!(member.stderr().contains("has started under the name"), "{}", member.stderr());
+    end(&member);
+    bench.assert_exact(&ledger, "under two names").await;
+}
+
+fn named_server(name: &str) -> ClickHouse {
+    let config = format!("<display_name>{name}</display_name>");
+    ClickHouse::start(ClickHouseOptions { config, ..ClickHouseOptions::default() }).unwrap()
 }

@@ -4,6 +4,7 @@
 use crate::operator::{ANNOUNCED, APPLIED, HALF_APPLIED, OpenBatch, await_stop};
 use crate::service::{Bench, await_http, end};
 use devstack::producer::Events;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -148,14 +149,54 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     let member = bench.start(&rows_max);
     bench.await_stored(ALL - LOST, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
-    // Partition 2 has nothing to commit.
-    for partition in 0..2 {
+    // Partition 2 has nothing to commit, and reports its lag as well.
+    for partition in 0..PARTITIONS {
         await_http(&member, "/metrics", &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\"}} 0"))
             .await;
     }
     end(&member);
     bench.assert_consistent("after a restored backup").await;
     assert_eq!(bench.stored().await, ALL - LOST);
+}
+
+/// The counters of one month of a partition's last batch are gone, and those of another month are there. `repair daily` counts
+/// them again, and `resume --continue` goes on without them for good.
+pub async fn lost_counters_of_a_month_stop(url: &str, database: &str) {
+    const ALL: u64 = 3_000;
+    let bench = Bench::new(url, database).await;
+    let one_batch = [("TALLYHOUSE__FLUSH__ROWS_MAX", "1000"), ("TALLYHOUSE__FLUSH__AGE_MS", "600000")];
+    let mut producer = bench.producer();
+    producer.send_events(&Events { days: 60, broken_percent: 0, ..Events::default() }, 0..ALL).unwrap();
+    let ledger = producer.finish().unwrap();
+    bench.consume_with(ALL, &one_batch).await;
+    let mut months = BTreeSet::new();
+    for partition in [0, 1] {
+        let source = bench.source(partition).await;
+        let last =
+            format!("SELECT argMax(toYYYYMM(event_time), source_offset) FROM email_events WHERE source = '{source}'");
+        let month = bench.rows::<u32>(&last).await[0];
+        let gone = format!("source = '{source}' AND toYYYYMM(day) = {month}");
+        bench.execute(&format!("ALTER TABLE daily DELETE WHERE {gone} SETTINGS mutations_sync = 2")).await;
+        months.insert(month);
+    }
+    let member = bench.start(&one_batch);
+    await_stop(&member, "sink_behind", "`tallyhouse repair daily` counts that month again").await;
+    await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 2").await;
+    end(&member);
+    bench.resume("0", "--continue").await;
+    let (status, said, error) = bench.run(&["resume", "--partition", "1", "--count-anew"], &[]);
+    assert!(status == Some(1) && error.contains("`tallyhouse repair daily`"), "{status:?} {said}{error}");
+    let member = bench.start(&one_batch);
+    await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 1").await;
+    end(&member);
+    for month in months {
+        let (status, said, error) = bench.run(&["repair", "daily", "--month", &month.to_string()], &[]);
+        assert_eq!(status, Some(0), "{said}{error}");
+    }
+    let member = bench.start(&one_batch);
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    bench.assert_exact(&ledger, "after the counters were repaired").await;
 }
 
 /// Offsets were copied from another cluster: nothing is consumed until somebody says what they mean. The log of

@@ -366,7 +366,8 @@ impl Protocol {
         match (state, seen) {
             (State::Reading, Outcome::Log(log)) => self.on_log(log),
             (State::Judging { .. } | State::Locating { .. }, Outcome::Progress(progress)) if self.is_behind(progress) => {
-                self.doubt(StopReason::SinkBehind { marked: self.marked.unwrap_or(0) })
+                let uncounted = progress.uncounted.filter(|_| self.marked <= progress.counted_end);
+                self.doubt(StopReason::SinkBehind { marked: self.marked.unwrap_or(0), uncounted })
             }
             (State::Judging { log, intent }, Outcome::Progress(progress)) => self.on_announced(log, intent, progress),
             (State::CheckingCounted { log, intent, progress }, Outcome::Marks(marks)) => {
@@ -901,7 +902,7 @@ mod tests {
         for _ in 1..LOOKS_MAX {
             assert!(matches!(look(Some(47)), Action::LookAgain(_)));
         }
-        let reason = StopReason::SinkBehind { marked: 48 };
+        let reason = StopReason::SinkBehind { marked: 48, uncounted: None };
         assert_eq!(look(None), Action::Stop(reason));
         let (mut protocol, _) = Protocol::start();
         protocol.on_outcome(Outcome::Log(plain(metadata.clone(), "")));

@@ -139,13 +139,12 @@ pub enum StopReason {
         limit_bytes: u64,
     },
     /// The tables show less of the source than they did before.
-    #[error(
-        "`daily` has shown this partition's counters up to offset {marked}, and shows them no more: rows that were stored are gone. Was \
-         ClickHouse restored from a backup, or did it lose a part? Nothing is consumed, as what is missing would stay missing"
-    )]
+    #[error("{}", behind_in_words(*marked, *uncounted))]
     SinkBehind {
         /// The greatest `end_offset` that was shown.
         marked: u64,
+        /// First row that was counted and is in no counter now, if `daily` still shows `marked`. Then only counters are gone.
+        uncounted: Option<u64>,
     },
     /// The committed offset was copied from another cluster.
     #[error(
@@ -160,6 +159,19 @@ pub enum StopReason {
         /// Id of the cluster that is consumed.
         found: String,
     },
+}
+
+fn behind_in_words(marked: u64, uncounted: Option<u64>) -> String {
+    match uncounted {
+        None => format!(
+            "`daily` has shown this partition's counters up to offset {marked}, and shows them no more: rows that were stored are gone. Was \
+             ClickHouse restored from a backup, or did it lose a part? Nothing is consumed, as what is missing would stay missing"
+        ),
+        Some(row) => format!(
+            "`daily` has counted this partition's rows up to offset {marked}, and the row at offset {row} is in no counter any more: the \
+             counters of its month are gone. `tallyhouse repair daily` counts that month again from the rows"
+        ),
+    }
 }
 
 fn differs_in_words(rebuilt: Counts, intent: Counts) -> &'static str {
@@ -251,7 +263,7 @@ mod tests {
             Some(StopReason::RebuiltDiffers { .. }) => {
                 StopReason::ReplayTooLarge { range: RANGE, limit_bytes: 100 << 20 }
             }
-            Some(StopReason::ReplayTooLarge { .. }) => StopReason::SinkBehind { marked: 2 },
+            Some(StopReason::ReplayTooLarge { .. }) => StopReason::SinkBehind { marked: 2, uncounted: None },
             Some(StopReason::SinkBehind { .. }) => {
                 StopReason::OtherCluster { offset: 1, committed: "one".into(), found: "other".into() }
             }

@@ -1,7 +1,7 @@
 //! Checks every order of events, not a sample: stateright explores the world of [`super::world`] exhaustively.
 //!
 //! Two members share the partitions. Each world allows a fixed number of faults of any kind, at any moment. Worlds that end
-//! within minutes run in `cargo test`. `cargo test --release --lib model -- --ignored --nocapture` runs the larger ones.
+//! within minutes run in `cargo test`. `cargo test --release -p tallyhouse-core model -- --ignored --nocapture` runs the larger ones.
 //! `TALLYHOUSE_MODEL=partitions,records,faults` runs one of them.
 
 use super::log::{Log, Record};

@@ -4,6 +4,7 @@ use super::{Code, Outcome, judge, with_skipped};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
 use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::identity;
 use crate::clickhouse::retention::Retention;
 use crate::clickhouse::schema::Schema;
 use crate::clickhouse::sight;
@@ -11,9 +12,10 @@ use crate::platform::clock::unix_ms;
 use std::time::Instant;
 use tallyhouse_core::source::Table;
 
-pub(super) const CODES: [Code; 12] = [
+pub(super) const CODES: [Code; 13] = [
     Code::Clickhouse,
     Code::ClickhouseVersion,
+    Code::OneServer,
     Code::Settings,
     Code::Clock,
     Code::Schema,
@@ -44,7 +46,11 @@ async fn made(client: &Client) -> Vec<Outcome> {
     made.push(Outcome::ok(Code::Clickhouse, "answers, and lets the user in"));
     let fails = |code, error: ClickHouseError| Outcome::failed_with(code, error.advice());
     made.push(judge::version(&version));
-    made.push(match client.prove().await {
+    made.push(match client.prove_one_server(identity::LOOKS_OF_CHECK).await {
+        Ok(is_named) => judge::one_server(is_named),
+        Err(error) => fails(Code::OneServer, error),
+    });
+    made.push(match client.prove_settings().await {
         Ok(()) => Outcome::ok(Code::Settings, "what exactness needs can be set, and arrives"),
         Err(error) => fails(Code::Settings, error),
     });

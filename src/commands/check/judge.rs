@@ -2,6 +2,7 @@
 
 use super::{Code, Outcome};
 use crate::clickhouse::dedup::Window;
+use crate::clickhouse::identity::NAME_HEADER;
 use crate::clickhouse::retention::{Retention, Ttl};
 use crate::clickhouse::sight::{self, Sight};
 use crate::config::{self, Config, GroupProtocol};
@@ -236,6 +237,19 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
     }
     let told = windows.iter().map(|window| format!("{} {} blocks", window.table, window.blocks));
     Outcome::ok(Code::DedupWindows, told.collect::<Vec<_>>().join(", "))
+}
+
+/// Judges the answers of one server. `is_named`: acknowledgements of inserts have its name.
+pub fn one_server(is_named: bool) -> Outcome {
+    let seen = "one server answers over several connections";
+    match is_named {
+        true => Outcome::ok(Code::OneServer, seen),
+        false => Outcome::warning(
+            Code::OneServer,
+            format!("{seen}, and acknowledgements of inserts do not name it"),
+            format!("let the proxy pass the header {NAME_HEADER} of answers: `tallyhouse explain limits`"),
+        ),
+    }
 }
 
 /// Judges the rows and views of the tables that this user sees.

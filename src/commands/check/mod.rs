@@ -47,6 +47,8 @@ pub enum Code {
     Clickhouse,
     /// ClickHouse is new enough.
     ClickhouseVersion,
+    /// One server answers at the address.
+    OneServer,
     /// The user can have the settings that exactness needs, and the settings that are sent arrive.
     Settings,
     /// The tables are those that this binary writes.

@@ -72,7 +72,7 @@ pub async fn run(
     say: ProgressFn<'_>,
 ) -> Result<Summary, EraseError> {
     // Rows that a profile or a row policy hides would stay.
-    client.fit_pins().await.map_err(EraseError::Looking)?;
+    client.prove().await.map_err(EraseError::Looking)?;
     schema.check(client).await?;
     sight::refuse_filters(client).await.map_err(EraseError::Looking)?;
     let tables = Tables::new(client, schema, address::pattern(&options.addresses));

@@ -96,7 +96,7 @@ pub async fn daily(
     say: ProgressFn<'_>,
 ) -> Result<u64, RepairError> {
     // Rows that a profile or a row policy hides would not be counted.
-    reader.client().fit_pins().await?;
+    reader.client().prove().await?;
     Schema::single().check(reader.client()).await?;
     sight::refuse_filters(reader.client()).await?;
     let leftovers = tables::leftovers(reader.client()).await?;
