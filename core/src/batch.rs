@@ -13,7 +13,8 @@ use crate::window::{Arrivals, CounterKey, Totals, Window};
 use bytes::Bytes;
 
 /// Types of the enum column, as both tables declare it.
-pub const EVENT_TYPE_COLUMN: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5)";
+pub const EVENT_TYPE_COLUMN: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5, \
+                                     'sent' = 6, 'complaint' = 7, 'deferred' = 8)";
 
 const LOW_CARDINALITY: &str = "LowCardinality(String)";
 
@@ -308,6 +309,12 @@ mod tests {
             let (reason, key, payload) = (rejection.reason, Bytes::from_static(b"k"), Bytes::from(payload));
             assert_eq!(record, RejectedRecord { offset, timestamp_ms: -7, reason, error, key, payload });
         }
+    }
+
+    #[test]
+    fn the_column_has_every_type_under_its_number() {
+        let types = EventType::ALL.map(|event_type| format!("'{}' = {}", event_type.name(), event_type as i8));
+        assert_eq!(EVENT_TYPE_COLUMN, format!("Enum8({})", types.join(", ")));
     }
 
     #[test]

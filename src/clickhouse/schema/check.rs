@@ -4,6 +4,7 @@
 
 use clickhouse::Row;
 use serde::Deserialize;
+use tallyhouse_core::batch::EVENT_TYPE_COLUMN as EVENT_TYPE;
 
 use super::{Schema, SchemaProblem};
 use crate::clickhouse::client::Client;
@@ -11,8 +12,6 @@ use crate::clickhouse::error::ClickHouseError;
 
 /// Number of recent inserts a table must remember, see `non_replicated_deduplication_window`.
 const DEDUPLICATION_WINDOW: u64 = 10_000;
-
-const EVENT_TYPE: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5)";
 
 /// The expected form of a table, in the words of `system.tables` and `system.columns`.
 struct Table {
@@ -181,13 +180,25 @@ impl Table {
         let of_table = |name: &str| found.iter().find(|column| column.table == table && column.name == name);
         let difference = |&(name, expected): &(&str, &str)| match of_table(name) {
             None => Some(format!("column {name} is missing")),
-            Some(column) if column.r#type != expected => {
+            Some(column) if !type_fits(&column.r#type, expected) => {
                 let found = &column.r#type;
                 Some(format!("column {name} is {found} instead of {expected}"))
             }
             Some(_) => None,
         };
         self.columns.iter().filter_map(difference).collect()
+    }
+}
+
+/// True if a column has the expected type. An enumeration may have more words, which a later migration adds.
+fn type_fits(found: &str, expected: &str) -> bool {
+    let words = |text: &str| text.strip_prefix("Enum8(").and_then(|rest| rest.strip_suffix(')')).map(str::to_owned);
+    match (words(found), words(expected)) {
+        (Some(found), Some(expected)) => {
+            let found: Vec<&str> = found.split(", ").collect();
+            expected.split(", ").all(|word| found.contains(&word))
+        }
+        _ => found == expected,
     }
 }
 
@@ -229,6 +240,15 @@ mod tests {
         ] {
             assert!(!has_column_list(none), "{none}");
         }
+    }
+
+    #[test]
+    fn an_enumeration_may_have_more_words() {
+        let more = EVENT_TYPE.replace(')', ", 'read' = 9)");
+        assert!(type_fits(EVENT_TYPE, EVENT_TYPE) && type_fits(&more, EVENT_TYPE) && type_fits("UUID", "UUID"));
+        let fewer = EVENT_TYPE.replace(", 'deferred' = 8", "");
+        let other = EVENT_TYPE.replace("'open' = 2", "'open' = 9");
+        assert!(!type_fits(&fewer, EVENT_TYPE) && !type_fits(&other, EVENT_TYPE) && !type_fits("String", EVENT_TYPE));
     }
 
     #[test]
