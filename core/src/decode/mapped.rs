@@ -721,7 +721,7 @@ mod tests {
     #[test]
     fn a_mapping_that_cannot_work_is_refused_with_the_place() {
         let good = nested();
-        let long = vec!["a"; DEPTH_MAX + 1].join(".");
+        let long = ["a"; DEPTH_MAX + 1].join(".");
         let many = (0..=PARTS_MAX).map(|n| format!("p{n}")).collect::<Vec<_>>().join(",");
         for (text, field, reason) in [
             (MappingText { email: " ", ..good.clone() }, "email", "needs a path or a constant"),

@@ -83,12 +83,16 @@ fn parse_parts(b: &[u8; 19], offset: &[u8]) -> Result<u32, TimeError> {
 /// # Errors
 /// [`TimeError::OutOfRange`] for negative and too great numbers.
 pub fn from_integer(number: i64) -> Result<u32, TimeError> {
-    in_range(match number {
-        ..=SECONDS_MAX => number,
-        ..MICROSECONDS_MIN => number / 1_000,
-        ..NANOSECONDS_MIN => number / 1_000_000,
-        _ => number / 1_000_000_000,
-    })
+    let per_second = if number <= SECONDS_MAX {
+        1
+    } else if number < MICROSECONDS_MIN {
+        1_000
+    } else if number < NANOSECONDS_MIN {
+        1_000_000
+    } else {
+        1_000_000_000
+    };
+    in_range(number / per_second)
 }
 
 /// Greatest number of seconds that the column holds.

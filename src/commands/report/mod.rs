@@ -163,12 +163,14 @@ impl Rates {
     }
 }
 
+/// A count that most producers do not send, with its name.
+type Further = (&'static str, fn(&Counts) -> u64);
+
 impl Report {
     /// Returns the further counts that the campaigns have, each with its name. Most producers send none of them.
-    fn further(&self) -> Vec<(&'static str, fn(&Counts) -> u64)> {
+    fn further(&self) -> Vec<Further> {
         let total = self.total();
-        let all: [(&'static str, fn(&Counts) -> u64); 3] =
-            [("sent", |c| c.sent), ("complaints", |c| c.complaints), ("deferred", |c| c.deferred)];
+        let all: [Further; 3] = [("sent", |c| c.sent), ("complaints", |c| c.complaints), ("deferred", |c| c.deferred)];
         all.into_iter().filter(|(_, count)| count(&total) > 0).collect()
     }
 

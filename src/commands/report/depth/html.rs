@@ -140,7 +140,7 @@ fn bars(section: &Section, column: usize, class: &str) -> String {
              height=\"{}\"/><text x=\"{:.1}\" y=\"{}\">{count}</text>",
             NAME_WIDTH - 8.0,
             top + 15.0,
-            escaped(&shortened(&row[0])),
+            escaped(shortened(&row[0])),
             top + 3.0,
             BAR_HEIGHT - 6.0,
             NAME_WIDTH + width + 6.0,
