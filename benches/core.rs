@@ -4,6 +4,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use devstack::producer::Events;
 use std::hint::black_box;
 use tallyhouse_core::batch::{Batch, Part, block};
+use tallyhouse_core::decode::mapped::{Decoder, Mapping, MappingText};
 use tallyhouse_core::decode::{TimeBounds, decode};
 use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::window::{Record, Window};
@@ -42,6 +43,13 @@ fn core(criterion: &mut Criterion) {
     group.bench_function("decode", |bencher| {
         bencher
             .iter(|| payloads.iter().filter(|payload| decode(Some(black_box(payload)), None, &BOUNDS).is_ok()).count());
+    });
+    // The default form as a mapping: the same records by the decoder of other producers.
+    let mapping = Mapping::new(&MappingText::default()).expect("the default form is a mapping");
+    let decoder = Decoder::new(BOUNDS, Some(mapping));
+    group.bench_function("decode by a mapping", |bencher| {
+        bencher
+            .iter(|| payloads.iter().filter(|payload| decoder.decode(Some(black_box(payload)), None).is_ok()).count());
     });
     group.bench_function("window", |bencher| {
         let decoded: Vec<_> = payloads.iter().map(|payload| decode(Some(payload), None, &BOUNDS)).collect();

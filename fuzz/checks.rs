@@ -158,7 +158,10 @@ fn reference(data: &[u8]) -> Result<Wanted, Faults> {
         let beyond = ["recursion limit", "number out of range", "surrogate", "end of hex escape", "unicode code point"];
         return Err(Faults::Unreadable { grammatical: beyond.iter().any(|why| error.contains(why)) });
     }
-    let Ok(Fields(fields)) = serde_json::from_str(text) else { return Err(only(Reason::NotAnObject)) };
+    let Ok(Fields(fields)) = serde_json::from_str(text) else {
+        let is_array = serde_json::from_str::<Vec<serde::de::IgnoredAny>>(text).is_ok();
+        return Err(only(if is_array { Reason::Array } else { Reason::NotAnObject }));
+    };
     judge(&fields).map_err(Faults::Some)
 }
 
@@ -239,7 +242,10 @@ fn uuid(text: &str) -> Option<UuidBytes> {
 
 fn time(value: &Value) -> Result<i64, Reason> {
     let seconds = match value {
-        Value::String(text) => time_of_text(text).ok_or(Reason::BadTime)?,
+        Value::String(text) => match epoch_of_text(text) {
+            Some(number) => seconds_of(number),
+            None => time_of_text(text).ok_or(Reason::BadTime)?,
+        },
         Value::Number(number) => {
             let whole = match (number.as_i64(), number.as_u64()) {
                 (Some(number), _) => i128::from(number),
@@ -247,16 +253,40 @@ fn time(value: &Value) -> Result<i64, Reason> {
                 // A number below zero, even by a fraction, is out of range. A cast would cut the fraction off.
                 _ => number.as_f64().filter(|number| *number >= 0.0).map_or(-1, |number| number as i128),
             };
-            if whole > i128::from(u32::MAX) { whole / 1_000 } else { whole }
+            seconds_of(whole)
         }
         _ => return Err(Reason::WrongType),
     };
     u32::try_from(seconds).map(i64::from).map_err(|_| Reason::TimeOutOfRange)
 }
 
-/// Reads `YYYY-MM-DD?HH:MM:SS` exactly as chrono writes it, then a fraction and an offset.
+/// Returns the whole seconds of an epoch number, whose size decides its unit.
+fn seconds_of(number: i128) -> i128 {
+    let microseconds = 1_000_000_000_000_000;
+    match number {
+        _ if number <= i128::from(u32::MAX) => number,
+        _ if number < microseconds => number / 1_000,
+        _ if number < 1_000 * microseconds => number / 1_000_000,
+        _ => number / 1_000_000_000,
+    }
+}
+
+/// Reads text of 10, 13, 16 or 19 digits. Only 10 digits may have a fraction.
+fn epoch_of_text(text: &str) -> Option<i128> {
+    let (whole, fraction) = text.split_once(['.', ',']).map_or((text, None), |(whole, rest)| (whole, Some(rest)));
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let fits = match fraction {
+        Some(fraction) => whole.len() == 10 && (1..=9).contains(&fraction.len()) && digits(fraction),
+        None => [10, 13, 16, 19].contains(&whole.len()),
+    };
+    (fits && digits(whole)).then(|| whole.parse().ok()).flatten()
+}
+
+/// Reads `YYYY-MM-DD?HH:MM` or `YYYY-MM-DD?HH:MM:SS` exactly as chrono writes it, then a fraction and an offset.
 fn time_of_text(text: &str) -> Option<i128> {
-    let (naive, rest) = text.split_at_checked(19)?;
+    let has_seconds = text.as_bytes().get(16) == Some(&b':');
+    let filled = if has_seconds { text.to_owned() } else { format!("{}:00{}", text.get(..16)?, text.get(16..)?) };
+    let (naive, rest) = filled.split_at_checked(19)?;
     let separator = naive.get(10..11).filter(|separator| ["T", "t", " "].contains(separator))?;
     let format = format!("%Y-%m-%d{separator}%H:%M:%S");
     let naive = NaiveDateTime::parse_from_str(naive, &format).ok().filter(|time| {
@@ -264,27 +294,41 @@ fn time_of_text(text: &str) -> Option<i128> {
         time.format(&format).to_string() == naive && time.nanosecond() == 0
     })?;
     let rest = match rest.strip_prefix(['.', ',']) {
+        Some(_) if !has_seconds => return None,
         Some(fraction) => {
             let rest = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
             (1..=9).contains(&(fraction.len() - rest.len())).then_some(rest)?
         }
         None => rest,
     };
+    let rest = match rest.strip_suffix(']') {
+        Some(named) => {
+            let (offset, name) = named.split_once('[')?;
+            let is_name = |c: char| c.is_ascii_alphanumeric() || "/_+-".contains(c);
+            let fits = !offset.is_empty() && !offset.starts_with([' ', '\u{2212}']) && !name.is_empty();
+            (fits && name.chars().all(is_name)).then_some(offset)?
+        }
+        None => rest,
+    };
     let offset = match rest {
-        "" | "Z" | "z" => 0,
+        "" | "Z" | "z" | " UTC" => 0,
         _ => {
+            let rest = rest.strip_prefix(' ').unwrap_or(rest).replacen('\u{2212}', "-", 1);
             let (sign, digits) = rest.split_at_checked(1)?;
-            let (hours, minutes) = match digits.len() {
-                2 => (digits, "00"),
-                4 => digits.split_at_checked(2)?,
-                5 => digits.split_once(':').filter(|(hours, _)| hours.len() == 2)?,
+            let (hours, minutes, seconds) = match digits.len() {
+                2 => (digits, "00", "00"),
+                4 => (digits.get(..2)?, digits.get(2..)?, "00"),
+                5 if digits.get(2..3) == Some(":") => (digits.get(..2)?, digits.get(3..)?, "00"),
+                8 if digits.get(2..3) == Some(":") && digits.get(5..6) == Some(":") => {
+                    (digits.get(..2)?, digits.get(3..5)?, digits.get(6..)?)
+                }
                 _ => return None,
             };
             let part = |text: &str, most| {
                 let digits = text.chars().all(|c| c.is_ascii_digit());
                 digits.then(|| text.parse::<i32>().ok()).flatten().filter(|part| *part <= most)
             };
-            let seconds = part(hours, 23)? * 3_600 + part(minutes, 59)? * 60;
+            let seconds = part(hours, 23)? * 3_600 + part(minutes, 59)? * 60 + part(seconds, 59)?;
             match sign {
                 "+" => seconds,
                 "-" => -seconds,

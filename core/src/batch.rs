@@ -416,6 +416,13 @@ mod tests {
     }
 
     #[test]
+    fn the_column_has_every_type_under_its_number() {
+        let types = EventType::ALL.map(|event_type| format!("'{}' = {}", event_type.name(), event_type as i8));
+        let column = tables::RAW.iter().find(|column| column.name == "event_type").unwrap();
+        assert_eq!(column.block_type, format!("Enum8({})", types.join(", ")));
+    }
+
+    #[test]
     fn a_replay_may_end_beyond_the_last_record() {
         let mut window = Window::new(5);
         let record = Record { offset: 5, timestamp_ms: None, key: None, payload: None };

@@ -7,7 +7,9 @@ use crate::source::Table;
 /// Number of recent inserts that a table must remember by their tokens.
 pub const DEDUPLICATION_WINDOW: u64 = 10_000;
 
-const EVENT_TYPE: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5)";
+/// Types of the column `event_type`.
+pub const EVENT_TYPE: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5, \
+                          'sent' = 6, 'complaint' = 7, 'deferred' = 8)";
 const LOW_CARDINALITY: &str = "LowCardinality(String)";
 
 /// A column that each insert fills.

@@ -4,6 +4,7 @@
 
 mod audit;
 mod check;
+mod decode;
 mod erase;
 mod explain;
 mod pages;
@@ -22,6 +23,7 @@ use crate::commands::erase::{Address, EraseError, NotAnAddress};
 use crate::commands::explain::UnknownCode;
 use crate::commands::rejects::RejectsError;
 use crate::commands::repair::RepairError;
+use crate::commands::report::depth::rules::RulesError;
 use crate::commands::resume::ResumeError;
 use crate::config::{self, Config, ConfigError, FlagValue, Resolved, Sources};
 use crate::kafka::observer::ANSWER_TIMEOUT;
@@ -115,6 +117,9 @@ enum Command {
     /// Inspect, export and replay rejected records.
     #[command(subcommand, after_help = rejects::HELP)]
     Rejects(rejects::Command),
+    /// Show what each line of a file would become with this configuration: an event, or a reject with its reason.
+    #[command(after_help = decode::HELP)]
+    Decode(decode::Arguments),
     /// Check everything that `run` needs, and name the fix of each failure.
     #[command(after_help = check::HELP)]
     Check(check::Arguments),
@@ -193,6 +198,17 @@ pub enum CliError {
     /// The report cannot be written.
     #[error("the output: {0}")]
     Report(#[from] serde_json::Error),
+    /// An option that needs `--in-depth`.
+    #[error("{0} needs --campaign ID --in-depth")]
+    NotInDepth(&'static str),
+    /// A file of rules cannot be used.
+    #[error("{path}: {error}")]
+    #[expect(missing_docs, reason = "described above")]
+    Rules { path: String, error: RulesError },
+    /// A file that an option names cannot be read.
+    #[error("{path}: {error}")]
+    #[expect(missing_docs, reason = "described above")]
+    Read { path: String, error: std::io::Error },
     /// A manual page cannot be written.
     #[error("{path}: {error}. Give a folder that exists and can be written to")]
     #[expect(missing_docs, reason = "described above")]
@@ -210,6 +226,7 @@ impl CliError {
     pub fn exit_status(&self) -> u8 {
         match self {
             CliError::Set(_) | CliError::Days { .. } | CliError::Config(_) => EXIT_USAGE,
+            CliError::NotInDepth(_) | CliError::Rules { .. } => EXIT_USAGE,
             CliError::Email(..) | CliError::Emails(_) | CliError::Reference | CliError::Unknown(_) => EXIT_USAGE,
             CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
             CliError::Run(RunError::ClickHouse(ClickHouseError::Config(_)) | RunError::Consumer(_)) => EXIT_USAGE,
@@ -294,6 +311,7 @@ impl Cli {
             Command::Erase(arguments) => erase::run(&settings.load()?.config, arguments).await,
             Command::Report(arguments) => report::run(&settings.load()?.config, arguments).await,
             Command::Rejects(command) => rejects::run(&settings.load()?.config, command).await,
+            Command::Decode(arguments) => decode::run(&settings.load()?.config, &arguments),
             Command::Check(arguments) => check::run(&settings.load()?.config, arguments).await,
             Command::Status(arguments) => status::run(&settings.load()?.config, arguments).await,
             // These need no configuration, so they do not read a broken one.

@@ -133,7 +133,7 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
                 return Ok(String::new().into());
             }
             let ledger = replay::look(config).await;
-            Ok(Shown { row, bounds: config.time_bounds(), ledger }.text().into())
+            Ok(Shown { row, decoder: config.decoder(), ledger }.text().into())
         }
         Command::Count { which, json } => {
             let counts = Counts::new(&client, &which.filter(None), replay::look(config).await).await?;

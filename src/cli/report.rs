@@ -2,9 +2,11 @@
 
 use super::{CliError, Done, clickhouse_options};
 use crate::clickhouse::client::Client;
-use crate::commands::report::{self, By, Filter};
+use crate::commands::report::depth::rules::{BUILT_IN, Rules};
+use crate::commands::report::{self, By, Filter, depth};
 use crate::config::Config;
 use clap::{Args, ValueEnum};
+use std::path::PathBuf;
 use tallyhouse_core::days::Day;
 use uuid::Uuid;
 
@@ -18,6 +20,8 @@ enum Format {
     Csv,
     /// For machines; rates as shares, null without a denominator.
     Json,
+    /// One campaign in depth, as a page with charts that needs nothing else.
+    Html,
 }
 
 #[derive(Debug, Args)]
@@ -40,10 +44,28 @@ pub(super) struct Arguments {
     /// Format of the output; the names in CSV and JSON are stable.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
+    /// Report one campaign in depth from its raw rows: hours, links, mailbox providers, machine opens, bounces, time to open.
+    #[arg(long, requires = "campaign", conflicts_with_all = ["workspace", "since", "until", "by"])]
+    in_depth: bool,
+    /// File of rules for links, machine opens, bounces and mailbox providers in place of the built-in ones.
+    #[arg(long, value_name = "FILE")]
+    rules: Option<PathBuf>,
+    /// Print the built-in rules and connect to nothing.
+    #[arg(long)]
+    print_rules: bool,
 }
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
-    let Arguments { workspace, campaign, since, until, by, format } = arguments;
+    let Arguments { workspace, campaign, since, until, by, format, in_depth, rules, print_rules } = arguments;
+    if print_rules {
+        return Ok(BUILT_IN.to_owned().into());
+    }
+    if in_depth && let Some(campaign) = campaign {
+        return in_depth_of(config, campaign, rules, format).await;
+    }
+    if let Some(option) = rules.map(|_| "--rules").or(matches!(format, Format::Html).then_some("--format html")) {
+        return Err(CliError::NotInDepth(option));
+    }
     if let (Some(first), Some(last)) = (since, until)
         && first > last
     {
@@ -55,6 +77,32 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
         Format::Table => report.table(),
         Format::Csv => report.csv(),
         Format::Json => report.json()?,
+        Format::Html => return Err(CliError::NotInDepth("--format html")),
+    };
+    Ok(output.into())
+}
+
+async fn in_depth_of(
+    config: &Config,
+    campaign: Uuid,
+    rules: Option<PathBuf>,
+    format: Format,
+) -> Result<Done, CliError> {
+    let (text, name) = match rules {
+        Some(file) => {
+            let name = file.display().to_string();
+            (std::fs::read_to_string(&file).map_err(|error| CliError::Read { path: name.clone(), error })?, name)
+        }
+        None => (BUILT_IN.to_owned(), "the built-in rules".to_owned()),
+    };
+    let rules = Rules::parse(&text).map_err(|error| CliError::Rules { path: name, error })?;
+    let client = Client::new(&clickhouse_options(config))?;
+    let depth = depth::read(&client, campaign, &rules).await?;
+    let output = match format {
+        Format::Table => depth.table(),
+        Format::Csv => depth.csv(),
+        Format::Json => depth.json()?,
+        Format::Html => depth.html(),
     };
     Ok(output.into())
 }

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod check;
+pub mod decode;
 pub mod erase;
 pub mod explain;
 pub mod rejects;

@@ -13,6 +13,7 @@ mod explain;
 mod kafka_properties;
 mod keys;
 mod layers;
+mod mapping;
 pub mod memory;
 pub mod pace;
 mod schema;
@@ -32,8 +33,8 @@ pub use error::{ConfigError, Problem};
 pub use kafka_properties::{SYSTEM_AUTHORITIES, keys_named_in};
 pub use keys::{Key, Kind};
 pub use schema::{
-    Admin, Assignment, ClickHouse, Compression, Config, Decode, Flush, GroupProtocol, Kafka, Log, LogFormat, Mechanism,
-    Memory, Rebalance, Retry, Sasl, Security, Shutdown, Tls, Topics, keys,
+    Admin, Assignment, ClickHouse, Compression, Config, Decode, Flush, GroupProtocol, Kafka, Log, LogFormat, Mapping,
+    Mechanism, Memory, OtherIds, Preset, Rebalance, Retry, Sasl, Security, Shutdown, Tls, Topics, keys,
 };
 pub use secret::Secret;
 

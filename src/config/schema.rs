@@ -60,6 +60,8 @@ pub struct Config {
     pub memory: Memory,
     /// Which events are accepted.
     pub decode: Decode,
+    /// The producer's fields and words.
+    pub mapping: Mapping,
     /// The HTTP endpoint for operators.
     pub admin: Admin,
     /// The log.
@@ -85,6 +87,7 @@ pub fn keys() -> impl Iterator<Item = &'static Key> {
         Flush::KEYS,
         Memory::KEYS,
         Decode::KEYS,
+        Mapping::KEYS,
         Admin::KEYS,
         Log::KEYS,
         Shutdown::KEYS,
@@ -287,6 +290,54 @@ section! {
         /// Days that an event may lie after its record; later ones are rejected.
         future_days_max: u32 = "2", Integer(0..=36_500);
     }
+}
+
+section! {
+    /// Names of the producer's fields and words. `tallyhouse decode` tries them, and `tallyhouse explain mapping` has examples. Each
+    /// field is a list of paths, such as mail.to.0; the first with a value counts. A last part such as =text is a constant.
+    Mapping "mapping" {
+        /// Form of the events: django has the six fields by their names, level has timestamp, level and message, and sendgrid is
+        /// that of its webhook, one event to a record. The keys below replace parts of it.
+        preset: Preset = "django", OneOf(&["django", "level", "sendgrid"]);
+        /// Paths of campaign_id. Not set: those of the preset.
+        campaign_id: Option<String> = "", Text;
+        /// Paths of workspace_id. Not set: those of the preset.
+        workspace_id: Option<String> = "", Text;
+        /// Paths of email. Not set: those of the preset.
+        email: Option<String> = "", Text;
+        /// Paths of event_type. Not set: those of the preset.
+        event_type: Option<String> = "", Text;
+        /// Paths of event_time. Not set: those of the preset.
+        event_time: Option<String> = "", Text;
+        /// Paths of metadata, or * for the whole record. Not set: those of the preset.
+        metadata: Option<String> = "", Text;
+        /// Words of event_type with their types, such as opened=open, complained=complaint. Not set: those of the preset.
+        words: Option<String> = "", Text;
+        /// Treatment of a campaign_id or workspace_id that is no UUID: reject, or uuid5 for a UUID made of its text.
+        other_ids: OtherIds = "reject", OneOf(&["reject", "uuid5"]);
+    }
+}
+
+/// A known form of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// The six fields by their names.
+    Django,
+    /// `timestamp`, `level` and `message`.
+    Level,
+    /// SendGrid's event webhook, with one event to a record.
+    Sendgrid,
+}
+
+/// Treatment of an id that is no UUID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OtherIds {
+    /// The record is rejected.
+    Reject,
+    /// The id becomes a UUIDv5.
+    Uuid5,
 }
 
 section! {

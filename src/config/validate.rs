@@ -43,6 +43,13 @@ pub(super) fn config(
             problems.push(problem(key, setting, format!("{reason}; now {now}")));
         }
     }
+    let faults = if all_read { config.mapping.faults() } else { Vec::new() };
+    for fault in faults {
+        let key = format!("mapping.{}", fault.field);
+        if let Some(setting) = settings.get(&key).filter(|_| !told(&key)) {
+            problems.push(problem(&key, setting, fault.reason));
+        }
+    }
     let memory = settings.get("memory.limit_bytes").filter(|_| !told("memory.limit_bytes"));
     if let (Some(setting), Some(max_bytes)) = (memory, memory_max_bytes.and_then(|bytes| i64::try_from(bytes).ok()))
         && setting.value.as_integer().is_some_and(|bytes| bytes > max_bytes)

@@ -373,7 +373,7 @@ pub async fn run(
         memory,
         intake: Intake::new(share_bytes, config.flush.rows_max as u64),
         health,
-        bounds: config.time_bounds(),
+        decoder: config.decoder(),
         config: config.clone(),
         gaps: Gaps::start(config),
         commands: obeyed,

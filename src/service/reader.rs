@@ -24,8 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
+use tallyhouse_core::decode::mapped::Decoder;
 use tallyhouse_core::decode::reject::Reason;
-use tallyhouse_core::decode::{TimeBounds, decode};
 use tallyhouse_core::window::Record;
 use tallyhouse_core::window::intake::{Fill, Intake, Verdict};
 use tokio::sync::{Notify, oneshot};
@@ -88,8 +88,8 @@ pub struct Reader {
     pub intake: Intake,
     /// Health, which shows the pulse and refusals.
     pub health: Arc<Health>,
-    /// Bounds for the times of events.
-    pub bounds: TimeBounds,
+    /// Decoder of the records.
+    pub decoder: Decoder,
     /// Configuration, for the texts of refusals.
     pub config: Config,
     /// Receiver of the offsets that the reader passes over.
@@ -230,7 +230,7 @@ impl Reader {
             return;
         }
         self.clear_access_error(state);
-        let decoded = decode(record.payload, record.timestamp_ms, &self.bounds);
+        let decoded = self.decoder.decode(record.payload, record.timestamp_ms);
         let Some(taken) = self.windows.push(partition, record, &decoded) else { return };
         if let Some(gap) = taken.passed_over {
             self.gaps.note(partition, gap);

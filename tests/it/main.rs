@@ -24,6 +24,7 @@ mod gaps;
 mod grafana;
 mod group;
 mod hostile;
+mod mapping;
 mod memory;
 mod operate;
 mod operator;
@@ -105,6 +106,7 @@ fn main() -> ExitCode {
         cli::mistakes_get_one_clear_message,
         cli::explain_hides_secrets,
         schema::migrate_is_idempotent,
+        schema::types_are_added_to_tables_with_rows,
         schema::migrate_completes_what_was_interrupted,
         schema::migrators_at_once_are_harmless,
         schema::foreign_migrations_are_refused,
@@ -203,7 +205,10 @@ fn main() -> ExitCode {
         erase::a_batch_blanked_half_applied_is_completed,
         retention::expired_days_are_no_violations,
         retention::events_older_than_the_ttl_are_counted,
+        mapping::sendgrids_events_are_counted_by_the_preset,
+        mapping::a_mapping_that_cannot_work_ends_run,
         report::the_report_is_the_known_set,
+        report::a_campaign_in_depth_is_a_recount_of_its_rows,
         report::the_views_count_as_the_report_does,
         report::a_report_that_cannot_be_made_says_why,
         rejects::what_is_mended_counts_once,

@@ -141,3 +141,137 @@ pub async fn a_report_that_cannot_be_made_says_why(url: &str, database: &str) {
     let (status, _, error) = report(url, database, &[]);
     assert!(status == Some(1) && error.contains("tallyhouse migrate"), "{status:?} {error}");
 }
+
+/// A row of `email_events`: type, address, seconds after the start, and metadata.
+type RawRow = (&'static str, &'static str, u32, &'static str);
+
+const APPLE: &str = r#"{"user_agent": "Mozilla/5.0"}"#;
+const FIREFOX: &str = r#"{"user_agent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/140.0"}"#;
+const GMAIL: &str = r#"{"user_agent": "Mozilla/5.0 (via ggpht.com GoogleImageProxy)"}"#;
+const START: u32 = 1_795_501_800;
+
+const RAW_ROWS: [RawRow; 16] = [
+    ("delivered", "ada@gmail.com", 0, ""),
+    ("delivered", "Bob@GMAIL.com", 10, ""),
+    ("delivered", "cy@example.com", 20, ""),
+    ("delivered", "di@example.com", 30, ""),
+    ("open", "ada@gmail.com", 40, GMAIL),
+    ("open", "ada@gmail.com", 7_200, FIREFOX),
+    ("open", "bob@gmail.com", 5, APPLE),
+    ("open", "Bob@gmail.com", 90, APPLE),
+    ("open", "cy@example.com", 3_620, FIREFOX),
+    // This one was never delivered: it is in no rate.
+    ("open", "eve@example.com", 100, FIREFOX),
+    // An event without an address is an event, and no recipient.
+    ("open", "", 100, "not JSON"),
+    ("click", "cy@example.com", 3_700, r#"{"url": "https://example.com/a?x=1&y=<b>"}"#),
+    ("click", "cy@example.com", 3_700, r#"{"url": "https://example.com/a?x=1&y=<b>"}"#),
+    ("click", "ada@gmail.com", 7_300, r#"{"nothing": 1}"#),
+    ("bounce", "fay@example.com", 50, r#"{"status": "5.1.1"}"#),
+    ("bounce", "guy@example.com", 50, r#"{"bounce": {"bounceType": "Transient"}}"#),
+];
+
+/// Every figure of the known rows, in JSON, in the page and in CSV. Another campaign's rows are in none of them.
+pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &str) {
+    let client = migrated(url, database).await;
+    for (n, (event, email, after, metadata)) in RAW_ROWS.into_iter().enumerate() {
+        for campaign in &CAMPAIGNS[..if n == 0 { 2 } else { 1 }] {
+            let sql = "INSERT INTO email_events (campaign_id, workspace_id, email, event_type, event_time, metadata, source, \
+                       source_offset) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, fromUnixTimestamp(?), ?, 't/0@id', ?)";
+            let row = client.query(sql).bind(campaign).bind(WORKSPACES[0]).bind(email).bind(event).bind(START + after);
+            row.bind(metadata).bind(n as u64).execute().await.unwrap();
+        }
+    }
+    let arguments = ["--campaign", CAMPAIGNS[0], "--in-depth"];
+    let found = json(url, database, &arguments);
+    let is = |pointer: &str, wanted: Value| assert_eq!(found.pointer(pointer), Some(&wanted), "{pointer}: {found:#}");
+    is("/rows", 16.into());
+    is("/counted", 0.into());
+    is("/first_delivery", START.into());
+    is(
+        "/events",
+        serde_json::json!([
+            {"event_type": "delivered", "events": 4, "recipients": 4},
+            {"event_type": "open", "events": 7, "recipients": 5},
+            {"event_type": "click", "events": 3, "recipients": 2},
+            {"event_type": "bounce", "events": 2, "recipients": 2},
+        ]),
+    );
+    // The local part counts as it was sent: Bob and bob are two. Only Bob was delivered to.
+    for (name, wanted) in [
+        ("delivered", 4),
+        ("opened", 5),
+        ("opened_unnamed", 3),
+        ("clicked", 2),
+        ("bounced", 2),
+        ("delivered_and_opened", 3),
+        ("delivered_and_opened_unnamed", 2),
+        ("delivered_and_clicked", 2),
+    ] {
+        is(&format!("/recipients/{name}"), wanted.into());
+    }
+    is("/recipients/unique_open_rate", 0.75.into());
+    is("/recipients/unique_open_rate_unnamed", 0.5.into());
+    is("/recipients/unique_complaint_rate", 0.0.into());
+    is(
+        "/hours",
+        serde_json::json!([
+            {"hour": 0, "opens": 5, "machine_opens": 3, "clicks": 0},
+            {"hour": 1, "opens": 1, "machine_opens": 0, "clicks": 2},
+            {"hour": 2, "opens": 1, "machine_opens": 0, "clicks": 1},
+        ]),
+    );
+    is(
+        "/links",
+        serde_json::json!([
+            {"link": "https://example.com/a?x=1&y=<b>", "clicks": 2, "recipients": 1},
+            {"link": "", "clicks": 1, "recipients": 1},
+        ]),
+    );
+    is("/providers/0/provider", "other".into());
+    is("/providers/1/provider", "Gmail".into());
+    is("/providers/1/delivered", 2.into());
+    is("/providers/1/unique_open_rate", 1.0.into());
+    is("/opens_by_machine/0/rule", "".into());
+    is("/opens_by_machine/0/opens", 4.into());
+    is("/opens_by_machine/1/rule", "Apple Mail Privacy Protection".into());
+    is("/opens_by_machine/1/opens", 2.into());
+    is(
+        "/bounces",
+        serde_json::json!([
+            {"kind": "hard", "bounces": 1, "recipients": 1},
+            {"kind": "soft", "bounces": 1, "recipients": 1},
+        ]),
+    );
+    // Of ada 40 s, of Bob 80 s, of cy one hour; without the rules' opens ada 2 h and cy one hour.
+    is("/time_to_open/0/recipients", 3.into());
+    is("/time_to_open/0/median_s", 80.into());
+    is("/time_to_open/0/within/0", 1.into());
+    is("/time_to_open/1/recipients", 2.into());
+    is("/time_to_open/1/within/2", 1.into());
+
+    let printed = |format: &str| {
+        let (status, output, error) = report(url, database, &[&arguments[..], &["--format", format]].concat());
+        assert_eq!(status, Some(0), "{error}");
+        output
+    };
+    let (page, table, csv) = (printed("html"), printed("table"), printed("csv"));
+    for figure in ["75.00 %", "https://example.com/a?x=1", "Apple Mail Privacy Protection", "Gmail", "16 rows"] {
+        assert!(page.contains(figure) && table.contains(figure), "{figure}\n{table}");
+    }
+    assert!(page.contains("&amp;y=&lt;b&gt;") && !page.contains("y=<b>"));
+    assert!(page.contains("<svg") && !page.contains("<script") && !page.contains("src=") && !page.contains("href="));
+    assert!(csv.lines().any(|line| line == "hours,1,clicks,2"), "{csv}");
+    assert!([&page, &table, &csv].iter().all(|text| !text.contains('@')), "an address is shown");
+    let none = ["--campaign", CAMPAIGNS[2], "--in-depth"];
+    let (status, output, _) = report(url, database, &none);
+    assert!(status == Some(0) && output.contains("has no rows of this campaign"), "{output}");
+    for (arguments, said) in [
+        (&["--in-depth"][..], "--campaign"),
+        (&["--format", "html"], "needs --campaign ID --in-depth"),
+        (&["--campaign", CAMPAIGNS[0], "--in-depth", "--by", "day"], "cannot be used with"),
+    ] {
+        let (status, _, error) = report(url, database, arguments);
+        assert!(status == Some(64) && error.contains(said), "{arguments:?}: {error}");
+    }
+}

@@ -9,7 +9,8 @@ use tallyhouse::clickhouse::error::ClickHouseError;
 use tallyhouse::clickhouse::schema::{Schema, SchemaProblem};
 
 /// Every migration, in order.
-const ALL: [&str; 4] = ["single/0001_tables", "single/0002_views", "single/0003_erasures", "single/0004_marks"];
+const ALL: [&str; 5] =
+    ["single/0001_tables", "single/0002_views", "single/0003_erasures", "single/0004_marks", "single/0005_event_types"];
 
 fn options(url: &str, database: &str) -> ClickHouseOptions {
     ClickHouseOptions {
@@ -69,6 +70,41 @@ pub async fn migrate_completes_what_was_interrupted(url: &str, database: &str) {
     assert_eq!(schema.missing_views(&client).await.unwrap(), ["campaign_report"]);
     assert_eq!(schema.migrate(&client).await.unwrap().applied, ALL);
     assert!(schema.missing_views(&client).await.unwrap().is_empty());
+}
+
+/// A schema of version 4 with rows gets the new types. The published query counts them, and the view has its new columns.
+pub async fn types_are_added_to_tables_with_rows(url: &str, database: &str) {
+    let (client, schema) = (client(url, database), Schema::single());
+    let plan = schema.plan(database).unwrap();
+    let before = plan.split("-- sql/single/0005_event_types.sql").next().unwrap();
+    let code: Vec<&str> = before.lines().filter(|line| !line.starts_with("--")).collect();
+    for statement in code.join("\n").split(";\n").filter(|statement| !statement.trim().is_empty()) {
+        client.server_query(statement).execute().await.unwrap();
+    }
+    let insert = async |event_type: &str, total: u64| {
+        let sql = format!(
+            "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
+             VALUES ('2026-11-24', '{event_type}', toUUID('{0}'), toUUID('{0}'), 't/0@id', {total}, 1)",
+            "00000000-0000-0000-0000-000000000001"
+        );
+        client.query(&sql).execute().await
+    };
+    insert("open", 5).await.unwrap();
+    assert!(insert("complaint", 1).await.is_err());
+    assert!(schema.check(&client).await.is_err());
+    schema.migrate(&client).await.unwrap();
+    schema.check(&client).await.unwrap();
+    insert("complaint", 2).await.unwrap();
+    run(&client, "OPTIMIZE TABLE daily FINAL").await;
+    let levels: Vec<Level> = client
+        .query("SELECT level, sum(total) AS total_count FROM daily GROUP BY level ORDER BY level")
+        .rows()
+        .await
+        .unwrap();
+    let level = |level: &str, total_count| Level { level: level.to_owned(), total_count };
+    assert_eq!(levels, [level("complaint", 2), level("open", 5)]);
+    let viewed: Vec<(u64, u64)> = client.query("SELECT opens, complaints FROM campaign_daily").rows().await.unwrap();
+    assert_eq!(viewed, [(5, 2)]);
 }
 
 /// Eight run at once: all succeed, and the schema is right.

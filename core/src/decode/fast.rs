@@ -385,23 +385,23 @@ mod tests {
 
     /// The text of an event: fields in any order, some left out, all white space.
     fn event() -> impl Strategy<Value = String> {
-        let fields = (any::<[u128; 2]>(), any::<String>(), 0usize..5, any::<u32>(), json(), any::<bool>()).prop_map(
-            |([campaign, workspace], email, kind, time, metadata, upper)| {
-                let id = |id: u128| {
-                    let id = uuid::Uuid::from_u128(id).to_string();
-                    if upper { id.to_uppercase() } else { id }
-                };
-                let time = chrono::DateTime::from_timestamp(time.into(), time).unwrap_or_default().to_rfc3339();
-                vec![
-                    ("campaign_id", format!("\"{}\"", id(campaign))),
-                    ("workspace_id", format!("\"{}\"", id(workspace))),
-                    ("email", serde_json::to_string(&email).unwrap()),
-                    ("event_type", format!("\"{}\"", EventType::ALL[kind].name())),
-                    ("event_time", format!("\"{time}\"")),
-                    ("metadata", metadata),
-                ]
-            },
-        );
+        let fields =
+            (any::<[u128; 2]>(), any::<String>(), 0usize..EventType::ALL.len(), any::<u32>(), json(), any::<bool>())
+                .prop_map(|([campaign, workspace], email, kind, time, metadata, upper)| {
+                    let id = |id: u128| {
+                        let id = uuid::Uuid::from_u128(id).to_string();
+                        if upper { id.to_uppercase() } else { id }
+                    };
+                    let time = chrono::DateTime::from_timestamp(time.into(), time).unwrap_or_default().to_rfc3339();
+                    vec![
+                        ("campaign_id", format!("\"{}\"", id(campaign))),
+                        ("workspace_id", format!("\"{}\"", id(workspace))),
+                        ("email", serde_json::to_string(&email).unwrap()),
+                        ("event_type", format!("\"{}\"", EventType::ALL[kind].name())),
+                        ("event_time", format!("\"{time}\"")),
+                        ("metadata", metadata),
+                    ]
+                });
         let space = || prop_oneof![4 => Just(String::new()), 8 => Just(" ".to_owned()), 1 => "[ \n\t\r]{0,2}"];
         (fields.prop_shuffle(), space(), space(), prop_oneof![9 => Just(0usize), 1 => Just(1usize)]).prop_map(
             |(fields, comma, colon, left_out)| {

@@ -1,12 +1,14 @@
 //! Turns a record's bytes into an [`Event`], or into the reason why they are none.
 //!
 //! This is the hot path. `fast.rs` reads what the producer writes. serde_json reads all else, and also finds the fault in it.
+//! `mapped.rs` reads producers with other fields or words; [`mapped::Decoder`] chooses.
 //! Both borrow from the payload. They allocate nothing for a well-formed event without escapes. Decoding must never panic on any
 //! bytes, never depend on the wall clock, and never change a byte of `metadata`. A replay must decide as the first reading did,
 //! so times are judged by the Kafka record's own timestamp.
 
 pub mod event;
 pub mod fast;
+pub mod mapped;
 mod packaging;
 pub mod reject;
 pub mod time;
@@ -70,6 +72,7 @@ fn named(payload: Option<&[u8]>, rejection: Rejection) -> Rejection {
     packaging::named(payload.unwrap_or_default(), rejection)
 }
 
+#[inline]
 fn text(payload: Option<&[u8]>) -> Result<&str, Rejection> {
     let bytes = payload.ok_or_else(|| Rejection::new(Reason::Tombstone, "the record has no value"))?;
     if bytes.is_empty() {
@@ -92,6 +95,8 @@ struct Note {
     field: Field,
 }
 
+// Two decoders call it. Without the attribute the compiler puts it into neither, and the fast path loses 3 %.
+#[inline]
 fn plausible<'a>(event: Event<'a>, timestamp_ms: Option<i64>, bounds: &TimeBounds) -> Result<Event<'a>, Rejection> {
     let Some(timestamp_ms) = timestamp_ms else { return Ok(event) };
     let ahead = i64::from(event.event_time) - timestamp_ms.div_euclid(1_000);
@@ -122,11 +127,16 @@ fn not_utf8(bytes: &[u8]) -> Rejection {
 
 /// Finds the reason for an error to which no field gave a reason.
 fn classify(text: &str, error: &serde_json::Error, note: &Note) -> Rejection {
-    let starts_object = text.trim_ascii_start().starts_with('{');
+    let start = text.trim_ascii_start();
+    let starts_object = start.starts_with('{');
     let error_text = error.to_string();
     let reason = match error.classify() {
         Category::Data if starts_object => Reason::WrongType,
         _ if serde_json::from_str::<IgnoredAny>(text).is_err() => Reason::NotJson,
+        _ if start.starts_with('[') => {
+            let error = "the value is an array: each event needs a record of its own";
+            return Rejection::new(Reason::Array, error);
+        }
         _ if !starts_object => Reason::NotAnObject,
         // The text is correct JSON, with a value that serde_json cannot represent: a number beyond f64, or half a surrogate pair.
         _ if !error_text.starts_with("number out of range") => Reason::LoneSurrogate,
@@ -409,8 +419,11 @@ mod tests {
         ] {
             assert_eq!(reason(text), Reason::NotJson, "{text}");
         }
-        for text in ["[]", "5", "null", "1e999", r#""\ud800""#, &format!("[{GOOD}]")] {
+        for text in ["5", "null", "1e999", r#""\ud800""#] {
             assert_eq!(reason(text), Reason::NotAnObject, "{text}");
+        }
+        for text in ["[]", " [1e999]", &format!("[{GOOD}]")] {
+            assert_eq!(reason(text), Reason::Array, "{text}");
         }
         for (from, to) in [("ada", r"\ud800"), ("ada", r"\udc00x"), ("open", r"\ud83d"), ("email", r"\ud800")] {
             assert_eq!(reason(&with(from, to)), Reason::LoneSurrogate, "{to}");
@@ -505,7 +518,7 @@ mod tests {
 
         #[test]
         fn every_event_is_read_as_it_was_written(
-            ids in any::<[u128; 2]>(), email in any::<String>(), kind in 0usize..5, seconds in 0u32..86_400,
+            ids in any::<[u128; 2]>(), email in any::<String>(), kind in 0usize..EventType::ALL.len(), seconds in 0u32..86_400,
             key in "[a-z]{1,9}", value in any::<f64>(),
         ) {
             let metadata = serde_json::json!({ key: value }).to_string();

@@ -15,8 +15,10 @@ pub enum Reason {
     NotUtf8,
     /// The value is not JSON, or is cut off.
     NotJson,
-    /// The value is JSON, but not an object.
+    /// The value is JSON, but neither an object nor an array.
     NotAnObject,
+    /// The value is an array, such as the batch of a provider's webhook.
+    Array,
     /// A string that is read holds half of a surrogate pair (`\ud800`), which is no character.
     LoneSurrogate,
     /// One of the six fields occurs twice.
@@ -29,7 +31,7 @@ pub enum Reason {
     WrongType,
     /// `campaign_id` or `workspace_id` is not a UUID.
     BadUuid,
-    /// `event_type` is none of the five.
+    /// `event_type` is no known type.
     UnknownEventType,
     /// `event_time` cannot be read as a time.
     BadTime,
@@ -44,7 +46,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Reason; 18] = [
+    pub const ALL: [Reason; 19] = [
         Reason::Tombstone,
         Reason::Empty,
         Reason::SchemaRegistryPrefix,
@@ -52,6 +54,7 @@ impl Reason {
         Reason::NotUtf8,
         Reason::NotJson,
         Reason::NotAnObject,
+        Reason::Array,
         Reason::LoneSurrogate,
         Reason::DuplicateField,
         Reason::Enveloped,
@@ -75,6 +78,7 @@ impl Reason {
             Reason::NotUtf8 => "not_utf8",
             Reason::NotJson => "not_json",
             Reason::NotAnObject => "not_an_object",
+            Reason::Array => "array",
             Reason::LoneSurrogate => "lone_surrogate",
             Reason::DuplicateField => "duplicate_field",
             Reason::Enveloped => "enveloped",

@@ -46,6 +46,7 @@ const SINGLE: &[Migration] = &[
     migration!(2, "single/0002_views", 1),
     migration!(3, "single/0003_erasures", 1),
     migration!(4, "single/0004_marks", 1),
+    migration!(5, "single/0005_event_types", 5),
 ];
 const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping", 0);
 const CLUSTER: &[Migration] = &[
@@ -53,6 +54,7 @@ const CLUSTER: &[Migration] = &[
     migration!(2, "cluster/0002_views", 1),
     migration!(3, "cluster/0003_erasures", 1),
     migration!(4, "cluster/0004_marks", 1),
+    migration!(5, "cluster/0005_event_types", 5),
 ];
 
 /// The schema in one of its two forms.
@@ -186,8 +188,8 @@ impl Schema {
     /// Creates the database and migrates its tables to this binary's version. A second run, or two at once, are harmless. If a
     /// table or view is missing, it runs all files again.
     ///
-    /// The user needs the grants CREATE DATABASE, CREATE TABLE, CREATE VIEW, ALTER INDEX, SELECT and INSERT on the database; CLUSTER on a
-    /// cluster.
+    /// The user needs the grants CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP VIEW, ALTER INDEX, ALTER MODIFY COLUMN, ALTER COMMENT
+    /// COLUMN, SELECT and INSERT on the database; CLUSTER on a cluster.
     ///
     /// # Errors
     /// [`SchemaProblem::Newer`] and [`SchemaProblem::Changed`], before any table is touched;
@@ -483,6 +485,8 @@ mod tests {
                     " ADD COLUMN IF NOT EXISTS ",
                     " ADD INDEX IF NOT EXISTS ",
                     " MATERIALIZE INDEX ",
+                    " MODIFY COLUMN ",
+                    "CREATE OR REPLACE VIEW ",
                 ];
                 assert!(idempotent.iter().any(|words| statement.contains(words)), "{statement}");
                 assert!(!statement.contains("{database}"), "{statement}");

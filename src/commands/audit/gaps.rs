@@ -16,7 +16,6 @@ use crate::platform::clock::unix_ms;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tallyhouse_core::days::{Day, Span};
-use tallyhouse_core::decode::decode;
 use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::OffsetRange;
 
@@ -124,7 +123,7 @@ async fn look_up(
     if gaps.is_empty() {
         return Ok(LookedUp { unchecked, ..LookedUp::default() });
     }
-    let bounds = reader.time_bounds();
+    let decoder = reader.decoder();
     let rejects_from_ms = match retention.rejected {
         Ttl::Days(days) => unix_ms() - i64::from(days) * 86_400_000,
         Ttl::None | Ttl::Other(_) => i64::MIN,
@@ -138,7 +137,7 @@ async fn look_up(
                 if !judge::contains(&gaps, record.offset) {
                     return;
                 }
-                let runs = match decode(record.payload, record.timestamp_ms, &bounds) {
+                let runs = match decoder.decode(record.payload, record.timestamp_ms) {
                     Ok(event) if Day::of(event.event_time) < first_kept_day => &mut *expired_rows,
                     Err(_) if record.timestamp_ms.is_some_and(|time| time < rejects_from_ms) => &mut *expired_rejects,
                     _ => &mut *missing,

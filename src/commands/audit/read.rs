@@ -11,7 +11,7 @@ use crate::kafka::observer::Observer;
 use rdkafka::error::KafkaResult;
 use std::sync::Arc;
 use std::time::Duration;
-use tallyhouse_core::decode::TimeBounds;
+use tallyhouse_core::decode::mapped::Decoder;
 use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, Progress};
@@ -26,7 +26,7 @@ pub struct Reader {
     observer: Arc<Observer>,
     client: Client,
     sink: Sink,
-    time_bounds: TimeBounds,
+    decoder: Decoder,
 }
 
 impl Reader {
@@ -39,7 +39,7 @@ impl Reader {
             observer: Arc::new(Observer::new(config).map_err(AuditError::Consumer)?),
             sink: Sink::new(client.clone(), Schema::single()),
             client,
-            time_bounds: config.time_bounds(),
+            decoder: config.decoder(),
         })
     }
 
@@ -48,9 +48,9 @@ impl Reader {
         &self.client
     }
 
-    /// Returns the bounds of event times that Tallyhouse accepts.
-    pub fn time_bounds(&self) -> TimeBounds {
-        self.time_bounds
+    /// Returns the decoder of the event topic's records.
+    pub fn decoder(&self) -> Decoder {
+        self.decoder.clone()
     }
 
     /// Asks Kafka on a thread that may block. It asks again, for a while, where a broker is only about to take over

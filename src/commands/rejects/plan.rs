@@ -3,8 +3,8 @@
 use super::{Origin, Rejected};
 use bytes::Bytes;
 use std::collections::HashMap;
+use tallyhouse_core::decode::mapped::Decoder;
 use tallyhouse_core::decode::reject::Rejection;
-use tallyhouse_core::decode::{TimeBounds, decode};
 
 /// The facts about the event topic that a replay into it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,16 +91,17 @@ impl Target {
 }
 
 /// Checks that this version takes the value for an event, under the row's own timestamp and under its new one.
-pub(super) fn judge(candidate: &Candidate, timestamp_ms: i64, bounds: &TimeBounds) -> Result<(), Rejection> {
+pub(super) fn judge(candidate: &Candidate, timestamp_ms: i64, decoder: &Decoder) -> Result<(), Rejection> {
     let payload = candidate.payload.as_deref();
     let own_ms = candidate.row.timestamp_ms.unwrap_or(timestamp_ms);
-    decode(payload, Some(own_ms), bounds)?;
-    decode(payload, Some(timestamp_ms), bounds).map(|_| ())
+    decoder.decode(payload, Some(own_ms))?;
+    decoder.decode(payload, Some(timestamp_ms)).map(|_| ())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tallyhouse_core::decode::TimeBounds;
     use tallyhouse_core::decode::reject::Reason;
 
     const NOW_MS: i64 = 1_795_576_200_000;
@@ -146,13 +147,15 @@ mod tests {
     #[test]
     fn the_own_timestamp_judges_as_well() {
         let bounds = TimeBounds { past_seconds_max: 10 * 86_400, future_seconds_max: 86_400 };
+        let decoder = Decoder::new(bounds, None);
         let event = format!(
             r#"{{"campaign_id":"{0:032x}","workspace_id":"{0:032x}","email":"a","event_type":"open","event_time":{1}}}"#,
             1,
             (NOW_MS - 4 * DAY_MS) / 1_000
         );
         let of_age = |age_days| Candidate { row: row(age_days), payload: Some(event.clone().into()) };
-        let judged = |age_days, now_ms| judge(&of_age(age_days), now_ms, &bounds).map_err(|rejection| rejection.reason);
+        let judged =
+            |age_days, now_ms| judge(&of_age(age_days), now_ms, &decoder).map_err(|rejection| rejection.reason);
         assert_eq!(judged(4, NOW_MS), Ok(()));
         assert_eq!(judged(6, NOW_MS), Err(Reason::TimeImplausible), "two days after its record");
         assert_eq!(judged(4, NOW_MS + 7 * DAY_MS), Err(Reason::TimeImplausible), "too old by now");

@@ -9,7 +9,7 @@ use comfy_table::ContentArrangement;
 use serde::Serialize;
 use std::fmt::Write as _;
 use tallyhouse_core::days::utc_text;
-use tallyhouse_core::decode::{TimeBounds, decode};
+use tallyhouse_core::decode::mapped::Decoder;
 
 /// Maximum number of characters of a payload in a table.
 const CELL_CHARS: usize = 60;
@@ -204,8 +204,8 @@ impl Counts {
 pub struct Shown {
     /// The rejected row.
     pub row: Rejected,
-    /// The bounds of event times that Tallyhouse accepts.
-    pub bounds: TimeBounds,
+    /// The decoder of the event topic's records.
+    pub decoder: Decoder,
     /// The ledger of replays, or the reason why it is not known.
     pub ledger: Result<Ledger, RejectsError>,
 }
@@ -214,7 +214,7 @@ impl Shown {
     /// Returns everything about the row, with its exact bytes.
     pub fn text(&self) -> String {
         let Rejected { origin, timestamp_ms, reason, error, key, payload } = &self.row;
-        let judged = match decode(payload.as_deref(), *timestamp_ms, &self.bounds) {
+        let judged = match self.decoder.decode(payload.as_deref(), *timestamp_ms) {
             Ok(event) => format!(
                 "takes it for an event: {} at {}; `rejects replay` counts it",
                 event.event_type.name(),

@@ -32,7 +32,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tallyhouse_core::decode::TimeBounds;
+use tallyhouse_core::decode::mapped::Decoder;
 use tokio_util::sync::CancellationToken;
 
 /// Header with the origin of a replayed record's row, as `source:offset`.
@@ -136,7 +136,7 @@ pub async fn run(
     say(&format!("{} rows were replayed into {} before", ledger.len(), target.topic));
     let mut replay = Replay {
         ledger_topic: config.kafka.topics.replays(),
-        bounds: config.time_bounds(),
+        decoder: config.decoder(),
         target,
         transactions,
         ledger,
@@ -264,7 +264,7 @@ async fn begin(config: &Config) -> Result<(Transactions, Ledger), RejectsError> 
 
 struct Replay<'s> {
     ledger_topic: String,
-    bounds: TimeBounds,
+    decoder: Decoder,
     target: Target,
     /// The transactions; `None` in a dry run.
     transactions: Option<Transactions>,
@@ -299,7 +299,7 @@ impl Replay<'_> {
             return Ok(());
         }
         let timestamp_ms = self.target.timestamp_ms(&candidate.row, unix_ms());
-        if let Err(rejection) = judge(&candidate, timestamp_ms, &self.bounds) {
+        if let Err(rejection) = judge(&candidate, timestamp_ms, &self.decoder) {
             if self.summary.refused < NAMED as u64 {
                 let error = crate::commands::table::printable(&rejection.error);
                 (self.say)(&format!("{origin} is still no event: {}: {error}: left out", rejection.reason.code()));

@@ -3,6 +3,7 @@
 //! Must never put a value into SQL but by binding it, and must count as the view `campaign_report` does: a rate
 //! without a denominator is none, not 0.
 
+pub mod depth;
 mod print;
 
 use crate::clickhouse::client::Client;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tallyhouse_core::days::Day;
 use uuid::Uuid;
 
-/// The definitions of the rates, for `--help` and below the table. [`Rates::of`] and `sql/*/0002_views.sql` count so.
+/// The definitions of the rates, for `--help` and below the table. [`Rates::of`] and `sql/*/0005_event_types.sql` count so.
 pub const DENOMINATORS: &str = "\
 Open rate = opens / delivered. Click rate = clicks / delivered. Click-to-open rate = clicks / opens.
 Bounce rate = bounces / (delivered + bounces). Unsubscribe rate = unsubscribes / delivered.
@@ -56,6 +57,20 @@ pub struct Counts {
     pub bounces: u64,
     /// Unsubscriptions.
     pub unsubscribes: u64,
+    /// E-mails that were handed over for delivery; absent in JSON if there are none, as the two below.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub sent: u64,
+    /// Reports as spam.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub complaints: u64,
+    /// Attempts that the recipients' servers put off.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub deferred: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Shares of events, see [`DENOMINATORS`]; `None` where the denominator is 0.
@@ -114,6 +129,9 @@ struct Found {
     clicks: u64,
     bounces: u64,
     unsubscribes: u64,
+    sent: u64,
+    complaints: u64,
+    deferred: u64,
 }
 
 impl Counts {
@@ -124,6 +142,9 @@ impl Counts {
             clicks: self.clicks + other.clicks,
             bounces: self.bounces + other.bounces,
             unsubscribes: self.unsubscribes + other.unsubscribes,
+            sent: self.sent + other.sent,
+            complaints: self.complaints + other.complaints,
+            deferred: self.deferred + other.deferred,
         }
     }
 }
@@ -132,7 +153,7 @@ impl Rates {
     /// Returns the shares of these counts.
     pub fn of(counts: &Counts) -> Rates {
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
-        let &Counts { delivered, opens, clicks, bounces, unsubscribes } = counts;
+        let &Counts { delivered, opens, clicks, bounces, unsubscribes, .. } = counts;
         Rates {
             open_rate: share(opens, delivered),
             click_rate: share(clicks, delivered),
@@ -143,7 +164,17 @@ impl Rates {
     }
 }
 
+/// A count that most producers do not send, with its name.
+type Further = (&'static str, fn(&Counts) -> u64);
+
 impl Report {
+    /// Returns the further counts that the campaigns have, each with its name. Most producers send none of them.
+    fn further(&self) -> Vec<Further> {
+        let total = self.total();
+        let all: [Further; 3] = [("sent", |c| c.sent), ("complaints", |c| c.complaints), ("deferred", |c| c.deferred)];
+        all.into_iter().filter(|(_, count)| count(&total) > 0).collect()
+    }
+
     /// Returns the sum of all rows.
     pub fn total(&self) -> Counts {
         self.lines.iter().fold(Counts::default(), |sum, line| sum.plus(line.counts))
@@ -166,7 +197,8 @@ pub async fn read(client: &Client, filter: Filter, by: By) -> Result<Report, Cli
     let condition = condition(&filter);
     let sql = format!(
         "SELECT {keys}, toString(min(day)) AS first, toString(max(day)) AS last, sum(f.delivered) AS delivered, \
-         sum(f.opens) AS opens, sum(f.clicks) AS clicks, sum(f.bounces) AS bounces, sum(f.unsubscribes) AS unsubscribes \
+         sum(f.opens) AS opens, sum(f.clicks) AS clicks, sum(f.bounces) AS bounces, sum(f.unsubscribes) AS unsubscribes, \
+         sum(f.sent) AS sent, sum(f.complaints) AS complaints, sum(f.deferred) AS deferred \
          FROM campaign_daily AS f WHERE {} GROUP BY {group} ORDER BY {order}",
         condition.sql()
     );
@@ -184,8 +216,9 @@ fn condition(filter: &Filter) -> Condition {
 }
 
 fn line(found: Found, by: By) -> Line {
-    let Found { campaign, workspace, first, last, delivered, opens, clicks, bounces, unsubscribes } = found;
-    let counts = Counts { delivered, opens, clicks, bounces, unsubscribes };
+    let Found { campaign, workspace, first, last, delivered, opens, clicks, bounces, unsubscribes, .. } = found;
+    let Found { sent, complaints, deferred, .. } = found;
+    let counts = Counts { delivered, opens, clicks, bounces, unsubscribes, sent, complaints, deferred };
     let of_campaign = |id: String| (by == By::Campaign).then_some(id);
     Line {
         campaign_id: of_campaign(campaign),

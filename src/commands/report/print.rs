@@ -54,14 +54,17 @@ impl Report {
         output::json(&json)
     }
 
-    /// Returns a header and a row for each line, without a total. Rates are shares, not percents, and empty without a
+    /// Returns a header and a row for each line, without a total. Columns for sent, complaints and deferred are there if any row
+    /// has them. Rates are shares, not percents, and empty without a
     /// denominator.
     pub fn csv(&self) -> String {
         let keys: &[&str] = match self.by {
             By::Campaign => &["campaign_id", "workspace_id", "first_day", "last_day"],
             By::Day => &["day"],
         };
-        let mut text = [keys, &COUNTS, &RATES].concat().join(",") + "\n";
+        let further = self.further();
+        let further_names: Vec<&str> = further.iter().map(|(name, _)| *name).collect();
+        let mut text = [keys, &COUNTS, &RATES, &further_names].concat().join(",") + "\n";
         for line in &self.lines {
             let keys = match (&line.campaign_id, &line.workspace_id) {
                 (Some(campaign), Some(workspace)) => {
@@ -71,7 +74,8 @@ impl Report {
             };
             let counts = numbers(&line.counts).map(|count| count.to_string()).join(",");
             let rates = shares(&line.rates).map(|rate| rate.map_or(String::new(), |rate| rate.to_string())).join(",");
-            let _ = writeln!(text, "{keys},{counts},{rates}");
+            let further: String = further.iter().map(|(_, count)| format!(",{}", count(&line.counts))).collect();
+            let _ = writeln!(text, "{keys},{counts},{rates}{further}");
         }
         text
     }
@@ -109,6 +113,12 @@ impl Report {
         let keys = header.len();
         header.extend(COUNTS);
         header.extend(["open rate", "click rate", "click-to-open", "bounce rate", "unsubscribe rate"]);
+        let further = self.further();
+        header.extend(further.iter().map(|(name, _)| *name));
+        let further = |counts: &Counts| -> Vec<Cell> {
+            let counts = further.iter().map(|(_, count)| count(counts).to_string());
+            counts.map(|text| Cell::new(text).set_alignment(CellAlignment::Right)).collect()
+        };
         let mut table = Table::new();
         table.load_style(presets::ASCII_BORDERS_ONLY_CONDENSED);
         // A UUID cut in two cannot be copied, so the table is as wide as its content.
@@ -119,11 +129,13 @@ impl Report {
                 cells.push(Cell::new(line.workspace_id.as_deref().unwrap_or_default()));
             }
             cells.extend(figures(&line.counts));
+            cells.extend(further(&line.counts));
             table.add_row(cells);
         }
         let mut total = vec![Cell::new("total")];
         total.resize(keys, Cell::new(""));
         total.extend(figures(&self.total()));
+        total.extend(further(&self.total()));
         table.add_row(total);
         table
     }

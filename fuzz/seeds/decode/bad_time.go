@@ -1,0 +1,1 @@
+{"campaign_id": "6f9619ff-8b86-d011-b42d-00cf4fc964ff", "workspace_id": "00000000-0000-0000-0000-000000000001", "email": "ada@example.com", "event_type": "open", "event_time": "2026-11-24 06:30:00 +0000 UTC", "metadata": {"ip": "203.0.113.7", "n": [1, 2.50]}}
