@@ -52,6 +52,7 @@ pages! {
     "replay"
     "privacy"
     "upgrade"
+    "compatibility"
     "exactness"
     "limits"
     "performance"

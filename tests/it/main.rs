@@ -39,6 +39,7 @@ mod security;
 mod service;
 mod signals;
 mod stops;
+mod versions;
 
 use devstack::Stack;
 use libtest_mimic::{Arguments, Trial};
@@ -194,6 +195,7 @@ fn main() -> ExitCode {
         belief::a_view_of_ones_own_gets_each_row_once,
         belief::a_view_that_fails_within_an_insert_is_named,
         belief::a_row_policy_that_comes_later_stops_the_partition,
+        versions::every_command_works_on_older_lines,
         erase::a_person_is_erased_and_counts_stay,
         erase::only_the_address_itself_is_found,
         erase::an_erasure_that_was_killed_is_completed,
