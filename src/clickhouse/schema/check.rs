@@ -5,7 +5,7 @@
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::{Schema, SchemaProblem};
+use super::{Form, Schema, SchemaProblem};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 
@@ -137,7 +137,7 @@ pub(super) async fn tables_fit(client: &Client, schema: &Schema) -> Result<(), S
         let name = schema.insert_target(expected.name);
         let mut differences = Vec::new();
         if let Some(found) = tables.iter().find(|table| table.name == name) {
-            differences.extend(expected.engine_differences(found, schema.cluster.is_some()));
+            differences.extend(expected.engine_differences(found, &schema.form));
         }
         differences.extend(expected.column_differences(&name, &columns));
         if !differences.is_empty() {
@@ -159,8 +159,12 @@ async fn tables(client: &Client) -> Result<Vec<FoundTable>, ClickHouseError> {
 }
 
 impl Table {
-    fn engine_differences(&self, found: &FoundTable, replicated: bool) -> Vec<String> {
-        let prefix = if replicated { "Replicated" } else { "" };
+    fn engine_differences(&self, found: &FoundTable, form: &Form) -> Vec<String> {
+        let prefix = match form {
+            Form::Single => "",
+            Form::Cluster(_) | Form::ReplicatedDatabase => "Replicated",
+            Form::Shared => "Shared",
+        };
         let mut differences = Vec::new();
         let mut compare = |what: &str, found: &str, expected: &str| {
             if found != expected {
@@ -173,7 +177,7 @@ impl Table {
         if has_column_list(&found.engine_full) {
             differences.push("ENGINE has a list of columns, which keeps max from merging end_offset".to_owned());
         }
-        differences.extend(window_difference(&found.engine_full, replicated));
+        differences.extend(window_difference(&found.engine_full, *form != Form::Single));
         differences
     }
 
@@ -192,7 +196,7 @@ impl Table {
 }
 
 /// True if a SummingMergeTree names the columns to sum: `SummingMergeTree(total)`, or a third argument of the replicated engine.
-/// The first two of the replicated engine are quoted.
+/// The first two of the replicated and of the shared engine are quoted.
 fn has_column_list(engine_full: &str) -> bool {
     let head = engine_full.split(" PARTITION BY").next().unwrap_or_default();
     head.contains("SummingMergeTree(") && !head.ends_with("')")
@@ -226,6 +230,8 @@ mod tests {
         for none in [
             "SummingMergeTree PARTITION BY toYYYYMM(day)",
             "ReplicatedSummingMergeTree('/t/total', '{replica}') PARTITION BY toYYYYMM(day)",
+            "ReplicatedSummingMergeTree PARTITION BY toYYYYMM(day)",
+            "SharedSummingMergeTree('/t/total', '{replica}') PARTITION BY toYYYYMM(day)",
         ] {
             assert!(!has_column_list(none), "{none}");
         }
