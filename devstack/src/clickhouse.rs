@@ -2,6 +2,7 @@
 //!
 //! It is the library server of [`crate::init`], so it differs from a packaged one. SQL cannot create users (give
 //! [`User`]s instead). There is no interserver port (Replicated tables stay read-only), and ON CLUSTER is disabled.
+//! [`crate::replicas`] starts servers that have both.
 //!
 //! Must never listen on anything but 127.0.0.1.
 
@@ -31,9 +32,11 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum size of an answer, in bytes. No answer to a test is that large.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
+const LISTEN: &str = "SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP";
+/// A replica takes part in ON CLUSTER from its first such statement. This one changes nothing.
+const JOIN: &str = "CREATE DATABASE IF NOT EXISTS default ON CLUSTER";
 /// The server serves until this query ends, which it does after decades.
-const SERVE: &str = "SYSTEM START LISTEN HTTP; SYSTEM START LISTEN TCP; \
-                     SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS max_block_size=1 FORMAT Null";
+const SERVE: &str = "SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS max_block_size=1 FORMAT Null";
 
 /// The options of a server. The default is temporary data and the user `default` with an empty password.
 #[derive(Debug, Clone, Default)]
@@ -83,7 +86,7 @@ impl ClickHouse {
     /// Fails when [`crate::init`] was not called, ClickHouse cannot be fetched, or the server does not become healthy
     /// within a minute.
     pub fn start(options: ClickHouseOptions) -> Result<ClickHouse> {
-        ClickHouse::launch(options, PortBlock::reserve()?)
+        ClickHouse::launch(options, PortBlock::reserve()?, None)
     }
 
     /// Starts `shards` servers that know each other as the shards of the cluster [`CLUSTER`], with the macros `shard`
@@ -92,12 +95,12 @@ impl ClickHouse {
     /// Fails as [`ClickHouse::start`] does.
     pub fn start_cluster(shards: usize, options: &ClickHouseOptions) -> Result<Vec<ClickHouse>> {
         let ports = (0..shards).map(|_| PortBlock::reserve()).collect::<Result<Vec<_>>>()?;
-        let peers = remote_servers(ports.iter().map(tcp_port));
+        let peers = cluster_xml(CLUSTER, &ports.iter().map(|ports| vec![tcp_port(ports)]).collect::<Vec<_>>());
         let start_shard = |(index, ports): (usize, PortBlock)| {
             let macros = format!("<macros><shard>{}</shard><replica>1</replica></macros>", index + 1);
             let directory = options.directory.as_ref().map(|folder| folder.join(format!("shard-{index}")));
-            let config = format!("{}{peers}{macros}", options.config);
-            ClickHouse::launch(ClickHouseOptions { directory, config, ..options.clone() }, ports)
+            let config = format!("{}<remote_servers>{peers}</remote_servers>{macros}", options.config);
+            ClickHouse::launch(ClickHouseOptions { directory, config, ..options.clone() }, ports, None)
         };
         ports.into_iter().enumerate().map(start_shard).collect()
     }
@@ -168,18 +171,30 @@ impl ClickHouse {
         self.owned.as_ref().ok_or(Error::NotOurs { name: "ClickHouse", variable: EXTERNAL_VARIABLE })
     }
 
-    fn launch(options: ClickHouseOptions, ports: PortBlock) -> Result<ClickHouse> {
+    /// Starts a server. With `replica`, it is one: the port at which others fetch its parts, and the name of a cluster
+    /// that has only this server.
+    pub(crate) fn launch(
+        options: ClickHouseOptions,
+        ports: PortBlock,
+        replica: Option<(u16, &str)>,
+    ) -> Result<ClickHouse> {
         let library = fetch::clickhouse(&Cache::open()?)?;
         let data = DataFolder::make(options.directory.as_deref())?;
         let folder = data.path();
         let (config, users) = (folder.join("devstack-config.xml"), folder.join("devstack-users.xml"));
         fs::write(&users, users_xml(&options.users)).context("write", &users)?;
         fs::write(&config, config_xml(&users, &options.config)).context("write", &config)?;
-        let mut command = host::command(&library)?;
+        let mut command = host::command(&library, replica.map(|(port, _)| port))?;
         command.current_dir(folder).arg("--multiquery").arg("--listen_host=127.0.0.1").arg("--log-level=warning");
         command.arg(format!("--path={}", folder.display())).arg(format!("--config-file={}", config.display()));
         command.arg(format!("--http_port={}", http_port(&ports))).arg(format!("--tcp_port={}", tcp_port(&ports)));
-        command.args(["--query", SERVE]);
+        match replica {
+            None => command.args(["--query", &format!("{LISTEN}; {SERVE}")]),
+            // The statement may fail while ZooKeeper is away. The server then takes part all the same.
+            Some((_, alone)) => {
+                command.arg("--ignore-error").args(["--query", &format!("{LISTEN}; {JOIN} `{alone}`; {SERVE}")])
+            }
+        };
         let url = format!("http://127.0.0.1:{}", http_port(&ports));
         let server = process::spawn("ClickHouse", command, Output::Log(folder.join("server.log")))?;
         let server = server.with_health(health_check(url.clone()));
@@ -188,11 +203,11 @@ impl ClickHouse {
     }
 }
 
-fn http_port(ports: &PortBlock) -> u16 {
+pub(crate) fn http_port(ports: &PortBlock) -> u16 {
     ports.port(0)
 }
 
-fn tcp_port(ports: &PortBlock) -> u16 {
+pub(crate) fn tcp_port(ports: &PortBlock) -> u16 {
     ports.port(1)
 }
 
@@ -253,10 +268,15 @@ fn users_xml(users: &[User]) -> String {
     xml + "</users></clickhouse>"
 }
 
-fn remote_servers(tcp_ports: impl Iterator<Item = u16>) -> String {
-    let replica = |port| format!("<shard><replica><host>127.0.0.1</host><port>{port}</port></replica></shard>");
-    let shards: String = tcp_ports.map(replica).collect();
-    format!("<remote_servers><{CLUSTER}>{shards}</{CLUSTER}></remote_servers>")
+/// Returns a cluster for `<remote_servers>`, by the native ports of each shard's replicas.
+pub(crate) fn cluster_xml(name: &str, shards: &[Vec<u16>]) -> String {
+    let replica = |port: &u16| format!("<replica><host>127.0.0.1</host><port>{port}</port></replica>");
+    let shard = |replicas: &Vec<u16>| {
+        let replicas: String = replicas.iter().map(replica).collect();
+        format!("<shard><internal_replication>true</internal_replication>{replicas}</shard>")
+    };
+    let shards: String = shards.iter().map(shard).collect();
+    format!("<{name}>{shards}</{name}>")
 }
 
 fn escape(text: &str) -> String {

@@ -44,6 +44,12 @@ pub enum Error {
         /// The processor architecture of this machine.
         arch: &'static str,
     },
+    /// This machine cannot run replicas of ClickHouse.
+    #[error("{reason}")]
+    NoReplicas {
+        /// The reason, and the way round.
+        reason: String,
+    },
     /// A command that devstack ran ended badly.
     #[error("`{command}` failed ({status}): run it by hand to see more. It said:\n{output}")]
     CommandFailed {

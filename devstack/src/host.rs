@@ -17,6 +17,8 @@ use std::{
 
 /// Environment variable with the path of the library, in a process that is to be a host.
 const LIBRARY_VARIABLE: &str = "TALLYHOUSE_DEVSTACK_CLICKHOUSE_LIBRARY";
+/// Environment variable with the port at which other replicas fetch this server's parts, if it is a replica.
+const FETCHES_VARIABLE: &str = "TALLYHOUSE_DEVSTACK_FETCHES_PORT";
 const ENTRY: &[u8] = b"chdb_query_cmdline\0";
 
 static INITIALISED: AtomicBool = AtomicBool::new(false);
@@ -34,15 +36,20 @@ pub fn init() {
     INITIALISED.store(true, Ordering::Relaxed);
 }
 
-/// Returns the command that makes this executable a ClickHouse host. Fails unless [`init`] was called, since the
-/// child would then run the caller's `main` again, and so on without end.
-pub(crate) fn command(library: &Path) -> Result<Command> {
+/// Returns the command that makes this executable a ClickHouse host. With `fetches`, it is a replica whose parts others
+/// fetch at this port.
+///
+/// Fails unless [`init`] was called, since the child would then run the caller's `main` again, and so on without end.
+pub(crate) fn command(library: &Path, fetches: Option<u16>) -> Result<Command> {
     if !INITIALISED.load(Ordering::Relaxed) {
         return Err(Error::InitNotCalled);
     }
     // This is not the path on disk: a rebuild may have replaced that file since.
     let mut command = Command::new("/proc/self/exe");
     command.env(LIBRARY_VARIABLE, library);
+    if let Some(port) = fetches {
+        command.env(FETCHES_VARIABLE, port.to_string());
+    }
     Ok(command)
 }
 
@@ -68,8 +75,24 @@ fn serve(library: &Path) -> String {
         Ok(entry) => entry,
         Err(error) => return error.to_string(),
     };
+    if let Ok(port) = env::var(FETCHES_VARIABLE)
+        && let Err(problem) = make_replica(*entry as *const c_void, &port)
+    {
+        return problem;
+    }
     // SAFETY: argv holds argc NUL-terminated strings and a closing null, all alive until the call returns. The server
     // only reads the strings.
     unsafe { entry(arguments.len() as c_int, argv.as_mut_ptr()) };
     "its query came to an end".to_owned()
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn make_replica(entry: *const c_void, port: &str) -> Result<(), String> {
+    let port = port.parse().map_err(|_| format!("{FETCHES_VARIABLE} is {port:?}, not a port"))?;
+    crate::replicas::patch::install(entry, port)
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn make_replica(_entry: *const c_void, _port: &str) -> Result<(), String> {
+    Err(crate::replicas::unavailable().unwrap_or_default())
 }

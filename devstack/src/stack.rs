@@ -6,6 +6,7 @@ use crate::{
     clickhouse::{self, ClickHouse, ClickHouseOptions},
     error::{Error, Result},
     kafka::{self, Kafka, KafkaOptions, secure::SecureKafka},
+    replicas::Replicas,
 };
 use std::{
     env,
@@ -16,7 +17,7 @@ use std::{
     },
 };
 
-/// One Kafka, one secured Kafka and one ClickHouse. Each starts when it is first asked for, so a run that needs one
+/// One Kafka, one secured Kafka, one ClickHouse, and two replicas. Each starts when it is first asked for, so a run that needs one
 /// does not wait for both.
 ///
 /// `TALLYHOUSE_TEST_KAFKA` (`host:port,…`) and `TALLYHOUSE_TEST_CLICKHOUSE` (URL) name servers to use instead of
@@ -26,9 +27,15 @@ pub struct Stack {
     kafka: OnceLock<Result<Kafka>>,
     secure_kafka: OnceLock<Result<SecureKafka>>,
     clickhouse: OnceLock<Result<ClickHouse>>,
+    replicas: OnceLock<Result<Replicas>>,
 }
 
-static SHARED: Stack = Stack { kafka: OnceLock::new(), secure_kafka: OnceLock::new(), clickhouse: OnceLock::new() };
+static SHARED: Stack = Stack {
+    kafka: OnceLock::new(),
+    secure_kafka: OnceLock::new(),
+    clickhouse: OnceLock::new(),
+    replicas: OnceLock::new(),
+};
 
 impl Stack {
     /// Returns the stack of this process. Its servers end, and their temporary data goes, when the process exits.
@@ -68,6 +75,16 @@ impl Stack {
         self.clickhouse.get_or_init(start).as_ref()
     }
 
+    /// Returns a shard of two replicas, started now if this is the first call. Fails, each time in the same way, when it
+    /// could not be started. `TALLYHOUSE_TEST_CLICKHOUSE_REPLICAS` names others.
+    pub fn replicas(&self) -> Result<&Replicas, &Error> {
+        let start = || match Replicas::external() {
+            Some(replicas) => Ok(replicas),
+            None => Replicas::start(1, 2, &ClickHouseOptions::default()),
+        };
+        self.replicas.get_or_init(start).as_ref()
+    }
+
     /// Returns a topic name that nobody else uses, on a shared server either. Does not create the topic.
     pub fn fresh_topic_name(&self, prefix: &str) -> String {
         fresh_name(prefix)
@@ -88,6 +105,9 @@ extern "C" fn dispose_shared() {
     }
     if let Some(Ok(clickhouse)) = SHARED.clickhouse.get() {
         clickhouse.dispose();
+    }
+    if let Some(Ok(replicas)) = SHARED.replicas.get() {
+        replicas.dispose();
     }
 }
 

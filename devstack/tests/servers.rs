@@ -1,6 +1,9 @@
 //! Runs the real servers. It needs Java, and on the first run Maven, npm and the network.
 
-use devstack::{ClickHouse, ClickHouseOptions, Error, Kafka, KafkaOptions, Output, Server, Stack, User, process};
+use devstack::proxy::Trouble;
+use devstack::{
+    ClickHouse, ClickHouseOptions, Error, Kafka, KafkaOptions, Output, Replicas, Server, Stack, User, process, replicas,
+};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::{
     fmt::Debug,
@@ -25,8 +28,13 @@ fn main() {
         ("up_ends_its_servers_on_sigterm", up_ends_its_servers_on_sigterm),
         ("up_killed_with_9_takes_its_servers_along", up_killed_with_9_takes_its_servers_along),
     ];
-    let trials = tests.iter().map(|&(name, test)| Trial::test(name, move || test().map_err(Failed::from)));
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+    let trial = |&(name, test): &(&'static str, Test)| Trial::test(name, move || test().map_err(Failed::from));
+    // Where the pinned library can be made a replica, this test is never skipped.
+    let has_replicas = replicas::unavailable().is_none() || Replicas::external().is_some();
+    let two_replicas: (_, Test) = ("two_replicas_have_the_same_rows", two_replicas_have_the_same_rows);
+    let mut trials: Vec<Trial> = tests.iter().map(trial).collect();
+    trials.push(trial(&two_replicas).with_ignored_flag(!has_replicas));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit();
 }
 
 type Tested = Result<(), Box<dyn std::error::Error>>;
@@ -120,6 +128,61 @@ fn two_shards_answer_through_a_distributed_table() -> Tested {
     }
     assert_eq!(shards[0].query("SELECT sum(n) FROM sharded.all")?, "42");
     assert_eq!(shards[1].query("SELECT getMacro('shard')")?, "2");
+    Ok(())
+}
+
+fn two_replicas_have_the_same_rows() -> Tested {
+    let stack = Stack::shared();
+    let cluster = stack.replicas()?;
+    let (a, b) = (cluster.replica(0, 0), cluster.replica(0, 1));
+    let table = stack.fresh_database_name("replicated");
+    let statement = format!(
+        "CREATE TABLE {table} ON CLUSTER tallyhouse (n UInt64) \
+         ENGINE = ReplicatedMergeTree('/clickhouse/tables/{{shard}}/{table}', '{{replica}}') ORDER BY n"
+    );
+    a.clickhouse().query(&statement)?;
+    let insert = |n: u64| a.clickhouse().query(&format!("INSERT INTO {table} VALUES ({n})"));
+    let waiting = ClickHouse::external(format!("{}/?receive_timeout=2", b.clickhouse().url()));
+    let sync = || waiting.query(&format!("SYSTEM SYNC REPLICA {table} LIGHTWEIGHT"));
+    let shown = || b.clickhouse().number(&format!("SELECT count() FROM {table}"));
+    insert(1)?;
+    eventually("the row shows on the other replica", || sync().ok());
+    assert_eq!(shown()?, 1);
+    if Replicas::external().is_some() {
+        a.clickhouse().query(&format!("DROP TABLE {table} ON CLUSTER tallyhouse SYNC"))?;
+        return Ok(());
+    }
+
+    let cut = a.fetches()?.begin(Trouble::Cut, 100);
+    insert(2)?;
+    let refused = sync().expect_err("nothing can be fetched").to_string();
+    assert!(refused.contains("TIMEOUT_EXCEEDED"), "{refused}");
+    assert_eq!(shown()?, 1);
+    assert!(a.fetches()?.hits() > 0);
+    a.fetches()?.end(cut);
+    eventually("what was cut off is fetched", || sync().ok());
+    assert_eq!(shown()?, 2);
+
+    a.clickhouse().server()?.kill9()?;
+    a.clickhouse().server()?.restart()?;
+    a.clickhouse().server()?.wait_healthy(WITHIN)?;
+    // ZooKeeper first has to end the session of the killed process.
+    eventually("the replica that was killed takes rows", || insert(3).ok());
+    eventually("its row shows on the other", || sync().ok());
+    assert_eq!(shown()?, 3);
+
+    let cut = a.keeper()?.begin(Trouble::Cut, 100);
+    let refused =
+        a.clickhouse().query(&format!("INSERT INTO {table} SETTINGS insert_keeper_max_retries = 1 VALUES (4)"));
+    assert!(refused.is_err(), "a replica without ZooKeeper took a row");
+    a.keeper()?.end(cut);
+    cluster.zookeeper()?.kill9()?;
+    cluster.zookeeper()?.restart()?;
+    cluster.zookeeper()?.wait_healthy(WITHIN)?;
+    eventually("rows are taken again", || insert(5).ok());
+    eventually("the last row shows", || sync().ok());
+    assert_eq!(shown()?, a.clickhouse().number(&format!("SELECT count() FROM {table}"))?);
+    a.clickhouse().query(&format!("DROP TABLE {table} ON CLUSTER tallyhouse SYNC"))?;
     Ok(())
 }
 

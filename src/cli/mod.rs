@@ -17,7 +17,7 @@ mod status;
 use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::retention::{self, Keep, Retention};
-use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::clickhouse::schema::{Form, Schema, SchemaProblem};
 use crate::commands::audit::AuditError;
 use crate::commands::erase::{Address, EraseError, NotAnAddress};
 use crate::commands::explain::UnknownCode;
@@ -32,7 +32,7 @@ use crate::platform::output::{self, Lost};
 use crate::platform::signals;
 use crate::platform::telemetry;
 use crate::service::{self, LeftOpen, RunError};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -92,6 +92,9 @@ enum Command {
         /// Create the cluster form of the schema (replicated local tables, distributed reads) on this cluster.
         #[arg(long, value_name = "NAME")]
         cluster: Option<String>,
+        /// Create the form for a database of this kind. Without --dry-run, the server says which it is.
+        #[arg(long, value_name = "FORM", conflicts_with = "cluster", value_enum)]
+        form: Option<FormArgument>,
         /// Remove rows of email_events once their UTC day is this many days ago, or keep them with `off`. Counters stay.
         #[arg(long, value_name = "DAYS|off")]
         raw_ttl_days: Option<Keep>,
@@ -300,10 +303,10 @@ impl Cli {
         match self.command {
             Command::Run => Ok(run(settings.sources()?).await?.into()),
             Command::Config(ConfigCommand::Explain) => Ok(settings.load()?.explain().into()),
-            Command::Migrate { dry_run, cluster, raw_ttl_days, rejected_ttl_days } => {
-                let schema = cluster.as_deref().map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
+            Command::Migrate { dry_run, cluster, form, raw_ttl_days, rejected_ttl_days } => {
+                let form = cluster.map(Form::Cluster).or(form.map(Form::from));
                 let keep = [(false, raw_ttl_days), (true, rejected_ttl_days)];
-                Ok(migrate(&settings.load()?.config, dry_run, &schema, keep).await?.into())
+                Ok(migrate(&settings.load()?.config, dry_run, form, keep).await?.into())
             }
             Command::Audit(arguments) => audit::run(&settings.load()?.config, arguments).await,
             Command::Repair(command) => repair::run(&settings.load()?.config, command).await,
@@ -318,6 +321,27 @@ impl Cli {
             Command::Explain(arguments) => explain::run(&arguments),
             Command::Completions(arguments) => Ok(pages::completions(&arguments)),
             Command::Man(arguments) => pages::man(&arguments),
+        }
+    }
+}
+
+/// A form of the schema that needs no name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FormArgument {
+    /// Tables on one server.
+    Single,
+    /// Replicated tables in a database with the engine Replicated.
+    ReplicatedDatabase,
+    /// Shared tables of ClickHouse Cloud.
+    Shared,
+}
+
+impl From<FormArgument> for Form {
+    fn from(argument: FormArgument) -> Form {
+        match argument {
+            FormArgument::Single => Form::Single,
+            FormArgument::ReplicatedDatabase => Form::ReplicatedDatabase,
+            FormArgument::Shared => Form::Shared,
         }
     }
 }
@@ -361,27 +385,34 @@ async fn run(sources: Sources) -> Result<String, CliError> {
     Ok(format!("{summary}\n"))
 }
 
-/// Makes the tables. `keep` says for how long raw or rejected rows are kept, where that is to be changed.
+/// Makes the tables. `form` says their form where the server is not to say it. `keep` says for how long raw or rejected rows are
+/// kept, where that is to be changed.
 async fn migrate(
     config: &Config,
     dry_run: bool,
-    schema: &Schema,
+    form: Option<Form>,
     keep: [(bool, Option<Keep>); 2],
 ) -> Result<String, CliError> {
     let database = &config.clickhouse.database;
-    let changes = |now| {
+    let changes = |schema: &Schema, now: Option<&Retention>| -> Vec<String> {
         let wanted = keep.iter().filter_map(|&(rejected, keep)| Some((rejected, keep?)));
-        wanted.flat_map(move |(rejected, keep)| retention::statements(schema, database, rejected, keep, now))
+        wanted.flat_map(|(rejected, keep)| retention::statements(schema, database, rejected, keep, now)).collect()
     };
     if dry_run {
+        let schema = Schema::of(&form.unwrap_or(Form::Single))?;
         let mut plan = schema.plan(database)?;
-        changes(None).for_each(|sql| plan.push_str(&format!("\n{sql};\n")));
+        changes(&schema, None).iter().for_each(|sql| plan.push_str(&format!("\n{sql};\n")));
         return Ok(plan);
     }
     let client = Client::new(&clickhouse_options(config))?;
-    let mut report = schema.migrate(&client).await?.to_string();
-    let now = Retention::read(&client, schema).await?;
-    for sql in changes(Some(&now)) {
+    let form = match form {
+        Some(form) => form,
+        None => Form::found(&client).await?,
+    };
+    let schema = Schema::of(&form)?;
+    let mut report = format!("form           {form}\n{}", schema.migrate(&client).await?);
+    let now = Retention::read(&client, &schema).await?;
+    for sql in changes(&schema, Some(&now)) {
         client.execute(&sql).await?;
         report.push_str(&format!("done           {sql}\n"));
     }

@@ -473,6 +473,16 @@ impl<'c> Statement<'c> {
         self
     }
 
+    /// Adds a setting without which the statement is right as well, if the server knows it. Its name is one of those that
+    /// [`settings`] asks for.
+    ///
+    /// # Errors
+    /// Any of [`ClickHouseError`].
+    pub async fn optional_setting(self, name: &str, value: &str) -> Result<Self, ClickHouseError> {
+        let is_known = self.client.pins().await?.optional.contains(&name);
+        Ok(if is_known { self.setting(name, value) } else { self })
+    }
+
     /// Adds the settings that an INSERT of no batch needs. No token of a profile goes with it.
     ///
     /// # Errors

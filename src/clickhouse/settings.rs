@@ -30,8 +30,9 @@ enum Statements {
 enum Need {
     /// Another value falsifies. If a server does not know the setting, this danger does not exist there.
     Right,
-    /// As `Right`, and the server has to know the setting as well.
-    Known,
+    /// On a server that does not know [`DEDUPLICATE`] as `Right`, and the server has to know the setting as well. Other servers
+    /// do not look at it.
+    Before26_2,
     /// Each statement gives its own value, so the user must be allowed to change it.
     Free,
     /// It cannot be sent, so the user has to have it already.
@@ -48,7 +49,7 @@ const EMPTY: &str = "reads would give another answer where there are no rows";
 const SPLIT: &str = "the rows of a batch would not be taken whole or not at all";
 
 #[rustfmt::skip]
-const WANTED: [Wanted; 35] = [
+const WANTED: [Wanted; 36] = [
     ("readonly", "0", Statements::Inserts, Need::Had, "nothing may be written"),
     ("timeout_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
     ("timeout_overflow_mode_leaf", "throw", Statements::Both, Need::Right, LIMIT),
@@ -78,7 +79,8 @@ const WANTED: [Wanted; 35] = [
     ("force_index_by_date", "0", Statements::Reads, Need::Right, "reads would be refused"),
     ("async_insert", "0", Statements::Inserts, Need::Right, "an insert would be acknowledged before its token is looked at"),
     ("insert_deduplication_token", "", Statements::Inserts, Need::Free, "a repeated insert would be counted again"),
-    (DEDUPLICATE, "enable", Statements::Inserts, Need::Known, "a repeated insert would be counted again"),
+    (DEDUPLICATE, "enable", Statements::Inserts, Need::Right, "a repeated insert would be counted again"),
+    (INSERT_DEDUPLICATE, "1", Statements::Inserts, Need::Before26_2, "a repeated insert would be counted again"),
     ("use_strict_insert_block_limits", "0", Statements::Inserts, Need::Right, SPLIT),
     ("max_partitions_per_insert_block", "0", Statements::Inserts, Need::Right, "a batch with many days would be refused for ever"),
     ("insert_quorum", "0", Statements::Inserts, Need::Right, "rows could be taken away after they were shown"),
@@ -105,6 +107,11 @@ pub struct Found {
 
 /// The setting that compares tokens and contents of inserts. Only the inserts of batches need it.
 const DEDUPLICATE: &str = "deduplicate_insert";
+/// The same in ClickHouse before 26.2.
+const INSERT_DEDUPLICATE: &str = "insert_deduplicate";
+
+/// Settings of single statements that are right without them. They are sent if the server knows them.
+const OPTIONAL: [&str; 2] = ["enable_shared_storage_snapshot_in_query", "use_query_condition_cache"];
 
 /// Query for every setting that matters.
 pub(super) const QUESTION: &str = "SELECT name, value, readonly, ifNull(min, '') AS min, ifNull(max, '') AS max, \
@@ -121,7 +128,7 @@ pub(super) const OF_THE_QUESTION: [(&str, &str); 5] = [
 
 /// Returns the names of the settings that matter.
 pub(super) fn names() -> Vec<&'static str> {
-    WANTED.iter().map(|(name, ..)| *name).chain([LOG_COMMENT, MAX_EXECUTION_TIME]).collect()
+    WANTED.iter().map(|(name, ..)| *name).chain(OPTIONAL).chain([LOG_COMMENT, MAX_EXECUTION_TIME]).collect()
 }
 
 /// Setting that only identifies whose statement it is.
@@ -139,6 +146,8 @@ pub struct Pins {
     pub reads: Vec<Pin>,
     /// Sent with each insert of a batch.
     pub inserts: Vec<Pin>,
+    /// Settings of single statements that the server knows.
+    pub optional: Vec<&'static str>,
     /// Settings that are needed and cannot be had, in words; empty if all is well.
     pub problems: Vec<String>,
 }
@@ -146,7 +155,7 @@ pub struct Pins {
 impl Pins {
     /// Returns the settings for an INSERT of no batch: those of a batch's insert, without the comparison of tokens.
     pub fn plain_inserts(&self) -> impl Iterator<Item = &Pin> {
-        self.inserts.iter().filter(|(name, _)| *name != DEDUPLICATE)
+        self.inserts.iter().filter(|(name, _)| ![DEDUPLICATE, INSERT_DEDUPLICATE].contains(name))
     }
 
     /// Returns everything that prevents exactness, with the remedy.
@@ -167,13 +176,15 @@ pub(super) struct Own<'a> {
 /// Decides which settings are sent, and which problems there are.
 pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
     let of = |name: &str| found.iter().find(|found| found.name == name);
-    let mut pins = Pins::default();
+    let optional = OPTIONAL.into_iter().filter(|name| of(name).is_some()).collect();
+    let mut pins = Pins { optional, ..Pins::default() };
     for &(name, value, statements, need, why) in &WANTED {
         let profiles = |found: &Found| format!("the settings profile {} of the ClickHouse user", found.profiles);
         match of(name) {
-            None if matches!(need, Need::Known | Need::Free) => {
+            _ if need == Need::Before26_2 && of(DEDUPLICATE).is_some() => {}
+            None if matches!(need, Need::Before26_2 | Need::Free) => {
                 pins.problems.push(format!(
-                    "this ClickHouse does not know the setting {name}, so {why}: upgrade ClickHouse to 26.2 or later"
+                    "this ClickHouse does not know the setting {name}, so {why}: upgrade ClickHouse to 25.3 or later"
                 ));
             }
             None => {}
@@ -285,7 +296,7 @@ mod tests {
 
     #[test]
     fn what_is_fixed_to_a_wrong_value_is_named_with_its_profile() {
-        for (name, ..) in WANTED.iter().filter(|(name, ..)| *name != "readonly") {
+        for (name, ..) in WANTED.iter().filter(|(name, ..)| ![INSERT_DEDUPLICATE, "readonly"].contains(name)) {
             let problem = with(name, |found| found.readonly = 1).problem().unwrap().problem;
             assert!(problem.contains(name) && problem.contains("profile th"), "{problem}");
         }
@@ -317,8 +328,23 @@ mod tests {
         assert!(
             pins.problem().is_none() && pins.inserts.iter().all(|(name, _)| *name != "use_strict_insert_block_limits")
         );
-        let older: Vec<Found> = server().into_iter().filter(|found| found.name != "deduplicate_insert").collect();
-        assert!(judge(&older, OWN).problem().unwrap().problem.contains("does not know the setting deduplicate_insert"));
+        // Before 26.2 another setting compares inserts, and it goes with no insert of a later server.
+        let sends = |pins: &Pins| pins.inserts.contains(&("insert_deduplicate", "1".to_owned()));
+        assert!(!sends(&pins));
+        let without = |names: &[&str]| -> Vec<Found> {
+            server().into_iter().filter(|found| !names.contains(&found.name.as_str())).collect()
+        };
+        let pins = judge(&without(&["deduplicate_insert"]), OWN);
+        assert!(pins.problem().is_none() && sends(&pins));
+        assert!(pins.plain_inserts().all(|(name, _)| *name != "insert_deduplicate"));
+        let pins = judge(&without(&["deduplicate_insert", "insert_deduplicate"]), OWN);
+        assert!(pins.problem().unwrap().problem.contains("does not know the setting insert_deduplicate"));
+    }
+
+    #[test]
+    fn a_setting_of_one_statement_is_sent_where_it_is_known() {
+        assert_eq!(judge(&server(), OWN).optional, OPTIONAL);
+        assert!(judge(&[], OWN).optional.is_empty());
     }
 
     #[test]

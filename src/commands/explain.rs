@@ -54,6 +54,7 @@ pages! {
     "report"
     "privacy"
     "upgrade"
+    "compatibility"
     "exactness"
     "limits"
     "performance"

@@ -38,6 +38,7 @@ pub(super) async fn await_schema(
         };
         let error = match checked {
             Ok(()) => {
+                tracing::info!(form = %schema.form(), "the schema fits");
                 health.clear("clickhouse");
                 return Ok(true);
             }

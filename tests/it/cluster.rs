@@ -1,11 +1,13 @@
 //! Tests the cluster form of the schema on two servers, as the two shards of one cluster.
 //!
-//! The servers here have no interserver port and no ON CLUSTER. So every statement runs on each server, and the local
-//! tables are Replicated ones without replication. The Distributed tables and the views are those of `sql/cluster/`,
-//! word for word. Replication itself is not run.
+//! The shards have no interserver port and no ON CLUSTER. So every statement runs on each server, and the local tables are
+//! Replicated ones without replication. The Distributed tables and the views are those of `sql/cluster/`, word for word.
+//! A test of its own runs `sql/cluster/` as it stands on real replicas.
 
+use crate::operate::{check, json};
+use crate::service::Bench;
 use devstack::clickhouse::CLUSTER;
-use devstack::{ClickHouse, ClickHouseOptions};
+use devstack::{ClickHouse, ClickHouseOptions, Stack};
 use tallyhouse::clickhouse::schema::Schema;
 
 /// Returns the statements of `tallyhouse migrate --cluster`, in a form that these servers can run.
@@ -86,4 +88,38 @@ pub async fn two_shards_are_read_as_one(_url: &str, database: &str) {
     let torn = format!("INSERT INTO {database}.daily (day, total) VALUES ('2026-11-24', 1)");
     let refused = shards[0].query(&torn).unwrap_err().to_string();
     assert!(refused.contains("sharding key"), "{refused}");
+}
+
+/// `migrate --cluster` makes tables on two real replicas, again without a change, and later finds their form by itself. Rows
+/// of one replica show on the other. `check` and `run` name the form, which `run` does not write yet.
+pub async fn replicas_get_the_same_tables(url: &str, database: &str) {
+    let bench = Bench::new(url, database).await;
+    let replicas = Stack::shared().replicas().unwrap();
+    let [a, b] = [0, 1].map(|number| replicas.replica(0, number).clickhouse());
+    let database = format!("{database}_replicas");
+    let settings = [("TALLYHOUSE__CLICKHOUSE__URL", a.url()), ("TALLYHOUSE__CLICKHOUSE__DATABASE", database.as_str())];
+    let named = format!("replicated tables on the cluster {CLUSTER}");
+    let on_cluster: &[&str] = &["migrate", "--cluster", CLUSTER];
+    for (arguments, said) in [(on_cluster, "applied "), (on_cluster, "already there"), (&["migrate"], "already there")]
+    {
+        let (status, output, error) = bench.run(arguments, &settings);
+        assert!(status == Some(0) && output.contains(said) && output.contains(&named), "{status:?} {output}{error}");
+        assert_eq!(output.contains("applied "), said == "applied ", "{output}");
+    }
+    let engine = format!("SELECT engine FROM system.tables WHERE database = '{database}' AND name = 'daily_local'");
+    assert_eq!(b.query(&engine).unwrap(), "ReplicatedSummingMergeTree");
+    let row = "(day, total, source, end_offset) VALUES ('2026-11-24', 5, 't/0', 9)";
+    a.query(&format!("INSERT INTO {database}.daily_local {row}")).unwrap();
+    b.query(&format!("SYSTEM SYNC REPLICA {database}.daily_local LIGHTWEIGHT")).unwrap();
+    assert_eq!(b.query(&format!("SELECT sum(total), max(end_offset) FROM {database}.daily_local")).unwrap(), "5\t9");
+    // A Distributed table asks one replica of each shard.
+    assert_eq!(b.query(&format!("SELECT sum(total) FROM {database}.daily")).unwrap(), "5");
+
+    let (status, report) = json(&bench, "check", &settings);
+    let (schema, fix) = check(&report, "schema");
+    assert!(status == Some(1) && schema == "failed" && fix.contains("tallyhouse migrate"), "{report:#}");
+    assert!(report.to_string().contains(&named), "{report:#}");
+    let (status, _, log) = bench.run(&["run"], &settings);
+    assert!(status == Some(1) && log.contains(&named), "{status:?} {log}");
+    a.query(&format!("DROP DATABASE {database} ON CLUSTER {CLUSTER} SYNC")).unwrap();
 }

@@ -5,7 +5,7 @@
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::{Schema, SchemaProblem};
+use super::{Form, Schema, SchemaProblem};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use tallyhouse_core::source::Table;
@@ -74,7 +74,7 @@ pub(super) async fn tables_fit(client: &Client, schema: &Schema) -> Result<(), S
         let (name, expected) = (schema.insert_target(table.name()), table.definition());
         let mut differences = Vec::new();
         if let Some(found) = tables.iter().find(|table| table.name == name) {
-            differences.extend(engine_differences(&expected, found, schema.cluster.is_some()));
+            differences.extend(engine_differences(&expected, found, &schema.form));
         }
         differences.extend(column_differences(&expected, &name, &columns));
         if !differences.is_empty() {
@@ -95,8 +95,12 @@ async fn tables(client: &Client) -> Result<Vec<FoundTable>, ClickHouseError> {
         .await
 }
 
-fn engine_differences(expected: &Definition, found: &FoundTable, replicated: bool) -> Vec<String> {
-    let prefix = if replicated { "Replicated" } else { "" };
+fn engine_differences(expected: &Definition, found: &FoundTable, form: &Form) -> Vec<String> {
+    let prefix = match form {
+        Form::Single => "",
+        Form::Cluster(_) | Form::ReplicatedDatabase => "Replicated",
+        Form::Shared => "Shared",
+    };
     let mut differences = Vec::new();
     let mut compare = |what: &str, found: &str, expected: &str| {
         if found != expected {
@@ -109,7 +113,7 @@ fn engine_differences(expected: &Definition, found: &FoundTable, replicated: boo
     if has_column_list(&found.engine_full) {
         differences.push("ENGINE has a list of columns, which keeps max from merging end_offset".to_owned());
     }
-    differences.extend(window_difference(&found.engine_full, replicated));
+    differences.extend(window_difference(&found.engine_full, *form != Form::Single));
     differences
 }
 
@@ -140,7 +144,7 @@ fn type_fits(found: &str, expected: &str) -> bool {
 }
 
 /// True if a SummingMergeTree names the columns to sum: `SummingMergeTree(total)`, or a third argument of the replicated engine.
-/// The first two of the replicated engine are quoted.
+/// The first two of the replicated and of the shared engine are quoted.
 fn has_column_list(engine_full: &str) -> bool {
     let head = engine_full.split(" PARTITION BY").next().unwrap_or_default();
     head.contains("SummingMergeTree(") && !head.ends_with("')")
@@ -175,6 +179,8 @@ mod tests {
         for none in [
             "SummingMergeTree PARTITION BY toYYYYMM(day)",
             "ReplicatedSummingMergeTree('/t/total', '{replica}') PARTITION BY toYYYYMM(day)",
+            "ReplicatedSummingMergeTree PARTITION BY toYYYYMM(day)",
+            "SharedSummingMergeTree('/t/total', '{replica}') PARTITION BY toYYYYMM(day)",
         ] {
             assert!(!has_column_list(none), "{none}");
         }

@@ -4,6 +4,7 @@
 //! interrupted migration is completed by a second run.
 
 mod check;
+mod form;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,6 +16,7 @@ use thiserror::Error;
 use super::client::{Client, identifier};
 use super::error::ClickHouseError;
 use crate::platform::advice::Advice;
+pub use form::Form;
 
 /// A file of `sql/`.
 #[derive(Debug, Clone, Copy)]
@@ -57,10 +59,10 @@ const CLUSTER: &[Migration] = &[
     migration!(5, "cluster/0005_event_types", 5),
 ];
 
-/// The schema in one of its two forms.
+/// The schema in one of its forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schema {
-    cluster: Option<String>,
+    form: Form,
 }
 
 /// The result of [`Schema::migrate`].
@@ -84,6 +86,8 @@ pub enum SchemaProblem {
     ClickHouse(#[from] ClickHouseError),
     /// The database does not exist.
     NoDatabase { database: String },
+    /// The tables have another form than this command works with.
+    Form { database: String, found: Form, wanted: Form },
     /// Tables do not exist.
     NoTables { database: String, tables: Vec<String> },
     /// The newest applied migration is older than this binary's.
@@ -101,6 +105,10 @@ impl SchemaProblem {
     pub fn advice(&self) -> Advice {
         match self {
             Self::ClickHouse(error) => error.advice(),
+            Self::Form { database, found, wanted } => Advice::new(
+                format!("the database {database} has {found}, but this binary writes {wanted} only"),
+                "Set clickhouse.database to another one and run: tallyhouse migrate",
+            ),
             Self::NoDatabase { database } => {
                 Advice::new(format!("the database {database} does not exist"), "Run: tallyhouse migrate")
             }
@@ -143,7 +151,7 @@ struct Applied {
 impl Schema {
     /// Returns the schema with MergeTree tables on one server.
     pub fn single() -> Self {
-        Self { cluster: None }
+        Self { form: Form::Single }
     }
 
     /// Returns the schema with replicated tables written on one shard, and Distributed tables to read them. They are on the
@@ -153,23 +161,23 @@ impl Schema {
     /// [`ClickHouseError::Config`] if `name` is not an [`identifier`].
     pub fn cluster(name: &str) -> Result<Self, ClickHouseError> {
         let name = identifier("clickhouse.cluster", name)?.to_owned();
-        Ok(Self { cluster: Some(name) })
+        Ok(Self { form: Form::Cluster(name) })
     }
 
     /// Returns the table that INSERTs go to. On a cluster, rows are written to the local table of a shard.
     pub fn insert_target(&self, table: &str) -> String {
-        match self.cluster {
-            Some(_) => format!("{table}_local"),
-            None => table.to_owned(),
+        match self.form {
+            Form::Cluster(_) => format!("{table}_local"),
+            Form::Single | Form::ReplicatedDatabase | Form::Shared => table.to_owned(),
         }
     }
 
     /// Returns the target of an ALTER of a table of the schema: the table that has the rows, on every server.
     pub fn alter_target(&self, database: &str, table: &str) -> String {
         let table = self.insert_target(table);
-        match &self.cluster {
-            Some(cluster) => format!("{database}.{table} ON CLUSTER `{cluster}`"),
-            None => format!("{database}.{table}"),
+        match &self.form {
+            Form::Cluster(cluster) => format!("{database}.{table} ON CLUSTER `{cluster}`"),
+            Form::Single | Form::ReplicatedDatabase | Form::Shared => format!("{database}.{table}"),
         }
     }
 
@@ -234,6 +242,11 @@ impl Schema {
         if !check::database_exists(client).await? {
             let database = database.to_owned();
             return Err(SchemaProblem::NoDatabase { database });
+        }
+        let found = Form::found(client).await?;
+        if found != self.form {
+            let (database, wanted) = (database.to_owned(), self.form.clone());
+            return Err(SchemaProblem::Form { database, found, wanted });
         }
         let tables = check::missing_tables(client, self).await?;
         if !tables.is_empty() {
@@ -313,23 +326,27 @@ impl Schema {
             .await
     }
 
-    /// Returns the text of a file with its placeholders filled in. Both values are identifiers.
+    /// Returns the text of a file in this form, with its placeholders filled in. Both values are identifiers.
     fn fill(&self, file: &Migration, database: &str) -> String {
-        let cluster = self.cluster.as_deref().unwrap_or_default();
-        file.sql.replace("{database}", database).replace("{cluster}", cluster)
+        let sql = file.sql.replace("{database}", database);
+        match &self.form {
+            Form::Cluster(cluster) => sql.replace("{cluster}", cluster),
+            Form::ReplicatedDatabase | Form::Shared => form::replicated(&sql),
+            Form::Single => sql,
+        }
     }
 
     fn bookkeeping(&self) -> &'static Migration {
-        match self.cluster {
-            Some(_) => &CLUSTER_BOOKKEEPING,
-            None => &SINGLE_BOOKKEEPING,
+        match self.form {
+            Form::Cluster(_) => &CLUSTER_BOOKKEEPING,
+            Form::Single | Form::ReplicatedDatabase | Form::Shared => &SINGLE_BOOKKEEPING,
         }
     }
 
     fn migrations(&self) -> std::slice::Iter<'static, Migration> {
-        match self.cluster {
-            Some(_) => CLUSTER.iter(),
-            None => SINGLE.iter(),
+        match self.form {
+            Form::Cluster(_) => CLUSTER.iter(),
+            Form::Single | Form::ReplicatedDatabase | Form::Shared => SINGLE.iter(),
         }
     }
 
@@ -422,6 +439,14 @@ mod tests {
                 tables.insert(name.to_owned(), table);
             } else if let Some(alter) = statement.strip_prefix("ALTER TABLE campaigns.") {
                 let (name, change) = alter.split_once(' ').unwrap();
+                if let Some(column) = change.strip_prefix("MODIFY COLUMN ") {
+                    let mut modified = Made::default();
+                    modified.add_column(&column.split_whitespace().collect::<Vec<_>>().join(" "));
+                    let (column, data_type) = modified.columns.remove(0);
+                    let table = tables.get_mut(name).unwrap();
+                    table.columns.iter_mut().find(|(known, _)| *known == column).unwrap().1 = data_type;
+                    continue;
+                }
                 match change.strip_prefix("ADD COLUMN IF NOT EXISTS ") {
                     Some(column) => {
                         let table = tables.get_mut(name).unwrap();
@@ -440,7 +465,7 @@ mod tests {
     #[test]
     fn the_sql_makes_the_tables_of_the_core() {
         for schema in [Schema::single(), Schema::cluster("main").unwrap()] {
-            let replicated = schema.cluster.is_some();
+            let replicated = schema.form != Form::Single;
             let made = made(&schema);
             for table in Table::ALL {
                 let definition = table.definition();
@@ -468,6 +493,23 @@ mod tests {
         }
     }
 
+    /// The forms without ON CLUSTER differ from the one for one server in engines and windows alone.
+    #[test]
+    fn a_replicated_database_has_the_same_tables() {
+        let plan = |form: Form| Schema { form }.plan("campaigns").unwrap();
+        let (single, replicated) = (plan(Form::Single), plan(Form::ReplicatedDatabase));
+        assert_eq!(plan(Form::Shared), replicated);
+        let changed: Vec<(&str, &str)> = single.lines().zip(replicated.lines()).filter(|(a, b)| a != b).collect();
+        let engines = changed.iter().filter(|(line, _)| line.starts_with("ENGINE = "));
+        assert!(engines.clone().all(|(a, b)| *b == a.replace("ENGINE = ", "ENGINE = Replicated")));
+        assert_eq!(engines.count(), single.matches("\nENGINE = ").count());
+        let window =
+            "SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800";
+        let windows = changed.iter().filter(|(line, _)| !line.starts_with("ENGINE = "));
+        assert!(windows.clone().all(|(_, b)| *b == window) && windows.count() == 3);
+        assert_eq!(single.lines().count(), replicated.lines().count());
+    }
+
     #[test]
     fn names_that_are_not_identifiers_never_reach_sql() {
         for name in ["", "a-b", "a`b", "a b", "1a", "a;DROP TABLE b", "ä"] {
@@ -492,7 +534,7 @@ mod tests {
                 assert!(!statement.contains("{database}"), "{statement}");
                 assert!(!statement.contains("{cluster}"), "{statement}");
                 let on_cluster = statement.contains(" ON CLUSTER `main`");
-                assert_eq!(on_cluster, schema.cluster.is_some(), "{statement}");
+                assert_eq!(on_cluster, matches!(schema.form, Form::Cluster(_)), "{statement}");
             }
         }
     }

@@ -135,7 +135,8 @@ async fn look(
     );
     let found: Vec<Difference> = client
         .query(&sql)
-        .setting("enable_shared_storage_snapshot_in_query", "1")
+        .optional_setting("enable_shared_storage_snapshot_in_query", "1")
+        .await?
         .bind(&bounds.sources)
         .bind(&bounds.sources)
         .bind(&bounds.finished)

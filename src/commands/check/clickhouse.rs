@@ -58,12 +58,13 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Ok((skew_ms, round_trip_ms)) => judge::clock(skew_ms, round_trip_ms),
         Err(error) => fails(Code::Clock, error),
     });
-    if let Err(problem) = Schema::single().check(client).await {
+    let schema = Schema::single();
+    if let Err(problem) = schema.check(client).await {
         made.push(Outcome::failed_with(Code::Schema, problem.advice()));
         return made;
     }
-    made.push(Outcome::ok(Code::Schema, "the tables are this binary's"));
-    made.push(match Schema::single().missing_views(client).await {
+    made.push(Outcome::ok(Code::Schema, format!("the tables are this binary's: {}", schema.form())));
+    made.push(match schema.missing_views(client).await {
         Ok(missing) => judge::views(&missing),
         Err(error) => fails(Code::Views, error),
     });
@@ -92,7 +93,7 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Ok(windows) => judge::dedup_windows(&windows),
         Err(error) => fails(Code::DedupWindows, error),
     });
-    made.push(match Retention::read(client, &Schema::single()).await {
+    made.push(match Retention::read(client, &schema).await {
         Ok(retention) => judge::retention(&retention),
         Err(error) => fails(Code::Retention, error),
     });

@@ -16,9 +16,8 @@ use tallyhouse_core::protocol::outlook::Position;
 use tallyhouse_core::source::Table;
 use tallyhouse_core::tables::DEDUPLICATION_WINDOW;
 
-/// The first ClickHouse version with the setting `deduplicate_insert`. Every insert carries the setting, and older
-/// servers refuse it.
-pub const CLICKHOUSE_VERSION_MIN: (u32, u32) = (26, 2);
+/// The oldest ClickHouse version that is tested: the oldest line with long-term support.
+pub const CLICKHOUSE_VERSION_MIN: (u32, u32) = (25, 3);
 
 /// Difference of the clocks, in ms, beyond which the times in the log and in the tables are hard to compare.
 const SKEW_WARNING_MS: u64 = 2_000;

@@ -61,7 +61,7 @@ impl<'a> Tables<'a> {
     pub(super) async fn find(&self) -> Result<Plan, ClickHouseError> {
         let session = format!("tallyhouse-erase-{:032x}", rand::random::<u128>());
         let create = "CREATE TEMPORARY TABLE erase_pattern (pattern String)";
-        self.in_session(create, &session).execute().await?;
+        self.in_session(create, &session).await?.execute().await?;
         retry_until(async || self.send_pattern(&session).await).await?;
         // An empty pattern is in every text, so a pattern that has not arrived is an error.
         let pattern = "assumeNotNull((SELECT if(throwIf(count() != 1) = 0, any(pattern), '') FROM erase_pattern))";
@@ -75,17 +75,17 @@ impl<'a> Tables<'a> {
             "SELECT toString(source), source_offset FROM rejected_events \
              WHERE match(toValidUTF8(payload), {pattern}) OR match(toValidUTF8(key), {pattern}) OR match(error, {pattern})"
         );
-        let events = retry_until(async || self.in_session(&events, &session).rows().await).await?;
-        let rejects = retry_until(async || self.in_session(&rejects, &session).rows().await).await?;
+        let events = retry_until(async || self.in_session(&events, &session).await?.rows().await).await?;
+        let rejects = retry_until(async || self.in_session(&rejects, &session).await?.rows().await).await?;
         let drop = "DROP TEMPORARY TABLE erase_pattern";
-        retry_until(async || self.in_session(drop, &session).execute().await).await?;
+        retry_until(async || self.in_session(drop, &session).await?.execute().await).await?;
         Ok(Plan { events, rejects })
     }
 
-    fn in_session(&self, sql: &str, session: &str) -> Statement<'_> {
+    async fn in_session(&self, sql: &str, session: &str) -> Result<Statement<'_>, ClickHouseError> {
         let query = self.client.query(sql).setting("session_id", session);
         // The cache would print its condition, with the pattern filled in, into the server's log.
-        query.setting("use_query_condition_cache", "0")
+        query.optional_setting("use_query_condition_cache", "0").await
     }
 
     async fn send_pattern(&self, session: &str) -> Result<(), ClickHouseError> {

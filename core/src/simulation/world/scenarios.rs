@@ -29,7 +29,8 @@ fn is_daily(world: &World, i: usize, joint: bool) -> bool {
 fn an_expelled_member_is_acknowledged() -> Option<String> {
     let logs = vec![Log::new(vec![Record::Event { day: DAYS[0].0 }; 2], 1); 2];
     let mut world = World::new(Rules { gathers: true, ..Rules::REAL }, &[PLENTY; 2], 40, logs, 2);
-    (world.make(Move::Assign(0, 0)), world.make(Move::Assign(1, 0)));
+    world.make(Move::Assign(0, 0));
+    world.make(Move::Assign(1, 0));
     let together = |_: &World, next| !matches!(next, Move::Take(..) | Move::LeaveAbsent(_) | Move::Produce(_));
     // The member verifies its first batches anyway.
     let first = |world: &World| {
@@ -40,7 +41,8 @@ fn an_expelled_member_is_acknowledged() -> Option<String> {
             .all(|p| p.tasks.iter().all(waits) && p.committed.as_ref().is_some_and(|c| c.offset == 1))
     };
     drive(&mut world, together, first);
-    (world.make(Move::Produce(0)), world.make(Move::Produce(1)));
+    world.make(Move::Produce(0));
+    world.make(Move::Produce(1));
     drive(&mut world, together, |world| is_daily(world, 0, true));
     world.make(Move::Fault(Fault::Expire(0)));
     world.make(Move::Assign(0, 1));
