@@ -144,17 +144,15 @@ impl Expression {
     }
 }
 
-/// Returns the first value that is not empty. A text counts without its quotes, and anything else as its JSON.
+/// Returns the first value that is not empty. ClickHouse gives a text without its quotes, and anything else as its JSON.
 fn first_of(paths: &[String]) -> Expression {
     let mut values = Vec::new();
     let mut texts = Vec::new();
     for path in paths {
-        let names: Vec<String> = path.split('.').map(str::to_owned).collect();
-        let keys = vec!["?"; names.len()].join(", ");
-        values.push(format!(
-            "if(JSONType(metadata, {keys}) = 'String', JSONExtractString(metadata, {keys}), JSONExtractRaw(metadata, {keys}))"
-        ));
-        (0..3).for_each(|_| texts.extend(names.iter().cloned()));
+        let names = path.split('.').map(str::to_owned);
+        let before = texts.len();
+        texts.extend(names);
+        values.push(format!("JSONExtractString(metadata, {})", vec!["?"; texts.len() - before].join(", ")));
     }
     Expression { sql: format!("arrayFirst(x -> x != '', [{}]::Array(String))", values.join(", ")), texts }
 }
