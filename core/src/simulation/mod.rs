@@ -3,7 +3,7 @@
 //! One seed makes one world (log, members, number of faults) and one order of events, so any failure replays.
 //! `TALLYHOUSE_SIM_SEED=7 cargo test -p tallyhouse-core simulation::every_seed_is_exact -- --exact --nocapture` runs that seed alone
 //! and prints every move.
-//! `TALLYHOUSE_SIM_SEEDS=1000000` runs that number of seeds.
+//! `TALLYHOUSE_SIM_SEEDS=1000000` runs that number of seeds. `TALLYHOUSE_SIM_GUARD=Group` searches for the need of these guards alone.
 //!
 //! Must never draw anything from outside of the seed.
 
