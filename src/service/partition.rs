@@ -501,7 +501,7 @@ impl Partition {
             }
             None => self.insert_alone(held, group, insert, attempt).await,
         };
-        if outcome == Outcome::Inserted {
+        if matches!(outcome, Outcome::Inserted | Outcome::InsertUnproven) {
             failpoint::hit(match table {
                 Table::Raw => "raw_inserted",
                 Table::Daily => "daily_inserted",

@@ -322,12 +322,6 @@ pub const LOOKS_FOR_ROWS: u32 = 3;
 /// first token. If the second one also leaves none, the rows are hidden, and each further insert would count them once more.
 pub const INSERTS_MAX: u32 = 2;
 
-/// Returns the number of acknowledged inserts of the same rows. Any other source may have used the token of a group, so it is not
-/// counted.
-fn inserts_max(group: Option<GroupId>) -> u32 {
-    INSERTS_MAX + u32::from(group.is_some())
-}
-
 /// Number of looks in a row that must find the log too short, or the tables too empty, before the partition stops. A broker that
 /// does not know yet that it is no longer the leader reports an old end.
 pub const LOOKS_MAX: u32 = 10;
@@ -743,7 +737,7 @@ impl Protocol {
                         let asking = State::Asking { batch, differs, repeated: Some((insert, inserts)), look };
                         self.enter(asking, Action::ReadMarks { range, group, quiet: false, look })
                     }
-                    true if inserts >= inserts_max(group) || insert != left[0] => {
+                    true if inserts >= INSERTS_MAX || insert != left[0] => {
                         Action::Stop(StopReason::NotShown { range, table, inserts })
                     }
                     _ => self.insert(batch, left, Some(inserts)),

@@ -15,7 +15,8 @@ use tallyhouse_core::decode::mapped::Decoder;
 use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, Progress};
-use tallyhouse_core::protocol::outlook::Position;
+use tallyhouse_core::protocol::outlook::{Outlook, Position};
+use tallyhouse_core::protocol::stop::StopReason;
 use tallyhouse_core::source::{OffsetRange, Source};
 
 /// Longest time that a group or partition may be without a broker.
@@ -108,6 +109,10 @@ impl Reader {
             let mut position = Position { source, progress, log, first_stored, marks: None, marked };
             if let Some((range, _)) = position.intent() {
                 position.marks = Some(self.sink.marks(range, &position.source, None).await?);
+            }
+            // A member may have inserted and committed since the tables were read. Then they seem to lack what is committed.
+            if matches!(position.outlook(), Outlook::Stops(StopReason::SinkBehind { .. })) {
+                position.progress = self.sink.progress(0, &position.source).await?;
             }
             positions.push(position);
         }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::marks::{Progress, down_to_mark};
 use tallyhouse_core::protocol::outlook::{Outlook, Position};
+use tallyhouse_core::protocol::stop::StopReason;
 use tallyhouse_core::source::Source;
 
 /// Time after which a look asks for no more partitions.
@@ -248,6 +249,13 @@ impl Watcher {
         if let Some((range, _)) = position.intent() {
             position.marks = match self.sink.marks(range, &position.source, None).await {
                 Ok(marks) => Some(marks),
+                Err(error) => return Ok(Err(error)),
+            };
+        }
+        // A member may have inserted and committed since the tables were read. Then they seem to lack what is committed.
+        if matches!(position.outlook(), Outlook::Stops(StopReason::SinkBehind { .. })) {
+            position.progress = match self.sink.progress(from, &position.source).await {
+                Ok(progress) => progress,
                 Err(error) => return Ok(Err(error)),
             };
         }

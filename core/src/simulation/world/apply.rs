@@ -626,8 +626,8 @@ impl World {
             }
         }
         let Some(clickhouse_partition) = self.server.take(i, k) else { return };
-        // If rows are hidden permanently, the needless repeats cannot be distinguished from needed ones.
-        let times_max = if self.rules.hides == Hides::ForGood { 1 + INSERTS_MAX as u8 } else { 1 };
+        // If rows are hidden permanently, one needless repeat cannot be distinguished from a needed one.
+        let times_max = if self.rules.hides == Hides::ForGood { INSERTS_MAX as u8 } else { 1 };
         let Sent { table, parts, .. } = &self.server.sent[i];
         for Part { partition: p, range, insert, content, .. } in parts {
             if insert.partitions.contains(&clickhouse_partition) {
