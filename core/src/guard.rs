@@ -42,10 +42,8 @@ pub enum Guard {
     Whole,
     /// A partition starts over if the reader has lost its position.
     Position,
-    /// A task takes only windows of its own last fill.
+    /// A task takes only windows of its own last fill, and a batch begins where the last one ended.
     Fill,
-    /// A batch begins where the last one ended.
-    Follows,
     /// One replay at a time is exempt from the pause.
     Permit,
     /// One partition holds no more memory than there is free memory.

@@ -352,7 +352,7 @@ impl Protocol {
         let state = std::mem::replace(&mut self.state, State::Ended);
         if let Outcome::Batch(batch) = &seen {
             // A batch that was lost on its way would leave a gap.
-            if batch.range.start != self.next_start && guard::is_on(Guard::Follows) {
+            if batch.range.start != self.next_start && guard::is_on(Guard::Fill) {
                 return self.start_over();
             }
             self.next_start = batch.range.end;

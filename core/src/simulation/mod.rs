@@ -214,7 +214,7 @@ fn without_any_one_guard_a_violation_is_found() {
         (Guard::Whole, real, &["CutShort", "Crash"]),
         (Guard::Position, real, &["LosePosition"]),
         (Guard::Fill, real, &["LosePosition", "Crash", "LoseCommitAnswer"]),
-        (Guard::Follows, real, &["LoseWindow"]),
+        (Guard::Fill, real, &["LoseWindow"]),
         (Guard::Permit, real, &["Crash"]),
         (Guard::Identity, real, &["TellIds", "Crash"]),
         (Guard::Quiet, unequal, &["Crash", "Expire", "ForgetTokens"]),
