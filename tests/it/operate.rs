@@ -229,8 +229,11 @@ pub async fn a_status_names_the_server_that_is_away(url: &str, database: &str) {
     assert!(text.starts_with("WRONG: Kafka at 127.0.0.1:1 does not answer"), "{text}");
 }
 
+/// The answer of an HTTP server to bytes that are no HTTP, such as the first ones of TLS.
+pub const NO_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+
 /// Answers each connection with these bytes, or closes it, until the test ends.
-fn answering(bytes: &'static [u8]) -> String {
+pub fn answering(bytes: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
@@ -245,7 +248,7 @@ fn answering(bytes: &'static [u8]) -> String {
 /// A port of another program is named, also by `run`, which ends where waiting does not help.
 pub async fn a_check_names_what_answers_in_the_place_of_kafka(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
-    let http = answering(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+    let http = answering(NO_HTTP);
     let named = format!("an HTTP server answers where Kafka should: {http}");
     for command in [&["check", "--json"][..], &["run"]] {
         let (status, out, error) = bench.run(command, &[("TALLYHOUSE__KAFKA__BROKERS", &http)]);

@@ -10,6 +10,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::intent::Metadata;
 
@@ -53,6 +54,17 @@ impl Bench {
         let element = list.find_partition(&self.topic, partition).unwrap();
         let offset = element.offset().to_raw().and_then(|offset| u64::try_from(offset).ok())?;
         Some((offset, element.metadata().to_owned()))
+    }
+
+    /// Waits until the committed offsets of these partitions sum up to `records`. The lag gauge of a partition may still rest on the
+    /// log as it was at the assignment.
+    pub async fn await_committed(&self, partitions: Range<i32>, records: u64, member: &Server) {
+        let deadline = Instant::now() + DEADLINE;
+        let committed = |partition| self.committed(partition).map_or(0, |(offset, _)| offset);
+        while partitions.clone().map(committed).sum::<u64>() < records {
+            assert!(Instant::now() < deadline, "{records} records are not committed: {}", member.stderr());
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
     }
 
     /// Returns the batches that are announced and not committed.

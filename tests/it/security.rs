@@ -5,7 +5,7 @@
 //! Correct settings work end to end. Wrong ones end the start with one message that names the key and what to do.
 
 use crate::belief::other_user;
-use crate::operate::{check, json, states};
+use crate::operate::{NO_HTTP, answering, check, json, states};
 use crate::service::{Bench, await_http, end};
 use devstack::kafka::secure::{PASSWORD, SecureKafka, USER};
 use devstack::producer::{Events, create_topic};
@@ -134,7 +134,7 @@ pub async fn tls_that_cannot_be_trusted_ends_the_start(url: &str, database: &str
     let by_number = kafka.tls().replace("localhost", "127.0.0.1");
     let encrypted = [client[0].clone(), kafka.encrypted_key()];
     let missing = [client[0].clone(), "/no/such/key.pem".into()];
-    let bare_http = vec![("TALLYHOUSE__CLICKHOUSE__URL", url.replace("http://", "https://"))];
+    let bare_http = vec![("TALLYHOUSE__CLICKHOUSE__URL", format!("https://{}", answering(NO_HTTP)))];
     let mixed = [client[0].clone(), stranger[1].clone()];
     let cases: Vec<(&str, Settings, i32, &[&str])> = vec![
         ("kafka, wrong authority", kafka_tls(kafka.tls(), &other), 1, &["UnknownIssuer", "kafka.tls.ca_file"]),
