@@ -90,8 +90,8 @@ impl Sink {
         Ok(())
     }
 
-    /// Returns the query id of an insert. Tokens are kept per table, query ids per server. Two deployments may write the same topic into two databases of one
-    /// server. Without the database, they would refuse each other's inserts (seen: code 216).
+    /// Returns the query id of an insert. Tokens are kept per table, query ids per server. Two deployments may write the same
+    /// topic into two databases of one server. Without the database, they would refuse each other's inserts (seen: code 216).
     fn query_id(&self, id: &str) -> String {
         format!("{id}:{}", self.client.database())
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::time::Duration;
 use tallyhouse_core::protocol::intent::Metadata;
 use tallyhouse_core::protocol::marks::{Marks, down_to_mark};
-use tallyhouse_core::protocol::outlook::{Outlook, Position};
+use tallyhouse_core::protocol::outlook::{Before, Outlook, Position};
 use tallyhouse_core::protocol::stop::StopReason;
 use tallyhouse_core::protocol::{Committed, LogView, may_commit};
 use tallyhouse_core::source::{OffsetRange, Source};
@@ -186,8 +186,8 @@ async fn plan_of(reader: &Reader, position: &Position, choice: Choice) -> Result
     let source = Source { topic_id, ..position.source.clone() };
     let from = down_to_mark(offset, metadata.marked);
     let progress = reader.progress(from, &source).await?;
-    let then =
-        Position { source: source.clone(), progress, log, marked: metadata.marked, ..position.clone() }.outlook();
+    let before = Before::of(&log);
+    let then = Position { source: source.clone(), progress, log, before, ..position.clone() }.outlook();
     let then = match then {
         Outlook::GoesOn(then) => then,
         // Offsets that retention has removed need a decision of their own.
@@ -349,14 +349,14 @@ mod tests {
             low: 10,
             high: 500,
         };
-        let topic_id = log.id_of_rows().unwrap();
+        let (topic_id, before) = (log.id_of_rows().unwrap(), Before::of(&log));
         Position {
             source: Source { cluster: String::new(), topic: "t".into(), topic_id, partition: 1 },
             progress: Progress { counted_end: shown, ..Progress::default() },
             log,
             first_stored: None,
             marks: None,
-            marked: metadata.marked,
+            before,
         }
     }
 

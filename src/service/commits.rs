@@ -5,7 +5,7 @@
 
 use super::joint::Joint;
 use crate::kafka::consumer::Consumer;
-use crate::kafka::offsets;
+use crate::kafka::{self, offsets};
 use crate::platform::clock::boot_time;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -64,11 +64,11 @@ pub fn start(consumer: &Arc<Consumer>, topic: &str, within: Duration) -> Joint<C
         let (consumer, topic) = (Weak::clone(&consumer), topic.clone());
         async move {
             let count = commits.len();
-            let done = tokio::task::spawn_blocking(move || {
+            let done = kafka::blocking(move || {
                 let consumer = consumer.upgrade().ok_or(KafkaError::Canceled)?;
                 commit_all(&consumer, &topic, &commits, within)
             });
-            done.await.unwrap_or(Err(KafkaError::Canceled)).unwrap_or_else(|error| vec![Err(error); count])
+            done.await.unwrap_or_else(|error| vec![Err(error); count])
         }
     })
 }

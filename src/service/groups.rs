@@ -48,7 +48,7 @@ struct Waiting {
     taken: oneshot::Sender<Taken>,
 }
 
-/// The wait of one task for a batch. It ends with the drop.
+/// The wait of one task for a batch. It ends with the drop, which leaves a newer wait of the same partition alone.
 pub struct Wait {
     groups: Arc<Groups>,
     partition: i32,
@@ -58,7 +58,11 @@ pub struct Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        locked(&self.groups.waiting).remove(&self.partition);
+        self.taken.close();
+        let mut waiting = locked(&self.groups.waiting);
+        if waiting.get(&self.partition).is_some_and(|one| one.taken.is_closed()) {
+            waiting.remove(&self.partition);
+        }
     }
 }
 
@@ -257,8 +261,11 @@ impl Live {
         }
         failpoint::hit("lease_checked");
         let names: Vec<String> = asked.iter().map(|(_, one)| one.source.name()).collect();
-        let parts: Vec<Part<'_>> =
-            asked.iter().zip(&names).map(|((insert, one), name)| part(insert, one, name)).collect();
+        let parts: Vec<Part<'_>> = asked
+            .iter()
+            .zip(&names)
+            .map(|((insert, one), source)| Part { batch: &one.batch.batch, partitions: &insert.partitions, source })
+            .collect();
         let token = one.source.token(one.batch.batch.range(), Some(self.id), table, 0);
         let started = Instant::now();
         let outcome = self.shared.sink.insert(table, &parts, &token, &one.source.joint_id(self.id, table)).await;
@@ -301,10 +308,6 @@ impl Live {
             self.start(&mut state, insert);
         }
     }
-}
-
-fn part<'a>(insert: &'a Insert, one: &'a Asked, source: &'a str) -> Part<'a> {
-    Part { batch: &one.batch.batch, partitions: &insert.partitions, source }
 }
 
 /// The place of a source in its group. The source leaves the group with the drop.
@@ -361,4 +364,23 @@ impl Drop for Seat {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A task whose window was closed before it could be taken waits anew.
+    #[test]
+    fn the_end_of_a_wait_leaves_a_newer_one_alone() {
+        let groups = Arc::new(Groups::default());
+        let windows = Windows::new(Limits { rows_max: 1, bytes_max: 1, days_max: 1 }, Arc::default());
+        let source = Source { cluster: String::new(), topic: "t".into(), topic_id: String::new(), partition: 3 };
+        let older = groups.wait(&source, 1);
+        let newer = groups.wait(&source, 2);
+        drop(older);
+        assert!(matches!(groups.take_alone(&windows, 3, Due::Now), Ok(None)), "it still waits");
+        drop(newer);
+        assert!(groups.take_alone(&windows, 3, Due::Now).is_err(), "nobody waits");
+    }
 }

@@ -5,7 +5,7 @@
 use super::partition::KAFKA_TIMEOUT;
 use crate::clickhouse::sink::Sink;
 use crate::kafka::consumer::Consumer;
-use crate::kafka::{offsets, topic};
+use crate::kafka::{self, offsets, topic};
 use rdkafka::error::{KafkaError, KafkaResult};
 use std::fmt::Display;
 use std::sync::{Arc, Weak};
@@ -57,12 +57,12 @@ fn for_each<T>(count: usize, answers: Result<Vec<T>, impl Display>) -> Vec<Resul
 
 async fn log_views(consumer: Weak<Consumer>, topic: String, partitions: Vec<i32>) -> Vec<KafkaResult<LogView>> {
     let asked = partitions.clone();
-    let views = tokio::task::spawn_blocking(move || {
+    let views = kafka::blocking(move || {
         let consumer = consumer.upgrade().ok_or(KafkaError::Canceled)?;
         let topic_id = topic::topic_id(&consumer, &topic, KAFKA_TIMEOUT)?;
         offsets::log_views(&consumer, &topic, &topic_id, &asked, KAFKA_TIMEOUT)
     });
-    match views.await.unwrap_or(Err(KafkaError::Canceled)) {
+    match views.await {
         Ok(mut views) => {
             let view = |partition| views.remove(partition).unwrap_or(Err(KafkaError::Canceled));
             partitions.iter().map(view).collect()

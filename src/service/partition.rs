@@ -650,8 +650,7 @@ impl Partition {
 
     /// Notes that a step of the whole group has failed. Another source reports it for all.
     async fn wait_as_others(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
-        self.shared.health.set(&self.cause(step), error.to_string());
-        self.backoffs.entry(step).or_insert_with(|| Backoff::new(&self.shared.retry));
+        self.back_off(step, error);
         self.wait_after_failure(step).await;
     }
 
@@ -667,6 +666,10 @@ impl Partition {
     fn note_failure(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
         counter!(RETRIES, "step" => step).increment(1);
         tracing::warn!(partition = self.source.partition, step, "{error}; trying again");
+        self.back_off(step, error);
+    }
+
+    fn back_off(&mut self, step: &'static str, error: &(dyn std::fmt::Display + Sync)) {
         self.shared.health.set(&self.cause(step), error.to_string());
         self.backoffs.entry(step).or_insert_with(|| Backoff::new(&self.shared.retry));
     }

@@ -21,8 +21,27 @@ pub struct Position {
     pub first_stored: Option<u64>,
     /// Rows that the tables hold of the open intent's offsets, if there is one.
     pub marks: Option<Marks>,
-    /// Greatest mark that the tables have shown, by a commit that was read before `progress`.
+    /// The commit that was read before `progress`.
+    pub before: Before,
+}
+
+/// Facts of a commit that was read before the tables. A member may have gone on since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    /// Committed offset. Each row before it was counted.
+    pub committed: Option<u64>,
+    /// Greatest mark that the tables have shown.
     pub marked: Option<u64>,
+}
+
+impl Before {
+    /// Returns the facts of the commit in a view of Kafka.
+    pub fn of(log: &LogView) -> Before {
+        let metadata = |committed: &Committed| Metadata::decode(&committed.metadata).ok().flatten();
+        let committed = log.committed_offset();
+        let marked = committed.and(log.committed.as_ref()).and_then(metadata).and_then(|metadata| metadata.marked);
+        Before { committed, marked }
+    }
 }
 
 /// The reaction of a member that gets the partition now.
@@ -41,12 +60,6 @@ impl Position {
     /// Returns the [`MetadataError`] that the protocol would see.
     pub fn metadata(&self) -> Result<Option<Metadata>, MetadataError> {
         self.log.committed.as_ref().map_or(Ok(None), |committed| Metadata::decode(&committed.metadata))
-    }
-
-    /// Returns the greatest mark that the tables have shown, by the commit in a view of Kafka.
-    pub fn marked_by(log: &LogView) -> Option<u64> {
-        log.committed_offset()?;
-        Metadata::decode(&log.committed.as_ref()?.metadata).ok()??.marked
     }
 
     /// Returns the committed offset, if it is one of this topic id and its metadata can be read.
@@ -104,9 +117,12 @@ impl Position {
     /// Returns the reaction of `tallyhouse run` to the partition in its present state.
     pub fn outlook(&self) -> Outlook {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.on_outcome(Outcome::Log(marked(&self.log, self.marked)));
+        let mut action = protocol.on_outcome(Outcome::Log(marked(&self.log, self.before.marked)));
         if matches!(action, Action::ReadProgress { .. }) {
-            action = protocol.on_outcome(Outcome::Progress(self.progress));
+            // A row that was committed since the tables were read was counted since then.
+            let is_counted = |row: u64| self.before.committed <= Some(row) && Some(row) < self.committed();
+            let uncounted = self.progress.uncounted.filter(|&row| !is_counted(row));
+            action = protocol.on_outcome(Outcome::Progress(Progress { uncounted, ..self.progress }));
         }
         if let (Action::ReadMarks { .. }, Some(marks)) = (&action, &self.marks) {
             action = protocol.on_outcome(Outcome::Marks(marks.clone()));
@@ -137,4 +153,30 @@ fn marked(log: &LogView, marked: Option<u64>) -> LogView {
             Metadata { marked: metadata.marked.and(marked), again: None, ..metadata }.encode().into_bytes();
     }
     log
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(offset: u64) -> LogView {
+        let metadata = Metadata { topic_id: "id".into(), marked: Some(offset), ..Metadata::default() };
+        let committed = Some(Committed { offset, metadata: metadata.encode().into_bytes() });
+        LogView { committed, topic_id: "id".into(), ids_of_rows: vec![], cluster_id: String::new(), low: 0, high: 90 }
+    }
+
+    /// The tables were read when a batch had the counters of one month and not yet those of the other. Then it was committed.
+    #[test]
+    fn counters_that_came_after_the_tables_were_read_are_not_missing() {
+        let source = Source { cluster: String::new(), topic: "t".into(), topic_id: "id".into(), partition: 0 };
+        let progress = Progress { counted_end: Some(20), uncounted: Some(12), ..Progress::default() };
+        let outlook = |before: u64| {
+            let before = Before::of(&log(before));
+            Position { source: source.clone(), progress, log: log(20), first_stored: None, marks: None, before }
+                .outlook()
+        };
+        assert_eq!(outlook(12), Outlook::GoesOn("reads on from offset 20".to_owned()));
+        let behind = StopReason::SinkBehind { marked: 13, uncounted: Some(12) };
+        assert_eq!(outlook(13), Outlook::Stops(behind), "the row was committed before");
+    }
 }

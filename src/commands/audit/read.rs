@@ -15,8 +15,7 @@ use tallyhouse_core::decode::mapped::Decoder;
 use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, Progress};
-use tallyhouse_core::protocol::outlook::{Outlook, Position};
-use tallyhouse_core::protocol::stop::StopReason;
+use tallyhouse_core::protocol::outlook::{Before, Position};
 use tallyhouse_core::source::{OffsetRange, Source};
 
 /// Longest time that a group or partition may be without a broker.
@@ -94,25 +93,21 @@ impl Reader {
             let log = LogView { committed, topic_id, ids_of_rows: Vec::new(), cluster_id, low: 0, high: 0 };
             let log = self.with_ids(&told, log).await?;
             let topic_id = log.id_of_rows().unwrap_or_default();
-            let marked = Position::marked_by(&log);
-            named.push((Source { topic_id, ..told.clone() }, told, marked));
+            let before = Before::of(&log);
+            named.push((Source { topic_id, ..told.clone() }, told, before));
         }
         let names: Vec<String> = named.iter().map(|(source, ..)| source.name()).collect();
         let first = tables::first_offsets(&self.client, &names).await?;
         let mut positions = Vec::with_capacity(named.len());
-        for (source, told, marked) in named {
+        for (source, told, before) in named {
             let progress = self.sink.progress(0, &source).await?;
             let asked = told.clone();
             let log = self.kafka(move |observer| observer.log_view(&asked)).await?;
             let log = self.with_ids(&told, log).await?;
             let first_stored = first.get(&source.name()).copied();
-            let mut position = Position { source, progress, log, first_stored, marks: None, marked };
+            let mut position = Position { source, progress, log, first_stored, marks: None, before };
             if let Some((range, _)) = position.intent() {
                 position.marks = Some(self.sink.marks(range, &position.source, None).await?);
-            }
-            // A member may have inserted and committed since the tables were read. Then they seem to lack what is committed.
-            if matches!(position.outlook(), Outlook::Stops(StopReason::SinkBehind { .. })) {
-                position.progress = self.sink.progress(0, &position.source).await?;
             }
             positions.push(position);
         }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use tallyhouse_core::protocol::intent::{Counts, Metadata};
 use tallyhouse_core::protocol::marks::{Marks, Progress};
-use tallyhouse_core::protocol::outlook::{Outlook, Position};
+use tallyhouse_core::protocol::outlook::{Before, Outlook, Position};
 use tallyhouse_core::protocol::{Committed, LogView};
 use tallyhouse_core::source::{OffsetRange, Source};
 
@@ -28,7 +28,7 @@ fn position(committed: Option<(u64, Vec<u8>)>, counted_end: Option<u64>, stored_
         log,
         first_stored: Some(0),
         marks: None,
-        marked: None,
+        before: Before::default(),
     }
 }
 

@@ -18,8 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::marks::{Progress, down_to_mark};
-use tallyhouse_core::protocol::outlook::{Outlook, Position};
-use tallyhouse_core::protocol::stop::StopReason;
+use tallyhouse_core::protocol::outlook::{Before, Outlook, Position};
 use tallyhouse_core::source::Source;
 
 /// Time after which a look asks for no more partitions.
@@ -235,10 +234,10 @@ impl Watcher {
         };
         position.log.ids_of_rows.clone_from(&ids_of_rows);
         position.source.topic_id = position.log.id_of_rows().unwrap_or_default();
-        position.marked = Position::marked_by(&position.log);
+        position.before = Before::of(&position.log);
         // A member would ask from this offset as well, because the rows before it are many.
         let committed = position.committed().unwrap_or(0);
-        let from = down_to_mark(committed, position.marked);
+        let from = down_to_mark(committed, position.before.marked);
         position.progress = match self.sink.progress(from, &position.source).await {
             Ok(progress) => progress,
             Err(error) => return Ok(Err(error)),
@@ -249,13 +248,6 @@ impl Watcher {
         if let Some((range, _)) = position.intent() {
             position.marks = match self.sink.marks(range, &position.source, None).await {
                 Ok(marks) => Some(marks),
-                Err(error) => return Ok(Err(error)),
-            };
-        }
-        // A member may have inserted and committed since the tables were read. Then they seem to lack what is committed.
-        if matches!(position.outlook(), Outlook::Stops(StopReason::SinkBehind { .. })) {
-            position.progress = match self.sink.progress(from, &position.source).await {
-                Ok(progress) => progress,
                 Err(error) => return Ok(Err(error)),
             };
         }
@@ -274,7 +266,7 @@ impl Watcher {
 
 /// Makes the position of a partition from Kafka's answer.
 fn seen(source: Source, log: LogView) -> Position {
-    Position { source, progress: Progress::default(), log, first_stored: None, marks: None, marked: None }
+    Position { source, progress: Progress::default(), log, first_stored: None, marks: None, before: Before::default() }
 }
 
 fn log_view(observer: &Observer, source: &Source) -> Result<LogView, String> {

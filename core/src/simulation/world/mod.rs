@@ -508,9 +508,7 @@ impl World {
     /// Returns the partitions of a member whose tasks wait for a batch that is no replay, and have one.
     fn may_gather(&self, m: usize) -> Vec<usize> {
         let waits = |task: &&Task| {
-            let awaits = matches!(task.doing, Doing::Awaiting | Doing::Next(Action::AwaitBatch));
-            let has_batch = task.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(task.fill));
-            task.member == m && awaits && has_batch && !task.replaying && task.group.is_none()
+            task.member == m && task.awaits() && task.has_batch() && !task.replaying && task.group.is_none()
         };
         let ready = |p: &&Partition| p.tasks.iter().any(|task| waits(&task));
         self.partitions.iter().filter(ready).map(Partition::number).collect()
@@ -525,9 +523,7 @@ impl World {
                 Doing::Next(Action::ReadCommitted | Action::ReadProgress { .. } | Action::Fill { .. })
                     | Doing::Progress { .. }
             );
-            let awaits = matches!(task.doing, Doing::Awaiting | Doing::Next(Action::AwaitBatch));
-            let has_batch = task.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(task.fill));
-            task.member == m && (asks || awaits && (task.asked.is_some() || has_batch || reads()))
+            task.member == m && (asks || task.awaits() && (task.asked.is_some() || task.has_batch() || reads()))
         };
         let others = self.partitions.iter().filter(|other| other.number() != p);
         others.into_iter().any(|other| other.tasks.iter().any(|task| comes(task, &other.log)))
@@ -552,12 +548,11 @@ impl World {
                 false => {}
             }
         }
-        let has_batch = || task.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(task.fill));
         match &task.doing {
             Doing::Committing | Doing::Inserting | Doing::Gathering => {}
             Doing::Awaiting | Doing::Next(Action::AwaitBatch) => {
                 let gathers = self.rules.gathers && !task.replaying && self.has_others_to_come(p, task.member);
-                if has_batch() && !gathers {
+                if task.has_batch() && !gathers {
                     moves.push(Move::Take(p, t));
                 }
                 if self.halt(task).is_some() {
@@ -569,7 +564,7 @@ impl World {
             Doing::Next(Action::ReadMarks { quiet: true, .. }) if !self.nobody_inserts(&self.partitions[p]) => {}
             Doing::Next(Action::TakeBatch) => {
                 moves.push(Move::Step(p, t));
-                if has_batch() {
+                if task.has_batch() {
                     moves.push(Move::Take(p, t));
                 }
             }
@@ -788,6 +783,16 @@ fn name(kind: &impl std::fmt::Debug) -> String {
 }
 
 impl Task {
+    /// True if it waits for a batch.
+    fn awaits(&self) -> bool {
+        matches!(self.doing, Doing::Awaiting | Doing::Next(Action::AwaitBatch))
+    }
+
+    /// True if its reader has a window for it to take. The window may not be due yet.
+    fn has_batch(&self) -> bool {
+        self.buffer.as_ref().is_some_and(|buffer| buffer.has_batch(self.fill))
+    }
+
     fn held_bytes(&self) -> usize {
         self.buffer.as_ref().map_or(0, Buffer::bytes) + self.frozen.iter().map(|held| held.bytes).sum::<usize>()
     }

@@ -1,6 +1,6 @@
 //! Courses of events that are too rare for the seeds to find.
 
-use super::{Fault, Move, PLENTY, Rules, World};
+use super::{Fault, Move, PLENTY, Rules, Task, World};
 use crate::guard::{Guard, with_off};
 use crate::protocol::Action;
 use crate::simulation::log::{DAYS, Log, Record};
@@ -34,11 +34,10 @@ fn an_expelled_member_is_acknowledged() -> Option<String> {
     let together = |_: &World, next| !matches!(next, Move::Take(..) | Move::LeaveAbsent(_) | Move::Produce(_));
     // The member verifies its first batches anyway.
     let first = |world: &World| {
-        let waits = |task: &super::Task| matches!(task.doing, Doing::Awaiting | Doing::Next(Action::AwaitBatch));
         world
             .partitions
             .iter()
-            .all(|p| p.tasks.iter().all(waits) && p.committed.as_ref().is_some_and(|c| c.offset == 1))
+            .all(|p| p.tasks.iter().all(Task::awaits) && p.committed.as_ref().is_some_and(|c| c.offset == 1))
     };
     drive(&mut world, together, first);
     world.make(Move::Produce(0));
