@@ -197,7 +197,8 @@ impl Client {
     }
 
     /// Sends the INSERT of a batch. Only ClickHouse's own answer counts as success ([`super::exchange`]), and only that of the
-    /// server that has answered before ([`super::identity`]).
+    /// server that has answered before ([`super::identity`]). If `may_end` is false once the data is on its way, the INSERT is broken
+    /// off, and ClickHouse applies nothing of it.
     ///
     /// # Errors
     /// Returns any [`ClickHouseError`]. Unless nothing was sent, the outcome is unknown.
@@ -207,11 +208,12 @@ impl Client {
         query_id: &str,
         token: &str,
         chunks: Vec<Bytes>,
+        may_end: impl Fn() -> bool,
     ) -> Result<(), ClickHouseError> {
         let pins = self.fit_pins().await?;
         self.identity.refuse().map_err(|doubt| self.peer.doubted(doubt))?;
         let asked = Instant::now();
-        let answer = self.exchange(sql, query_id, token, &pins.inserts, chunks, self.insert_timeout).await?;
+        let answer = self.exchange(sql, query_id, token, &pins.inserts, chunks, self.insert_timeout, may_end).await?;
         if answer.query_id.as_deref() != Some(query_id) || !answer.body.is_empty() {
             return Err(self.peer.not_ours(&answer.body));
         }
@@ -226,11 +228,12 @@ impl Client {
         pins: &[Pin],
         chunks: Vec<Bytes>,
         limit: Duration,
+        may_end: impl Fn() -> bool,
     ) -> Result<Answer, ClickHouseError> {
         let mut parameters =
             vec![("database", self.database()), ("query_id", query_id), ("insert_deduplication_token", token)];
         parameters.extend(pins.iter().map(|(name, value)| (*name, value.as_str())));
-        self.exchange.send(sql, &parameters, chunks, limit).await.map_err(|error| self.classify(&error))
+        self.exchange.send(sql, &parameters, chunks, limit, may_end).await.map_err(|error| self.classify(&error))
     }
 
     /// Checks that exact reads and writes are possible: as [`Self::prove_settings`] and [`Self::prove_one_server`]. Each command that
@@ -280,7 +283,7 @@ impl Client {
         parameters.extend(self.pins().await?.reads.iter().map(|(name, value)| (*name, value.as_str())));
         let once = Exchange { is_once: true, ..self.exchange.clone() };
         let asked = Instant::now();
-        let answer = once.send(&sql, &parameters, Vec::new(), self.query_timeout).await;
+        let answer = once.send(&sql, &parameters, Vec::new(), self.query_timeout, || true).await;
         let answer = answer.map_err(|error| self.classify(&error))?;
         let row = serde_json::from_slice::<(String, String, u32, String, Option<String>)>(&answer.body).ok();
         let Some((_, name, uptime_s, id, tables)) = row.filter(|(id, ..)| *id == query_id) else {
@@ -308,7 +311,7 @@ impl Client {
         // The limits of a profile would cut this answer as well, so the settings of reads are sent with it.
         let of_reads = pins.reads.iter().filter(|(name, _)| pins.inserts.iter().all(|(other, _)| other != name));
         let sent: Vec<Pin> = pins.inserts.iter().chain(of_reads).cloned().collect();
-        let answer = self.exchange(&sql, &query_id, &query_id, &sent, Vec::new(), self.query_timeout).await?;
+        let answer = self.exchange(&sql, &query_id, &query_id, &sent, Vec::new(), self.query_timeout, || true).await?;
         let text = String::from_utf8_lossy(&answer.body);
         let row = |line: &str| {
             let mut fields = line.split('\t').map(str::to_owned);

@@ -5,6 +5,7 @@
 use std::error::Error as StdError;
 use std::io;
 
+use super::exchange::LeaseExpired;
 use super::identity::Doubt;
 use crate::platform::advice::Advice;
 use crate::platform::tls::{self, Cause};
@@ -52,6 +53,8 @@ pub enum ClickHouseError {
     ServerBusy { code: u32, name: String, message: String },
     /// An insert of the batch runs for longer than inserts may take.
     StillRunning { query_id: String },
+    /// The member's lease expired while it sent an insert, and it broke the insert off.
+    LeaseExpired,
     /// Any other exception of the server.
     Server { code: u32, name: String, message: String },
     /// The answer does not have the form this binary expects.
@@ -123,6 +126,7 @@ impl ClickHouseError {
                     "Look in system.processes for a query_id like '{query_id}', and KILL QUERY it if it does not end"
                 ),
             ),
+            Self::LeaseExpired => Advice::without_fix(LeaseExpired.to_string()),
             Self::Server { code, name, message } => Advice::new(
                 format!("ClickHouse reports an error ({code} {name}): {message}"),
                 format!("Look {name} up in the server's log before trying again"),
@@ -145,6 +149,7 @@ impl ClickHouseError {
                 | Self::NotOurs { .. }
                 | Self::OtherName { .. }
                 | Self::ServerBusy { .. }
+                | Self::LeaseExpired
         )
     }
 }
@@ -240,6 +245,7 @@ impl Peer {
                     None => self.unreachable(reason),
                 }
             }
+            Error::Other(source) if source.is::<LeaseExpired>() => ClickHouseError::LeaseExpired,
             Error::InvalidParams(source) => ClickHouseError::Config(chain(source.as_ref())),
             other => ClickHouseError::Decode(chain(other)),
         }

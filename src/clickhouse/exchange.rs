@@ -43,6 +43,11 @@ pub(super) struct Exchange {
     pub(super) is_once: bool,
 }
 
+/// The lease of the sender expired before the end of its request.
+#[derive(Debug, thiserror::Error)]
+#[error("the member's lease expired while it sent an insert, so it broke the insert off")]
+pub(super) struct LeaseExpired;
+
 /// A whole answer with status 200.
 pub(super) struct Answer {
     /// Query id with which ClickHouse says it answers.
@@ -55,13 +60,17 @@ pub(super) struct Answer {
 
 impl Exchange {
     /// Sends a statement with its parameters, and `chunks` as its data. It waits for the whole answer. Each chunk, and the
-    /// answer, may take `limit`.
+    /// answer, may take `limit`. If `may_end` is false once the data is on its way, the request is broken off with [`LeaseExpired`].
+    ///
+    /// ClickHouse gives up a sender that is idle for `http_receive_timeout`. So no request ends later than that after `may_end` was
+    /// true, even if the process is stopped right then.
     pub(super) async fn send(
         &self,
         sql: &str,
         parameters: &[(&str, &str)],
         chunks: Vec<Bytes>,
         limit: Duration,
+        may_end: impl Fn() -> bool,
     ) -> Result<Answer, Error> {
         let compress = self.compression == Compression::Lz4 && !chunks.is_empty();
         let mut url = self.url.clone();
@@ -82,8 +91,10 @@ impl Exchange {
             tokio::spawn(async move { read(response.await.map_err(|error| Error::Network(error.into()))?).await });
         let framed = chunks.into_iter().map(|chunk| if compress { lz4(&chunk) } else { chunk });
         for chunk in framed.map(Some).chain([None]) {
-            match tokio::time::timeout(limit, sender.send(chunk)).await {
-                Ok(Ok(())) => {}
+            // There is room for a chunk once the connection has taken the one before.
+            match tokio::time::timeout(limit, sender.reserve()).await {
+                Ok(Ok(_)) if chunk.is_none() && !may_end() => return Err(Error::Other(LeaseExpired.into())),
+                Ok(Ok(room)) => room.send(chunk),
                 // The server has answered before it has read everything. The answer contains the reason.
                 Ok(Err(_)) => break,
                 Err(_) => return Err(Error::TimedOut),

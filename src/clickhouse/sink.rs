@@ -46,7 +46,8 @@ impl Sink {
     ///
     /// The token is the same for every attempt at the same batch or group (`insert_deduplication_token`, checked per ClickHouse
     /// partition). So ClickHouse drops the rows that it has already. The query id names the batch or the group. So a second
-    /// attempt cannot run beside the first, and the next owner can wait for its end ([`Sink::await_ended`]).
+    /// attempt cannot run beside the first, and the next owner can wait for its end ([`Sink::await_ended`]). The lease is checked once
+    /// more before the end of the data, on the open connection.
     ///
     /// # Errors
     /// Returns any [`ClickHouseError`]. The outcome is unknown unless certainly nothing was sent: then read [`Sink::marks`].
@@ -56,11 +57,12 @@ impl Sink {
         parts: &[Part<'_>],
         token: &str,
         id: &str,
+        lease_holds: impl Fn() -> bool,
     ) -> Result<u64, ClickHouseError> {
         let (rows, chunks) = block(table, parts);
         let target = self.schema.insert_target(table.name());
         let sql = format!("INSERT INTO {target} ({}) FORMAT Native", table.column_list());
-        self.client.insert(&sql, &self.query_id(id), token, chunks).await?;
+        self.client.insert(&sql, &self.query_id(id), token, chunks, lease_holds).await?;
         Ok(rows)
     }
 

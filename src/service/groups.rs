@@ -256,7 +256,8 @@ impl Live {
         let Some((first, one)) = asked.first() else { return Vec::new() };
         let table = first.table;
         let all = |answer: Answer| vec![answer; asked.len()];
-        if !asked.iter().all(|(_, one)| one.lease.holds(boot_time())) {
+        let lease_holds = || asked.iter().all(|(_, one)| one.lease.holds(boot_time()));
+        if !lease_holds() {
             return all(Answer::LeaseExpired);
         }
         failpoint::hit("lease_checked");
@@ -268,14 +269,14 @@ impl Live {
             .collect();
         let token = one.source.token(one.batch.batch.range(), Some(self.id), table, 0);
         let started = Instant::now();
-        let outcome = self.shared.sink.insert(table, &parts, &token, &one.source.joint_id(self.id, table)).await;
+        let id = one.source.joint_id(self.id, table);
+        let outcome = self.shared.sink.insert(table, &parts, &token, &id, lease_holds).await;
         histogram!(INSERT_SECONDS, "table" => table.name()).record(started.elapsed());
         let error = match outcome {
             Ok(rows) => {
                 self.shared.note_rows(table, rows);
                 let whole = self.state().group.is_whole();
-                let holds = asked.iter().all(|(_, one)| one.lease.holds(boot_time()));
-                return all(if whole && holds { Answer::Inserted } else { Answer::Unproven });
+                return all(if whole && lease_holds() { Answer::Inserted } else { Answer::Unproven });
             }
             Err(error) => error,
         };

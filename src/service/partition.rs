@@ -558,7 +558,8 @@ impl Partition {
         let token = self.source.token(range, group, table, attempt);
         let id = self.source.own_id(range, group, table, attempt);
         let started = Instant::now();
-        let outcome = self.shared.sink.insert(table, &parts, &token, &id).await;
+        let lease_holds = || self.lease.holds(boot_time());
+        let outcome = self.shared.sink.insert(table, &parts, &token, &id, lease_holds).await;
         histogram!(INSERT_SECONDS, "table" => table.name()).record(started.elapsed());
         match outcome {
             Ok(rows) => {

@@ -255,6 +255,7 @@ fn main() -> ExitCode {
         protocol::progress_is_what_the_rows_say,
         protocol::a_question_for_many_sources_answers_for_each,
         protocol::a_batch_is_stored_as_it_was_consumed,
+        protocol::an_insert_whose_lease_expires_is_broken_off,
         protocol::a_crash_after_any_step_loses_and_doubles_nothing,
         protocol::a_replay_is_exact_when_no_token_is_remembered,
     ];

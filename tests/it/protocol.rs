@@ -4,6 +4,7 @@
 use futures::{StreamExt as _, stream};
 use std::collections::VecDeque;
 use tallyhouse::clickhouse::client::Client;
+use tallyhouse::clickhouse::error::ClickHouseError;
 use tallyhouse::clickhouse::schema::Schema;
 use tallyhouse::clickhouse::sink::Sink;
 use tallyhouse_core::batch::{Batch, Part};
@@ -142,7 +143,7 @@ impl Member<'_> {
                 let batch = self.frozen.iter().find(|batch| batch.range() == range).unwrap();
                 let token = self.source.token(range, group, insert.table, attempt);
                 let parts = [Part { batch, partitions: &insert.partitions, source: &self.source.name() }];
-                self.sink.insert(insert.table, &parts, &token, &token).await.unwrap();
+                self.sink.insert(insert.table, &parts, &token, &token, || true).await.unwrap();
                 Outcome::Inserted
             }
             Action::ReadMarks { range, group, .. } => {
@@ -205,6 +206,26 @@ async fn assert_exact(client: &Client, source: &Source, what: &str) {
         .bind(source.name())
         .bind(source.name());
     assert_eq!(differences.scalar_u64().await.unwrap(), 0, "{what}: daily is not the GROUP BY of the rows");
+}
+
+/// A member whose lease expires while it sends an insert breaks it off. ClickHouse then applies nothing of it, and takes it later.
+pub async fn an_insert_whose_lease_expires_is_broken_off(url: &str, database: &str) {
+    let (client, sink) = migrated(url, database).await;
+    let (mut log, source) = (Log::new(), source(0));
+    let mut member = Member { log: &mut log, sink: &sink, source: &source, position: 0, frozen: VecDeque::new() };
+    let frozen = member.freeze(None, RECORDS_PER_BATCH).unwrap();
+    for insert in frozen.expected.inserts() {
+        let (table, name) = (insert.table, source.name());
+        let id = source.own_id(frozen.range, None, table, 0);
+        let parts = [Part { batch: &member.frozen[0], partitions: &insert.partitions, source: &name }];
+        let expired = sink.insert(table, &parts, &id, &id, || false).await;
+        assert!(matches!(expired, Err(ClickHouseError::LeaseExpired)), "{expired:?}");
+        sink.await_ended(frozen.range, None, &source).await.unwrap();
+        let rows = format!("SELECT count() FROM {}", table.name());
+        assert_eq!(client.query(&rows).scalar_u64().await.unwrap(), 0, "{}", table.name());
+        let inserted = sink.insert(table, &parts, &id, &id, || true).await.unwrap();
+        assert_eq!(client.query(&rows).scalar_u64().await.unwrap(), inserted, "{}", table.name());
+    }
 }
 
 /// The columns hold the producer's values, and the design's two queries run verbatim.
