@@ -216,38 +216,75 @@ fn raw_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
     (rows, native_block(rows, named(&tables::RAW, columns)))
 }
 
+/// Returns the counters of all parts, summed over their sources. The source is empty in such a row.
+///
+/// One counter of each source and month keeps the name of its source, with the end of the batch: the first one. It is the mark that
+/// the batch is counted, in the same part as the month's other counters.
 fn daily_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
-    let (mut day, mut event_type, mut campaign_id, mut workspace_id, mut total, mut end_offset) = Default::default();
-    let columns: [&mut Column; 6] =
-        [&mut day, &mut event_type, &mut campaign_id, &mut workspace_id, &mut total, &mut end_offset];
-    let [days, types, campaigns, workspaces, totals, ends] = columns;
-    let mut sources = Vec::new();
+    let mut rows = CounterRows::default();
+    let (mut sources, mut shared) = (Vec::new(), Vec::new());
     for Part { batch, partitions, source } in parts {
-        let mut rows = 0;
-        for (key, by_type) in batch.counters.iter().filter(|(key, _)| partitions.contains(&key.day.yyyymm())) {
-            for (kind, count) in EventType::ALL.into_iter().zip(by_type).filter(|(_, count)| **count > 0) {
-                rows += 1;
-                days.put(&key.day.0.to_le_bytes());
-                types.put(&[kind as u8]);
-                campaigns.put_uuid(&key.campaign_id);
-                workspaces.put_uuid(&key.workspace_id);
-                totals.put(&count.to_le_bytes());
-                ends.put(&batch.range.end.to_le_bytes());
+        let (mut marks, mut marked) = (0, None);
+        for (key, totals) in batch.counters.iter().filter(|(key, _)| partitions.contains(&key.day.yyyymm())) {
+            let (month, mut rest) = (key.day.yyyymm(), *totals);
+            if marked.replace(month) != Some(month)
+                && let Some(first) = rest.iter_mut().enumerate().find(|(_, count)| **count > 0)
+            {
+                let mut mark = Totals::default();
+                mark[first.0] = std::mem::take(first.1);
+                marks += rows.put(key, &mark, batch.range.end);
             }
+            shared.push((*key, rest));
         }
-        sources.push((*source, rows));
+        sources.push((*source, marks));
     }
+    // The counters of each part are sorted, and a stable sort merges sorted runs.
+    shared.sort_by_key(|(key, _)| *key);
+    let of_all = shared.chunk_by(|(a, _), (b, _)| a == b).map(|same| {
+        let sum = |kind: usize| same.iter().map(|(_, totals)| totals[kind]).sum();
+        rows.put(&same[0].0, &std::array::from_fn(sum), 0)
+    });
+    let unnamed = of_all.sum();
+    sources.push(("", unnamed));
     let columns = [
-        day.finish(),
-        event_type.finish(),
-        campaign_id.finish(),
-        workspace_id.finish(),
+        rows.day.finish(),
+        rows.event_type.finish(),
+        rows.campaign_id.finish(),
+        rows.workspace_id.finish(),
         low_cardinality_runs(&sources),
-        total.finish(),
-        end_offset.finish(),
+        rows.total.finish(),
+        rows.end_offset.finish(),
     ];
-    let rows = sources.iter().map(|(_, rows)| rows).sum();
-    (rows, native_block(rows, named(&tables::DAILY, columns)))
+    let count = sources.iter().map(|(_, rows)| rows).sum();
+    (count, native_block(count, named(&tables::DAILY, columns)))
+}
+
+/// The columns of `daily`, without `source`.
+#[derive(Default)]
+struct CounterRows {
+    day: Column,
+    event_type: Column,
+    campaign_id: Column,
+    workspace_id: Column,
+    total: Column,
+    end_offset: Column,
+}
+
+impl CounterRows {
+    /// Adds one row for each type that has events. Returns their number.
+    fn put(&mut self, key: &CounterKey, totals: &Totals, end_offset: u64) -> u64 {
+        let mut rows = 0;
+        for (kind, count) in EventType::ALL.into_iter().zip(totals).filter(|(_, count)| **count > 0) {
+            rows += 1;
+            self.day.put(&key.day.0.to_le_bytes());
+            self.event_type.put(&[kind as u8]);
+            self.campaign_id.put_uuid(&key.campaign_id);
+            self.workspace_id.put_uuid(&key.workspace_id);
+            self.total.put(&count.to_le_bytes());
+            self.end_offset.put(&end_offset.to_le_bytes());
+        }
+        rows
+    }
 }
 
 fn rejected_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
@@ -284,6 +321,7 @@ mod tests {
     use crate::protocol::marks::Insert;
     use crate::window::Record;
     use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
 
     fn batch(times: &[Option<u32>]) -> Batch {
         let mut window = Window::new(100);
@@ -321,28 +359,149 @@ mod tests {
             }
         }
 
-        /// The block of a group has the rows of each batch after those of the one before, each under its own source.
+        /// The block of a group has the rows of each batch after those of the one before.
         #[test]
-        fn the_block_of_a_group_has_the_rows_of_all(times in proptest::collection::vec(proptest::collection::vec(proptest::option::weighted(0.9, 0u32..90_000_000), 1..20), 1..5)) {
+        fn the_block_of_a_group_has_the_rows_of_all(times in groups()) {
+            let batches: Vec<Batch> = times.iter().map(|times| batch(times)).collect();
+            let of_each: Vec<(u64, Vec<Bytes>)> = batches.iter().map(|batch| whole(Table::Raw, &[(batch, "t/0")])).collect();
+            let all: Vec<(&Batch, &str)> = batches.iter().map(|batch| (batch, "t/0")).collect();
+            let (rows, block) = whole(Table::Raw, &all);
+            prop_assert_eq!(rows, of_each.iter().map(|(rows, _)| rows).sum::<u64>());
+            // The offsets are one number a row, at the end of the block.
+            let offsets = |rows: u64, block: &[Bytes]| block.concat()[block.concat().len() - 8 * rows as usize..].to_vec();
+            let each: Vec<u8> = of_each.iter().flat_map(|(rows, block)| offsets(*rows, block)).collect();
+            prop_assert_eq!(offsets(rows, &block), each);
+        }
+
+        /// The counters of a group are those of its batches, each in one row but for one mark of each source and month.
+        #[test]
+        fn counters_of_a_group_are_summed_and_each_source_keeps_its_marks(times in groups()) {
             let batches: Vec<Batch> = times.iter().map(|times| batch(times)).collect();
             let names: Vec<String> = (0..batches.len()).map(|n| format!("t/{n}")).collect();
-            for table in Table::ALL {
-                let inserts: Vec<Vec<PartitionId>> = batches.iter().map(|batch| {
-                    batch.frozen().expected.inserts().into_iter().find(|insert| insert.table == table).map_or_else(Vec::new, |insert| insert.partitions)
-                }).collect();
-                let part = |n: usize| Part { batch: &batches[n], partitions: &inserts[n], source: &names[n] };
-                let parts: Vec<Part<'_>> = (0..batches.len()).map(part).collect();
-                let (rows, whole) = block(table, &parts);
-                let of_each: Vec<(u64, Vec<Bytes>)> = parts.iter().map(|part| block(table, &[*part])).collect();
-                prop_assert_eq!(rows, of_each.iter().map(|(rows, _)| rows).sum::<u64>());
-                // The offsets are one number a row, at the end of the block of rows and of that of counters.
-                if table != Table::Rejected {
-                    let numbers = |rows: u64, block: &[Bytes]| block.concat()[block.concat().len() - 8 * rows as usize..].to_vec();
-                    let each: Vec<u8> = of_each.iter().flat_map(|(rows, block)| numbers(*rows, block)).collect();
-                    prop_assert_eq!(numbers(rows, &whole), each);
+            let all: Vec<(&Batch, &str)> = batches.iter().zip(&names).map(|(batch, name)| (batch, name.as_str())).collect();
+            let (count, block) = whole(Table::Daily, &all);
+            let rows = counter_rows(&block.concat());
+            prop_assert_eq!(count, rows.len() as u64);
+
+            let (mut found, mut wanted, mut marks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+            let mut unnamed = BTreeSet::new();
+            for (key, source, total, end) in rows {
+                prop_assert!(total > 0);
+                *found.entry(key.clone()).or_insert(0) += total;
+                match source.as_str() {
+                    "" => prop_assert!(end == 0 && unnamed.insert(key), "two rows of one counter"),
+                    _ => prop_assert_eq!(marks.insert((source, Day(key.0).yyyymm()), end), None),
                 }
             }
+            let mut wanted_marks = BTreeMap::new();
+            for (batch, name) in &all {
+                for (key, totals) in &batch.counters {
+                    wanted_marks.insert(((*name).to_owned(), key.day.yyyymm()), batch.range.end);
+                    for (kind, total) in EventType::ALL.iter().zip(totals).filter(|(_, total)| **total > 0) {
+                        *wanted.entry((key.day.0, *kind as u8, key.campaign_id.to_vec())).or_insert(0) += total;
+                    }
+                }
+            }
+            prop_assert_eq!((found, marks), (wanted, wanted_marks));
         }
+    }
+
+    fn groups() -> impl Strategy<Value = Vec<Vec<Option<u32>>>> {
+        proptest::collection::vec(
+            proptest::collection::vec(proptest::option::weighted(0.9, 0u32..90_000_000), 1..20),
+            1..5,
+        )
+    }
+
+    /// Returns the block with everything of these batches, each under its source.
+    fn whole(table: Table, batches: &[(&Batch, &str)]) -> (u64, Vec<Bytes>) {
+        let partitions = |batch: &Batch| {
+            let inserts = batch.frozen().expected.inserts().into_iter();
+            inserts.filter(|insert| insert.table == table).flat_map(|insert| insert.partitions).collect()
+        };
+        let partitions: Vec<Vec<PartitionId>> = batches.iter().map(|(batch, _)| partitions(batch)).collect();
+        let parts = batches.iter().zip(&partitions);
+        let parts: Vec<Part<'_>> =
+            parts.map(|((batch, source), partitions)| Part { batch, partitions, source }).collect();
+        block(table, &parts)
+    }
+
+    /// A day, a type and a campaign.
+    type Counter = (u16, u8, Vec<u8>);
+
+    /// Reads the rows of a block of `daily`: the counter, its source, its total and its end.
+    fn counter_rows(mut block: &[u8]) -> Vec<(Counter, String, u64, u64)> {
+        fn take<'a>(block: &mut &'a [u8], bytes: usize) -> &'a [u8] {
+            block.split_off(..bytes).unwrap()
+        }
+        fn varint(block: &mut &[u8]) -> usize {
+            let bytes = block.iter().position(|byte| byte & 0x80 == 0).unwrap() + 1;
+            take(block, bytes).iter().rev().fold(0, |number, byte| number << 7 | usize::from(byte & 0x7f))
+        }
+        fn string(block: &mut &[u8]) -> String {
+            let length = varint(block);
+            String::from_utf8(take(block, length).to_vec()).unwrap()
+        }
+        let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+        let (columns, rows) = (varint(&mut block), varint(&mut block));
+        let mut values: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
+        let mut sources = Vec::new();
+        for _ in 0..columns {
+            let name = string(&mut block);
+            let width = match string(&mut block).as_str() {
+                "Date" => 2,
+                "UUID" => 16,
+                kind if kind.starts_with("Enum8") => 1,
+                "LowCardinality(String)" => {
+                    let keys = number(&take(&mut block, 24)[16..]);
+                    let names: Vec<String> = (0..keys).map(|_| string(&mut block)).collect();
+                    take(&mut block, 8);
+                    sources = take(&mut block, rows).iter().map(|&index| names[usize::from(index)].clone()).collect();
+                    continue;
+                }
+                _ => 8,
+            };
+            values.insert(name, take(&mut block, width * rows).chunks(width).map(<[u8]>::to_vec).collect());
+        }
+        let row = |n: usize| {
+            let value = |name: &str| values[name][n].clone();
+            let day = u16::from_le_bytes(value("day").try_into().unwrap());
+            // ClickHouse stores a UUID as two numbers, each with its least byte first.
+            let campaign = value("campaign_id").chunks(8).flat_map(|half| half.iter().rev().copied()).collect();
+            let counter = (day, value("event_type")[0], campaign);
+            (counter, sources[n].clone(), number(&value("total")), number(&value("end_offset")))
+        };
+        (0..rows).map(row).collect()
+    }
+
+    /// 64 partitions write hardly more rows into `daily` than one partition with the same events.
+    #[test]
+    fn rows_of_daily_do_not_grow_with_the_partitions() {
+        let event = |n: u32| {
+            format!(
+                r#"{{"campaign_id":"{:032x}","workspace_id":"{:032x}","email":"a","event_type":"{}","event_time":1795501800}}"#,
+                n % 100,
+                7,
+                EventType::ALL[n as usize / 100 % 5].name()
+            )
+        };
+        let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
+        let mut windows: Vec<Window> = (0..65).map(|_| Window::new(0)).collect();
+        for n in 0..64 * 200 {
+            let payload = event(n);
+            let payload = Some(payload.as_bytes());
+            // The last window is the one partition that has everything.
+            for window in [n as usize % 64, 64] {
+                let record = Record { offset: n.into(), timestamp_ms: None, key: None, payload };
+                windows[window].push(&record, &decode(payload, None, &bounds));
+            }
+        }
+        let one = Batch::freeze(windows.pop().unwrap(), 0);
+        let many: Vec<Batch> = windows.into_iter().map(|window| Batch::freeze(window, 0)).collect();
+        let names: Vec<String> = (0..64).map(|n| format!("t/{n}")).collect();
+        let many: Vec<(&Batch, &str)> = many.iter().zip(names.iter().map(String::as_str)).collect();
+        let (of_one, of_many) = (whole(Table::Daily, &[(&one, "t/0")]).0, whole(Table::Daily, &many).0);
+        assert!(of_one == 500 && of_many <= of_one + 64, "{of_many} rows, and {of_one} of one partition");
     }
 
     /// The values of a block are listed by position. One row is enough to see each value under its own column's name.
@@ -377,6 +536,8 @@ mod tests {
                     "event_type" => vec![EventType::Bounce as u8],
                     "event_time" => 1_795_501_800u32.to_le_bytes().to_vec(),
                     "metadata" => string(br#"{"k":1}"#),
+                    // The counter is the mark of its source, so no row is left without a name.
+                    "source" if insert.table == Table::Daily => low_cardinality_runs(&[("t/0", 1), ("", 0)]).concat(),
                     "source" => low_cardinality_runs(&[("t/0", 1)]).concat(),
                     "source_offset" if insert.table == Table::Raw => 7u64.to_le_bytes().to_vec(),
                     "source_offset" => 8u64.to_le_bytes().to_vec(),

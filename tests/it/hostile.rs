@@ -226,6 +226,6 @@ pub async fn a_thousand_days_in_any_order(url: &str, database: &str) {
     await_http(&member, "/readyz", "\"ready\":true").await;
     end(&member);
     bench.assert_exact(&ledger, "with a thousand days").await;
-    let batches = bench.count("SELECT uniqExact(source, end_offset) FROM daily").await;
+    let batches = bench.count("SELECT uniqExact(source, end_offset) FROM daily WHERE source != ''").await;
     assert!(batches <= 6, "{batches} batches for three partitions");
 }

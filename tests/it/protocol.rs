@@ -27,16 +27,16 @@ struct Log {
 }
 
 impl Log {
-    /// Makes a log with events of two days around a month's end, some of them broken. Its offsets have gaps as
+    /// Makes a log with events of one workspace, of two days around a month's end, some of them broken. Its offsets have gaps as
     /// transactions leave them.
-    fn new() -> Log {
+    fn new(workspace: i32) -> Log {
         let records = (0..RECORDS).map(|n| {
             let payload = match n % 10 {
                 9 => format!("broken {n}"),
                 _ => format!(
                     r#"{{"campaign_id":"{:032x}","workspace_id":"{:032x}","email":"p{n}@example.com","event_type":"{}","event_time":"2026-{}","metadata":{{"n": {n}}}}}"#,
                     n % 3,
-                    7,
+                    workspace,
                     ["delivered", "open", "click"][n as usize % 3],
                     if n % 2 == 0 { "10-31T23:59:59.999999" } else { "11-01T00:00:00" },
                 ),
@@ -200,18 +200,18 @@ async fn assert_exact(client: &Client, source: &Source, what: &str) {
     let differences = client
         .query(&format!(
             "SELECT count() FROM (SELECT {key}, count() AS n FROM email_events WHERE source = ? GROUP BY ALL) AS r \
-             FULL JOIN (SELECT day, event_type, campaign_id, workspace_id, sum(total) AS n FROM daily WHERE source = ? GROUP BY ALL) AS d \
+             FULL JOIN (SELECT day, event_type, campaign_id, workspace_id, sum(total) AS n FROM daily WHERE workspace_id = toUUID(?) GROUP BY ALL) AS d \
              USING (day, event_type, campaign_id, workspace_id) WHERE r.n != d.n"
         ))
         .bind(source.name())
-        .bind(source.name());
+        .bind(format!("{:032x}", source.partition));
     assert_eq!(differences.scalar_u64().await.unwrap(), 0, "{what}: daily is not the GROUP BY of the rows");
 }
 
 /// A member whose lease expires while it sends an insert breaks it off. ClickHouse then applies nothing of it, and takes it later.
 pub async fn an_insert_whose_lease_expires_is_broken_off(url: &str, database: &str) {
     let (client, sink) = migrated(url, database).await;
-    let (mut log, source) = (Log::new(), source(0));
+    let (mut log, source) = (Log::new(0), source(0));
     let mut member = Member { log: &mut log, sink: &sink, source: &source, position: 0, frozen: VecDeque::new() };
     let frozen = member.freeze(None, RECORDS_PER_BATCH).unwrap();
     for insert in frozen.expected.inserts() {
@@ -231,7 +231,7 @@ pub async fn an_insert_whose_lease_expires_is_broken_off(url: &str, database: &s
 /// The columns hold the producer's values, and the design's two queries run verbatim.
 pub async fn a_batch_is_stored_as_it_was_consumed(url: &str, database: &str) {
     let (client, sink) = migrated(url, database).await;
-    let mut log = Log::new();
+    let mut log = Log::new(0);
     run(&mut log, &sink, &source(0), None).await;
     assert_exact(&client, &source(0), "without a fault").await;
     let stored: Vec<(String, String, String, String, String, u64)> = client
@@ -267,13 +267,13 @@ pub async fn a_batch_is_stored_as_it_was_consumed(url: &str, database: &str) {
 }
 
 async fn every_fault_at_every_step(client: &Client, sink: &Sink) {
-    let steps = run(&mut Log::new(), sink, &source(0), None).await;
+    let steps = run(&mut Log::new(0), sink, &source(0), None).await;
     let faults =
         [Fault::CrashBefore, Fault::CrashAfter, Fault::AnswerLost, Fault::LeaseExpired, Fault::HalfAppliedAndForgotten];
     let cases = faults.into_iter().flat_map(|fault| (0..steps).map(move |step| (fault, step)));
     let check = async |partition, fault, step| {
-        let mut log = Log::new();
         let source = source(partition);
+        let mut log = Log::new(partition);
         run(&mut log, sink, &source, Some((step, fault))).await;
         // This is the next owner. Where the first one went on to the end, it finds nothing to do.
         run(&mut log, sink, &source, None).await;
@@ -288,7 +288,7 @@ async fn every_fault_at_every_step(client: &Client, sink: &Sink) {
 pub async fn progress_is_what_the_rows_say(url: &str, database: &str) {
     let (_, sink) = migrated(url, database).await;
     assert_eq!(sink.progress(0, &source(0)).await.unwrap(), Progress::default());
-    let mut log = Log::new();
+    let mut log = Log::new(0);
     run(&mut log, &sink, &source(0), None).await;
     let end = Some(log.high());
     assert_eq!(sink.progress(0, &source(0)).await.unwrap(), Progress { counted_end: end, ..Progress::default() });
@@ -298,11 +298,11 @@ pub async fn progress_is_what_the_rows_say(url: &str, database: &str) {
 /// Members die at each step. One question for all their sources has the answers of a question for each.
 pub async fn a_question_for_many_sources_answers_for_each(url: &str, database: &str) {
     let (client, sink) = migrated(url, database).await;
-    let steps = run(&mut Log::new(), &sink, &source(0), None).await;
+    let steps = run(&mut Log::new(0), &sink, &source(0), None).await;
     let (mut asked, mut partition) = (Vec::new(), 1);
     for step in 0..steps {
         for fault in [Fault::CrashBefore, Fault::HalfAppliedAndForgotten] {
-            let mut log = Log::new();
+            let mut log = Log::new(partition);
             run(&mut log, &sink, &source(partition), Some((step, fault))).await;
             asked.push((source(partition).name(), log.committed.map_or(0, |committed| committed.offset)));
             partition += 1;

@@ -186,22 +186,31 @@ impl Stored {
     }
 }
 
-/// Checks that the counters are the GROUP BY of the rows.
+/// Checks that the counters are the GROUP BY of the rows, and that the mark of each source and month lies behind its rows.
 pub fn counters(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
-    let key = "day, event_type, campaign_id, workspace_id, source";
+    let key = "day, event_type, campaign_id, workspace_id";
     let differences = lane.ask(&format!(
-        "SELECT day, event_type, campaign_id, source, r.n AS rows, d.n AS total FROM \
-         (SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, source, count() AS n \
+        "SELECT day, event_type, campaign_id, r.n AS rows, d.n AS total FROM \
+         (SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, count() AS n \
           FROM {{db}}.email_events GROUP BY ALL) AS r \
          FULL JOIN (SELECT {key}, sum(total) AS n FROM {{db}}.daily GROUP BY ALL) AS d USING ({key}) \
          WHERE r.n != d.n LIMIT {LISTED} FORMAT TSV"
     ))?;
-    match differences.is_empty() {
-        true => Ok(Vec::new()),
-        false => Ok(vec![format!(
-            "daily is not the GROUP BY of the rows (day, type, campaign, source, rows, total):\n{differences}"
-        )]),
-    }
+    let low = lane.ask(&format!(
+        "SELECT source, month, last, mark FROM (SELECT source, toYYYYMM(event_time) AS month, max(source_offset) AS last \
+         FROM {{db}}.email_events GROUP BY ALL) AS r \
+         LEFT JOIN (SELECT source, toYYYYMM(day) AS month, max(end_offset) AS mark FROM {{db}}.daily GROUP BY ALL) AS d \
+         USING (source, month) WHERE mark <= last LIMIT {LISTED} FORMAT TSV"
+    ))?;
+    let violations = [
+        ("daily is not the GROUP BY of the rows (day, type, campaign, rows, total)", differences),
+        ("rows lie behind the mark of their source (source, month, last row, mark)", low),
+    ];
+    Ok(violations
+        .into_iter()
+        .filter(|(_, rows)| !rows.is_empty())
+        .map(|(what, rows)| format!("{what}:\n{rows}"))
+        .collect())
 }
 
 /// The members' reports of their memory, the highest of a round.

@@ -8,6 +8,9 @@
 //! - The offset up to which s was finished before the query began ([`Position::finished_up_to`]). A loss in `daily`
 //!   may have taken the mark with it.
 //!
+//! Members sum the counters of a batch over its sources ([`tallyhouse_core::batch::block`]), so a difference has no
+//! source. Two sources whose differences cancel each other out are not seen.
+//!
 //! One thing is left: ClickHouse takes the snapshots of two tables one after the other. The rows of a batch that was
 //! written in between could be missing beside their counters. Such a difference is gone at a second look. So a
 //! difference counts only if two looks show it for the same counter and by the same number.
@@ -59,8 +62,6 @@ pub struct Difference {
     pub campaign_id: String,
     /// Workspace of the campaign.
     pub workspace_id: String,
-    /// Source of the rows, `topic/partition@topic_id`.
-    pub source: String,
     /// Number of rows in `email_events`.
     pub rows: u64,
     /// Sum of the counter in `daily`.
@@ -88,16 +89,14 @@ impl Difference {
              --month {}` mends it",
             month.get(..6).unwrap_or_default()
         );
-        let mut finding = Finding::new(Code::DailyDiffers, message).of(&self.source);
+        let mut finding = Finding::new(Code::DailyDiffers, message);
         finding.counter = Some(self.counter());
         (finding.rows, finding.total) = (Some(*rows), Some(*total));
         finding
     }
 
     fn is_still(&self, later: &Difference) -> bool {
-        self.source == later.source
-            && self.counter() == later.counter()
-            && self.total.wrapping_sub(self.rows) == later.total.wrapping_sub(later.rows)
+        self.counter() == later.counter() && self.total.wrapping_sub(self.rows) == later.total.wrapping_sub(later.rows)
     }
 }
 
@@ -112,10 +111,10 @@ async fn look(
     bounds: &Bounds,
     limit: u64,
 ) -> Result<(Vec<Difference>, u64), ClickHouseError> {
-    let key = "day, event_type, campaign_id, workspace_id, source";
+    let key = "day, event_type, campaign_id, workspace_id";
     let sql = format!(
         "SELECT toString(day) AS day, toString(event_type) AS event_type, toString(campaign_id) AS campaign_id, \
-         toString(workspace_id) AS workspace_id, toString(source) AS source, rows, total, all FROM (\
+         toString(workspace_id) AS workspace_id, rows, total, all FROM (\
          SELECT {key}, rows, total, count() OVER () AS all FROM (\
          SELECT {key}, sum(r) AS rows, sum(t) AS total FROM (\
          SELECT {key}, toUInt64(0) AS r, total AS t FROM daily WHERE {counters} \

@@ -163,7 +163,7 @@ proptest! {
 fn report() -> Report {
     let source = format!("campaign.event_tracking/3@{ID}");
     let mut checks: Vec<Outcome> = Check::ALL.map(|check| Outcome::new(check, "3 partitions".to_owned())).into();
-    let mut differs = Finding::new(Code::DailyDiffers, "daily says 4, email_events has 2 open rows").of(&source);
+    let mut differs = Finding::new(Code::DailyDiffers, "daily says 4, email_events has 2 open rows");
     differs.counter = Some(CounterName {
         day: "2026-11-24".into(),
         event_type: "open".into(),

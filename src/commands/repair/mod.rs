@@ -214,8 +214,8 @@ async fn differences(config: &Config, reader: &Reader, span: &Span) -> Result<(V
 
 fn show(differences: &[Difference], all: u64, say: ProgressFn<'_>) {
     for difference in differences {
-        let Difference { day, event_type, campaign_id, source, rows, total, .. } = difference;
-        say(&format!("  {day} {event_type} campaign {campaign_id} source {source}: daily {total}, rows {rows}"));
+        let Difference { day, event_type, campaign_id, rows, total, .. } = difference;
+        say(&format!("  {day} {event_type} campaign {campaign_id}: daily {total}, rows {rows}"));
     }
     if all > differences.len() as u64 {
         say(&format!("  … and {} more", all - differences.len() as u64));

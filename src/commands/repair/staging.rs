@@ -94,13 +94,17 @@ impl<'a> Staging<'a> {
         format!("ALTER TABLE daily REPLACE PARTITION {} FROM {}", self.month(), self.table)
     }
 
+    /// Counts as a member does: one counter of each source has its name and its mark, all others are summed over the sources.
     fn insert(&self) -> String {
         format!(
-            "INSERT INTO {} ({}) SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, source, count(), \
-             any(toUInt64(transform(toString(source), ?, ?, 0))) FROM email_events WHERE {} AND source IN ? \
-             AND source_offset >= toUInt64(transform(toString(source), ?, ?, 0)) \
+            "INSERT INTO {} ({}) SELECT day, event_type, campaign_id, workspace_id, if(place = 1, source, '') AS named, sum(rows), \
+             max(if(place = 1, toUInt64(transform(toString(source), ?, ?, 0)), 0)) FROM (\
+             SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, source, count() AS rows, row_number() \
+             OVER (PARTITION BY source ORDER BY day, campaign_id, workspace_id, event_type) AS place FROM email_events \
+             WHERE {} AND source IN ? AND source_offset >= toUInt64(transform(toString(source), ?, ?, 0)) \
              AND source_offset < toUInt64(transform(toString(source), ?, ?, 0)) \
-             GROUP BY day, event_type, campaign_id, workspace_id, source",
+             GROUP BY day, event_type, campaign_id, workspace_id, source) \
+             GROUP BY day, event_type, campaign_id, workspace_id, named",
             self.table,
             Table::Daily.column_list(),
             self.month.span().of_rows()
@@ -117,7 +121,7 @@ impl<'a> Staging<'a> {
         let span = self.month.span();
         let sql = format!(
             "SELECT toString(source) AS source, max(mark) AS mark, max(rows_end) AS rows_end FROM (\
-             SELECT source, max(end_offset) AS mark, toUInt64(0) AS rows_end FROM daily WHERE {} GROUP BY source \
+             SELECT source, max(end_offset) AS mark, toUInt64(0) AS rows_end FROM daily WHERE {} AND source != '' GROUP BY source \
              UNION ALL \
              SELECT source, toUInt64(0), max(source_offset) + 1 FROM email_events WHERE {} GROUP BY source) \
              GROUP BY source ORDER BY source",
@@ -200,7 +204,7 @@ pub(super) async fn refuse_fewer(client: &Client, month: Month) -> Result<(), Re
     ] {
         let sql = format!(
             "SELECT {of_counter} AS name FROM daily WHERE {counters} GROUP BY name HAVING sum(total) > 0 \
-             AND name NOT IN (SELECT DISTINCT {of_row} FROM email_events WHERE {rows}) ORDER BY name LIMIT 40"
+             AND name != '' AND name NOT IN (SELECT DISTINCT {of_row} FROM email_events WHERE {rows}) ORDER BY name LIMIT 40"
         );
         let gone: Vec<String> = client.query(&sql).rows().await?;
         if !gone.is_empty() {
