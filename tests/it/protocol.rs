@@ -9,7 +9,7 @@ use tallyhouse::clickhouse::sink::Sink;
 use tallyhouse_core::batch::{Batch, Part};
 use tallyhouse_core::decode::{TimeBounds, decode};
 use tallyhouse_core::protocol::marks::Progress;
-use tallyhouse_core::protocol::{Action, Committed, LogView, Outcome, Protocol, may_commit};
+use tallyhouse_core::protocol::{Action, Committed, LogView, Outcome, Protocol, Step, may_commit};
 use tallyhouse_core::source::Source;
 use tallyhouse_core::window::{Record, Window};
 
@@ -76,20 +76,21 @@ struct Member<'a> {
 impl Member<'_> {
     /// Runs an assignment to the log's end, with a fault at one step. Returns the number of steps taken.
     async fn run(mut self, fault: Option<(usize, Fault)>) -> usize {
-        let (mut protocol, mut action) = Protocol::start();
+        let (mut protocol, first) = Protocol::start();
+        let mut next = Step::Do(first);
         for step in 0.. {
-            assert!(step < 1_000, "no end at {action:?}");
+            assert!(step < 1_000, "no end at {next:?}");
             let fault = fault.filter(|(at, _)| *at == step).map(|(_, fault)| fault);
-            match &action {
-                Action::Release => return step,
-                Action::Stop(reason) | Action::LookAgain(reason) => panic!("stopped: {reason}"),
-                _ if fault == Some(Fault::CrashBefore) => return step,
-                _ => {}
-            }
+            let mut action = match next {
+                Step::Release => return step,
+                Step::Stop(reason) | Step::Do(Action::LookAgain(reason)) => panic!("stopped: {reason}"),
+                Step::Do(_) if fault == Some(Fault::CrashBefore) => return step,
+                Step::Do(action) => action,
+            };
             let insert = matches!(action, Action::Insert { .. });
             let commit = matches!(action, Action::Commit { .. });
             if insert && fault == Some(Fault::LeaseExpired) {
-                action = protocol.on_outcome(Outcome::LeaseExpired);
+                next = protocol.on_outcome(Outcome::LeaseExpired);
                 continue;
             }
             if let Action::Insert { insert, .. } = &mut action
@@ -98,7 +99,7 @@ impl Member<'_> {
                 insert.partitions.truncate(1);
             }
             let seen = self.perform(action).await;
-            action = match fault {
+            next = match fault {
                 Some(Fault::HalfAppliedAndForgotten) => {
                     self.log.committed = None;
                     return step;
@@ -149,7 +150,7 @@ impl Member<'_> {
                 self.sink.await_ended(range, group, self.source).await.unwrap();
                 Outcome::Marks(self.sink.marks(range, self.source, None).await.unwrap())
             }
-            Action::Release | Action::Stop(_) | Action::LookAgain(_) => unreachable!("these end the run"),
+            Action::LookAgain(_) => unreachable!("it ends the run"),
         }
     }
 
