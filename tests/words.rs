@@ -53,7 +53,7 @@ const PROSE: [(&str, &str); 10] = [
 ];
 
 /// Comments that open with one of these words, at most.
-const OPENINGS_MAX: usize = 29;
+const OPENINGS_MAX: usize = 9;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
