@@ -67,9 +67,9 @@ async fn run() -> ExitCode {
         Ok(done) => {
             // `lost` has the first failure, which may be an earlier one.
             let _ = output::print(done.output.as_bytes());
-            let (status, told) = done.end(changes, output::lost());
-            if let Some(told) = told {
-                output::note(&format!("tallyhouse: {told}"));
+            let (status, message) = done.end(changes, output::lost());
+            if let Some(message) = message {
+                output::note(&format!("tallyhouse: {message}"));
             }
             ExitCode::from(status)
         }

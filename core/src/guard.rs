@@ -52,7 +52,7 @@ pub enum Guard {
     Identity,
     /// A smaller batch replaces an announced one only when no insert of the announced one can still arrive.
     Quiet,
-    /// Whoever completes a batch of a group tries the group's token first.
+    /// A member that completes a batch of a group tries the group's token first.
     GroupToken,
     /// The acknowledgement of a group's insert counts only while every source of the group is still in it.
     WholeGroup,

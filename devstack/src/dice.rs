@@ -1,4 +1,6 @@
 //! Random numbers that a seed repeats: splitmix64.
+//!
+//! The documents name seeds, so they must give the same numbers with each version of each crate.
 
 /// Returns the finalizer of splitmix64: other bits for other numbers, the same for the same.
 pub fn mix(number: u64) -> u64 {

@@ -1,4 +1,6 @@
 //! Asks HTTP endpoints on this machine, such as a member's `/metrics` or a server's queries.
+//!
+//! [`get`] shows an answer as it was sent, and a client such as ureq takes it apart.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};

@@ -452,8 +452,8 @@ mod tests {
     fn lost_output_fails_what_changes_something_and_lets_head_see_enough() {
         let end = |status, changes, reader_gone: Option<bool>| {
             let lost = reader_gone.map(|reader_gone| Lost { reader_gone, reason: "gone".to_owned() });
-            let (status, told) = Done { output: String::new(), status }.end(changes, lost);
-            (status, told.is_some())
+            let (status, note) = Done { output: String::new(), status }.end(changes, lost);
+            (status, note.is_some())
         };
         assert_eq!([end(0, true, None), end(2, false, None)], [(0, false), (2, false)]);
         assert_eq!([end(0, true, Some(true)), end(2, true, Some(true))], [(EXIT_OUTPUT, true), (2, true)]);

@@ -21,7 +21,7 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 use super::error::{ClickHouseError, Peer};
-use super::exchange::{Answer, Exchange};
+use super::exchange::Exchange;
 use super::identity::{self, Identity, Server};
 use super::settings::{self, Found, Own, Pin, Pins};
 use crate::platform::advice::Advice;
@@ -213,27 +213,19 @@ impl Client {
         let pins = self.fit_pins().await?;
         self.identity.refuse().map_err(|doubt| self.peer.doubted(doubt))?;
         let asked = Instant::now();
-        let answer = self.exchange(sql, query_id, token, &pins.inserts, chunks, self.insert_timeout, may_end).await?;
+        let parameters = self.parameters(query_id, token, &pins.inserts);
+        let answer = self.exchange.send(sql, &parameters, chunks, self.insert_timeout, may_end).await;
+        let answer = answer.map_err(|error| self.classify(&error))?;
         if answer.query_id.as_deref() != Some(query_id) || !answer.body.is_empty() {
             return Err(self.peer.not_ours(&answer.body));
         }
         self.identity.acknowledged(answer.server.as_deref(), asked).map_err(|doubt| self.peer.doubted(doubt))
     }
 
-    async fn exchange(
-        &self,
-        sql: &str,
-        query_id: &str,
-        token: &str,
-        pins: &[Pin],
-        chunks: Vec<Bytes>,
-        limit: Duration,
-        may_end: impl Fn() -> bool,
-    ) -> Result<Answer, ClickHouseError> {
-        let mut parameters =
-            vec![("database", self.database()), ("query_id", query_id), ("insert_deduplication_token", token)];
-        parameters.extend(pins.iter().map(|(name, value)| (*name, value.as_str())));
-        self.exchange.send(sql, &parameters, chunks, limit, may_end).await.map_err(|error| self.classify(&error))
+    /// Returns the parameters of a request whose acknowledgement counts.
+    fn parameters<'a>(&'a self, query_id: &'a str, token: &'a str, pins: &'a [Pin]) -> Vec<(&'a str, &'a str)> {
+        let fixed = [("database", self.database()), ("query_id", query_id), ("insert_deduplication_token", token)];
+        fixed.into_iter().chain(pins.iter().map(|(name, value)| (*name, value.as_str()))).collect()
     }
 
     /// Checks that exact reads and writes are possible: as [`Self::prove_settings`] and [`Self::prove_one_server`]. Each command that
@@ -311,7 +303,9 @@ impl Client {
         // The limits of a profile would cut this answer as well, so the settings of reads are sent with it.
         let of_reads = pins.reads.iter().filter(|(name, _)| pins.inserts.iter().all(|(other, _)| other != name));
         let sent: Vec<Pin> = pins.inserts.iter().chain(of_reads).cloned().collect();
-        let answer = self.exchange(&sql, &query_id, &query_id, &sent, Vec::new(), self.query_timeout, || true).await?;
+        let parameters = self.parameters(&query_id, &query_id, &sent);
+        let answer = self.exchange.send(&sql, &parameters, Vec::new(), self.query_timeout, || true).await;
+        let answer = answer.map_err(|error| self.classify(&error))?;
         let text = String::from_utf8_lossy(&answer.body);
         let row = |line: &str| {
             let mut fields = line.split('\t').map(str::to_owned);

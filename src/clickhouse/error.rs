@@ -98,7 +98,7 @@ impl ClickHouseError {
             ),
             Self::OwnView { code, name, message } => Advice::new(
                 format!("a materialized view of your own on Tallyhouse's tables fails ({code} {name}): {message}"),
-                "Mend or drop that view: `tallyhouse check` names all that there are. Tallyhouse's own tables are exact; the view may miss \
+                "Fix or drop that view: `tallyhouse check` names all that there are. Tallyhouse's own tables are exact; the view may miss \
                  rows of this batch (`tallyhouse explain limits`)",
             ),
             Self::Unauthorized { user, message } => Advice::new(

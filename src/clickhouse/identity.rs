@@ -13,7 +13,8 @@
 //! An address of several named servers needs a [`Client`](super::client::Client), and so an [`Identity`], for each of them. Tables that
 //! are made with ON CLUSTER have the same ids everywhere; the server's id tells these apart.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::platform::lock::locked;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -97,7 +98,7 @@ pub(super) struct Identity {
 
 impl Identity {
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.known)
     }
 
     /// Refuses everything once another server has answered.

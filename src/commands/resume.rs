@@ -5,17 +5,14 @@
 use crate::commands::audit::{AuditError, Reader};
 use crate::config::Config;
 use crate::kafka::observer::{self, Observer};
-use crate::kafka::offsets;
+use crate::kafka::{KAFKA_TIMEOUT, offsets};
 use serde::Serialize;
-use std::time::Duration;
 use tallyhouse_core::protocol::intent::Metadata;
 use tallyhouse_core::protocol::marks::{Marks, down_to_mark};
 use tallyhouse_core::protocol::outlook::{Before, Outlook, Position};
 use tallyhouse_core::protocol::stop::StopReason;
 use tallyhouse_core::protocol::{Committed, LogView, may_commit};
 use tallyhouse_core::source::{OffsetRange, Source};
-
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The operator's decision about a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -99,22 +96,22 @@ pub enum ResumeError {
     Audit(#[from] AuditError),
     /// No such partition.
     #[error("the topic {topic} has no partition {partition}. Name one that it has")]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     NoPartition { topic: String, partition: i32 },
     /// The partition does not stop.
     #[error("partition {partition} does not stop: `tallyhouse run` {then}. There is nothing to resume")]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     NotStopped { partition: i32, then: String },
     /// The choice is no remedy for this stop.
     #[error("partition {partition} is stopped, {code}, and {flag} is no remedy for that: {why}. Do what {page} says")]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     NoRemedy { partition: i32, code: &'static str, flag: &'static str, why: String, page: String },
     /// Kafka lets nobody change the offsets of a group with members.
     #[error(
         "the group {group} has {members} members. Kafka lets nobody change its offsets meanwhile: end all of them with SIGTERM first; one \
          that was killed counts until kafka.session_timeout_ms is over"
     )]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     Members { group: String, members: usize },
     /// Somebody has committed since the plan.
     #[error(
@@ -123,7 +120,7 @@ pub enum ResumeError {
     Overtaken(i32),
     /// Kafka refused the commit.
     #[error("partition {partition}: the offset cannot be committed: {error}. Run it again")]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     Commit { partition: i32, error: String },
 }
 
@@ -339,11 +336,11 @@ mod tests {
     use tallyhouse_core::protocol::intent::Counts;
     use tallyhouse_core::protocol::marks::Progress;
 
-    fn position(metadata: &Metadata, told: &str, shown: Option<u64>) -> Position {
+    fn position(metadata: &Metadata, reported: &str, shown: Option<u64>) -> Position {
         let committed = Some(Committed { offset: 100, metadata: metadata.encode().into_bytes() });
         let log = LogView {
             committed,
-            topic_id: told.to_owned(),
+            topic_id: reported.to_owned(),
             ids_of_rows: vec![],
             cluster_id: "here".to_owned(),
             low: 10,
@@ -362,14 +359,14 @@ mod tests {
 
     fn decided(
         old: &Metadata,
-        told: &str,
+        reported: &str,
         shown: Option<u64>,
         reason: &StopReason,
         open: Option<OpenBatch>,
         choice: Choice,
     ) -> Result<(u64, String), String> {
         let open = open.map(|open| (OffsetRange { start: 100, end: 150 }, open));
-        let decided = decide(&position(old, told, shown), old, reason, open, choice);
+        let decided = decide(&position(old, reported, shown), old, reason, open, choice);
         decided.map(|(offset, metadata)| (offset, metadata.encode()))
     }
 
@@ -381,12 +378,12 @@ mod tests {
         let old = Metadata { topic_id: "X".into(), marked: Some(100), next: OPEN, ..Metadata::default() };
         let goes_on = "tallyhouse/2 topic=X cluster=here marked=60 end=150 rows=50 rejects=0".to_owned();
         assert_eq!(decided(&old, "X", Some(60), &reason, None, Choice::Continue), Ok((100, goes_on)));
-        let anew = "tallyhouse/2 topic=X cluster=here marked=60 again=150".to_owned();
-        assert_eq!(decided(&old, "X", Some(60), &reason, None, Choice::CountAnew), Ok((60, anew)));
+        let again = "tallyhouse/2 topic=X cluster=here marked=60 again=150".to_owned();
+        assert_eq!(decided(&old, "X", Some(60), &reason, None, Choice::CountAnew), Ok((60, again)));
         // Nothing is left, so it is the log's beginning. And rows without a topic id keep their name.
         let plain = Metadata { is_plain: true, next: None, ..old };
-        let anew = "tallyhouse/2 topic=X source=plain cluster=here again=100".to_owned();
-        assert_eq!(decided(&plain, "", None, &reason, None, Choice::CountAnew), Ok((10, anew)));
+        let again = "tallyhouse/2 topic=X source=plain cluster=here again=100".to_owned();
+        assert_eq!(decided(&plain, "", None, &reason, None, Choice::CountAnew), Ok((10, again)));
     }
 
     #[test]
@@ -402,7 +399,7 @@ mod tests {
         assert_eq!(with(Some(OpenBatch::Part), Choice::CountAnew), Ok((10, named() + " again=500")));
     }
 
-    /// Without topic ids the rows of both logs have one name. Then only records beyond all stored rows can be told apart.
+    /// Without topic ids the rows of both logs have one name. Then only records beyond all stored rows can be distinguished.
     #[test]
     fn logs_without_ids_go_on_behind_all_that_is_stored() {
         let reason = StopReason::OtherCluster { offset: 100, committed: "there".into(), found: "here".into() };

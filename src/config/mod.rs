@@ -7,6 +7,9 @@
 //! [`load`] reads the configuration file and the secret files that it names. Everything else is a pure function of [`Sources`].
 //! It must never read the process's environment or arguments itself. It must never show a secret in an error, a `Debug` or
 //! [`Resolved::explain`]. It must never let a value through that the rest of the program would have to check.
+//!
+//! A library such as `figment` merges layers too. It ends at the first error, and [`load`] names all problems at once. It has no
+//! place for a key's help, from which the pages and the example are written.
 
 mod error;
 mod explain;

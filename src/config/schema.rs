@@ -56,7 +56,7 @@ pub struct Config {
     pub clickhouse: ClickHouse,
     /// When a batch is written.
     pub flush: Flush,
-    /// How much memory may be used.
+    /// The memory limit.
     pub memory: Memory,
     /// Which events are accepted.
     pub decode: Decode,
@@ -66,13 +66,13 @@ pub struct Config {
     pub admin: Admin,
     /// The log.
     pub log: Log,
-    /// How the process ends.
+    /// The end of the process.
     pub shutdown: Shutdown,
-    /// How partitions are handed over.
+    /// The handover of partitions.
     pub rebalance: Rebalance,
-    /// How failed work is repeated.
+    /// The repetition of failed work.
     pub retry: Retry,
-    /// What weakens security, and needs saying twice.
+    /// Settings that weaken security, and need saying twice.
     pub security: Security,
 }
 
@@ -120,8 +120,8 @@ section! {
         /// is the default as librdkafka before 2.15 has known stalls with the other; 2.12.1 is built in.
         /// From classic to consumer, stop all members first.
         group_protocol: GroupProtocol = "classic", OneOf(&["classic", "consumer"]);
-        /// How partitions are shared out: cooperative-sticky moves only those that must move; eager (range) revokes all, and is needed with group_instance_id.
-        /// The same for all members of a group: stop all of them before it is changed.
+        /// Strategy by which the group shares out partitions. cooperative-sticky moves only those that must move. eager (range) revokes all, and is
+        /// needed with group_instance_id. It is the same for all members of a group: stop all of them before you change it.
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
         /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
         group_instance_id: Option<String> = "", Text;
@@ -150,7 +150,7 @@ pub enum GroupProtocol {
     Consumer,
 }
 
-/// How a group shares out its partitions.
+/// Strategy by which a group shares out its partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Assignment {
@@ -395,7 +395,7 @@ section! {
 }
 
 section! {
-    /// What weakens security, and needs saying twice.
+    /// Settings that weaken security, and need saying twice.
     Security "security" {
         /// Allows kafka.tls.verify = false: anyone on the network can then pose as the brokers.
         allow_insecure_tls: bool = "false", Bool;

@@ -1,6 +1,8 @@
 //! A text that must not be seen: a password, or anything else that may be a credential.
 //!
 //! It must never print, serialise or compare its way out: the only way to the text is [`Secret::expose`].
+//!
+//! The `secrecy` crate also clears the memory. Here librdkafka and the HTTP clients keep copies that nobody clears.
 
 use std::fmt;
 

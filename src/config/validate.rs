@@ -31,13 +31,13 @@ pub(super) fn config(
     };
     let typed = nest(settings).try_into::<Config>();
     let config = typed.map_err(|error| problems.push(unfit(error))).ok()?;
-    let told = |name: &str| refused.iter().any(|refused| refused == name);
+    let is_reported = |name: &str| refused.iter().any(|refused| refused == name);
     // If a file could not be read, an apparent conflict may not be one.
     let conflicts = if all_read { conflicts(&config) } else { Vec::new() };
     for ([key, other], reason) in conflicts {
         if let (Some(setting), Some(against)) = (settings.get(key), settings.get(other))
-            && !told(key)
-            && !told(other)
+            && !is_reported(key)
+            && !is_reported(other)
         {
             let now = format!("{other} = {} ({})", shown(other, &against.value), against.origin);
             problems.push(problem(key, setting, format!("{reason}; now {now}")));
@@ -46,11 +46,11 @@ pub(super) fn config(
     let faults = if all_read { config.mapping.faults() } else { Vec::new() };
     for fault in faults {
         let key = format!("mapping.{}", fault.field);
-        if let Some(setting) = settings.get(&key).filter(|_| !told(&key)) {
+        if let Some(setting) = settings.get(&key).filter(|_| !is_reported(&key)) {
             problems.push(problem(&key, setting, fault.reason));
         }
     }
-    let memory = settings.get("memory.limit_bytes").filter(|_| !told("memory.limit_bytes"));
+    let memory = settings.get("memory.limit_bytes").filter(|_| !is_reported("memory.limit_bytes"));
     if let (Some(setting), Some(max_bytes)) = (memory, memory_max_bytes.and_then(|bytes| i64::try_from(bytes).ok()))
         && setting.value.as_integer().is_some_and(|bytes| bytes > max_bytes)
     {

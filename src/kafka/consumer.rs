@@ -9,6 +9,7 @@
 
 use super::refusal::{ClientErrors, Refusal, is_closed_at_once};
 use crate::config::{Config, Tls};
+use crate::platform::lock::locked;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
@@ -16,7 +17,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Position of a partition until the seek: any offset that is not a logical one.
@@ -50,20 +51,20 @@ pub struct Context {
 impl Context {
     /// True if a broker has refused this client since the last [`Context::take_errors`].
     pub fn is_refused(&self) -> bool {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).refusal.is_some()
+        locked(&self.trouble).refusal.is_some()
     }
 
     /// Returns and clears the errors that librdkafka has reported outside of a call, such as a refused login. It reports while it
     /// is polled.
     pub fn take_errors(&self) -> ClientErrors {
-        std::mem::take(&mut self.trouble.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut locked(&self.trouble))
     }
 
     /// Returns the reason why a batch in the log cannot be read, in librdkafka's words, while librdkafka tries it again. Its
     /// partition stands still meanwhile. The crate does not report the partition. (librdkafka reports and skips a batch with a
     /// wrong checksum.)
     pub fn unreadable(&self) -> Option<String> {
-        let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unreadable = locked(&self.unreadable);
         unreadable.take_if(|(seen, _)| seen.elapsed() > UNREADABLE_FOR);
         unreadable.as_ref().map(|(_, reason)| reason.clone())
     }
@@ -89,14 +90,14 @@ impl ClientContext for Context {
         let refusal = Refusal::of(error.rdkafka_error_code(), reason);
         // A failed handshake is no batch.
         if is_unreadable(&error) && refusal.is_none() {
-            let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut unreadable = locked(&self.unreadable);
             if unreadable.replace((Instant::now(), reason.to_owned())).is_none() {
                 tracing::error!(reason, "kafka: {error}: a batch in the log cannot be read");
             }
             return;
         }
         tracing::warn!(reason, "kafka: {error}");
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut trouble = locked(&self.trouble);
         // The report that all brokers are down comes after the reason. It is not a reason itself.
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
             trouble.reason = Some(reason.to_owned());
@@ -109,7 +110,7 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // librdkafka does not report it as an error.
         if is_closed_at_once(message) {
-            self.trouble.lock().unwrap_or_else(PoisonError::into_inner).reason = Some(message.to_owned());
+            locked(&self.trouble).reason = Some(message.to_owned());
         }
         super::log(level, facility, message);
     }

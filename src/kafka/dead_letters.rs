@@ -7,12 +7,13 @@
 
 use super::producer::{self, Outgoing, Producer};
 use crate::config::Config;
+use crate::platform::lock::locked;
 use crate::platform::metrics::DEAD_LETTERS;
 use metrics::counter;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaResult;
 use rdkafka::producer::Producer as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use tallyhouse_core::batch::Batch;
 use tallyhouse_core::decode::reject::Reason;
 use tallyhouse_core::source::OffsetRange;
@@ -99,7 +100,7 @@ impl DeadLetters {
     /// Returns the producer, which is created again if its last error was fatal. The old one is dropped on a thread for blocking
     /// calls, because it waits for its threads.
     fn producer(&self) -> KafkaResult<Producer> {
-        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut producer = locked(&self.producer);
         if producer.inner.client().fatal_error().is_some() {
             let ended = std::mem::replace(&mut *producer, Producer::new(&self.client)?);
             tokio::task::spawn_blocking(move || drop(ended));

@@ -221,8 +221,8 @@ mod tests {
         for (setting, protocol) in
             [(eager, "cooperative-sticky"), (cooperative, "range"), (consumer, "cooperative-sticky")]
         {
-            let told = keeps_out(setting, &group(classic(protocol), vec![member()])).unwrap().problem;
-            assert!(told.contains(&format!("the classic protocol by the strategy {protocol}")), "{told}");
+            let message = keeps_out(setting, &group(classic(protocol), vec![member()])).unwrap().problem;
+            assert!(message.contains(&format!("the classic protocol by the strategy {protocol}")), "{message}");
             assert_eq!(keeps_out(setting, &group(classic(protocol), vec![])), None, "nobody is there");
         }
         for (setting, protocol) in [

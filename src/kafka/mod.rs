@@ -28,6 +28,9 @@ use std::io::ErrorKind;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+/// Longest wait for one answer from Kafka.
+pub const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Interval at which this client checks if a broker has refused it.

@@ -7,7 +7,7 @@ use super::consumer::{self, Consumer, Rebalances};
 use super::held_back::{self, HeldBack};
 use super::members::{self, Group};
 use super::refusal::{self, Refusal};
-use super::{group, offsets, topic};
+use super::{KAFKA_TIMEOUT, group, offsets, topic};
 use crate::config::Config;
 use crate::platform::advice::Advice;
 use rdkafka::consumer::Consumer as _;
@@ -20,9 +20,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::{Committed, LogView};
 use tallyhouse_core::source::{OffsetRange, Source};
-
-/// Longest wait for one answer from Kafka.
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest wait for one answer from either server.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);

@@ -3,6 +3,7 @@
 //! Must never accept an acknowledgement by fewer than all replicas, and never give a record up without an error.
 
 use crate::config::Config;
+use crate::platform::lock::locked;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -10,7 +11,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::future_producer::Delivery;
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Longest time between handing a record over and its acknowledgement.
@@ -51,7 +52,7 @@ pub struct Context(LastError);
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(reason, "kafka: {error}");
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        *locked(&self.0) = Some(error);
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -115,7 +116,7 @@ impl Producer {
     }
 
     fn take_error(&self) -> Option<KafkaError> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).take()
+        locked(&self.last_error).take()
     }
 
     /// Begins to send records.

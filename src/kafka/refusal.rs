@@ -53,27 +53,27 @@ impl Refusal {
     /// Returns the refusal in an error and librdkafka's words for it, if it is one.
     pub fn of(code: Option<RDKafkaErrorCode>, reason: &str) -> Option<Refusal> {
         use RDKafkaErrorCode as Code;
-        let told = || reason.to_owned();
+        let owned = || reason.to_owned();
         match code? {
             Code::Authentication | Code::SaslAuthenticationFailed | Code::UnsupportedSASLMechanism => {
-                Some(Refusal::Login { reason: told() })
+                Some(Refusal::Login { reason: owned() })
             }
             Code::TopicAuthorizationFailed => Some(Refusal::Topic),
             Code::GroupAuthorizationFailed => Some(Refusal::Group),
             Code::ClusterAuthorizationFailed => Some(Refusal::Cluster),
             Code::InconsistentGroupProtocol => Some(Refusal::Protocol),
-            _ if is_http(reason) => Some(Refusal::Http { reason: told() }),
+            _ if is_http(reason) => Some(Refusal::Http { reason: owned() }),
             // With TLS 1.3 the broker checks the client's certificate only after the handshake. Its alert then ends the
             // connection.
             Code::SSL | Code::BrokerTransportFailure if reason.contains(" alert ") => {
-                Some(Refusal::of_alert(reason).unwrap_or(Refusal::Tls { reason: told() }))
+                Some(Refusal::of_alert(reason).unwrap_or(Refusal::Tls { reason: owned() }))
             }
             Code::SSL if reason.contains("certificate") && reason.contains("verif") => {
-                Some(Refusal::Untrusted { reason: told() })
+                Some(Refusal::Untrusted { reason: owned() })
             }
             // The network's own failures during a handshake carry the same code.
             Code::SSL if reason.contains("SSL transport error") || reason.contains("Disconnected") => None,
-            Code::SSL => Some(Refusal::Tls { reason: told() }),
+            Code::SSL => Some(Refusal::Tls { reason: owned() }),
             _ => None,
         }
     }
@@ -328,8 +328,8 @@ mod tests {
                     receive.message.max.bytes (after 0ms in state APIVERSION_QUERY)";
         let refusal =
             Refusal::of(Some(Code::BadMessage), &http.replace("10.9.9.9:29936:", "10.9.9.9:29936/bootstrap:"));
-        let told = refusal.unwrap().describe(&without_login(&[]));
-        assert!(told.starts_with("an HTTP server answers where Kafka should: 10.9.9.9:29936. Check"), "{told}");
+        let message = refusal.unwrap().describe(&without_login(&[]));
+        assert!(message.starts_with("an HTTP server answers where Kafka should: 10.9.9.9:29936. Check"), "{message}");
         assert!(matches!(Refusal::of(Some(Code::MessageSizeTooLarge), http), Some(Refusal::Http { .. })));
         // The text is about a batch that is larger than configured.
         let large = http.replace("1213486160", "1000000001");
@@ -340,8 +340,8 @@ mod tests {
             no_answer(&without_login(&[]), closed).to_string().contains("Set kafka.tls.enabled = true if it is one")
         );
         let plain = "ssl://b:9092/bootstrap: SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener? (after";
-        let told = no_answer(&without_login(&["kafka.tls.enabled=true"]), plain).to_string();
-        assert!(told.contains("as a listener without TLS does"), "{told}");
+        let message = no_answer(&without_login(&["kafka.tls.enabled=true"]), plain).to_string();
+        assert!(message.contains("as a listener without TLS does"), "{message}");
         assert!(
             no_answer(&without_login(&[]), "x")
                 .to_string()
@@ -352,9 +352,9 @@ mod tests {
     #[test]
     fn another_way_of_sharing_partitions_out_is_named() {
         let refused = Refusal::of(Some(RDKafkaErrorCode::InconsistentGroupProtocol), "").unwrap();
-        let told = refused.describe(&without_login(&["kafka.assignment=eager"]));
-        assert!(told.starts_with("this member has kafka.assignment = eager (range), and"), "{told}");
-        assert!(told.contains("Stop all of them before"), "{told}");
+        let message = refused.describe(&without_login(&["kafka.assignment=eager"]));
+        assert!(message.starts_with("this member has kafka.assignment = eager (range), and"), "{message}");
+        assert!(message.contains("Stop all of them before"), "{message}");
     }
 
     #[test]
@@ -397,9 +397,12 @@ mod tests {
     #[test]
     fn a_refused_login_names_the_user_and_the_keys_and_no_password() {
         let config = configured(&["kafka.sasl.mechanism=SCRAM-SHA-512", "kafka.sasl.username=writer"]);
-        let told = Refusal::Login { reason: "sasl_ssl://b:9094/bootstrap: authentication error.".to_owned() }
+        let message = Refusal::Login { reason: "sasl_ssl://b:9094/bootstrap: authentication error.".to_owned() }
             .describe(&config);
-        assert!(told.contains("\"writer\" with SCRAM-SHA-512") && told.contains("kafka.sasl.password"), "{told}");
-        assert!(!told.contains("hunter2"), "{told}");
+        assert!(
+            message.contains("\"writer\" with SCRAM-SHA-512") && message.contains("kafka.sasl.password"),
+            "{message}"
+        );
+        assert!(!message.contains("hunter2"), "{message}");
     }
 }

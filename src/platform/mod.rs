@@ -4,6 +4,7 @@ pub mod advice;
 pub mod cgroup;
 pub mod clock;
 pub mod failpoint;
+pub mod lock;
 pub mod metrics;
 pub mod output;
 pub mod retry;

@@ -3,8 +3,9 @@
 //! A reader may go away at any time: a pager ends, a terminal is closed, a disk is full. This module must never panic because of
 //! that, nor end a command that holds something open. It remembers the loss, and the command's exit status reports it at the end.
 
+use super::lock::locked;
 use std::io::{self, ErrorKind, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// The reason why standard output cannot be written any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +33,7 @@ static LOST: Mutex<Option<Lost>> = Mutex::new(None);
 /// # Errors
 /// The first failure.
 pub fn print(bytes: &[u8]) -> Result<(), Lost> {
-    let mut lost = LOST.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lost = locked(&LOST);
     write(&mut io::stdout().lock(), &mut lost, bytes)
 }
 
@@ -53,7 +54,7 @@ pub fn note(text: &str) {
 
 /// Returns the first failure to write standard output, if there was one.
 pub fn lost() -> Option<Lost> {
-    LOST.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    locked(&LOST).clone()
 }
 
 fn write(to: &mut impl Write, lost: &mut Option<Lost>, bytes: &[u8]) -> Result<(), Lost> {

@@ -1,4 +1,6 @@
 //! Waits between attempts: exponential backoff with jitter.
+//!
+//! Crates such as `backon` repeat a closure. The callers here wait in a `select!`, and keep a backoff for each step.
 
 use crate::config::Retry;
 use std::time::Duration;

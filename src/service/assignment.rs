@@ -7,11 +7,12 @@ use super::commits::CommitGate;
 use super::partition::Partition;
 use super::{Drain, Shared, gauges};
 use crate::kafka::consumer::Rebalances;
+use crate::platform::lock::locked;
 use crate::platform::metrics::{ASSIGNED, REBALANCES};
 use metrics::{counter, gauge};
 use rdkafka::statistics::Statistics;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -67,7 +68,7 @@ impl Assignment {
     }
 
     fn running_locked(&self) -> MutexGuard<'_, HashMap<i32, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.running)
     }
 
     fn remove(&self, partitions: &[i32]) -> Vec<Running> {
@@ -82,7 +83,7 @@ impl Assignment {
     }
 
     fn rebalanced_locked(&self) -> MutexGuard<'_, Rebalanced> {
-        self.rebalanced.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.rebalanced)
     }
 
     /// Returns the result of the last rebalance; `None` while one is under way, as far as librdkafka has reported.

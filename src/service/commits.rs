@@ -7,9 +7,10 @@ use super::joint::Joint;
 use crate::kafka::consumer::Consumer;
 use crate::kafka::{self, offsets};
 use crate::platform::clock::boot_time;
+use crate::platform::lock::locked;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 use std::time::Duration;
 use tallyhouse_core::protocol::{Committed, may_commit};
 
@@ -24,7 +25,7 @@ impl CommitGate {
     /// Waits for the commit under way, which may outlive its task, and lets no further one pass. Once the partition is somebody
     /// else's, a commit that was compared before could overwrite theirs.
     pub fn close(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *locked(&self.0) = true;
     }
 
     /// Lets a commit pass until the guard is dropped, unless the gate is closed or the commit before still has no answer.

@@ -11,10 +11,11 @@ use super::windows::{Ages, Due, ReservedBatch, Windows};
 use crate::clickhouse::error::ClickHouseError;
 use crate::platform::clock::boot_time;
 use crate::platform::failpoint;
+use crate::platform::lock::locked;
 use crate::platform::metrics::INSERT_SECONDS;
 use metrics::histogram;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::Part;
 use tallyhouse_core::protocol::group::{Group, GroupId, JointInsert, Size, cut, id_of};
@@ -109,7 +110,7 @@ impl Groups {
             let has_rows = |partition: i32, one: &Waiting| windows.due_at(partition, ages, one.fill).is_some();
             waiting.extract_if(.., |&partition, one| has_rows(partition, one)).collect()
         };
-        // A task whose window was closed meanwhile gets nothing, and waits anew.
+        // A task whose window was closed meanwhile gets nothing, and waits again.
         due.into_iter()
             .filter_map(|(partition, one)| Some((windows.take(partition, Due::Now, one.fill)?, one)))
             .map(|(batch, one)| (one, batch))
@@ -363,15 +364,11 @@ impl Drop for Seat {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A task whose window was closed before it could be taken waits anew.
+    /// A task whose window was closed before it could be taken waits again.
     #[test]
     fn the_end_of_a_wait_leaves_a_newer_one_alone() {
         let groups = Arc::new(Groups::default());

@@ -2,8 +2,9 @@
 //!
 //! Must never be ready while a partition of this member is stopped or a server is known to be away.
 
+use crate::platform::lock::locked;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The reasons for not being ready, and the reader's pulse.
@@ -17,7 +18,7 @@ pub struct Health {
 
 impl Health {
     fn reasons_locked(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
-        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.reasons)
     }
 
     /// Adds a cause that keeps the service from being ready.
@@ -37,12 +38,12 @@ impl Health {
 
     /// Notes that the reader has polled.
     pub fn beat(&self) {
-        *self.pulse.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *locked(&self.pulse) = Some(Instant::now());
     }
 
     /// Returns the time since the reader polled last; zero while it has not started.
     pub fn pulse_age(&self) -> Duration {
-        let pulse = *self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
+        let pulse = *locked(&self.pulse);
         pulse.map_or(Duration::ZERO, |last| last.elapsed())
     }
 }

@@ -2,10 +2,9 @@
 //!
 //! Must never give an answer that is older than its question: a question that comes while one is under way waits for the next.
 
-use super::partition::KAFKA_TIMEOUT;
 use crate::clickhouse::sink::Sink;
 use crate::kafka::consumer::Consumer;
-use crate::kafka::{self, offsets, topic};
+use crate::kafka::{self, KAFKA_TIMEOUT, offsets, topic};
 use rdkafka::error::{KafkaError, KafkaResult};
 use std::fmt::Display;
 use std::sync::{Arc, Weak};

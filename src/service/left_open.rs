@@ -2,9 +2,10 @@
 //!
 //! It must never decide anything: the committed offset alone determines the batch that the next owner completes.
 
+use crate::platform::lock::locked;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use tallyhouse_core::protocol::Committed;
 use tallyhouse_core::protocol::intent::Metadata;
 use tallyhouse_core::source::OffsetRange;
@@ -27,7 +28,7 @@ pub struct LeftOpen {
 
 impl LeftOpen {
     fn locked(&self) -> MutexGuard<'_, BTreeMap<i32, Open>> {
-        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.partitions)
     }
 
     /// Takes the offset that Kafka holds for a partition.
@@ -68,18 +69,18 @@ impl LeftOpen {
 
     /// Returns a text that names the open batches, without a full stop.
     pub fn message(&self) -> String {
-        let mut told = Vec::new();
+        let mut partitions = Vec::new();
         for (partition, Open { batch, refused }) in self.locked().iter() {
             let batch = batch.map(|range| format!("batch {range} is announced and not committed"));
             let refused = refused.as_ref().map(|why| format!("refused: {why}"));
             let words: Vec<String> = batch.into_iter().chain(refused).collect();
             if !words.is_empty() {
-                told.push(format!("partition {partition}: {}", words.join("; ")));
+                partitions.push(format!("partition {partition}: {}", words.join("; ")));
             }
         }
-        match told.is_empty() {
+        match partitions.is_empty() {
             true => "No announced batch is left open".to_owned(),
-            false => format!("Left open: {}", told.join(". ")),
+            false => format!("Left open: {}", partitions.join(". ")),
         }
     }
 }

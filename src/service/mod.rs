@@ -37,7 +37,8 @@ use crate::config::{self, Config, Retry};
 use crate::kafka::consumer::{self, Consumer};
 use crate::kafka::dead_letters::DeadLetters;
 use crate::kafka::fetch_queue::FetchQueue;
-use crate::kafka::{self, masked};
+use crate::kafka::{self, KAFKA_TIMEOUT, masked};
+use crate::platform::lock::locked;
 use crate::platform::metrics::{self, FLUSH_AGE, FLUSHED_ROWS, STOPPED};
 use ::metrics::{counter, gauge};
 use assignment::Assignment;
@@ -48,7 +49,6 @@ use groups::Groups;
 use joint::{Joint, Questions};
 use memory::Memory;
 use metrics_process::Collector;
-use partition::KAFKA_TIMEOUT;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult};
 use reader::{Command, Reader, Tally};
@@ -58,7 +58,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::stop::StopReason;
@@ -189,7 +189,7 @@ impl fmt::Display for Summary {
 /// The objects that all tasks share.
 struct Shared {
     /// Consumer. The reference is weak: the reader owns the consumer, and closes it when it ends.
-    consumer: OnceLock<Weak<Consumer>>,
+    consumer: Weak<Consumer>,
     sink: Sink,
     dead_letters: Option<DeadLetters>,
     windows: Arc<Windows>,
@@ -228,7 +228,7 @@ impl Shared {
         &self,
         call: impl FnOnce(&Consumer) -> KafkaResult<T> + Send + 'static,
     ) -> KafkaResult<T> {
-        let consumer = self.consumer.get().and_then(Weak::upgrade).ok_or(KafkaError::Canceled)?;
+        let consumer = self.consumer.upgrade().ok_or(KafkaError::Canceled)?;
         kafka::blocking(move || call(&consumer)).await
     }
 
@@ -260,11 +260,11 @@ impl Shared {
     }
 
     fn stop(&self, partition: i32, reason: &StopReason) {
-        let told = reason.message();
-        tracing::error!(partition, reason = reason.code(), "partition stopped: {told}");
+        let message = reason.message();
+        tracing::error!(partition, reason = reason.code(), "partition stopped: {message}");
         self.windows.close(partition);
         self.send_to_reader(Command::Pause(partition));
-        self.health.set(&format!("partition {partition}"), told);
+        self.health.set(&format!("partition {partition}"), message);
         self.update_stopped(|stopped| stopped.insert(partition, reason.code()));
     }
 
@@ -278,12 +278,37 @@ impl Shared {
     }
 
     fn update_stopped<T>(&self, change: impl FnOnce(&mut BTreeMap<i32, &'static str>) -> Option<T>) {
-        let mut stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stopped = locked(&self.stopped);
         let mut reasons: BTreeMap<&str, u32> = stopped.values().map(|&reason| (reason, 0)).collect();
         change(&mut stopped);
         stopped.values().for_each(|&reason| *reasons.entry(reason).or_default() += 1);
         reasons.into_iter().for_each(|(reason, count)| gauge!(STOPPED, "reason" => reason.to_owned()).set(count));
     }
+}
+
+/// The parts of a service that need no server. They exist while it waits for the servers.
+struct Local {
+    health: Arc<Health>,
+    memory: Arc<Memory>,
+    windows: Arc<Windows>,
+}
+
+/// The servers, found fit, and the facts that the service depends on.
+struct Servers {
+    client: Client,
+    consumer: Arc<Consumer>,
+    assignment: Arc<Assignment>,
+    cluster_id: String,
+    session_timeout: Duration,
+}
+
+/// A service that consumes.
+struct Running {
+    client: Client,
+    assignment: Arc<Assignment>,
+    shared: Arc<Shared>,
+    tally: Arc<Tally>,
+    reader_ended: oneshot::Receiver<Option<String>>,
 }
 
 /// Runs the service until `stop` is cancelled, then flushes, commits and leaves the group. `left_open` always has the batches
@@ -300,12 +325,23 @@ pub async fn run(
 ) -> Result<Summary, RunError> {
     let started = Instant::now();
     let credentials = Credentials::read(config);
+    let local = prepare(config).await?;
+    let Some(servers) = await_servers(config, clickhouse, &local.health, &stop).await? else {
+        return Ok(Summary { consumed: 0, rejected: 0, rows: 0, batches: 0, uptime: started.elapsed() });
+    };
+    let mut running = start(config, local, servers, left_open, &stop)?;
+    serve(config, &mut running, &credentials, &reload, &stop).await?;
+    let is_flushed = shut_down(config, &mut running).await;
+    running.sum_up(started, is_flushed)
+}
+
+/// Phase 1: installs the metrics, and opens the HTTP endpoint.
+async fn prepare(config: &Config) -> Result<Local, RunError> {
     let metrics =
         metrics::install(&config.kafka.topics.events).map_err(|error| RunError::Metrics(error.to_string()))?;
     let health = Arc::new(Health::default());
     health.set("assignment", "no partitions are assigned yet");
-    let share_bytes = config::memory::windows(config.memory.limit_bytes);
-    let memory = Arc::new(Memory::new(share_bytes));
+    let memory = Arc::new(Memory::new(config::memory::windows(config.memory.limit_bytes)));
     let windows = Arc::new(Windows::new(limits(config), Arc::clone(&memory)));
     let state = admin::State {
         metrics,
@@ -316,35 +352,55 @@ pub async fn run(
     admin::start(config.admin.listen, state)
         .await
         .map_err(|error| RunError::Admin { address: config.admin.listen, error })?;
+    Ok(Local { health, memory, windows })
+}
 
+/// Phase 2: waits for ClickHouse and Kafka, and checks both. Returns `None` if it is stopped meanwhile.
+async fn await_servers(
+    config: &Config,
+    clickhouse: &ClickHouseOptions,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Option<Servers>, RunError> {
     let client = Client::new(clickhouse)?;
-    let nothing = || Summary { consumed: 0, rejected: 0, rows: 0, batches: 0, uptime: started.elapsed() };
-    if !await_schema(&client, config, &health, &stop).await? {
-        return Ok(nothing());
+    if !await_schema(&client, config, health, stop).await? {
+        return Ok(None);
     }
     let assignment = Arc::new(Assignment::new(Duration::from_millis(config.rebalance.grace_ms)));
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
-    let Some(cluster_id) = await_topic(&consumer, config, &health, &stop).await? else { return Ok(nothing()) };
-    see_group(&consumer, config, &health).await?;
-
-    tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
-
-    let sink = Sink::new(client.clone(), Schema::single());
-    let (commands, obeyed) = channel();
+    let Some(cluster_id) = await_topic(&consumer, config, health, stop).await? else { return Ok(None) };
+    see_group(&consumer, config, health).await?;
     let session_timeout = Duration::from_millis(session_timeout_ms(&consumer, config).await);
+    Ok(Some(Servers { client, consumer, assignment, cluster_id, session_timeout }))
+}
+
+/// Phase 3: joins the group, and starts the reader's thread and the tasks that work for all partitions.
+fn start(
+    config: &Config,
+    local: Local,
+    servers: Servers,
+    left_open: Arc<LeftOpen>,
+    stop: &CancellationToken,
+) -> Result<Running, RunError> {
+    let Local { health, memory, windows } = local;
+    let Servers { client, consumer, assignment, cluster_id, session_timeout } = servers;
+    let topic = &config.kafka.topics.events;
+    tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
+    let sink = Sink::new(client.clone(), Schema::single());
+    let (commands, commands_for_reader) = channel();
     let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());
     let shared = Arc::new(Shared {
-        consumer: OnceLock::from(Arc::downgrade(&consumer)),
+        consumer: Arc::downgrade(&consumer),
         dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
         groups: Arc::default(),
         health: Arc::clone(&health),
         left_open,
         commands,
-        topic: config.kafka.topics.events.clone(),
-        questions: Questions::new(&consumer, &config.kafka.topics.events, &sink),
-        commits: commits::start(&consumer, &config.kafka.topics.events, commit_within),
+        topic: topic.clone(),
+        questions: Questions::new(&consumer, topic, &sink),
+        commits: commits::start(&consumer, topic, commit_within),
         sink,
         cluster_id,
         session_timeout,
@@ -359,85 +415,62 @@ pub async fn run(
         flushed_rows: AtomicU64::new(0),
         flushed_batches: AtomicU64::new(0),
     });
+    // Rebalance callbacks need the tasks, and the tasks need the consumer. The subscription begins the first rebalance.
     assignment.start_with(Arc::clone(&shared));
     gauge!(FLUSH_AGE).set(shared.flush_ages().most.as_secs_f64());
     tokio::spawn(groups::flush_when_due(Arc::downgrade(&shared), limits(config)));
-    consumer.subscribe(&[&config.kafka.topics.events]).map_err(|error| RunError::Consumer(masked(&error)))?;
+    consumer.subscribe(&[topic]).map_err(|error| RunError::Consumer(masked(&error)))?;
     let tally = Arc::new(Tally::default());
     let reader = Reader {
-        waker: Waker::start(Arc::clone(&consumer), shared.topic.clone()),
+        waker: Waker::start(Arc::clone(&consumer), topic.clone()),
         fetched: FetchQueue::new(Arc::clone(&consumer)),
         consumer,
-        topic: shared.topic.clone(),
+        topic: topic.clone(),
         windows,
         memory,
-        intake: Intake::new(share_bytes, config.flush.rows_max as u64),
+        intake: Intake::new(config::memory::windows(config.memory.limit_bytes), config.flush.rows_max as u64),
         health,
         decoder: config.decoder(),
         config: config.clone(),
         gaps: Gaps::start(config),
-        commands: obeyed,
+        commands: commands_for_reader,
         tally: Arc::clone(&tally),
     };
     let (ended, reader_ended) = oneshot::channel();
     std::thread::spawn(move || {
         let _ = ended.send(reader.run());
     });
-    tracing::info!(topic = shared.topic, group = config.kafka.group_id, "consuming");
-    let rotated = rotated::found(&credentials, &shared.health, &reload, rotated::INTERVAL);
-    let clean = until_stopped(config, &shared, &assignment, reader_ended, rotated, &client, &stop).await?;
-    let summary = Summary {
-        consumed: tally.consumed.load(Ordering::Relaxed),
-        rejected: tally.rejected.load(Ordering::Relaxed),
-        rows: shared.flushed_rows.load(Ordering::Relaxed),
-        batches: shared.flushed_batches.load(Ordering::Relaxed),
-        uptime: started.elapsed(),
-    };
-    let open = &shared.left_open;
-    match clean {
-        false => Err(RunError::Grace { open: open.message(), summary }),
-        true if open.has_refusal() => Err(RunError::Refused { open: open.message(), summary }),
-        true => {
-            if !open.is_empty() {
-                tracing::warn!("ended with a batch that is not completed by waiting. {}", open.message());
-            }
-            Ok(summary)
-        }
-    }
+    tracing::info!(topic, group = config.kafka.group_id, "consuming");
+    Ok(Running { client, assignment, shared, tally, reader_ended })
 }
 
-/// Waits for the signal, then ends in order: it takes no more records, flushes, commits and leaves the group.
-async fn until_stopped(
+/// Phase 4: waits for the signal. If the member cannot continue, it gives its partitions up and returns the reason.
+async fn serve(
     config: &Config,
-    shared: &Shared,
-    assignment: &Assignment,
-    mut reader_ended: oneshot::Receiver<Option<String>>,
-    rotated: impl Future<Output = String>,
-    client: &Client,
+    running: &mut Running,
+    credentials: &Credentials,
+    reload: &Reload,
     stop: &CancellationToken,
-) -> Result<bool, RunError> {
-    let mut broken = shared.broken.subscribe();
-    tokio::select! {
-        () = stop.cancelled() => {}
-        Ok(reason) = broken.wait_for(Option::is_some) => {
-            let reason = reason.clone().unwrap_or_default();
-            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
-            return Err(RunError::Broken(reason));
-        }
-        fatal = &mut reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
-        difference = left_behind::found(shared, assignment, config) => {
-            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
-            return Err(RunError::LeftBehind(difference));
-        }
-        error = client.other_server() => {
-            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
-            return Err(error.into());
-        }
-        keys = rotated => {
-            give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
-            return Err(RunError::Rotated(keys));
-        }
-    }
+) -> Result<(), RunError> {
+    let mut broken = running.shared.broken.subscribe();
+    let rotated = rotated::found(credentials, &running.shared.health, reload, rotated::INTERVAL);
+    let reason = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        // The reader has left the group already.
+        fatal = &mut running.reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
+        Ok(reason) = broken.wait_for(Option::is_some) => RunError::Broken(reason.clone().unwrap_or_default()),
+        difference = left_behind::found(&running.shared, &running.assignment, config) => RunError::LeftBehind(difference),
+        error = running.client.other_server() => error.into(),
+        keys = rotated => RunError::Rotated(keys),
+    };
+    give_up(Duration::from_millis(config.rebalance.grace_ms), running).await;
+    Err(reason)
+}
+
+/// Phase 5: ends in order. It takes no more records, flushes, commits and leaves the group. Returns `false` if not everything was
+/// committed in time.
+async fn shut_down(config: &Config, running: &mut Running) -> bool {
+    let Running { shared, assignment, reader_ended, .. } = running;
     let grace = Duration::from_millis(config.shutdown.grace_ms);
     tracing::info!(grace_ms = config.shutdown.grace_ms, "stopping: flushing what was consumed");
     shared.health.set("shutdown", "the service is stopping");
@@ -447,25 +480,45 @@ async fn until_stopped(
         let _ = is_quiet.await;
         assignment.flush_all(grace).await
     };
-    let flushed = tokio::time::timeout(grace, flushed).await.unwrap_or(false);
+    let is_flushed = tokio::time::timeout(grace, flushed).await.unwrap_or(false);
     shared.left_open.keep();
     shared.send_to_reader(Command::End);
     // To leave the group takes one answer from the coordinator. Without it the others wait for the session timeout.
     let _ = tokio::time::timeout(ANSWER_TIMEOUT, reader_ended).await;
-    Ok(flushed)
+    is_flushed
 }
 
 /// Gives all partitions up, then leaves the group, so that the others need not wait for this member's session to end.
-async fn give_up(
-    grace: Duration,
-    shared: &Shared,
-    assignment: &Assignment,
-    reader_ended: oneshot::Receiver<Option<String>>,
-) {
+async fn give_up(grace: Duration, running: &mut Running) {
+    let Running { shared, assignment, reader_ended, .. } = running;
     // A commit that gets no answer outlives the grace.
     let _ = tokio::time::timeout(grace + ANSWER_TIMEOUT, assignment.abandon_all()).await;
     shared.send_to_reader(Command::End);
     let _ = tokio::time::timeout(ANSWER_TIMEOUT, reader_ended).await;
+}
+
+impl Running {
+    /// Returns the work of the run, as an error if batches are left open that the next owner has to complete.
+    fn sum_up(&self, started: Instant, is_flushed: bool) -> Result<Summary, RunError> {
+        let summary = Summary {
+            consumed: self.tally.consumed.load(Ordering::Relaxed),
+            rejected: self.tally.rejected.load(Ordering::Relaxed),
+            rows: self.shared.flushed_rows.load(Ordering::Relaxed),
+            batches: self.shared.flushed_batches.load(Ordering::Relaxed),
+            uptime: started.elapsed(),
+        };
+        let open = &self.shared.left_open;
+        match is_flushed {
+            false => Err(RunError::Grace { open: open.message(), summary }),
+            true if open.has_refusal() => Err(RunError::Refused { open: open.message(), summary }),
+            true => {
+                if !open.is_empty() {
+                    tracing::warn!("ended with a batch that is not completed by waiting. {}", open.message());
+                }
+                Ok(summary)
+            }
+        }
+    }
 }
 
 fn limits(config: &Config) -> Limits {

@@ -10,7 +10,7 @@ use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared, gauges};
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
-use crate::kafka::{self, refusal};
+use crate::kafka::{self, KAFKA_TIMEOUT, refusal};
 use crate::platform::clock::{boot_time, unix_ms};
 use crate::platform::failpoint;
 use crate::platform::metrics::{
@@ -28,15 +28,13 @@ use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::protocol::stop::StopReason;
-use tallyhouse_core::protocol::{Action, Committed, Frozen, LOOKS_MAX, LogView, Outcome, Protocol};
+use tallyhouse_core::protocol::{Action, Committed, Frozen, LOOKS_MAX, LogView, Outcome, Protocol, Step};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
 use tallyhouse_core::window::ARRIVAL_STEP_MS;
 use tallyhouse_core::window::buffer::Halt;
 use tallyhouse_core::window::intake::Fill;
 use tokio::sync::{Notify, watch};
 
-/// Longest wait for one answer from Kafka.
-pub const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for which a log may end before the end of a replay. A broker that has just become the leader may have an old end.
 const SHORT_PATIENCE: Duration = Duration::from_secs(10);
 /// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
@@ -132,21 +130,22 @@ impl Partition {
     /// Runs the protocol until the partition is released or stops.
     pub async fn run(mut self) {
         let number = self.source.partition;
-        let (mut protocol, mut action) = Protocol::start();
+        let (mut protocol, first) = Protocol::start();
+        let mut step = Step::Do(first);
         loop {
-            let seen = match action {
-                Action::Release => break,
-                Action::Stop(reason) => {
+            let seen = match step {
+                Step::Do(action) => self.perform(action).await,
+                Step::Release => break,
+                Step::Stop(reason) => {
                     self.shared.stop(number, &reason);
                     break;
                 }
-                action => self.perform(action).await,
             };
             if self.refused {
                 break;
             }
             tracing::trace!(partition = number, ?seen, "protocol");
-            action = protocol.on_outcome(seen);
+            step = protocol.on_outcome(seen);
         }
     }
 
@@ -167,7 +166,6 @@ impl Partition {
                 Outcome::Drained
             }
             Action::ReadMarks { range, group, .. } => self.read_marks(range, group).await,
-            Action::Release | Action::Stop(_) => Outcome::Drained,
         }
     }
 

@@ -262,9 +262,9 @@ impl Reader {
                 let refusal = Refusal::from_error(error).or(trouble.refusal);
                 // The text is made only once, as this can take a second.
                 if let Some(refusal) = refusal.filter(|_| !state.refused) {
-                    let told = refusal.describe(&self.config);
-                    tracing::error!("{told}");
-                    self.health.set(ACCESS, told);
+                    let message = refusal.describe(&self.config);
+                    tracing::error!("{message}");
+                    self.health.set(ACCESS, message);
                     state.refused = true;
                 }
             }
@@ -314,7 +314,7 @@ impl Reader {
                 let fill = state.intake.replays().iter().find(|fill| fill.partition == partition).copied();
                 fill.into_iter().for_each(|fill| state.intake.defer(fill));
                 self.windows.close(partition);
-                tracing::info!(partition, "memory limit reached: the replay begins anew when there is room");
+                tracing::info!(partition, "memory limit reached: the replay begins again when there is room");
             }
             Verdict::TooLarge => {
                 let fill = state.intake.replays().iter().find(|fill| fill.partition == partition).copied();
@@ -475,7 +475,7 @@ impl Reader {
     fn rejoin(&self) {
         self.consumer.unsubscribe();
         if let Err(error) = self.consumer.subscribe(&[&self.topic]) {
-            tracing::error!("joining the group anew failed: {error}");
+            tracing::error!("joining the group again failed: {error}");
         }
     }
 

@@ -58,7 +58,7 @@ pub(super) async fn await_schema(
 async fn fit(schema: &Schema, client: &Client) -> Result<(), SchemaProblem> {
     client.prove().await.map_err(SchemaProblem::ClickHouse)?;
     schema.check(client).await?;
-    // Where that cannot be told now, a row that is not shown stops its partition.
+    // Where that is not known now, a row that is not shown stops its partition.
     sight::refuse_filters(client).await.map_err(SchemaProblem::ClickHouse)
 }
 
@@ -137,8 +137,8 @@ pub(super) async fn see_group(consumer: &Arc<Consumer>, config: &Config, health:
 
 async fn describe(refusal: Refusal, config: &Config) -> RunError {
     let config = config.clone();
-    let told = tokio::task::spawn_blocking(move || refusal.describe(&config));
-    RunError::Kafka(told.await.unwrap_or_else(|error| error.to_string()))
+    let message = tokio::task::spawn_blocking(move || refusal.describe(&config));
+    RunError::Kafka(message.await.unwrap_or_else(|error| error.to_string()))
 }
 
 /// Returns the time for which the group counts a member after its commit was accepted. The lease depends on it. In the classic

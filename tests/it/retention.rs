@@ -69,7 +69,7 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
 
     let plan = migrate(&bench, &["--raw-ttl-days", &days, "--dry-run"]);
     assert!(plan.contains(&format!("MODIFY TTL toDate(event_time) + INTERVAL {days} DAY")), "{plan}");
-    assert_eq!(check(&bench).1.matches("for good").count(), 2, "a dry run changes nothing");
+    assert_eq!(check(&bench).1.matches("permanently").count(), 2, "a dry run changes nothing");
     let said = migrate(&bench, &["--raw-ttl-days", &days, "--rejected-ttl-days", "7"]);
     assert_eq!(said.matches("MODIFY TTL").count(), 2, "{said}");
     assert!(
@@ -118,7 +118,7 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
     assert_eq!(total(&bench).await, changed);
 
     migrate(&bench, &["--raw-ttl-days", "off", "--rejected-ttl-days", "off"]);
-    assert_eq!(check(&bench).1.matches("for good").count(), 3);
+    assert_eq!(check(&bench).1.matches("permanently").count(), 3);
     assert!(!migrate(&bench, &["--raw-ttl-days", "off"]).contains("REMOVE"));
     bench.execute("ALTER TABLE email_events MODIFY TTL event_time + INTERVAL 4000 DAY").await;
     assert_eq!(check(&bench).0, "warning", "a TTL of single rows can cut a batch in two");

@@ -7,6 +7,8 @@
 //! Numbers are epoch seconds, milliseconds, microseconds or nanoseconds, and their size decides. Text of 10, 13, 16 or 19 digits
 //! is such a number. It must never round a time into another day. A producer's times must not be half read: a form that its clock
 //! makes shorter at some times is read at all times.
+//!
+//! A parser of a library, such as `speedate`, reads only some of these forms. Each event passes here once, so it must stay cheap.
 
 use crate::days::SECONDS_PER_DAY;
 

@@ -133,9 +133,9 @@ impl Metadata {
 
     /// True if the offset belongs to the topic with the id that the brokers report now. If one side has no id, it is the same
     /// topic: brokers begin to report ids after an upgrade.
-    pub fn is_of(&self, told: &str) -> bool {
-        let has_both = !self.topic_id.is_empty() && !told.is_empty();
-        self.topic_id == told || !has_both && guard::is_on(Guard::Identity)
+    pub fn is_of(&self, reported: &str) -> bool {
+        let has_both = !self.topic_id.is_empty() && !reported.is_empty();
+        self.topic_id == reported || !has_both && guard::is_on(Guard::Identity)
     }
 
     /// Returns the topic id in the `source` of the rows; empty if it has none.

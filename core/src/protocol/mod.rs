@@ -18,7 +18,7 @@
 //! a commit of the same intent, and then the protocol reads the marks. A batch that is refused for its size is announced smaller,
 //! if nothing of it is applied. After each insert that follows a reading of the marks the protocol reads them again, as the
 //! acknowledgement of a repeat proves nothing. If rows are acknowledged and not shown, it looks for them again with growing
-//! pauses. Then it inserts them once more under another token, and then it stops the partition. [`Action::Stop`] is for decisions
+//! pauses. Then it inserts them once more under another token, and then it stops the partition. [`Step::Stop`] is for decisions
 //! that only an operator can make.
 //!
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert without an intent that it knows to be
@@ -81,7 +81,7 @@ impl LogView {
     /// metadata contains it. Without a committed offset the rows do: the rows of a topic with an id are never older than those of
     /// one without. Returns `None` if the brokers report no id, and there are rows of several.
     pub fn id_of_rows(&self) -> Option<String> {
-        let told = Some(self.topic_id.clone());
+        let reported = Some(self.topic_id.clone());
         let metadata = match &self.committed {
             Some(committed) => Metadata::decode(&committed.metadata),
             None => Ok(None),
@@ -91,14 +91,14 @@ impl LogView {
             Ok(None) if self.committed.is_none() => {
                 let mut ids = self.ids_of_rows.iter().filter(|id| !id.is_empty());
                 match (ids.next(), ids.next()) {
-                    (None, _) if self.ids_of_rows.is_empty() => told,
+                    (None, _) if self.ids_of_rows.is_empty() => reported,
                     (None, _) => Some(String::new()),
                     (Some(id), None) if self.topic_id.is_empty() => Some(id.clone()),
                     (Some(_), Some(_)) if self.topic_id.is_empty() => None,
-                    _ => told,
+                    _ => reported,
                 }
             }
-            _ => told,
+            _ => reported,
         }
     }
 }
@@ -195,7 +195,14 @@ pub enum Action {
         /// answer may also be [`Outcome::Drained`].
         look: u32,
     },
-    /// Give the partition up: everything frozen is committed. This action is final.
+}
+
+/// The answer of the protocol to an outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Perform this action, and pass its outcome on.
+    Do(Action),
+    /// Give the partition up: everything frozen is committed. This is final.
     Release,
     /// Stop the partition, with a visible error. This is final until the next assignment.
     Stop(StopReason),
@@ -346,9 +353,9 @@ impl Protocol {
         (protocol, Action::ReadCommitted)
     }
 
-    /// Takes the outcome of the last action and returns the next one. If an outcome does not belong to the last action, the
-    /// partition starts over from the committed offset. That is always safe.
-    pub fn on_outcome(&mut self, seen: Outcome) -> Action {
+    /// Takes the outcome of the last action and returns the next step. If an outcome does not belong to the last action, a debug
+    /// build panics. A release build starts over from the committed offset, which is always safe.
+    pub fn on_outcome(&mut self, seen: Outcome) -> Step {
         let state = std::mem::replace(&mut self.state, State::Ended);
         if let Outcome::Batch(batch) = &seen {
             // A batch that was lost on its way would leave a gap.
@@ -378,7 +385,7 @@ impl Protocol {
             (State::Replaying { intent }, Outcome::TooLarge { limit_bytes }) => self.shrink(intent, limit_bytes, false),
             (State::Shrinking { intent, limit_bytes, quiet }, Outcome::Marks(marks)) => {
                 match intent.counts.is_some() && marks.show_nothing(intent.range) {
-                    false => Action::Stop(StopReason::ReplayTooLarge { range: intent.range, limit_bytes }),
+                    false => Step::Stop(StopReason::ReplayTooLarge { range: intent.range, limit_bytes }),
                     true if !quiet && guard::is_on(Guard::Quiet) => self.shrink(intent, limit_bytes, true),
                     // The announcement is taken back, so that the same records are announced in smaller batches.
                     true => {
@@ -407,7 +414,7 @@ impl Protocol {
                 // The insert is acknowledged and its rows are not shown: the next owner continues to look.
                 | State::Asking { .. },
                 Outcome::Drained,
-            ) => Action::Release,
+            ) => Step::Release,
             (State::Announcing { batch, applied_unknown, repeated }, Outcome::CommitDone) => {
                 self.known = self.wanted.take();
                 match (applied_unknown, repeated) {
@@ -456,7 +463,7 @@ impl Protocol {
                 let wanted = self.position(next.range.start, None);
                 self.commit(State::Leaving, wanted)
             }
-            (State::Leaving, Outcome::CommitDone | Outcome::CommitOvertaken) => Action::Release,
+            (State::Leaving, Outcome::CommitDone | Outcome::CommitOvertaken) => Step::Release,
             (State::Finishing { next }, Outcome::CommitDone) => {
                 self.known = self.wanted.take();
                 match next {
@@ -474,21 +481,29 @@ impl Protocol {
                     None => self.start_over(),
                 }
             }
-            (State::Ended, _) => Action::Release,
-            _ => self.start_over(),
+            (State::Replaying { .. } | State::Filling { .. }, Outcome::PositionLost)
+            | (
+                State::Announcing { .. } | State::Finishing { .. } | State::Settling,
+                Outcome::CommitOvertaken,
+            )
+            | (State::Settling, Outcome::CommitDone) => self.start_over(),
+            (state, seen) => {
+                debug_assert!(false, "no action leads from {state:?} to {seen:?}");
+                self.start_over()
+            }
         }
     }
 
-    fn enter(&mut self, state: State, action: Action) -> Action {
+    fn enter(&mut self, state: State, action: Action) -> Step {
         self.state = state;
-        action
+        Step::Do(action)
     }
 
-    fn start_over(&mut self) -> Action {
+    fn start_over(&mut self) -> Step {
         self.enter(State::Reading, Action::ReadCommitted)
     }
 
-    fn on_log(&mut self, log: LogView) -> Action {
+    fn on_log(&mut self, log: LogView) -> Step {
         self.topic_id.clone_from(&log.topic_id);
         self.is_plain = log.id_of_rows().is_some_and(|id| id.is_empty());
         self.cluster_id.clone_from(&log.cluster_id);
@@ -503,12 +518,12 @@ impl Protocol {
         let offset = committed.offset;
         let metadata = match Metadata::decode(&committed.metadata) {
             Ok(metadata) => metadata,
-            Err(error) => return Action::Stop(StopReason::BadMetadata { offset, error }),
+            Err(error) => return Step::Stop(StopReason::BadMetadata { offset, error }),
         };
-        let told = metadata.as_ref().map_or("", |m| &m.cluster_id);
-        if !told.is_empty() && !log.cluster_id.is_empty() && told != log.cluster_id {
-            let (committed, found) = (told.to_owned(), log.cluster_id);
-            return Action::Stop(StopReason::OtherCluster { offset, committed, found });
+        let reported = metadata.as_ref().map_or("", |m| &m.cluster_id);
+        if !reported.is_empty() && !log.cluster_id.is_empty() && reported != log.cluster_id {
+            let (committed, found) = (reported.to_owned(), log.cluster_id);
+            return Step::Stop(StopReason::OtherCluster { offset, committed, found });
         }
         let ours = metadata.as_ref().is_none_or(|m| m.is_of(&log.topic_id));
         if let Some(metadata) = metadata.as_ref().filter(|_| ours) {
@@ -522,7 +537,7 @@ impl Protocol {
             Some((end, counts)) => {
                 let range = OffsetRange { start: offset, end };
                 if !ours {
-                    return Action::Stop(StopReason::TopicRecreated { range });
+                    return Step::Stop(StopReason::TopicRecreated { range });
                 }
                 let intent = Intent { range, counts: Some(counts), group };
                 let from = down_to_mark(offset, self.marked);
@@ -534,7 +549,7 @@ impl Protocol {
         }
     }
 
-    fn locate(&mut self, log: LogView, from: u64) -> Action {
+    fn locate(&mut self, log: LogView, from: u64) -> Step {
         let from = down_to_mark(from, self.marked);
         self.enter(State::Locating { log }, Action::ReadProgress { from })
     }
@@ -560,7 +575,7 @@ impl Protocol {
     ///
     /// Several smaller batches may end there too, each with the counters of another month. Counters are written last. If none is
     /// missing and all rows are there, everything is applied, by any member.
-    fn on_announced(&mut self, log: LogView, intent: Intent, progress: Progress) -> Action {
+    fn on_announced(&mut self, log: LogView, intent: Intent, progress: Progress) -> Step {
         let range @ OffsetRange { start, end } = intent.range;
         let overtaken = progress.counted_end.is_some_and(|counted| counted > start && counted != end)
             || progress.stored_end.is_some_and(|stored| stored > end);
@@ -576,7 +591,7 @@ impl Protocol {
         self.replay(intent, &log)
     }
 
-    fn replay(&mut self, intent: Intent, log: &LogView) -> Action {
+    fn replay(&mut self, intent: Intent, log: &LogView) -> Step {
         let (range, low) = (intent.range, log.low);
         if range.end > log.high {
             let what = "the announced batch's end";
@@ -594,17 +609,17 @@ impl Protocol {
 
     /// Another member may have continued since, or a server may show an old state. So one look proves nothing, and nothing is at
     /// risk meanwhile.
-    fn doubt(&mut self, reason: StopReason) -> Action {
+    fn doubt(&mut self, reason: StopReason) -> Step {
         self.doubts += 1;
         match self.doubts < LOOKS_MAX && guard::is_on(Guard::Doubt) {
             true => self.enter(State::Reading, Action::LookAgain(reason)),
-            false => Action::Stop(reason),
+            false => Step::Stop(reason),
         }
     }
 
     /// Decides where to start without an open intent: at the committed offset or at the marks, whichever is further. Rows beyond
     /// that belong to a batch whose intent was lost. It is rebuilt up to its last row.
-    fn on_progress(&mut self, log: &LogView, progress: Progress) -> Action {
+    fn on_progress(&mut self, log: &LogView, progress: Progress) -> Step {
         let committed = log.committed_offset();
         let marks = [("the committed offset", committed), ("the mark in `daily`", progress.counted_end)];
         for (what, offset) in marks.into_iter().chain([("a row's offset", progress.stored_end)]) {
@@ -622,7 +637,7 @@ impl Protocol {
         }
         let from = committed.max(progress.counted_end).max(progress.rejected_end);
         if let Some(next) = from.filter(|&next| next < log.low) {
-            return Action::Stop(StopReason::RetentionGap { next, low: log.low });
+            return Step::Stop(StopReason::RetentionGap { next, low: log.low });
         }
         if let Some(end) = progress.stored_end.filter(|&end| end > from.unwrap_or(log.low)) {
             let range = OffsetRange { start: from.unwrap_or(log.low), end };
@@ -643,25 +658,25 @@ impl Protocol {
         }
     }
 
-    fn on_gone_marks(&mut self, intent: Intent, low: u64, marks: &Marks) -> Action {
+    fn on_gone_marks(&mut self, intent: Intent, low: u64, marks: &Marks) -> Step {
         let Intent { range, counts, .. } = intent;
         if counts.is_some_and(|counts| marks.show_applied(range, counts)) {
             let wanted = self.position(range.end, None);
             return self.commit(State::Settling, wanted);
         }
-        Action::Stop(StopReason::IntentGone { range, low })
+        Step::Stop(StopReason::IntentGone { range, low })
     }
 
     /// Another decoder never changes the number of records. If the number differs, records are missing, and the batch is read
     /// once more.
-    fn on_rebuilt(&mut self, intent: Intent, batch: Frozen) -> Action {
+    fn on_rebuilt(&mut self, intent: Intent, batch: Frozen) -> Step {
         let (range, rebuilt) = (batch.range, batch.counts());
         match intent.counts.filter(|&counts| counts != rebuilt) {
             Some(intent) if intent.records() != rebuilt.records() && guard::is_on(Guard::Whole) => {
                 self.incomplete += 1;
                 match self.incomplete < INCOMPLETE_MAX {
                     true => self.start_over(),
-                    false => Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent }),
+                    false => Step::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent }),
                 }
             }
             Some(intent) => self.ask(batch, Some(intent), None),
@@ -671,7 +686,7 @@ impl Protocol {
     }
 
     /// Reads the marks to see if a batch that a member with more memory has announced may be announced smaller.
-    fn shrink(&mut self, intent: Intent, limit_bytes: u64, quiet: bool) -> Action {
+    fn shrink(&mut self, intent: Intent, limit_bytes: u64, quiet: bool) -> Step {
         let (range, group) = (intent.range, intent.group);
         self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, group, quiet, look: 0 })
     }
@@ -682,14 +697,14 @@ impl Protocol {
     }
 
     /// Reads the marks to see if a batch that was refused for its size may be announced smaller.
-    fn look_at_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool) -> Action {
+    fn look_at_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool) -> Step {
         let (range, group) = (batch.range, batch.group);
         self.enter(State::Refused { batch, insert, quiet }, Action::ReadMarks { range, group, quiet, look: 0 })
     }
 
     /// Takes back a batch that was refused for its size. Its records are announced in batches of at most half its size. The
     /// halving ends at batches of one record.
-    fn on_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool, marks: &Marks) -> Action {
+    fn on_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool, marks: &Marks) -> Step {
         let (range, records) = (batch.range, batch.counts().records());
         // If this is not the first insert, an earlier one was applied, even if the marks do not show it.
         let is_first = batch.expected.inserts().first() == Some(&insert);
@@ -704,8 +719,8 @@ impl Protocol {
             }
             // Some of its ClickHouse partitions are applied, so the rest is smaller.
             Ok(left) if left.first() != Some(&insert) => self.insert(batch, left, Some(0)),
-            Ok(_) => Action::Stop(StopReason::InsertTooLarge { range, records, table: insert.table }),
-            Err(conflict) => Action::Stop(StopReason::Conflict { range, conflict }),
+            Ok(_) => Step::Stop(StopReason::InsertTooLarge { range, records, table: insert.table }),
+            Err(conflict) => Step::Stop(StopReason::Conflict { range, conflict }),
         }
     }
 
@@ -716,7 +731,7 @@ impl Protocol {
         repeated: Option<(Insert, u32)>,
         look: u32,
         marks: &Marks,
-    ) -> Action {
+    ) -> Step {
         let (range, group) = (batch.range, batch.group);
         match (missing(&batch.expected, range, marks), differs) {
             (Ok(left), None) => {
@@ -738,18 +753,18 @@ impl Protocol {
                         self.enter(asking, Action::ReadMarks { range, group, quiet: false, look })
                     }
                     true if inserts >= INSERTS_MAX || insert != left[0] => {
-                        Action::Stop(StopReason::NotShown { range, table, inserts })
+                        Step::Stop(StopReason::NotShown { range, table, inserts })
                     }
                     _ => self.insert(batch, left, Some(inserts)),
                 }
             }
-            (Err(conflict), None) => Action::Stop(StopReason::Conflict { range, conflict }),
+            (Err(conflict), None) => Step::Stop(StopReason::Conflict { range, conflict }),
             // A batch that was rebuilt differently is harmless while nothing of it is applied: the intent is committed again.
             (Ok(left), Some(_)) if left == batch.expected.inserts() => self.announce(batch, true, None),
             // Rows that do not fit the rebuilt batch are no conflict: they fit the batch as it was announced.
             (_, Some(intent)) => {
                 let rebuilt = batch.counts();
-                Action::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent })
+                Step::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent })
             }
         }
     }
@@ -764,19 +779,19 @@ impl Protocol {
         Committed { offset, metadata: metadata.encode().into_bytes() }
     }
 
-    fn commit(&mut self, state: State, wanted: Committed) -> Action {
+    fn commit(&mut self, state: State, wanted: Committed) -> Step {
         self.wanted = Some(wanted.clone());
         let announces =
             matches!(state, State::Announcing { applied_unknown: false, .. } | State::Finishing { next: Some(_) });
         self.enter(state, Action::Commit { expected: self.known.clone(), wanted, announces })
     }
 
-    fn announce(&mut self, batch: Frozen, applied_unknown: bool, repeated: Option<(Insert, u32)>) -> Action {
+    fn announce(&mut self, batch: Frozen, applied_unknown: bool, repeated: Option<(Insert, u32)>) -> Step {
         let wanted = self.position(batch.range.start, Some(&batch));
         self.commit(State::Announcing { batch, applied_unknown, repeated }, wanted)
     }
 
-    fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Insert, u32)>) -> Action {
+    fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Insert, u32)>) -> Step {
         let (range, group) = (batch.range, batch.group);
         self.enter(
             State::Asking { batch, differs, repeated, look: 0 },
@@ -784,7 +799,7 @@ impl Protocol {
         )
     }
 
-    fn insert_all(&mut self, batch: Frozen) -> Action {
+    fn insert_all(&mut self, batch: Frozen) -> Step {
         let left = batch.expected.inserts();
         self.insert(batch, left, None)
     }
@@ -793,7 +808,7 @@ impl Protocol {
     /// stores the token before the rows. If it dies in between, it acknowledges and drops every repeat. So the marks are read
     /// after each repeat. Rows that are still missing after some looks are inserted under another token. A late insert under the
     /// first one would be dropped. The number of such inserts has a bound, because rows may be hidden permanently.
-    fn insert(&mut self, batch: Frozen, left: Vec<Insert>, attempt: Option<u32>) -> Action {
+    fn insert(&mut self, batch: Frozen, left: Vec<Insert>, attempt: Option<u32>) -> Step {
         match left.first().cloned() {
             Some(insert) => {
                 let (range, group) = (batch.range, batch.group);
@@ -809,7 +824,7 @@ impl Protocol {
         }
     }
 
-    fn finish(&mut self, end: u64, next: Option<Frozen>) -> Action {
+    fn finish(&mut self, end: u64, next: Option<Frozen>) -> Step {
         let wanted = self.position(end, next.as_ref());
         self.commit(State::Finishing { next }, wanted)
     }
@@ -837,15 +852,18 @@ mod tests {
         let daily = [(202_610, 1), (202_611, 2)].into();
         let after = |rows: &[(u32, u64)]| {
             let (mut protocol, _) = Protocol::start();
-            assert_eq!(protocol.on_outcome(Outcome::Log(announced(2, 2, 2))), Action::ReadProgress { from: 0 });
-            let action = protocol.on_outcome(Outcome::Progress(progress));
-            assert!(matches!(action, Action::ReadMarks { .. }), "{action:?}");
+            assert_eq!(
+                protocol.on_outcome(Outcome::Log(announced(2, 2, 2))),
+                Step::Do(Action::ReadProgress { from: 0 })
+            );
+            let step = protocol.on_outcome(Outcome::Progress(progress));
+            assert!(matches!(step, Step::Do(Action::ReadMarks { .. })), "{step:?}");
             let raw = rows.iter().copied().collect();
             protocol.on_outcome(Outcome::Marks(Marks { raw, daily: BTreeMap::clone(&daily), ..Marks::default() }))
         };
-        assert!(matches!(after(&raw), Action::Commit { wanted: Committed { offset: 2, .. }, .. }));
+        assert!(matches!(after(&raw), Step::Do(Action::Commit { wanted: Committed { offset: 2, .. }, .. })));
         // A row that a TTL has removed proves nothing about its counters: the batch decides.
-        assert_eq!(after(&raw[1..]), Action::Fill { from: 0, until: Some(2), records_max: None });
+        assert_eq!(after(&raw[1..]), Step::Do(Action::Fill { from: 0, until: Some(2), records_max: None }));
     }
 
     #[test]
@@ -858,17 +876,17 @@ mod tests {
         for _ in 1..LOOKS_MAX {
             assert!(matches!(
                 short(&mut protocol),
-                Action::LookAgain(StopReason::AheadOfLog { offset: 9, high: 5, .. })
+                Step::Do(Action::LookAgain(StopReason::AheadOfLog { offset: 9, high: 5, .. }))
             ));
         }
         // The broker knows the new end by now.
         protocol.on_outcome(Outcome::Log(announced(9, 9, 9)));
-        assert!(matches!(protocol.on_outcome(Outcome::Progress(Progress::default())), Action::Fill { .. }));
+        assert!(matches!(protocol.on_outcome(Outcome::Progress(Progress::default())), Step::Do(Action::Fill { .. })));
         protocol.on_outcome(Outcome::PositionLost);
         for _ in 1..LOOKS_MAX {
-            assert!(matches!(short(&mut protocol), Action::LookAgain(_)));
+            assert!(matches!(short(&mut protocol), Step::Do(Action::LookAgain(_))));
         }
-        assert!(matches!(short(&mut protocol), Action::Stop(StopReason::AheadOfLog { .. })));
+        assert!(matches!(short(&mut protocol), Step::Stop(StopReason::AheadOfLog { .. })));
     }
 
     fn plain(metadata: Metadata, cluster_id: &str) -> LogView {
@@ -889,34 +907,34 @@ mod tests {
         let metadata = Metadata { topic_id: "id".into(), marked: Some(48), ..Metadata::default() };
         let (mut protocol, _) = Protocol::start();
         let mut look = |counted_end| {
-            let action = protocol.on_outcome(Outcome::Log(plain(metadata.clone(), "")));
-            assert_eq!(action, Action::ReadProgress { from: 47 });
+            let step = protocol.on_outcome(Outcome::Log(plain(metadata.clone(), "")));
+            assert_eq!(step, Step::Do(Action::ReadProgress { from: 47 }));
             protocol.on_outcome(Outcome::Progress(Progress { counted_end, ..Progress::default() }))
         };
         for _ in 1..LOOKS_MAX {
-            assert!(matches!(look(Some(47)), Action::LookAgain(_)));
+            assert!(matches!(look(Some(47)), Step::Do(Action::LookAgain(_))));
         }
         let reason = StopReason::SinkBehind { marked: 48, uncounted: None };
-        assert_eq!(look(None), Action::Stop(reason));
+        assert_eq!(look(None), Step::Stop(reason));
         let (mut protocol, _) = Protocol::start();
         protocol.on_outcome(Outcome::Log(plain(metadata.clone(), "")));
         let shown = Progress { counted_end: Some(48), ..Progress::default() };
         assert_eq!(
             protocol.on_outcome(Outcome::Progress(shown)),
-            Action::Fill { from: 50, until: None, records_max: None }
+            Step::Do(Action::Fill { from: 50, until: None, records_max: None })
         );
     }
 
     /// Brokers begin to report topic ids, and one reports none again. The partition continues under the name of its rows.
     #[test]
     fn an_id_on_one_side_only_is_the_same_topic() {
-        let look = |metadata: &str, told: &str| {
+        let look = |metadata: &str, reported: &str| {
             let committed = Some(Committed { offset: 50, metadata: metadata.as_bytes().to_vec() });
-            let (topic_id, cluster_id) = (told.to_owned(), String::new());
+            let (topic_id, cluster_id) = (reported.to_owned(), String::new());
             LogView { committed, topic_id, ids_of_rows: vec![], cluster_id, low: 0, high: 90 }
         };
         // Columns: the committed metadata, the reported id, the id in the rows' name, and the topic in the next commit.
-        for (metadata, told, of_rows, next) in [
+        for (metadata, reported, of_rows, next) in [
             ("tallyhouse/1", "X", "", " topic=X source=plain"),
             ("tallyhouse/2 topic=X source=plain", "", "", " topic=X source=plain"),
             ("tallyhouse/2 topic=X source=plain", "X", "", " topic=X source=plain"),
@@ -924,12 +942,16 @@ mod tests {
             ("tallyhouse/2", "", "", ""),
             ("", "X", "X", " topic=X"),
         ] {
-            let log = look(metadata, told);
-            assert_eq!(log.id_of_rows().unwrap(), of_rows, "{metadata} {told}");
+            let log = look(metadata, reported);
+            assert_eq!(log.id_of_rows().unwrap(), of_rows, "{metadata} {reported}");
             let (mut protocol, _) = Protocol::start();
-            assert_eq!(protocol.on_outcome(Outcome::Log(log)), Action::ReadProgress { from: 50 }, "{metadata} {told}");
+            assert_eq!(
+                protocol.on_outcome(Outcome::Log(log)),
+                Step::Do(Action::ReadProgress { from: 50 }),
+                "{metadata} {reported}"
+            );
             let counted = Progress { counted_end: Some(60), ..Progress::default() };
-            let Action::Commit { wanted, .. } = protocol.on_outcome(Outcome::Progress(counted)) else {
+            let Step::Do(Action::Commit { wanted, .. }) = protocol.on_outcome(Outcome::Progress(counted)) else {
                 panic!("{metadata}")
             };
             assert_eq!(String::from_utf8(wanted.metadata).unwrap(), format!("tallyhouse/2{next} marked=60"));
@@ -937,7 +959,7 @@ mod tests {
         let recreated = look("tallyhouse/2 topic=X source=plain", "Y");
         assert_eq!((recreated.id_of_rows().unwrap().as_str(), recreated.committed_offset()), ("Y", None));
         // Without a committed offset the rows contain it.
-        for (told, ids, of_rows) in [
+        for (reported, ids, of_rows) in [
             ("X", &[][..], Some("X")),
             ("X", &[""], Some("")),
             ("X", &["", "W"], Some("X")),
@@ -946,8 +968,8 @@ mod tests {
             ("", &["W", "X"], None),
         ] {
             let ids_of_rows = ids.iter().map(|id| String::from(*id)).collect();
-            let log = LogView { committed: None, ids_of_rows, ..look("", told) };
-            assert_eq!(log.id_of_rows().as_deref(), of_rows, "{told} {ids:?}");
+            let log = LogView { committed: None, ids_of_rows, ..look("", reported) };
+            assert_eq!(log.id_of_rows().as_deref(), of_rows, "{reported} {ids:?}");
         }
     }
 
@@ -964,19 +986,21 @@ mod tests {
         for (end, records_max) in [(55, None), (52, Some(2)), (51, Some(1))] {
             protocol.on_outcome(Outcome::Log(log.clone()));
             let fill = protocol.on_outcome(Outcome::Progress(Progress::default()));
-            assert_eq!(fill, Action::Fill { from: 50, until: None, records_max });
+            assert_eq!(fill, Step::Do(Action::Fill { from: 50, until: None, records_max }));
             protocol.on_outcome(batch(end));
             protocol.on_outcome(Outcome::CommitDone);
-            assert!(matches!(protocol.on_outcome(nothing()), Action::Insert { .. }));
-            let action = protocol.on_outcome(Outcome::InsertTooLarge);
-            assert!(matches!(action, Action::ReadMarks { quiet: false, .. }), "{action:?}");
+            assert!(matches!(protocol.on_outcome(nothing()), Step::Do(Action::Insert { .. })));
+            let step = protocol.on_outcome(Outcome::InsertTooLarge);
+            assert!(matches!(step, Step::Do(Action::ReadMarks { quiet: false, .. })), "{step:?}");
             if end == 51 {
                 let stop = protocol.on_outcome(nothing());
-                assert!(matches!(stop, Action::Stop(StopReason::InsertTooLarge { records: 1, .. })), "{stop:?}");
+                assert!(matches!(stop, Step::Stop(StopReason::InsertTooLarge { records: 1, .. })), "{stop:?}");
                 break;
             }
-            assert!(matches!(protocol.on_outcome(nothing()), Action::ReadMarks { quiet: true, .. }));
-            let Action::Commit { wanted, .. } = protocol.on_outcome(nothing()) else { panic!("not taken back") };
+            assert!(matches!(protocol.on_outcome(nothing()), Step::Do(Action::ReadMarks { quiet: true, .. })));
+            let Step::Do(Action::Commit { wanted, .. }) = protocol.on_outcome(nothing()) else {
+                panic!("not taken back")
+            };
             assert_eq!((wanted.offset, Metadata::decode(&wanted.metadata).unwrap().unwrap().next), (50, None));
             log.committed = Some(wanted);
             protocol.on_outcome(Outcome::CommitDone);
@@ -1011,17 +1035,17 @@ mod tests {
             protocol.on_outcome(marks(stored, daily))
         };
         let stop = refused(&raw, &[]);
-        assert!(matches!(stop, Action::Stop(StopReason::InsertTooLarge { table: Table::Daily, .. })), "{stop:?}");
+        assert!(matches!(stop, Step::Stop(StopReason::InsertTooLarge { table: Table::Daily, .. })), "{stop:?}");
         // One day or one month was applied nevertheless, so the rest is smaller.
         let rest = |partitions: Vec<u32>, table| Insert { table, partitions };
         let day = refused(&raw[..1], &[]);
         assert!(
-            matches!(&day, Action::Insert { insert, .. } if *insert == rest(vec![20_261_101], Table::Raw)),
+            matches!(&day, Step::Do(Action::Insert { insert, .. }) if *insert == rest(vec![20_261_101], Table::Raw)),
             "{day:?}"
         );
         let month = refused(&raw, &[(202_610, 56)]);
         assert!(
-            matches!(&month, Action::Insert { insert, .. } if *insert == rest(vec![202_611], Table::Daily)),
+            matches!(&month, Step::Do(Action::Insert { insert, .. }) if *insert == rest(vec![202_611], Table::Daily)),
             "{month:?}"
         );
     }
@@ -1032,15 +1056,16 @@ mod tests {
         let (mut protocol, _) = Protocol::start();
         let empty = LogView { committed: None, low: 7, high: 7, ..plain(Metadata::default(), "") };
         protocol.on_outcome(Outcome::Log(empty.clone()));
-        let Action::Commit { wanted, .. } = protocol.on_outcome(Outcome::Progress(Progress::default())) else {
+        let Step::Do(Action::Commit { wanted, .. }) = protocol.on_outcome(Outcome::Progress(Progress::default()))
+        else {
             panic!("none")
         };
         assert_eq!((wanted.offset, wanted.metadata.as_slice()), (7, &b"tallyhouse/2 topic=id"[..]));
-        assert_eq!(protocol.on_outcome(Outcome::CommitDone), Action::ReadCommitted);
+        assert_eq!(protocol.on_outcome(Outcome::CommitDone), Step::Do(Action::ReadCommitted));
         protocol.on_outcome(Outcome::Log(LogView { committed: Some(wanted), ..empty }));
         assert_eq!(
             protocol.on_outcome(Outcome::Progress(Progress::default())),
-            Action::Fill { from: 7, until: None, records_max: None }
+            Step::Do(Action::Fill { from: 7, until: None, records_max: None })
         );
     }
 
@@ -1052,7 +1077,7 @@ mod tests {
         let lost = LogView { committed: None, ..plain(Metadata::default(), "") };
         protocol.on_outcome(Outcome::Log(lost));
         let counted = Progress { counted_end: Some(40), ..Progress::default() };
-        let Action::Commit { wanted, .. } = protocol.on_outcome(Outcome::Progress(counted)) else {
+        let Step::Do(Action::Commit { wanted, .. }) = protocol.on_outcome(Outcome::Progress(counted)) else {
             panic!("no commit")
         };
         assert_eq!(wanted.metadata, b"tallyhouse/2 topic=id marked=40 again=90");
@@ -1065,15 +1090,15 @@ mod tests {
         protocol.on_outcome(Outcome::Log(LogView { committed: Some(wanted), ..plain(Metadata::default(), "") }));
         protocol.on_outcome(Outcome::Progress(counted));
         for (start, end, asks) in [(40, 60, true), (60, 90, true), (90, 95, false)] {
-            assert!(matches!(protocol.on_outcome(batch(start, end)), Action::Commit { .. }), "{start}");
-            let action = protocol.on_outcome(Outcome::CommitDone);
-            assert_eq!(matches!(action, Action::ReadMarks { .. }), asks, "{start}: {action:?}");
-            let mut action = action;
+            assert!(matches!(protocol.on_outcome(batch(start, end)), Step::Do(Action::Commit { .. })), "{start}");
+            let step = protocol.on_outcome(Outcome::CommitDone);
+            assert_eq!(matches!(step, Step::Do(Action::ReadMarks { .. })), asks, "{start}: {step:?}");
+            let mut step = step;
             let mut raw = BTreeMap::new();
             let mut daily = BTreeMap::new();
-            while !matches!(action, Action::TakeBatch) {
-                action = match action {
-                    Action::Insert { insert, .. } => {
+            while !matches!(step, Step::Do(Action::TakeBatch)) {
+                step = match step {
+                    Step::Do(Action::Insert { insert, .. }) => {
                         match insert.table {
                             Table::Raw => raw = [(20_261_031, end - start)].into(),
                             _ => daily = [(202_610, end)].into(),
@@ -1087,8 +1112,8 @@ mod tests {
                     })),
                 };
             }
-            assert!(matches!(protocol.on_outcome(Outcome::NoBatch), Action::Commit { .. }));
-            assert_eq!(protocol.on_outcome(Outcome::CommitDone), Action::AwaitBatch);
+            assert!(matches!(protocol.on_outcome(Outcome::NoBatch), Step::Do(Action::Commit { .. })));
+            assert_eq!(protocol.on_outcome(Outcome::CommitDone), Step::Do(Action::AwaitBatch));
         }
     }
 
@@ -1099,10 +1124,10 @@ mod tests {
             let metadata = Metadata { topic_id: "old".into(), cluster_id: committed.into(), ..Metadata::default() };
             Protocol::start().0.on_outcome(Outcome::Log(plain(metadata, found)))
         };
-        assert!(matches!(of("one", "other"), Action::Stop(StopReason::OtherCluster { offset: 50, .. })));
+        assert!(matches!(of("one", "other"), Step::Stop(StopReason::OtherCluster { offset: 50, .. })));
         // Metadata of format 1 leaves it so. A topic that was created again is counted from its beginning.
         for (committed, found) in [("one", "one"), ("", "one"), ("one", "")] {
-            assert_eq!(of(committed, found), Action::ReadProgress { from: 0 });
+            assert_eq!(of(committed, found), Step::Do(Action::ReadProgress { from: 0 }));
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! This module is pure. It does not repeat the decisions of `run`: it asks the protocol itself.
 
-use super::{Action, Committed, LogView, Outcome, Protocol};
+use super::{Action, Committed, LogView, Outcome, Protocol, Step};
 use crate::protocol::intent::{Counts, Metadata, MetadataError};
 use crate::protocol::marks::{Marks, Progress};
 use crate::protocol::stop::StopReason;
@@ -100,16 +100,16 @@ impl Position {
     /// Returns the reason why `tallyhouse run` stops the partition regardless of the tables; `None` if it depends on them.
     pub fn stops_by_log(log: &LogView) -> Option<StopReason> {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.on_outcome(Outcome::Log(marked(log, None)));
-        if matches!(action, Action::ReadProgress { .. }) {
+        let mut step = protocol.on_outcome(Outcome::Log(marked(log, None)));
+        if matches!(step, Step::Do(Action::ReadProgress { .. })) {
             // If the committed offset lies beyond the log's end, no progress changes that.
-            action = protocol.on_outcome(Outcome::Progress(Progress::default()));
-            if matches!(action, Action::Stop(_)) {
+            step = protocol.on_outcome(Outcome::Progress(Progress::default()));
+            if matches!(step, Step::Stop(_)) {
                 return None;
             }
         }
-        match action {
-            Action::Stop(reason) | Action::LookAgain(reason) => Some(reason),
+        match step {
+            Step::Stop(reason) | Step::Do(Action::LookAgain(reason)) => Some(reason),
             _ => None,
         }
     }
@@ -117,24 +117,24 @@ impl Position {
     /// Returns the reaction of `tallyhouse run` to the partition in its present state.
     pub fn outlook(&self) -> Outlook {
         let (mut protocol, _) = Protocol::start();
-        let mut action = protocol.on_outcome(Outcome::Log(marked(&self.log, self.before.marked)));
-        if matches!(action, Action::ReadProgress { .. }) {
+        let mut step = protocol.on_outcome(Outcome::Log(marked(&self.log, self.before.marked)));
+        if matches!(step, Step::Do(Action::ReadProgress { .. })) {
             // A row that was committed since the tables were read was counted since then.
             let is_counted = |row: u64| self.before.committed <= Some(row) && Some(row) < self.committed();
             let uncounted = self.progress.uncounted.filter(|&row| !is_counted(row));
-            action = protocol.on_outcome(Outcome::Progress(Progress { uncounted, ..self.progress }));
+            step = protocol.on_outcome(Outcome::Progress(Progress { uncounted, ..self.progress }));
         }
-        if let (Action::ReadMarks { .. }, Some(marks)) = (&action, &self.marks) {
-            action = protocol.on_outcome(Outcome::Marks(marks.clone()));
+        if let (Step::Do(Action::ReadMarks { .. }), Some(marks)) = (&step, &self.marks) {
+            step = protocol.on_outcome(Outcome::Marks(marks.clone()));
         }
-        match action {
-            Action::Stop(reason) | Action::LookAgain(reason) => Outlook::Stops(reason),
-            Action::Fill { from, until: None, .. } => Outlook::GoesOn(format!("reads on from offset {from}")),
-            Action::Fill { from, until: Some(until), .. } => {
+        match step {
+            Step::Stop(reason) | Step::Do(Action::LookAgain(reason)) => Outlook::Stops(reason),
+            Step::Do(Action::Fill { from, until: None, .. }) => Outlook::GoesOn(format!("reads on from offset {from}")),
+            Step::Do(Action::Fill { from, until: Some(until), .. }) => {
                 let range = OffsetRange { start: from, end: until };
                 Outlook::GoesOn(format!("completes {range} first and reads on from offset {until}"))
             }
-            Action::Commit { wanted: Committed { offset, .. }, .. } => {
+            Step::Do(Action::Commit { wanted: Committed { offset, .. }, .. }) => {
                 Outlook::GoesOn(format!("commits offset {offset}, up to which all is applied, and reads on from there"))
             }
             _ => Outlook::GoesOn("finds the announced batch applied and reads on after it".to_owned()),

@@ -5,7 +5,7 @@
 //! and prints every move.
 //! `TALLYHOUSE_SIM_SEEDS=1000000` runs that number of seeds. `TALLYHOUSE_SIM_GUARD=Group` searches for the need of these guards alone.
 //!
-//! Must never draw anything from outside of the seed.
+//! Must never draw anything from outside of the seed. The generator is named, as `rand` may change its `StdRng` with a version.
 
 mod log;
 mod model;
@@ -16,8 +16,8 @@ mod world;
 use crate::guard::{Guard, with_off};
 use log::{DAYS, EMAIL_MAX, Log, Record};
 use rand::distr::weighted::WeightedIndex;
-use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng, distr::Distribution};
+use rand_chacha::ChaCha12Rng;
 use std::collections::{BTreeMap, HashMap};
 use world::{Hides, Memory, Move, PLENTY, Rules, World};
 
@@ -33,7 +33,7 @@ struct Run {
     violation: Option<String>,
 }
 
-fn random_log(rules: Rules, random: &mut StdRng) -> Log {
+fn random_log(rules: Rules, random: &mut ChaCha12Rng) -> Log {
     let one_month = random.random_bool(0.3);
     let length = if rules.refuses { 40 } else { random.random_range(2..12) };
     let mut records: Vec<Record> = (0..length)
@@ -55,21 +55,21 @@ fn random_log(rules: Rules, random: &mut StdRng) -> Log {
 
 /// Returns the number of bytes that the windows of each of two or three members may hold. That is plenty, the first rows of a few
 /// days, or a different share each.
-fn random_shares(rules: Rules, random: &mut StdRng) -> Vec<usize> {
+fn random_shares(rules: Rules, random: &mut ChaCha12Rng) -> Vec<usize> {
     const SHARES: [usize; 4] = [16 << 10, 24 << 10, 48 << 10, PLENTY];
     // It is less than one partition has. It is large enough that three records are no more than the eighth that is lent.
     if rules.refuses {
         return vec![24 * (EMAIL_MAX + (8 << 10)); 2];
     }
     let drawn = SHARES[random.random_range(0..SHARES.len())];
-    let alike = random.random_bool(0.7);
+    let same = random.random_bool(0.7);
     let members = random.random_range(2..=3);
     match rules.memory {
         Memory::Any => {}
         Memory::Plenty => return vec![PLENTY; members],
         Memory::Unequal => return [vec![PLENTY], vec![SHARES[0]; members - 1]].concat(),
     }
-    (0..members).map(|_| if alike { drawn } else { SHARES[random.random_range(0..SHARES.len())] }).collect()
+    (0..members).map(|_| if same { drawn } else { SHARES[random.random_range(0..SHARES.len())] }).collect()
 }
 
 /// The weights of the kinds of moves: a greater weight makes a kind more likely. Each seed draws them again, so that each has its
@@ -81,7 +81,7 @@ struct Weights {
 }
 
 impl Weights {
-    fn of(&mut self, chosen: Move, kind: &str, random: &mut StdRng) -> f64 {
+    fn of(&mut self, chosen: Move, kind: &str, random: &mut ChaCha12Rng) -> f64 {
         let drawn = *self.of_kind.entry(kind.to_owned()).or_insert_with(|| {
             let rare = matches!(chosen, Move::Fault(_)) && random.random_bool(0.5);
             if rare { 0.0 } else { [0.02, 0.2, 1.0, 1.0, 1.0, 5.0][random.random_range(0..6)] }
@@ -94,7 +94,7 @@ impl Weights {
         }
     }
 
-    fn draw(&mut self, world: &World, moves: &[Move], random: &mut StdRng) -> Option<(Move, String)> {
+    fn draw(&mut self, world: &World, moves: &[Move], random: &mut ChaCha12Rng) -> Option<(Move, String)> {
         let mut kinds: Vec<(Move, String)> = moves.iter().map(|&m| (m, world.kind(m))).collect();
         let weights: Vec<f64> = kinds.iter().map(|(chosen, kind)| self.of(*chosen, kind, random)).collect();
         let at = WeightedIndex::new(weights).ok()?.sample(random);
@@ -107,8 +107,8 @@ fn run(seed: u64, rules: Rules) -> Run {
     run_telling(seed, rules, &[], |_, _| {})
 }
 
-fn run_telling(seed: u64, rules: Rules, focus: &'static [&'static str], told: impl Fn(&World, Move)) -> Run {
-    let mut random = StdRng::seed_from_u64(seed);
+fn run_telling(seed: u64, rules: Rules, focus: &'static [&'static str], notice: impl Fn(&World, Move)) -> Run {
+    let mut random = ChaCha12Rng::seed_from_u64(seed);
     let logs = (0..random.random_range(if rules.gathers { 2..=3 } else { 1..=3 }))
         .map(|_| random_log(rules, &mut random))
         .collect();
@@ -126,7 +126,7 @@ fn run_telling(seed: u64, rules: Rules, focus: &'static [&'static str], told: im
             false => None,
         };
         let Some((chosen, kind)) = fault.or_else(|| weights.draw(&world, &others, &mut random)) else { break };
-        told(&world, chosen);
+        notice(&world, chosen);
         world.make(chosen);
         run.moves.push((chosen, kind));
         if run.moves.len() > MOVES_MAX {
@@ -270,11 +270,12 @@ fn what_is_hidden_for_good_stops_its_partition() {
     let rules = Rules { hides: Hides::ForGood, ..Rules::REAL };
     let mut stopped = 0;
     for seed in 0..SEEDS / 10 {
-        let told = std::cell::Cell::new(false);
-        let run =
-            run_telling(seed, rules, &["Hide", "Crash"], |world, _| told.set(told.get() || world.has_not_shown()));
+        let is_stopped = std::cell::Cell::new(false);
+        let run = run_telling(seed, rules, &["Hide", "Crash"], |world, _| {
+            is_stopped.set(is_stopped.get() || world.has_not_shown())
+        });
         assert_eq!(run.violation, None, "seed {seed}");
-        stopped += u64::from(told.get());
+        stopped += u64::from(is_stopped.get());
     }
     assert!(stopped > 0, "no partition stopped");
 }

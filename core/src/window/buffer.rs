@@ -275,6 +275,6 @@ mod tests {
         assert!(buffer.take(2, |_| true).is_none() && buffer.halted(2).is_none());
         assert_eq!(taken(&mut buffer), Some((0, 100, 100)));
         assert_eq!(taken(&mut buffer), Some((100, 150, 50)));
-        assert_eq!(buffer.halted(1), Some(Halt::PositionLost), "told after what was read before");
+        assert_eq!(buffer.halted(1), Some(Halt::PositionLost), "reported after what was read before");
     }
 }

@@ -1,7 +1,7 @@
 //! The forms in which ClickHouse keeps the tables, found out from the server.
 //!
 //! The database decides before there are tables: the servers of a Replicated database and of ClickHouse Cloud carry DDL out
-//! everywhere by themselves. A cluster with ON CLUSTER cannot be told from one server without its tables, so `migrate --cluster`
+//! everywhere by themselves. A cluster with ON CLUSTER cannot be distinguished from one server without its tables, so `migrate --cluster`
 //! names it.
 
 use std::fmt;

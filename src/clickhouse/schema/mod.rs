@@ -312,6 +312,7 @@ impl Schema {
         Ok(())
     }
 
+    /// Notes a migration. It is a statement, because the crate's typed insert would go around this client's time limit and query id.
     async fn record(&self, client: &Client, file: &Migration) -> Result<(), ClickHouseError> {
         let table = self.insert_target("schema_migrations");
         let sql = format!("INSERT INTO {table} (version, name, checksum, oldest_binary) VALUES (?, ?, ?, ?)");

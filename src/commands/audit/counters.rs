@@ -86,7 +86,7 @@ impl Difference {
         let month = day.replace('-', "");
         let message = format!(
             "daily says {total}, email_events has {rows}. Where no offset is missing or doubled, `tallyhouse repair daily \
-             --month {}` mends it",
+             --month {}` fixes it",
             month.get(..6).unwrap_or_default()
         );
         let mut finding = Finding::new(Code::DailyDiffers, message);

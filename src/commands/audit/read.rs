@@ -86,24 +86,26 @@ impl Reader {
     pub async fn positions_of(&self, only: Option<&[i32]>) -> Result<Vec<Position>, AuditError> {
         let mut named = Vec::new();
         let sources = self.kafka(Observer::sources).await?;
-        for told in sources.into_iter().filter(|told| only.is_none_or(|only| only.contains(&told.partition))) {
-            let asked = told.clone();
+        for reported in
+            sources.into_iter().filter(|reported| only.is_none_or(|only| only.contains(&reported.partition)))
+        {
+            let asked = reported.clone();
             let committed = self.kafka(move |observer| observer.committed(&asked)).await?;
-            let (topic_id, cluster_id) = (told.topic_id.clone(), String::new());
+            let (topic_id, cluster_id) = (reported.topic_id.clone(), String::new());
             let log = LogView { committed, topic_id, ids_of_rows: Vec::new(), cluster_id, low: 0, high: 0 };
-            let log = self.with_ids(&told, log).await?;
+            let log = self.with_ids(&reported, log).await?;
             let topic_id = log.id_of_rows().unwrap_or_default();
             let before = Before::of(&log);
-            named.push((Source { topic_id, ..told.clone() }, told, before));
+            named.push((Source { topic_id, ..reported.clone() }, reported, before));
         }
         let names: Vec<String> = named.iter().map(|(source, ..)| source.name()).collect();
         let first = tables::first_offsets(&self.client, &names).await?;
         let mut positions = Vec::with_capacity(named.len());
-        for (source, told, before) in named {
+        for (source, reported, before) in named {
             let progress = self.sink.progress(0, &source).await?;
-            let asked = told.clone();
+            let asked = reported.clone();
             let log = self.kafka(move |observer| observer.log_view(&asked)).await?;
-            let log = self.with_ids(&told, log).await?;
+            let log = self.with_ids(&reported, log).await?;
             let first_stored = first.get(&source.name()).copied();
             let mut position = Position { source, progress, log, first_stored, marks: None, before };
             if let Some((range, _)) = position.intent() {
@@ -137,9 +139,9 @@ impl Reader {
     }
 
     /// Reads from the tables which topic ids the rows of a partition have, where there is no committed offset.
-    async fn with_ids(&self, told: &Source, mut log: LogView) -> Result<LogView, AuditError> {
+    async fn with_ids(&self, reported: &Source, mut log: LogView) -> Result<LogView, AuditError> {
         if log.committed.is_none() {
-            log.ids_of_rows = self.sink.topic_ids(told).await?;
+            log.ids_of_rows = self.sink.topic_ids(reported).await?;
         }
         Ok(log)
     }

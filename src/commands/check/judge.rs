@@ -198,7 +198,7 @@ pub fn grants(code: Code, right: &str, answers: &[(&str, Result<bool, String>)])
     }
     match answers.iter().find_map(|(_, answer)| answer.as_ref().err()) {
         Some(error) => {
-            let seen = format!("it could not be told whether the user may {right}: {error}");
+            let seen = format!("it is not known whether the user may {right}: {error}");
             Outcome::warning(
                 code,
                 seen,
@@ -234,8 +234,8 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
         let seen = format!("{} has no window: a repeated insert is recognised by its marks only", off.join(", "));
         return Outcome::warning(Code::DedupWindows, seen, off.iter().map(alter).collect::<Vec<_>>().join("; "));
     }
-    let told = windows.iter().map(|window| format!("{} {} blocks", window.table, window.blocks));
-    Outcome::ok(Code::DedupWindows, told.collect::<Vec<_>>().join(", "))
+    let described = windows.iter().map(|window| format!("{} {} blocks", window.table, window.blocks));
+    Outcome::ok(Code::DedupWindows, described.collect::<Vec<_>>().join(", "))
 }
 
 /// Judges the answers of one server. `is_named`: acknowledgements of inserts have its name.
@@ -262,7 +262,7 @@ pub fn sight(seen: &[(Table, Sight)]) -> Outcome {
         true => Outcome::ok(Code::RowPolicies, "this user sees every row of the tables"),
         false => Outcome::warning(
             Code::RowPolicies,
-            format!("it cannot be told whether this user sees every row of {}", unknown.join(", ")),
+            format!("it is not known whether this user sees every row of {}", unknown.join(", ")),
             "as an administrator run: SELECT name, select_filter, apply_to_list FROM system.row_policies. A row policy for this user would stop \
              partitions (`tallyhouse explain not_shown`)",
         ),
@@ -288,7 +288,7 @@ pub fn own_views(views: &[(String, String)]) -> Outcome {
 /// [`crate::clickhouse::retention`].
 pub fn retention(retention: &Retention) -> Outcome {
     let words = |ttl: &Ttl| match ttl {
-        Ttl::None => "for good".to_owned(),
+        Ttl::None => "permanently".to_owned(),
         Ttl::Days(days) => format!("{days} days"),
         Ttl::Other(expression) => format!("by TTL {expression}"),
     };

@@ -113,7 +113,7 @@ fn each_code_has_its_place_in_the_documents() {
     let codes = [&[Code::Configuration][..], &kafka::CODES, &clickhouse::CODES].concat();
     for code in codes {
         let word = format!("`{}`", table::word(code));
-        assert!(rows.iter().any(|row| row.split(", ").any(|told| told == word)), "docs/check.md lacks {word}");
+        assert!(rows.iter().any(|row| row.split(", ").any(|cell| cell == word)), "docs/check.md lacks {word}");
         let untold = Outcome::failed_with(code, Advice::without_fix("no end"));
         assert_eq!(untold.fix.unwrap(), format!("see `tallyhouse explain {}`", word.trim_matches('`')));
     }

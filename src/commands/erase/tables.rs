@@ -135,7 +135,8 @@ impl<'a> Tables<'a> {
         self.client.query(sql).bind(self.client.database()).bind(self.schema.insert_target(table)).scalar_u64().await
     }
 
-    /// Writes a line about the erasure's stage into `erasures`.
+    /// Writes a line about the erasure's stage into `erasures`. It is a statement, because the crate's typed insert would go around
+    /// this client's time limit and query id.
     pub(super) async fn write(&self, line: &Line<'_>) -> Result<(), ClickHouseError> {
         let Line { id, state, reference, counts, left } = line;
         let sql = format!(

@@ -24,7 +24,7 @@ pub(super) const SIGNATURE: &str = "replay";
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-const MEND: &str =
+const REMEDY: &str =
     "Find out who wrote it. To go on, write a tombstone for its key, and know that this row may be replayed again";
 
 /// The result of a row's replay.
@@ -149,7 +149,7 @@ impl Ledger {
                     ledger.take(key, value).map_err(|what| RejectsError::Ledger {
                         topic: topic.clone(),
                         what: format!("has a record at offset {} that {what}", message.offset()),
-                        remedy: MEND,
+                        remedy: REMEDY,
                     })?;
                 }
             }

@@ -149,11 +149,11 @@ pub enum RejectsError {
     Several(Vec<String>),
     /// Kafka refuses or is away.
     #[error("kafka: {doing}: {error}. {remedy}")]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     Kafka { doing: &'static str, error: KafkaError, remedy: &'static str },
     /// The ledger cannot be relied on.
     #[error("the topic {topic}, in which replays are noted, {what}. {remedy}")]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     Ledger { topic: String, what: String, remedy: &'static str },
     /// The event topic does not exist.
     #[error("the topic {0} does not exist. Create it, or set kafka.topics.events")]
@@ -178,11 +178,11 @@ pub enum RejectsError {
     Aborted(KafkaError),
     /// The given lines cannot be read.
     #[error("{path}: {error}")]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     File { path: String, error: std::io::Error },
     /// A line is no line of an export.
     #[error("line {line}: {what}. This line and all after it were not replayed. Correct it and run it again")]
-    #[expect(missing_docs, reason = "told in its text")]
+    #[expect(missing_docs, reason = "its text says it")]
     Line { line: u64, what: String },
 }
 

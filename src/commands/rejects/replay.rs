@@ -144,7 +144,7 @@ pub async fn run(
         pending_bytes: 0,
         pending_origins: HashSet::new(),
         summary: Summary { dry_run: options.dry_run, ..Summary::default() },
-        told: Instant::now(),
+        last_progress: Instant::now(),
         say,
     };
     let mut rows = Rows::open(client, options.filter, options.from)?;
@@ -274,7 +274,7 @@ struct Replay<'s> {
     pending_bytes: usize,
     pending_origins: HashSet<Origin>,
     summary: Summary,
-    told: Instant,
+    last_progress: Instant,
     say: ProgressFn<'s>,
 }
 
@@ -334,8 +334,8 @@ impl Replay<'_> {
         }
         self.summary.replayed += replayed;
         self.summary.fixed += fixed;
-        if self.told.elapsed() > PROGRESS_INTERVAL {
-            self.told = Instant::now();
+        if self.last_progress.elapsed() > PROGRESS_INTERVAL {
+            self.last_progress = Instant::now();
             (self.say)(&format!("{} replayed so far", self.summary.replayed));
         }
         Ok(())

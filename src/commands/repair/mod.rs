@@ -198,7 +198,7 @@ async fn refuse_damaged_rows(reader: &Reader, month: Month) -> Result<(), Repair
     match first {
         None => Ok(()),
         Some(finding) => Err(RepairError::Refused(format!(
-            "the rows to count from are not right themselves: {}: {}. `tallyhouse audit` lists all; mend the rows first, or count \
+            "the rows to count from are not right themselves: {}: {}. `tallyhouse audit` lists all; fix the rows first, or count \
              what is there with --trust-rows",
             finding.source.as_deref().unwrap_or_default(),
             finding.message

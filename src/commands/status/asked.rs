@@ -119,11 +119,11 @@ impl Asker {
                 other => Err(format!("it answers {other} to /metrics")),
             }
         };
-        let told = match tokio::time::timeout(ANSWER_TIMEOUT, answers).await {
-            Ok(told) => told,
+        let answer = match tokio::time::timeout(ANSWER_TIMEOUT, answers).await {
+            Ok(answer) => answer,
             Err(_) => Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())),
         };
-        Asked { url: url.to_string(), answer: told }
+        Asked { url: url.to_string(), answer }
     }
 
     async fn get(&self, url: &str) -> Result<(StatusCode, String), String> {

@@ -227,8 +227,8 @@ impl Status {
     /// Returns the problems that a member reports.
     fn problems_of(&self, member: &Asked) -> Vec<Problem> {
         let url = &member.url;
-        let told = match &member.answer {
-            Ok(told) => told,
+        let answer = match &member.answer {
+            Ok(answer) => answer,
             Err(error) => {
                 let message = format!(
                     "the member at {url} cannot be asked: {error}. See that it runs and that this is its admin.listen, reachable from here"
@@ -240,22 +240,22 @@ impl Status {
             let (code, partition, message) = match Cause::of(name) {
                 Cause::Stopped(number) if self.stops(number).is_some_and(|known| known == *reason) => return None,
                 Cause::Stopped(number) => {
-                    (Code::PartitionStopped, Some(number), format!("{name} is stopped: {reason} (told by {url})"))
+                    (Code::PartitionStopped, Some(number), format!("{name} is stopped: {reason} (reported by {url})"))
                 }
                 Cause::Step(number) => {
-                    (Code::MemberNotReady, Some(number), format!("{name}: {reason} (told by {url})"))
+                    (Code::MemberNotReady, Some(number), format!("{name}: {reason} (reported by {url})"))
                 }
-                Cause::Member => (Code::MemberNotReady, None, format!("{name}: {reason} (told by {url})")),
+                Cause::Member => (Code::MemberNotReady, None, format!("{name}: {reason} (reported by {url})")),
             };
             Some(Problem { code, partition, message })
         };
-        let mut problems: Vec<Problem> = told.reasons.iter().filter_map(problem).collect();
+        let mut problems: Vec<Problem> = answer.reasons.iter().filter_map(problem).collect();
         // A member's metrics may be a moment younger than its causes.
-        if !told.reasons.keys().any(|name| matches!(Cause::of(name), Cause::Stopped(_))) {
-            problems.extend(told.stopped.iter().map(|(reason, count)| Problem {
+        if !answer.reasons.keys().any(|name| matches!(Cause::of(name), Cause::Stopped(_))) {
+            problems.extend(answer.stopped.iter().map(|(reason, count)| Problem {
                 code: Code::PartitionStopped,
                 partition: None,
-                message: format!("stopped partitions: {count}, see `tallyhouse explain {reason}` (told by {url})"),
+                message: format!("stopped partitions: {count}, see `tallyhouse explain {reason}` (reported by {url})"),
             }));
         }
         problems
@@ -272,8 +272,8 @@ impl Status {
 
     /// Returns the time that a partition may take to commit or announce something while records wait.
     pub fn patience(&self) -> Duration {
-        let told = self.asked.iter().filter_map(|member| member.answer.as_ref().ok()?.flush_age).max();
-        self.pace.flush_age().max(told.unwrap_or_default()) + GRACE
+        let flush_age = self.asked.iter().filter_map(|member| member.answer.as_ref().ok()?.flush_age).max();
+        self.pace.flush_age().max(flush_age.unwrap_or_default()) + GRACE
     }
 
     /// Judges a partition by its looks.
@@ -324,8 +324,8 @@ impl Status {
     /// are reported.
     fn is_without_member(&self, partition: i32) -> bool {
         let settled = self.group.as_ref().is_ok_and(|group| group.state == GroupState::Stable);
-        let told = self.members().iter().all(|member| member.partitions.is_some());
-        settled && told && !self.members().is_empty() && self.holder(partition).is_none()
+        let all_answer = self.members().iter().all(|member| member.partitions.is_some());
+        settled && all_answer && !self.members().is_empty() && self.holder(partition).is_none()
     }
 }
 

@@ -191,13 +191,13 @@ impl Status {
         let open: Vec<_> =
             self.standings().filter_map(|(number, standing)| Some((number, standing.open_transaction()?))).collect();
         let records: u64 = open.iter().map(|(_, held_back)| held_back.offsets).sum();
-        let told = open.iter().map(|(number, held_back)| match held_back.open_for {
+        let open = open.iter().map(|(number, held_back)| match held_back.open_for {
             Some(open_for) => format!("partition {number} (open for {} s)", open_for.as_secs()),
             None => format!("partition {number}"),
         });
-        let told = told.collect::<Vec<_>>().join(", ");
+        let open = open.collect::<Vec<_>>().join(", ");
         (!open.is_empty())
-            .then(|| format!("{records} records lie behind open transactions and cannot be read yet: {told}"))
+            .then(|| format!("{records} records lie behind open transactions and cannot be read yet: {open}"))
     }
 
     fn not_asked_in_words(&self) -> Option<String> {
@@ -271,13 +271,13 @@ impl Status {
 }
 
 fn json_asked(asked: &Asked) -> JsonAsked<'_> {
-    let told = asked.answer.as_ref().ok();
+    let answer = asked.answer.as_ref().ok();
     JsonAsked {
         url: &asked.url,
         error: asked.answer.as_ref().err().map(String::as_str),
-        ready: told.map(|told| told.reasons.is_empty()),
-        reasons: told.map(|told| &told.reasons),
-        stopped_partitions: told.map(|told| &told.stopped),
+        ready: answer.map(|answer| answer.reasons.is_empty()),
+        reasons: answer.map(|answer| &answer.reasons),
+        stopped_partitions: answer.map(|answer| &answer.stopped),
     }
 }
 
@@ -285,7 +285,7 @@ fn members_table(members: &[Member]) -> Table {
     let mut table = table::new(&["member", "client id", "host", "instance id", "partitions"]);
     for (index, member) in members.iter().enumerate() {
         let partitions = match &member.partitions {
-            None => "not told by the broker".to_owned(),
+            None => "not reported by the broker".to_owned(),
             Some(partitions) if partitions.is_empty() => "none".to_owned(),
             Some(partitions) => partitions.iter().map(i32::to_string).collect::<Vec<_>>().join(", "),
         };

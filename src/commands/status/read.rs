@@ -195,7 +195,7 @@ impl Watcher {
         log: LogView,
         clickhouse: &mut Result<(), String>,
     ) -> Result<Standing, String> {
-        let told = source.clone();
+        let reported = source.clone();
         let mut position = seen(source, log);
         let mut outlook = None;
         // A stop is reported only when a second look finds it as well, because members go on during the look.
@@ -204,7 +204,7 @@ impl Watcher {
                 outlook = None;
                 break;
             }
-            let asked = self.ask(&mut position, &told).await?;
+            let asked = self.ask(&mut position, &reported).await?;
             *clickhouse = asked.map_err(|error| error.to_string());
             outlook = clickhouse.is_ok().then(|| position.outlook());
             if !matches!(outlook, Some(Outlook::Stops(_))) {
@@ -223,11 +223,11 @@ impl Watcher {
         })
     }
 
-    /// Asks the tables about a partition. `told` is the partition with the topic id that the brokers report.
-    async fn ask(&self, position: &mut Position, told: &Source) -> Result<Result<(), ClickHouseError>, String> {
+    /// Asks the tables about a partition. `reported` is the partition with the topic id that the brokers report.
+    async fn ask(&self, position: &mut Position, reported: &Source) -> Result<Result<(), ClickHouseError>, String> {
         let ids_of_rows = match position.log.committed {
             Some(_) => Vec::new(),
-            None => match self.sink.topic_ids(told).await {
+            None => match self.sink.topic_ids(reported).await {
                 Ok(ids) => ids,
                 Err(error) => return Ok(Err(error)),
             },
@@ -242,8 +242,8 @@ impl Watcher {
             Ok(progress) => progress,
             Err(error) => return Ok(Err(error)),
         };
-        let told = told.clone();
-        position.log = self.blocking(move |observer: &Observer| log_view(observer, &told)).await?;
+        let reported = reported.clone();
+        position.log = self.blocking(move |observer: &Observer| log_view(observer, &reported)).await?;
         position.log.ids_of_rows = ids_of_rows;
         if let Some((range, _)) = position.intent() {
             position.marks = match self.sink.marks(range, &position.source, None).await {

@@ -256,10 +256,10 @@ fn a_member_tells_what_it_refuses_and_what_is_stopped() {
     let found: Vec<_> = problems.iter().map(|problem| (problem.code, problem.partition)).collect();
     let wanted = [(Code::PartitionStopped, Some(1)), (Code::MemberNotReady, None), (Code::MemberNotReady, Some(0))];
     assert_eq!(found, wanted);
-    assert_eq!(problems[2].message, "partition 0, insert: VIOLATED_CONSTRAINT (told by http://a:9464)");
+    assert_eq!(problems[2].message, "partition 0, insert: VIOLATED_CONSTRAINT (reported by http://a:9464)");
     // Its metrics know of a stop before its causes do.
     seen.asked = vec![answered(&[], &[("conflict", 2)])];
-    let message = "stopped partitions: 2, see `tallyhouse explain conflict` (told by http://a:9464)";
+    let message = "stopped partitions: 2, see `tallyhouse explain conflict` (reported by http://a:9464)";
     assert_eq!(seen.problems(), [Problem { code: Code::PartitionStopped, partition: None, message: message.into() }]);
     seen.asked = vec![Asked { url: "http://a:9464".into(), answer: Err("connection refused".into()) }];
     assert_eq!(codes(&seen), [Code::MemberUnknown]);
@@ -296,7 +296,7 @@ fn an_open_transaction_is_told() {
     let json: serde_json::Value = serde_json::from_str(&long.json(None, true).unwrap()).unwrap();
     let first = &json["partitions"][0];
     assert_eq!((&first["open_transaction_records"], &first["open_transaction_s"]), (&1_001.into(), &60.0.into()));
-    assert!(json["partitions"][1]["open_transaction_records"].is_null(), "not told");
+    assert!(json["partitions"][1]["open_transaction_records"].is_null(), "not reported");
     let none = held(0, None);
     assert!(codes(&none).is_empty() && !none.table(None).contains("transaction"));
 }

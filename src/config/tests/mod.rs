@@ -138,7 +138,7 @@ fn without_a_file_the_systems_authorities_are_looked_for() {
 /// Before the fix, a name with single underscores was ignored without a message.
 #[test]
 fn a_variable_with_single_underscores_is_named() {
-    let told = |names: &[&str]| {
+    let error_of = |names: &[&str]| {
         let given = names.iter().fold(given(""), |given, name| given.env(name, "x"));
         given.error()
     };
@@ -148,7 +148,7 @@ fn a_variable_with_single_underscores_is_named() {
         ("TALLYHOUSE_CLICKHOUSE_PASSWORD_FILE", "TALLYHOUSE__CLICKHOUSE__PASSWORD_FILE"),
         ("TALLYHOUSE_KAFKA_PROPERTIES_FETCH_MIN_BYTES", "TALLYHOUSE__KAFKA__PROPERTIES__FETCH_MIN_BYTES"),
     ] {
-        let error = told(&[name]);
+        let error = error_of(&[name]);
         assert!(
             error.contains(&format!("{name} (environment): is not read: the name is {meant}, with two")),
             "{error}"

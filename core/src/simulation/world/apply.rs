@@ -7,7 +7,7 @@ use crate::protocol::group::{Group, GroupId, JointInsert, id_of};
 use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, PartitionId, Progress};
 use crate::protocol::stop::StopReason;
-use crate::protocol::{Action, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, may_commit};
+use crate::protocol::{Action, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, Step, may_commit};
 use crate::simulation::log::DAYS;
 use crate::simulation::server::{Part, Sent};
 use crate::simulation::sink::Content;
@@ -327,10 +327,7 @@ impl World {
                 sink.rejected_marks(range, &mut marks);
                 Outcome::Marks(marks)
             }
-            Doing::Next(Action::Release | Action::Stop(_))
-            | Doing::Committing
-            | Doing::Inserting
-            | Doing::Gathering => return,
+            Doing::Committing | Doing::Inserting | Doing::Gathering => return,
         };
         self.on_outcome(p, t, seen);
     }
@@ -730,12 +727,13 @@ impl World {
     }
 
     fn on_outcome(&mut self, p: usize, t: usize, seen: Outcome) {
-        let action = self.partitions[p].tasks[t].protocol.on_outcome(seen);
+        let step = self.partitions[p].tasks[t].protocol.on_outcome(seen);
         // A task that ends, or starts over, leaves its group.
         let task = &mut self.partitions[p].tasks[t];
         let m = task.member;
-        if let Action::Release | Action::Stop(_) | Action::ReadCommitted | Action::LookAgain(_) | Action::Fill { .. } =
-            action
+        if let Step::Release
+        | Step::Stop(_)
+        | Step::Do(Action::ReadCommitted | Action::LookAgain(_) | Action::Fill { .. }) = step
             && let Some(id) = task.group.take()
         {
             self.leave(p, m, id);
@@ -743,9 +741,9 @@ impl World {
         let Some(t) = self.partitions[p].tasks.iter().position(|task| task.member == m) else { return };
         let partition = &mut self.partitions[p];
         let task = &mut partition.tasks[t];
-        match &action {
+        match step {
             // The operator's remedy is a member with more memory.
-            Action::Stop(StopReason::ReplayTooLarge { .. }) if self.members[task.member].share_bytes < PLENTY => {
+            Step::Stop(StopReason::ReplayTooLarge { .. }) if self.members[task.member].share_bytes < PLENTY => {
                 let member = &mut self.members[task.member];
                 member.share_bytes = PLENTY;
                 member.intake = Intake::new(PLENTY, self.limits.rows_max);
@@ -755,54 +753,51 @@ impl World {
                     let owner = &mut self.partitions[p].owner;
                     *owner = owner.filter(|owner| *owner != task.member);
                 }
-                return;
             }
             // The operator's remedy is another limit.
-            Action::Stop(StopReason::InsertTooLarge { .. }) => {
+            Step::Stop(StopReason::InsertTooLarge { .. }) => {
                 partition.sink.records_max = None;
                 let task = partition.tasks.remove(t);
                 self.members[task.member].intake.forget(p as i32);
                 partition.owner = partition.owner.filter(|owner| *owner != task.member);
-                return;
             }
-            Action::Stop(StopReason::NotShown { .. } | StopReason::SinkBehind { .. })
+            Step::Stop(StopReason::NotShown { .. } | StopReason::SinkBehind { .. })
                 if self.rules.hides == Hides::ForGood && partition.sink.hides() =>
             {
                 partition.not_shown = true;
                 let task = partition.tasks.remove(t);
                 self.members[task.member].intake.forget(p as i32);
-                return;
             }
-            Action::Stop(StopReason::SinkBehind { .. }) if partition.sink.restored => {
+            Step::Stop(StopReason::SinkBehind { .. }) if partition.sink.restored => {
                 partition.behind = true;
                 let task = partition.tasks.remove(t);
                 self.members[task.member].intake.forget(p as i32);
-                return;
             }
             // Retention has deleted the records, so they cannot be counted again.
-            Action::Stop(StopReason::RetentionGap { .. }) if partition.sink.restored => {
+            Step::Stop(StopReason::RetentionGap { .. }) if partition.sink.restored => {
                 partition.not_shown = true;
                 let task = partition.tasks.remove(t);
                 self.members[task.member].intake.forget(p as i32);
-                return;
             }
-            Action::Stop(reason) if !partition.restamped => {
+            Step::Stop(reason) if !partition.restamped => {
                 self.violation = Some(format!("partition {p} stopped: {reason}"));
             }
-            Action::Insert { range, .. } if !task.frozen.iter().any(|held| held.frozen.range == *range) => {
-                self.violation = Some(format!("partition {p}: an insert of {range}, which is not at hand"));
-            }
-            Action::Release | Action::Stop(_) => {
+            Step::Release | Step::Stop(_) => {
                 let task = partition.tasks.remove(t);
                 self.members[task.member].intake.forget(p as i32);
-                if partition.owner == Some(task.member) && matches!(action, Action::Release) {
+                if partition.owner == Some(task.member) && matches!(step, Step::Release) {
                     partition.owner = None;
                 }
-                return;
             }
-            _ => {}
+            Step::Do(action) => {
+                if let Action::Insert { range, .. } = &action
+                    && !task.frozen.iter().any(|held| held.frozen.range == *range)
+                {
+                    self.violation = Some(format!("partition {p}: an insert of {range}, which is not at hand"));
+                }
+                task.doing = Doing::Next(action);
+            }
         }
-        task.doing = Doing::Next(action);
     }
 }
 
