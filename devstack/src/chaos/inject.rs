@@ -44,7 +44,7 @@ pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
             lane.replace(slot, &mut member, None)?;
             Ok(true)
         }
-        Kind::Zombie => zombie(slot, lasts),
+        Kind::Zombie => zombie(fault, lane, slot, lasts),
         Kind::Pause => pause(&slot.lock(), lasts),
         Kind::Storm => storm(fault, lane),
         Kind::KillClickhouse => {
@@ -124,8 +124,22 @@ fn forget_tokens(lane: &Lane<'_>) -> Result<bool, AnyError> {
     Ok(true)
 }
 
-fn zombie(slot: &Slot, lasts: Duration) -> Result<bool, AnyError> {
-    let member = slot.lock();
+/// Stops a member past its session: at any moment, or right after the check of its lease, with an insert to send.
+fn zombie(fault: &Fault, lane: &Lane<'_>, slot: &Slot, lasts: Duration) -> Result<bool, AnyError> {
+    let mut member = slot.lock();
+    if fault.times.is_multiple_of(2) {
+        let _ = member.terminate(TERMINATE_TIMEOUT);
+        lane.replace(slot, &mut member, Some(&format!("lease_checked:{}:stop", fault.times)))?;
+        let deadline = Instant::now() + POINT_TIMEOUT;
+        while !member.is_stopped().unwrap_or(false) {
+            if Instant::now() > deadline {
+                // Nothing may stop it later.
+                lane.replace(slot, &mut member, None)?;
+                return Ok(false);
+            }
+            sleep(LOOK_INTERVAL);
+        }
+    }
     let notices = || NOTICES.iter().map(|notice| slot.log().matches(notice).count()).sum::<usize>();
     let before = notices();
     pause(&member, lasts)?;

@@ -328,10 +328,14 @@ impl<'a> Lane<'a> {
         produced
     }
 
+    /// Returns what each slot's members have written beyond these lengths.
+    pub fn logs_from(&self, lengths: &[u64]) -> Vec<String> {
+        self.slots.iter().zip(lengths).map(|(slot, length)| slot.log_from(*length)).collect()
+    }
+
     /// Returns how often a text is in the members' logs beyond these lengths.
     pub fn logged_since(&self, lengths: &[u64], text: &str) -> usize {
-        let since = |(slot, length): (&Slot, &u64)| slot.log_from(*length).matches(text).count();
-        self.slots.iter().zip(lengths).map(since).sum()
+        self.logs_from(lengths).iter().map(|log| log.matches(text).count()).sum()
     }
 
     /// Returns the lengths of the members' logs.

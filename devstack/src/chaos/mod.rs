@@ -16,6 +16,7 @@ mod announced;
 mod cluster;
 mod feed;
 mod gap;
+mod inherited;
 mod inject;
 mod lane;
 mod large;
@@ -62,6 +63,8 @@ const BURST_INTERVAL_SLOW: Duration = Duration::from_millis(500);
 
 /// A member's line about a source that leaves its group early.
 const LEFT_GROUP: &str = "has left its group";
+/// A member's error of an insert that it ends because its lease expired meanwhile.
+const BROKEN_OFF: &str = "it broke the insert off";
 /// Bursts between two looks at the number of partitions.
 const LOOK_EVERY: u64 = 10;
 
@@ -233,14 +236,14 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let sent_before = lane.feed().settle()?;
     let log_lengths = lane.log_lengths();
     let is_over = AtomicBool::new(false);
-    let (outcome, largest) = thread::scope(|scope| {
+    let (outcome, seen) = thread::scope(|scope| {
         let announced = scope.spawn(|| announced::watch(lane, &is_over));
         let outcome = hurt_and_check(plan, lane);
         is_over.store(true, Ordering::Relaxed);
         (outcome, announced.join())
     });
     let (effects, vitals, checked) = outcome?;
-    let largest = largest.map_err(|_| "the watch panicked")??;
+    let seen = seen.map_err(|_| "the watch panicked")??;
     let mut violations = checked.violations;
     violations.extend(vitals.violations);
     violations.extend(lane.reported());
@@ -254,7 +257,9 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
         left_behind: checked.ended.left_behind,
         held_bytes: vitals.held_bytes,
         rss_bytes: vitals.rss_bytes,
-        largest,
+        inherited: inherited::count(&lane.logs_from(&log_lengths), &seen.of_groups),
+        seen,
+        late_inserts: lane.logged_since(&log_lengths, BROKEN_OFF) as u64,
         broken_groups: lane.logged_since(&log_lengths, LEFT_GROUP) as u64,
         pauses: lane.logged_since(&log_lengths, large::PAUSES) as u64,
         repeated_letters: lane.letters.lock().unwrap_or_else(PoisonError::into_inner).repeated,

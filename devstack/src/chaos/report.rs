@@ -1,6 +1,7 @@
 //! Prints a line for each round, and the table at the end.
 
-use super::announced::Largest;
+use super::announced::Seen;
+use super::inherited::Inherited;
 use super::lane::Lane;
 use super::plan::{Fault, Kind, LARGE_BATCH, Plan};
 use super::still::{STILL_MAX, STILL_MAX_LARGE};
@@ -28,8 +29,12 @@ pub(super) struct RoundResult {
     pub held_bytes: u64,
     /// Maximum of a member's resident memory, in bytes.
     pub rss_bytes: u64,
-    /// The largest batch and group that were announced.
-    pub largest: Largest,
+    /// The batches that were announced.
+    pub seen: Seen,
+    /// The batches that a next owner completed.
+    pub inherited: Inherited,
+    /// Number of inserts that a member broke off, as its lease expired while it sent them.
+    pub late_inserts: u64,
     /// Number of times that a source left its group before its batch was committed.
     pub broken_groups: u64,
     /// Number of times that the memory limit began to pause a member's partitions.
@@ -67,6 +72,12 @@ pub struct Report {
     /// Numbers of rounds with a group of four sources, and with a group that a source left early.
     grouped: u64,
     broken_groups: u64,
+    /// Number of rounds in which a next owner completed a batch of a group.
+    inherited_groups: u64,
+    /// Number of rounds in which two owners or more began to complete one batch.
+    in_a_row: u64,
+    /// Number of rounds in which a member broke an insert off.
+    late_inserts: u64,
     large_and_paused: u64,
     largest_batch: u64,
     large_took: Duration,
@@ -93,6 +104,9 @@ impl Report {
             paused: 0,
             grouped: 0,
             broken_groups: 0,
+            inherited_groups: 0,
+            in_a_row: 0,
+            late_inserts: 0,
             large_and_paused: 0,
             largest_batch: 0,
             large_took: Duration::ZERO,
@@ -119,13 +133,16 @@ impl Report {
         self.rss_bytes = self.rss_bytes.max(result.rss_bytes);
         self.slowest = self.slowest.max(result.took);
         self.still = self.still.max(result.still);
-        let (is_large, is_paused) = (result.largest.records >= LARGE_BATCH, result.pauses > 0);
+        let (is_large, is_paused) = (result.seen.records >= LARGE_BATCH, result.pauses > 0);
         self.large += u64::from(is_large);
         self.paused += u64::from(is_paused);
-        self.grouped += u64::from(result.largest.sources >= LARGE_GROUP);
+        self.grouped += u64::from(result.seen.sources >= LARGE_GROUP);
         self.broken_groups += u64::from(result.broken_groups > 0);
+        self.inherited_groups += u64::from(result.inherited.of_groups > 0);
+        self.in_a_row += u64::from(result.inherited.in_a_row > 0);
+        self.late_inserts += u64::from(result.late_inserts > 0);
         self.large_and_paused += u64::from(is_large && is_paused);
-        self.largest_batch = self.largest_batch.max(result.largest.records);
+        self.largest_batch = self.largest_batch.max(result.seen.records);
         self.repeated_letters.insert(lane.name.clone(), result.repeated_letters);
         self.large_took += if is_large { result.took } else { Duration::ZERO };
         let faults: Vec<String> =
@@ -139,8 +156,8 @@ impl Report {
             plan.round,
             if violated { "VIOLATED" } else { "exact" },
             result.records,
-            result.largest.records,
-            result.largest.sources,
+            result.seen.records,
+            result.seen.sources,
             result.pauses,
             result.took.as_secs_f64(),
             result.still.as_secs_f64(),
@@ -227,7 +244,10 @@ impl Report {
         writeln!(f, "| consumption was paused for want of memory | {} |", self.paused)?;
         writeln!(f, "| both | {} |", self.large_and_paused)?;
         writeln!(f, "| an open group had {LARGE_GROUP} partitions or more | {} |", self.grouped)?;
-        writeln!(f, "| a partition left its group before its end | {} |\n", self.broken_groups)?;
+        writeln!(f, "| a partition left its group before its end | {} |", self.broken_groups)?;
+        writeln!(f, "| a next owner completed a batch of a group | {} |", self.inherited_groups)?;
+        writeln!(f, "| owners in a row began to complete one batch | {} |", self.in_a_row)?;
+        writeln!(f, "| a member that woke up broke its insert off | {} |\n", self.late_inserts)?;
         if self.large > 0 {
             let mean = self.large_took.as_secs_f64() / self.large as f64;
             writeln!(

@@ -188,6 +188,12 @@ impl Server {
         Ok(cpu_in(&self.read_proc("stat")?, 14))
     }
 
+    /// True if the process is stopped, as by SIGSTOP.
+    pub fn is_stopped(&self) -> Result<bool> {
+        let stat = self.read_proc("stat")?;
+        Ok(stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T')))
+    }
+
     /// Returns the resident memory in bytes.
     pub fn rss_bytes(&self) -> Result<u64> {
         let statm = self.read_proc("statm")?;
