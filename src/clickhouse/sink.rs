@@ -24,6 +24,19 @@ const BATCH_ROWS_MAX: u64 = 1_048_449;
 /// Greatest number of sources of one statement. Names of 250 characters, three times each, stay below `max_query_size`.
 const SOURCES_MAX: usize = 200;
 
+/// An announced batch whose marks are asked.
+#[derive(Clone, Debug)]
+pub struct OpenBatch {
+    /// Offsets of the batch.
+    pub range: OffsetRange,
+    /// Group of the batch, if it is in one.
+    pub group: Option<GroupId>,
+    /// Partition of the batch.
+    pub source: Source,
+    /// The only months of interest in `daily`, if they are known.
+    pub months: Option<Vec<PartitionId>>,
+}
+
 /// Writes batches of one consumer group into one database.
 #[derive(Clone, Debug)]
 pub struct Sink {
@@ -77,19 +90,22 @@ impl Sink {
         group: Option<GroupId>,
         source: &Source,
     ) -> Result<(), ClickHouseError> {
-        let own = Table::ALL.iter().map(|&table| source.own_id(range, group, table, 0));
-        let joint = group.into_iter().flat_map(|group| Table::ALL.map(|table| source.joint_id(group, table)));
-        let begins: Vec<String> = own.chain(joint).map(|id| id + ":").collect();
-        let sql = "SELECT count() FROM system.processes \
-                   WHERE endsWith(query_id, ?) AND arrayExists(begin -> startsWith(query_id, begin), ?)";
+        let begins = begins(range, group, source);
         let begun = Instant::now();
-        while self.client.deciding(sql).bind(self.query_id("")).bind(&begins).number().await? > 0 {
+        while self.running().await?.iter().any(|id| is_of(id, &begins)) {
             if begun.elapsed() > self.insert_timeout() {
                 return Err(ClickHouseError::StillRunning { query_id: format!("{}%{}", begins[0], self.query_id("")) });
             }
             tokio::time::sleep(ENDED_POLL_INTERVAL).await;
         }
         Ok(())
+    }
+
+    /// Returns the query ids of all inserts of batches that run now.
+    async fn running(&self) -> Result<Vec<String>, ClickHouseError> {
+        let sql = "SELECT query_id FROM system.processes WHERE endsWith(query_id, ?)";
+        let ids = self.client.deciding(sql).bind(self.query_id("")).rows::<(String,)>().await?;
+        Ok(ids.into_iter().map(|(id,)| id).collect())
     }
 
     /// Returns the query id of an insert. Tokens are kept per table, query ids per server. Two deployments may write the same
@@ -108,31 +124,71 @@ impl Sink {
         source: &Source,
         months: Option<&[PartitionId]>,
     ) -> Result<Marks, ClickHouseError> {
-        let name = source.name();
-        let raw = self
-            .client
-            .deciding(
-                "SELECT toYYYYMMDD(event_time) AS day, count() FROM email_events \
-                 WHERE source = ? AND source_offset >= ? AND source_offset < ? GROUP BY day",
-            )
-            .bind(&name)
-            .bind(range.start)
-            .bind(range.end);
-        let rejected = self
-            .client
-            .deciding(
-                "SELECT count() FROM rejected_events WHERE source = ? AND source_offset >= ? AND source_offset < ?",
-            )
-            .bind(&name)
-            .bind(range.start)
-            .bind(range.end);
-        let retention = Retention::deciding(&self.client, &self.schema).await?;
-        Ok(Marks {
-            expired_before: retention.first_kept_day().map_or(0, Day::yyyymmdd),
-            raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),
-            daily: self.counted_ends(&[(name, range.start)], months).await?.into_values().flatten().collect(),
-            rejected: rejected.number().await?,
-        })
+        let months = months.map(<[PartitionId]>::to_vec);
+        let batch = OpenBatch { range, group: None, source: source.clone(), months };
+        Ok(self.marks_of_some(&[&batch]).await?.remove(&batch.source.name()).unwrap_or_default())
+    }
+
+    /// As [`Sink::marks`], by a few statements for these batches, in order. Returns `None` for a batch of which an insert still runs, and
+    /// for a second batch of one source.
+    ///
+    /// # Errors
+    /// Returns any [`ClickHouseError`].
+    pub async fn marks_of(&self, asked: &[OpenBatch]) -> Result<Vec<Option<Marks>>, ClickHouseError> {
+        let running = self.running().await?;
+        let runs = |batch: &OpenBatch| {
+            let begins = begins(batch.range, batch.group, &batch.source);
+            running.iter().any(|id| is_of(id, &begins))
+        };
+        let mut names = BTreeSet::new();
+        let settled: Vec<bool> = asked.iter().map(|batch| !runs(batch) && names.insert(batch.source.name())).collect();
+        let ended: Vec<&OpenBatch> =
+            asked.iter().zip(&settled).filter(|(_, settled)| **settled).map(|(batch, _)| batch).collect();
+        let mut marks = BTreeMap::new();
+        for some in ended.chunks(SOURCES_MAX) {
+            marks.extend(self.marks_of_some(some).await?);
+        }
+        let answer = |(batch, settled): (&OpenBatch, bool)| marks.remove(&batch.source.name()).filter(|_| settled);
+        Ok(asked.iter().zip(settled).map(answer).collect())
+    }
+
+    /// Returns the marks by the name of the source. Each source is there once.
+    async fn marks_of_some(&self, asked: &[&OpenBatch]) -> Result<BTreeMap<String, Marks>, ClickHouseError> {
+        let starts: Vec<(String, u64)> = asked.iter().map(|batch| (batch.source.name(), batch.range.start)).collect();
+        let (names, ends): (Vec<&String>, Vec<u64>) =
+            starts.iter().zip(asked).map(|((name, _), batch)| (name, batch.range.end)).unzip();
+        let within = format!("{} AND source_offset < transform(source, ?, ?, toUInt64(0))", at_least("source_offset"));
+        let raw = format!(
+            "SELECT toString(source) AS name, toYYYYMMDD(event_time) AS day, count() FROM email_events WHERE {within} GROUP BY name, day"
+        );
+        let raw = bind_at_least(self.client.deciding(&raw), &starts).bind(&names).bind(&ends);
+        let rejected =
+            format!("SELECT toString(source) AS name, count() FROM rejected_events WHERE {within} GROUP BY name");
+        let rejected = bind_at_least(self.client.deciding(&rejected), &starts).bind(&names).bind(&ends);
+        let months: Option<BTreeSet<PartitionId>> = asked
+            .iter()
+            .map(|batch| batch.months.clone())
+            .collect::<Option<Vec<_>>>()
+            .map(|all| all.concat().into_iter().collect());
+        let months: Option<Vec<PartitionId>> = months.map(|months| months.into_iter().collect());
+        let expired_before =
+            Retention::deciding(&self.client, &self.schema).await?.first_kept_day().map_or(0, Day::yyyymmdd);
+        let of_none = Marks { expired_before, ..Marks::default() };
+        let mut marks: BTreeMap<String, Marks> =
+            starts.iter().map(|(name, _)| (name.clone(), of_none.clone())).collect();
+        for (name, day, rows) in raw.rows::<(String, u32, u64)>().await? {
+            marks.entry(name).or_default().raw.insert(day, rows);
+        }
+        for (name, rows) in rejected.rows::<(String, u64)>().await? {
+            marks.entry(name).or_default().rejected = rows;
+        }
+        let mut ends = self.counted_ends(&starts, months.as_deref()).await?;
+        for (batch, (name, _)) in asked.iter().zip(&starts) {
+            let is_asked = |month: &PartitionId| batch.months.as_ref().is_none_or(|months| months.contains(month));
+            let ends = ends.remove(name).unwrap_or_default().into_iter().filter(|(month, _)| is_asked(month)).collect();
+            marks.entry(name.clone()).or_default().daily = ends;
+        }
+        Ok(marks)
     }
 
     /// Returns the topic ids in the `source` of the partition's rows, empty for a plain one, independent of the id that the
@@ -341,6 +397,17 @@ impl Sink {
             offsets = offsets.saturating_mul(8);
         }
     }
+}
+
+/// Returns the beginnings of the query ids of a batch's inserts, and of its group's.
+fn begins(range: OffsetRange, group: Option<GroupId>, source: &Source) -> Vec<String> {
+    let own = Table::ALL.iter().map(|&table| source.own_id(range, group, table, 0));
+    let joint = group.into_iter().flat_map(|group| Table::ALL.map(|table| source.joint_id(group, table)));
+    own.chain(joint).map(|id| id + ":").collect()
+}
+
+fn is_of(query_id: &str, begins: &[String]) -> bool {
+    begins.iter().any(|begin| query_id.starts_with(begin))
 }
 
 /// Returns the condition that an offset of a source is at least the source's own. The least of them is there for the index.

@@ -2,7 +2,7 @@
 //!
 //! Must never give an answer that is older than its question: a question that comes while one is under way waits for the next.
 
-use crate::clickhouse::sink::Sink;
+use crate::clickhouse::sink::{OpenBatch, Sink};
 use crate::kafka::consumer::Consumer;
 use crate::kafka::{self, KAFKA_TIMEOUT, offsets, topic};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -10,13 +10,13 @@ use std::fmt::Display;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tallyhouse_core::protocol::LogView;
-use tallyhouse_core::protocol::marks::Progress;
+use tallyhouse_core::protocol::marks::{Marks, Progress};
 use tokio::sync::{mpsc, oneshot};
 
 /// Greatest number of questions that are sent as one.
 pub const QUESTIONS_MAX: usize = 1_000;
 
-/// The questions of partitions that start.
+/// The questions that many partitions ask at once, as when they start.
 pub struct Questions {
     /// State in Kafka, by partition.
     pub views: Joint<i32, KafkaResult<LogView>>,
@@ -24,6 +24,8 @@ pub struct Questions {
     pub topic_ids: Joint<i32, Result<Vec<String>, String>>,
     /// Position in the tables, by the name of a source and the offset from which its rows count.
     pub progress: Joint<(String, u64), Result<Progress, String>>,
+    /// Marks of an announced batch; `None` while an insert of it runs.
+    pub marks: Joint<OpenBatch, Result<Option<Marks>, String>>,
 }
 
 impl Questions {
@@ -42,7 +44,12 @@ impl Questions {
             let sink = asked.clone();
             async move { for_each(sources.len(), sink.progress_of(&sources).await) }
         });
-        Questions { views, topic_ids, progress }
+        let asked = sink.clone();
+        let marks = Joint::start(Duration::ZERO, move |batches: Vec<OpenBatch>| {
+            let sink = asked.clone();
+            async move { for_each(batches.len(), sink.marks_of(&batches).await) }
+        });
+        Questions { views, topic_ids, progress, marks }
     }
 }
 

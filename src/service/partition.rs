@@ -8,6 +8,7 @@ use super::groups::{Answer, Arriving, Seat, Taken, Wait};
 use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared, gauges};
+use crate::clickhouse::sink::OpenBatch;
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
 use crate::kafka::{self, KAFKA_TIMEOUT, refusal};
@@ -46,6 +47,7 @@ const SIZE_REFUSALS_MAX: u32 = 4;
 /// Names of steps that are used in two places. After a failure of one of the first two, ClickHouse is asked for this partition alone,
 /// as a question for all fails for all.
 const READ_COMMITTED: &str = "read_committed";
+const READ_MARKS: &str = "read_marks";
 const READ_PROGRESS: &str = "read_progress";
 const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
@@ -245,6 +247,15 @@ impl Partition {
 
     async fn read_marks(&mut self, range: OffsetRange, group: Option<GroupId>) -> Outcome {
         let months = self.held(range).map(|held| held.batch.months());
+        if !self.backoffs.contains_key(READ_MARKS) {
+            let batch = OpenBatch { range, group, source: self.source.clone(), months: months.clone() };
+            match self.shared.questions.marks.ask(batch).await.unwrap_or_else(no_answer) {
+                Ok(Some(marks)) => return Outcome::Marks(marks),
+                // An insert of this batch still runs. The others do not wait for it.
+                Ok(None) => {}
+                Err(error) => self.failed(READ_MARKS, &error).await,
+            }
+        }
         loop {
             let marks = async {
                 self.shared.sink.await_ended(range, group, &self.source).await?;
@@ -252,10 +263,10 @@ impl Partition {
             };
             match marks.await {
                 Ok(marks) => {
-                    self.succeeded("read_marks");
+                    self.succeeded(READ_MARKS);
                     return Outcome::Marks(marks);
                 }
-                Err(error) => self.refused("read_marks", &error, error.is_for_good()).await,
+                Err(error) => self.refused(READ_MARKS, &error, error.is_for_good()).await,
             }
             if self.refused {
                 return Outcome::Drained;

@@ -6,12 +6,12 @@ use std::collections::VecDeque;
 use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::error::ClickHouseError;
 use tallyhouse::clickhouse::schema::Schema;
-use tallyhouse::clickhouse::sink::Sink;
+use tallyhouse::clickhouse::sink::{OpenBatch, Sink};
 use tallyhouse_core::batch::{Batch, Part};
 use tallyhouse_core::decode::{TimeBounds, decode};
 use tallyhouse_core::protocol::marks::Progress;
 use tallyhouse_core::protocol::{Action, Committed, LogView, Outcome, Protocol, Step, may_commit};
-use tallyhouse_core::source::Source;
+use tallyhouse_core::source::{OffsetRange, Source};
 use tallyhouse_core::window::{Record, Window};
 
 const RECORDS_PER_BATCH: usize = 40;
@@ -350,6 +350,22 @@ pub async fn a_question_for_many_sources_answers_for_each(url: &str, database: &
     for ((one, progress), partition) in asked.iter().zip(&together).zip(1..) {
         assert_eq!(sink.progress(one.1, &source(partition)).await.unwrap(), *progress, "{one:?}");
     }
+    let batch = |((_, start), partition): (&(String, u64), i32)| OpenBatch {
+        range: OffsetRange { start: *start, end: start + 3 * RECORDS_PER_BATCH as u64 },
+        group: None,
+        source: source(partition),
+        months: (partition % 3 > 0).then(|| vec![202_611]),
+    };
+    let batches: Vec<OpenBatch> = asked.iter().zip(1..).map(batch).collect();
+    let marks = sink.marks_of(&batches).await.unwrap();
+    for (batch, marks) in batches.iter().zip(&marks) {
+        let alone = sink.marks(batch.range, &batch.source, batch.months.as_deref()).await.unwrap();
+        assert_eq!(marks.as_ref(), Some(&alone), "{batch:?}");
+    }
+    assert!(marks.iter().flatten().any(|marks| !marks.daily.is_empty() && marks.rejected > 0), "{marks:?}");
+    // A second batch of one source is asked alone.
+    let twice = sink.marks_of(&[batches[0].clone(), batches[0].clone()]).await.unwrap();
+    assert!(twice[0].is_some() && twice[1].is_none(), "{twice:?}");
     let some = |of: fn(&Progress) -> Option<u64>| together.iter().any(|progress| of(progress).is_some());
     assert!(some(|p| p.counted_end) && some(|p| p.uncounted) && together[0] == Progress::default(), "{together:?}");
     let with_rows = source(partition);
