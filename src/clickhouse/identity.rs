@@ -100,6 +100,11 @@ impl Identity {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the name under which the server has answered last.
+    pub(super) fn name(&self) -> Option<String> {
+        self.known().server.as_ref().map(|server| server.name.clone())
+    }
+
     /// Refuses everything once another server has answered.
     pub(super) fn refuse(&self) -> Result<(), Doubt> {
         self.other.borrow().clone().map_or(Ok(()), |other| Err(Doubt::Other(other)))

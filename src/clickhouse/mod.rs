@@ -8,6 +8,7 @@ pub mod dedup;
 pub mod error;
 mod exchange;
 pub mod identity;
+mod replica;
 pub mod retention;
 pub mod schema;
 pub mod settings;

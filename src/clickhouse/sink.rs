@@ -106,6 +106,7 @@ impl Sink {
         source: &Source,
         months: Option<&[PartitionId]>,
     ) -> Result<Marks, ClickHouseError> {
+        self.client.sync().await?;
         let name = source.name();
         let raw = self
             .client
@@ -147,6 +148,7 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn topic_ids_of(&self, topic: &str, partitions: &[i32]) -> Result<Vec<Vec<String>>, ClickHouseError> {
+        self.client.sync().await?;
         let begin = format!("{topic}/");
         let of = |table: Table| format!("SELECT DISTINCT source FROM {} WHERE startsWith(source, ?)", table.name());
         let all = Table::ALL.map(of).join(" UNION ALL ");
@@ -178,6 +180,7 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn progress_of(&self, asked: &[(String, u64)]) -> Result<Vec<Progress>, ClickHouseError> {
+        self.client.sync().await?;
         let mut progress = Vec::with_capacity(asked.len());
         for some in asked.chunks(SOURCES_MAX) {
             progress.extend(self.progress_of_some(some).await?);

@@ -30,7 +30,7 @@ mod windows;
 use self::health::Health;
 use crate::clickhouse::client::{ClickHouseOptions, Client};
 use crate::clickhouse::error::ClickHouseError;
-use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::clickhouse::schema::SchemaProblem;
 use crate::clickhouse::sink::Sink;
 use crate::config::pace::Pace;
 use crate::config::{self, Config, Retry};
@@ -317,11 +317,9 @@ pub async fn run(
         .await
         .map_err(|error| RunError::Admin { address: config.admin.listen, error })?;
 
-    let client = Client::new(clickhouse)?;
     let nothing = || Summary { consumed: 0, rejected: 0, rows: 0, batches: 0, uptime: started.elapsed() };
-    if !await_schema(&client, config, &health, &stop).await? {
-        return Ok(nothing());
-    }
+    let found = await_schema(&Client::new(clickhouse)?, config, &health, &stop).await?;
+    let Some((client, schema)) = found else { return Ok(nothing()) };
     let assignment = Arc::new(Assignment::new(Duration::from_millis(config.rebalance.grace_ms)));
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
@@ -330,7 +328,7 @@ pub async fn run(
 
     tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
 
-    let sink = Sink::new(client.clone(), Schema::single());
+    let sink = Sink::new(client.clone(), schema);
     let (commands, obeyed) = channel();
     let session_timeout = Duration::from_millis(session_timeout_ms(&consumer, config).await);
     let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());

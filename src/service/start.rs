@@ -21,26 +21,25 @@ use tokio_util::sync::CancellationToken;
 /// Kafka's default of `group.consumer.heartbeat.interval.ms`.
 const HEARTBEAT_MS: u64 = 5_000;
 
-/// Waits until ClickHouse answers, and checks the way to it, this user's settings and the schema. Returns `false` if it is
-/// stopped meanwhile.
+/// Waits until ClickHouse answers, and checks the way to it, this user's settings and the schema. Returns the sink, or `None` if it
+/// is stopped meanwhile.
 pub(super) async fn await_schema(
     client: &Client,
     config: &Config,
     health: &Health,
     stop: &CancellationToken,
-) -> Result<bool, RunError> {
+) -> Result<Option<(Client, Schema)>, RunError> {
     let mut backoff = Backoff::new(&config.retry);
     loop {
-        let schema = Schema::single();
         let checked = tokio::select! {
-            checked = fit(&schema, client) => checked,
-            () = stop.cancelled() => return Ok(false),
+            checked = fit(client) => checked,
+            () = stop.cancelled() => return Ok(None),
         };
         let error = match checked {
-            Ok(()) => {
+            Ok((client, schema)) => {
                 tracing::info!(form = %schema.form(), "the schema fits");
                 health.clear("clickhouse");
-                return Ok(true);
+                return Ok(Some((client, schema)));
             }
             Err(SchemaProblem::ClickHouse(error)) if error.is_retryable() => error,
             Err(problem) => return Err(problem.into()),
@@ -49,17 +48,24 @@ pub(super) async fn await_schema(
         health.set("clickhouse", error.to_string());
         tokio::select! {
             () = backoff.wait() => {}
-            () = stop.cancelled() => return Ok(false),
+            () = stop.cancelled() => return Ok(None),
         }
     }
 }
 
 /// Statements have to arrive whole before the service believes any answer.
-async fn fit(schema: &Schema, client: &Client) -> Result<(), SchemaProblem> {
-    client.prove().await.map_err(SchemaProblem::ClickHouse)?;
-    schema.check(client).await?;
+async fn fit(client: &Client) -> Result<(Client, Schema), SchemaProblem> {
+    client.prove().await?;
+    let (client, schema) = Schema::found(client).await?;
+    schema.check(&client).await?;
+    if client.is_replica() {
+        client.prove_settings().await?;
+    }
     // Where that cannot be told now, a row that is not shown stops its partition.
-    sight::refuse_filters(client).await.map_err(SchemaProblem::ClickHouse)
+    sight::refuse_filters(&client).await?;
+    // A missing right is found now and not by the first batch.
+    client.sync().await?;
+    Ok((client, schema))
 }
 
 /// Waits until Kafka answers and the topic exists. Returns the cluster's id, or `None` if it is stopped meanwhile.

@@ -4,11 +4,53 @@
 //! Replicated ones without replication. The Distributed tables and the views are those of `sql/cluster/`, word for word.
 //! A test of its own runs `sql/cluster/` as it stands on real replicas.
 
+use crate::audit::assert_clean;
 use crate::operate::{check, json};
-use crate::service::Bench;
+use crate::service::{Bench, await_http, end, kafka};
 use devstack::clickhouse::CLUSTER;
-use devstack::{ClickHouse, ClickHouseOptions, Stack};
+use devstack::producer::{Events, Ledger};
+use devstack::proxy::Trouble;
+use devstack::{ClickHouse, ClickHouseOptions, Replicas, Stack};
+use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::schema::Schema;
+use tokio::sync::{Mutex, MutexGuard};
+
+/// Tests on the replicas run one after the other, because most of them disturb a server.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Tables on the shared replicas `a` and `b`, with a topic of their own.
+struct Shard {
+    bench: Bench,
+    replicas: &'static Replicas,
+    database: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Shard {
+    async fn new(database: &str) -> Shard {
+        let _turn = TURN.lock().await;
+        let replicas = Stack::shared().replicas().unwrap();
+        let url = replicas.replica(0, 0).clickhouse().url();
+        Schema::cluster(CLUSTER).unwrap().migrate(&crate::schema::client(url, database)).await.unwrap();
+        let bench = Bench::with(kafka(), url, database, Shard::client(url, database).await);
+        Shard { bench, replicas, database: database.to_owned(), _turn }
+    }
+
+    /// Returns a client that reads the rows of this server alone.
+    async fn client(url: &str, database: &str) -> Client {
+        Schema::found(&crate::schema::client(url, database)).await.unwrap().0
+    }
+
+    /// Checks that each replica has every record exactly once.
+    async fn assert_exact(&mut self, ledger: &Ledger, what: &str) {
+        for number in [1, 0] {
+            let replica = self.replicas.replica(0, number);
+            self.bench.client = Shard::client(replica.clickhouse().url(), &self.database).await;
+            self.bench.client.sync().await.unwrap();
+            self.bench.assert_exact(ledger, &format!("{what}, replica {}", replica.name())).await;
+        }
+    }
+}
 
 /// Returns the statements of `tallyhouse migrate --cluster`, in a form that these servers can run.
 fn statements(database: &str) -> Vec<String> {
@@ -91,9 +133,10 @@ pub async fn two_shards_are_read_as_one(_url: &str, database: &str) {
 }
 
 /// `migrate --cluster` makes tables on two real replicas, again without a change, and later finds their form by itself. Rows
-/// of one replica show on the other. `check` and `run` name the form, which `run` does not write yet.
+/// of one replica show on the other.
 pub async fn replicas_get_the_same_tables(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
+    let _turn = TURN.lock().await;
     let replicas = Stack::shared().replicas().unwrap();
     let [a, b] = [0, 1].map(|number| replicas.replica(0, number).clickhouse());
     let database = format!("{database}_replicas");
@@ -114,12 +157,34 @@ pub async fn replicas_get_the_same_tables(url: &str, database: &str) {
     assert_eq!(b.query(&format!("SELECT sum(total), max(end_offset) FROM {database}.daily_local")).unwrap(), "5\t9");
     // A Distributed table asks one replica of each shard.
     assert_eq!(b.query(&format!("SELECT sum(total) FROM {database}.daily")).unwrap(), "5");
-
-    let (status, report) = json(&bench, "check", &settings);
-    let (schema, fix) = check(&report, "schema");
-    assert!(status == Some(1) && schema == "failed" && fix.contains("tallyhouse migrate"), "{report:#}");
-    assert!(report.to_string().contains(&named), "{report:#}");
-    let (status, _, log) = bench.run(&["run"], &settings);
-    assert!(status == Some(1) && log.contains(&named), "{status:?} {log}");
     a.query(&format!("DROP DATABASE {database} ON CLUSTER {CLUSTER} SYNC")).unwrap();
+}
+
+/// A member writes through one replica, which loses Keeper for a while. It waits and names the replica, and both replicas have
+/// everything once. `check`, `status` and `audit` accept the form.
+pub async fn a_member_counts_on_replicas(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let bench = &shard.bench;
+    let (status, report) = json(bench, "check", &[]);
+    assert_eq!((status, check(&report, "schema").0.as_str()), (Some(0), "ok"), "{report:#}");
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..3_000).unwrap();
+    let member = bench.start(&[("TALLYHOUSE__CLICKHOUSE__INSERT_TIMEOUT_MS", "3000")]);
+    bench.await_stored(2_000, &[&member]).await;
+
+    let keeper = shard.replicas.replica(0, 0).keeper().unwrap();
+    let cut = keeper.begin(Trouble::Cut, 100);
+    producer.send_events(&Events::default(), 3_000..6_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    let named = "the replica \\\"1-a\\\" at ";
+    await_http(&member, "/readyz", named).await;
+    keeper.end(cut);
+    bench.await_stored(ledger.produced, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    shard.assert_exact(&ledger, "after Keeper was away").await;
+    assert_clean(&shard.bench, "after Keeper was away");
+    let (status, report) = json(&shard.bench, "status", &[]);
+    assert_eq!(status, Some(0), "{report:#}");
+    assert!(report.to_string().contains("\"outlook\""), "{report:#}");
 }

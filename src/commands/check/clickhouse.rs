@@ -50,6 +50,9 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Ok(is_named) => judge::one_server(is_named),
         Err(error) => fails(Code::OneServer, error),
     });
+    let found = Schema::found(client).await;
+    // A client for the form of the tables needs more settings.
+    let client = found.as_ref().map_or(client, |(client, _)| client);
     made.push(match client.prove_settings().await {
         Ok(()) => Outcome::ok(Code::Settings, "what exactness needs can be set, and arrives"),
         Err(error) => fails(Code::Settings, error),
@@ -58,17 +61,23 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Ok((skew_ms, round_trip_ms)) => judge::clock(skew_ms, round_trip_ms),
         Err(error) => fails(Code::Clock, error),
     });
-    let schema = Schema::single();
-    if let Err(problem) = schema.check(client).await {
-        made.push(Outcome::failed_with(Code::Schema, problem.advice()));
-        return made;
-    }
+    let schema = match &found {
+        Ok((_, schema)) => schema.check(client).await.map(|()| schema),
+        Err(problem) => Err(problem.clone()),
+    };
+    let schema = match schema {
+        Ok(schema) => schema,
+        Err(problem) => {
+            made.push(Outcome::failed_with(Code::Schema, problem.advice()));
+            return made;
+        }
+    };
     made.push(Outcome::ok(Code::Schema, format!("the tables are this binary's: {}", schema.form())));
     made.push(match schema.missing_views(client).await {
         Ok(missing) => judge::views(&missing),
         Err(error) => fails(Code::Views, error),
     });
-    let tables = Table::ALL.map(|table| format!("{}.{}", client.database(), table.name()));
+    let tables = Table::ALL.map(|table| format!("{}.{}", client.database(), client.stored(table.name())));
     // A member looks in `system.processes` for the end of an insert whose result is unknown.
     let read = [&tables[..], &["system.processes".to_owned()]].concat();
     for (code, right, tables) in
@@ -93,7 +102,7 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Ok(windows) => judge::dedup_windows(&windows),
         Err(error) => fails(Code::DedupWindows, error),
     });
-    made.push(match Retention::read(client, &schema).await {
+    made.push(match Retention::read(client, schema).await {
         Ok(retention) => judge::retention(&retention),
         Err(error) => fails(Code::Retention, error),
     });
