@@ -58,6 +58,10 @@ pub enum Guard {
     WholeGroup,
     /// The acknowledgement of a group's insert counts only while the lease holds.
     LeaseOfGroup,
+    /// Marks are read on a replica only after it has fetched everything that the shard has.
+    Sync,
+    /// The sync and all reads of the marks are on one replica.
+    OneReplica,
 }
 
 /// True if a guard is on.

@@ -52,6 +52,10 @@ pub struct Rules {
     pub proves_answers: bool,
     /// A window is taken alone only if no other partition of the member has one.
     pub gathers: bool,
+    /// Number of replicas of the tables; 0 for tables of one server. Members use any of them.
+    pub replicas: usize,
+    /// An insert never gives up on Keeper before its time is over.
+    pub outlasts_keeper: bool,
 }
 
 impl Rules {
@@ -64,6 +68,8 @@ impl Rules {
         hides: Hides::ForAWhile,
         proves_answers: true,
         gathers: false,
+        replicas: 0,
+        outlasts_keeper: true,
     };
 }
 
@@ -96,7 +102,7 @@ enum Doing {
     /// It is about to perform this action.
     Next(Action),
     /// It has read the counters' ends.
-    Progress { from: u64, ends: BTreeMap<PartitionId, u64> },
+    Progress { from: u64, ends: BTreeMap<PartitionId, u64>, replica: usize },
     /// Waits for the reader.
     Awaiting,
     /// Waits for its commit.
@@ -108,7 +114,7 @@ enum Doing {
     /// Waits for its insert.
     Inserting,
     /// Has read the marks of some tables.
-    Marks { range: OffsetRange, marks: Marks, tables: u8 },
+    Marks { range: OffsetRange, marks: Marks, tables: u8, replica: usize },
 }
 
 /// The task of one partition in one member.
@@ -200,6 +206,8 @@ struct Grouped {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Member {
     alive: bool,
+    /// The replica that it uses.
+    replica: usize,
     /// True if it is in the group, as the broker sees it.
     joined: bool,
     generation: u32,
@@ -239,6 +247,10 @@ pub enum Move {
     Begin(usize),
     Apply(usize, usize),
     Acknowledge(usize),
+    /// A replica fetches the rows of a partition that it lacks.
+    Fetch(usize, usize),
+    /// A replica takes away rows of a partition that no other replica has.
+    Vanish(usize),
     /// The group forgets a dead member.
     Forget(usize),
     /// A member that is not in the group notices that, or is started again.
@@ -271,6 +283,10 @@ pub enum Fault {
     DropInsert(usize),
     /// A task no longer waits for an insert, which stays on its way.
     AbandonInsert(usize),
+    /// A member changes to another replica.
+    Switch(usize),
+    /// An insert gives up on Keeper, and its replica shows the rows for a while.
+    GiveUpKeeper(usize),
     /// ClickHouse dies and comes back. `halfway`: it dies after it stored a token and before it stored the rows.
     KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
@@ -344,7 +360,7 @@ impl World {
             owner: None,
             tasks: Vec::new(),
             commits: Vec::new(),
-            sink: Sink::new(log.end() as usize),
+            sink: Sink::new(log.end() as usize, rules.replicas),
             restamped: false,
             set_back: false,
             cut_short: false,
@@ -365,6 +381,7 @@ impl World {
                 .iter()
                 .map(|&share_bytes| Member {
                     alive: true,
+                    replica: 0,
                     joined: true,
                     generation: 0,
                     now: Duration::ZERO,
@@ -483,6 +500,10 @@ impl World {
         if partition.log.high < partition.log.end() {
             moves.push(Move::Produce(p));
         }
+        moves.extend((0..self.rules.replicas).filter(|&r| partition.sink.lags(r)).map(|r| Move::Fetch(p, r)));
+        if partition.sink.has_phantoms() {
+            moves.push(Move::Vanish(p));
+        }
         if partition.behind && self.is_idle(partition) {
             moves.push(Move::Remedy(p));
         }
@@ -560,7 +581,8 @@ impl World {
                 }
             }
             Doing::Next(Action::ReadMarks { range, group, .. })
-                if self.rules.await_ended && self.server.is_running(p, *range, *group) => {}
+                if self.rules.await_ended
+                    && self.server.is_running(self.members[task.member].replica, p, *range, *group) => {}
             Doing::Next(Action::ReadMarks { quiet: true, .. }) if !self.nobody_inserts(&self.partitions[p]) => {}
             Doing::Next(Action::TakeBatch) => {
                 moves.push(Move::Step(p, t));
@@ -599,6 +621,9 @@ impl World {
                 add(Fault::Crash(m));
                 add(Fault::Suspend(m));
             }
+            if member.alive && self.rules.replicas > 0 {
+                add(Fault::Switch(m));
+            }
             if member.alive && member.joined {
                 add(Fault::Expire(m));
             }
@@ -618,6 +643,9 @@ impl World {
             }
             if !sent.is_late() {
                 add(Fault::AbandonInsert(i));
+            }
+            if sent.begun && !sent.left.is_empty() && !self.rules.outlasts_keeper {
+                add(Fault::GiveUpKeeper(i));
             }
             if !sent.is_late() && !sent.begun {
                 add(Fault::Answer(i));
@@ -674,10 +702,11 @@ impl World {
                 add(Fault::ForgetTokens(p));
             }
             // Twice in a row would be longer than the protocol looks.
-            if self.rules.tokens && !partition.sink.has_hidden && !partition.restamped && self.server.has_sent(p) {
+            let may_hide = self.rules.tokens && self.rules.replicas == 0 && !partition.sink.has_hidden;
+            if may_hide && !partition.restamped && self.server.has_sent(p) {
                 add(Fault::Hide(p));
             }
-            let may_hide_old = self.rules.tokens && !partition.sink.has_hidden && !partition.restamped;
+            let may_hide_old = may_hide && !partition.restamped;
             if may_hide_old && !partition.sink.has_forgotten && partition.committed.is_some() {
                 partition.sink.older().into_iter().for_each(|end| add(Fault::ShowOld(p, end)));
                 Table::ALL.into_iter().for_each(|table| add(Fault::HideTable(p, table)));
@@ -772,7 +801,9 @@ impl World {
         let is_first =
             sent.parts.iter().all(|part| self.partitions[part.partition].sink.can_be_halved(part.range, sent.table));
         let is_shared = sent.group.is_none() || sent.shares_token;
-        sent.begun && !sent.left.is_empty() && !sent.token.is_empty() && is_first && is_shared
+        // On a replica, one transaction in Keeper stores both.
+        let can = self.rules.replicas == 0 && sent.begun && !sent.left.is_empty();
+        can && !sent.token.is_empty() && is_first && is_shared
     }
 }
 
