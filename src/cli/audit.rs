@@ -1,8 +1,8 @@
 //! `tallyhouse audit` on the command line.
 
 use super::{CliError, Done, EXIT_VIOLATIONS, clickhouse_options};
-use crate::clickhouse::client::Client;
 use crate::clickhouse::schema::Schema;
+use crate::clickhouse::servers::Servers;
 use crate::commands::audit::{self, Options, Reader};
 use crate::config::Config;
 use crate::platform::output;
@@ -53,6 +53,6 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
 pub(super) async fn reader(config: &Config, query_timeout_s: u64) -> Result<Reader, CliError> {
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = query_timeout_s * 1_000;
-    let (client, schema) = Schema::found(&Client::new(&options)?).await?;
+    let (client, schema) = Schema::found(&Servers::answering(&options).await?).await?;
     Ok(Reader::new(config, client, schema)?)
 }

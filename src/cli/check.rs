@@ -26,7 +26,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
-    let client = short_timeout_client(config)?;
+    let client = short_timeout_client(config).await?;
     let observer = Observer::with_timeout(config, ANSWER_TIMEOUT).map_err(AuditError::Consumer)?;
     let report = check::run(config, observer, &client).await;
     let output = if arguments.json { report.json()? } else { report.table() };

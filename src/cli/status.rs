@@ -49,7 +49,8 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
     let Arguments { json, watch, interval_s, members } = arguments;
-    let mut watcher = Watcher::new(config, short_timeout_client(config)?, members).map_err(AuditError::Consumer)?;
+    let mut watcher =
+        Watcher::new(config, short_timeout_client(config).await?, members).map_err(AuditError::Consumer)?;
     let Some(seconds) = watch else {
         signals::quit_without_a_core()?;
         let status = look_twice(&mut watcher, interval_s.map(Duration::from_secs)).await;

@@ -52,7 +52,8 @@ pub enum Compression {
 /// Options for the connection to ClickHouse.
 #[derive(Clone)]
 pub struct ClickHouseOptions {
-    /// `http://host:port` or `https://host:port`, without user, password or settings.
+    /// `http://host:port` or `https://host:port`, without user, password or settings. Several, separated by commas, name replicas in
+    /// order of preference; a client is made for each ([`super::servers`]).
     pub url: String,
     /// ClickHouse user.
     pub user: String,
@@ -273,6 +274,16 @@ impl Client {
     /// Returns the time limit of a query.
     pub(super) fn query_timeout(&self) -> Duration {
         self.query_timeout
+    }
+
+    /// Returns the server's address.
+    pub fn url(&self) -> &str {
+        &self.peer.url
+    }
+
+    /// Returns the error of a server that has not answered for this time.
+    pub(super) fn unanswered(&self, limit: Duration) -> ClickHouseError {
+        self.peer.unreachable(format!("no answer within {} ms", limit.as_millis()))
     }
 
     /// Returns the server's address, and the name under which it has answered.
@@ -611,6 +622,9 @@ pub fn identifier<'a>(key: &str, value: &'a str) -> Result<&'a str, ClickHouseEr
 
 fn server_url(text: &str) -> Result<Url, ClickHouseError> {
     let refuse = |why: &str| Err(ClickHouseError::Config(format!("clickhouse.url {why}")));
+    if text.contains(',') {
+        return refuse("names several servers where one is expected");
+    }
     let Ok(url) = Url::parse(text) else {
         return refuse("is not a URL; write it as http://host:8123 or https://host:8443");
     };

@@ -113,8 +113,9 @@ impl Identity {
     /// Waits until another server has answered.
     pub(super) async fn other(&self) -> String {
         let mut other = self.other.subscribe();
-        match other.wait_for(Option::is_some).await {
-            Ok(message) => message.clone().unwrap_or_default(),
+        let message = other.wait_for(Option::is_some).await.map(|message| message.clone().unwrap_or_default());
+        match message {
+            Ok(message) => message,
             // The sender is in `self`.
             Err(_) => std::future::pending().await,
         }

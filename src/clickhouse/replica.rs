@@ -8,15 +8,39 @@
 
 use super::client::Client;
 use super::error::ClickHouseError;
+use clickhouse::Row;
+use serde::Deserialize;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 use tallyhouse_core::source::Table;
 use tokio::sync::Mutex;
 
-/// The state of a server as a replica.
+/// The facts about a server as a replica that its client keeps.
 #[derive(Debug, Default)]
 pub(super) struct Replica {
     /// Time at which the last sync began, and its result.
     last: Mutex<Option<(Instant, Result<(), ClickHouseError>)>>,
+    /// Paths of the tables in Keeper, as they were seen first.
+    paths: OnceLock<Vec<String>>,
+}
+
+/// A row of `system.replicas`: the state of one table on one replica.
+#[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
+pub struct TableState {
+    /// Name of the local table.
+    pub table: String,
+    /// Path in Keeper, which all replicas of the table have in common.
+    pub path: String,
+    /// Name of the replica, which no other replica of the table has.
+    pub replica: String,
+    /// 1 if the table takes no inserts, for instance while Keeper is away.
+    pub is_readonly: u8,
+    /// Seconds by which the replica lags.
+    pub delay_s: u64,
+    /// Number of parts that were lost with the only replica that had them.
+    pub lost_parts: u64,
+    /// Number of seconds for which a token of the table is remembered.
+    pub token_life_s: u64,
 }
 
 /// Returns the name of the local table of a table of the schema.
@@ -35,7 +59,39 @@ pub(super) fn local(sql: &str) -> String {
     words.join(" ")
 }
 
+/// Life of tokens in seconds where the table does not say it, since ClickHouse 25.10.
+const TOKEN_LIFE_DEFAULT_S: u64 = 3_600;
+
 impl Client {
+    /// Returns the state of the three tables on this replica, sorted by name. It asks Keeper for nothing.
+    ///
+    /// # Errors
+    /// [`ClickHouseError::UnknownTable`] if one of them is not replicated or not there, or any other of [`ClickHouseError`].
+    pub async fn table_states(&self) -> Result<Vec<TableState>, ClickHouseError> {
+        let sql = format!(
+            "SELECT r.table AS table, zookeeper_path AS path, replica_name AS replica, is_readonly, absolute_delay AS delay_s, \
+             toUInt64(lost_part_count) AS lost_parts, toUInt64OrDefault(extract(t.engine_full, \
+             'replicated_deduplication_window_seconds = ([0-9]+)'), toUInt64({TOKEN_LIFE_DEFAULT_S})) AS token_life_s \
+             FROM system.replicas AS r INNER JOIN system.tables AS t ON t.database = r.database AND t.name = r.table \
+             WHERE r.database = ? AND r.table IN ? ORDER BY table"
+        );
+        let tables = Table::ALL.map(|table| local_name(table.name()));
+        let states: Vec<TableState> = self.query(&sql).bind(self.database()).bind(&tables).rows().await?;
+        if states.len() < tables.len() {
+            let message = format!("system.replicas on {} does not have all of {}", self.url(), tables.join(", "));
+            return Err(ClickHouseError::UnknownTable { message });
+        }
+        if let Some(replica) = self.replica() {
+            replica.paths.get_or_init(|| states.iter().map(|state| state.path.clone()).collect());
+        }
+        Ok(states)
+    }
+
+    /// Returns the paths of the tables in Keeper, if they were seen.
+    pub(super) fn paths(&self) -> Option<&[String]> {
+        self.replica()?.paths.get().map(Vec::as_slice)
+    }
+
     /// Waits until this server shows all rows that Keeper knew of at the call. It does nothing where tables are not replicated.
     ///
     /// Calls that wait for the same server share one sync, which begins after each of them.

@@ -7,7 +7,9 @@ use super::client::{Client, Deciding};
 use super::error::ClickHouseError;
 use super::retention::Retention;
 use super::schema::Schema;
+use super::servers::Servers;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::{Part, block};
 use tallyhouse_core::days::Day;
@@ -29,6 +31,8 @@ const SOURCES_MAX: usize = 200;
 pub struct Sink {
     client: Client,
     schema: Schema,
+    /// The servers of which one is in use at a time, if there are several.
+    servers: Option<Arc<Servers>>,
 }
 
 impl Sink {
@@ -39,7 +43,26 @@ impl Sink {
 
     /// Returns a sink for a database that has this form of the schema.
     pub fn new(client: Client, schema: Schema) -> Sink {
-        Sink { client, schema }
+        Sink { client, schema, servers: None }
+    }
+
+    /// Returns a sink that uses one of these servers at a time.
+    pub fn of_servers(servers: Arc<Servers>, schema: Schema) -> Sink {
+        Sink { client: servers.in_use().clone(), schema, servers: Some(servers) }
+    }
+
+    /// Returns a sink on the server in use now, which stays on it.
+    fn here(&self) -> Sink {
+        let client = self.servers.as_ref().map_or(&self.client, |servers| servers.in_use());
+        Sink { client: client.clone(), schema: self.schema.clone(), servers: None }
+    }
+
+    /// Returns a sink that stays on the server in use now, which shows all rows that the shard has. So a sync and the reads after it
+    /// are on one server.
+    async fn synced(&self) -> Result<Sink, ClickHouseError> {
+        let here = self.here();
+        here.client.sync().await?;
+        Ok(here)
     }
 
     /// Sends the rows of one or several batches as one block and waits for ClickHouse's own answer. Returns the number of rows.
@@ -60,7 +83,7 @@ impl Sink {
         let (rows, chunks) = block(table, parts);
         let target = self.schema.insert_target(table.name());
         let sql = format!("INSERT INTO {target} ({}) FORMAT Native", table.column_list());
-        self.client.insert(&sql, &self.query_id(id), token, chunks).await?;
+        self.here().client.insert(&sql, &self.query_id(id), token, chunks).await?;
         Ok(rows)
     }
 
@@ -80,8 +103,8 @@ impl Sink {
         let begins: Vec<String> = own.chain(joint).map(|id| id + ":").collect();
         let sql = "SELECT count() FROM system.processes \
                    WHERE endsWith(query_id, ?) AND arrayExists(begin -> startsWith(query_id, begin), ?)";
-        let begun = Instant::now();
-        while self.client.deciding(sql).bind(self.query_id("")).bind(&begins).number().await? > 0 {
+        let (begun, here) = (Instant::now(), self.here());
+        while here.client.deciding(sql).bind(self.query_id("")).bind(&begins).number().await? > 0 {
             if begun.elapsed() > self.insert_timeout() {
                 return Err(ClickHouseError::StillRunning { query_id: format!("{}%{}", begins[0], self.query_id("")) });
             }
@@ -106,9 +129,9 @@ impl Sink {
         source: &Source,
         months: Option<&[PartitionId]>,
     ) -> Result<Marks, ClickHouseError> {
-        self.client.sync().await?;
+        let here = self.synced().await?;
         let name = source.name();
-        let raw = self
+        let raw = here
             .client
             .deciding(
                 "SELECT toYYYYMMDD(event_time) AS day, count() FROM email_events \
@@ -117,7 +140,7 @@ impl Sink {
             .bind(&name)
             .bind(range.start)
             .bind(range.end);
-        let rejected = self
+        let rejected = here
             .client
             .deciding(
                 "SELECT count() FROM rejected_events WHERE source = ? AND source_offset >= ? AND source_offset < ?",
@@ -125,11 +148,11 @@ impl Sink {
             .bind(&name)
             .bind(range.start)
             .bind(range.end);
-        let retention = Retention::deciding(&self.client, &self.schema).await?;
+        let retention = Retention::deciding(&here.client, &self.schema).await?;
         Ok(Marks {
             expired_before: retention.first_kept_day().map_or(0, Day::yyyymmdd),
             raw: raw.rows::<(u32, u64)>().await?.into_iter().collect(),
-            daily: self.counted_ends(&[(name, range.start)], months).await?.into_values().flatten().collect(),
+            daily: here.counted_ends(&[(name, range.start)], months).await?.into_values().flatten().collect(),
             rejected: rejected.number().await?,
         })
     }
@@ -148,12 +171,12 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn topic_ids_of(&self, topic: &str, partitions: &[i32]) -> Result<Vec<Vec<String>>, ClickHouseError> {
-        self.client.sync().await?;
+        let here = self.synced().await?;
         let begin = format!("{topic}/");
         let of = |table: Table| format!("SELECT DISTINCT source FROM {} WHERE startsWith(source, ?)", table.name());
         let all = Table::ALL.map(of).join(" UNION ALL ");
         let sql = format!("SELECT DISTINCT toString(source) AS name FROM ({all}) ORDER BY name");
-        let query = Table::ALL.iter().fold(self.client.deciding(&sql), |query, _| query.bind(&begin));
+        let query = Table::ALL.iter().fold(here.client.deciding(&sql), |query, _| query.bind(&begin));
         let mut found: BTreeMap<i32, Vec<String>> = BTreeMap::new();
         for (name,) in query.rows::<(String,)>().await? {
             let rest = name.strip_prefix(&begin).unwrap_or_default();
@@ -180,10 +203,10 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn progress_of(&self, asked: &[(String, u64)]) -> Result<Vec<Progress>, ClickHouseError> {
-        self.client.sync().await?;
+        let here = self.synced().await?;
         let mut progress = Vec::with_capacity(asked.len());
         for some in asked.chunks(SOURCES_MAX) {
-            progress.extend(self.progress_of_some(some).await?);
+            progress.extend(here.progress_of_some(some).await?);
         }
         Ok(progress)
     }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::Secret;
 use super::keys::Key;
 use super::keys::Kind::{
-    self, Address, Bool, Bytes, Float, HttpUrl, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic,
+    self, Address, Bool, Bytes, Float, HttpUrls, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic,
 };
 
 macro_rules! section {
@@ -221,8 +221,9 @@ pub enum Mechanism {
 section! {
     /// The ClickHouse server, spoken to over HTTP.
     ClickHouse "clickhouse" {
-        /// Address of the HTTP interface. https is always verified.
-        url: String = "http://localhost:8123", HttpUrl;
+        /// Address of the HTTP interface. https is always verified. Several name replicas of one shard in order of preference: a list, or
+        /// text with commas. A member uses one at a time.
+        url: String = "http://localhost:8123", HttpUrls;
         /// User.
         user: String = "default", Text;
         /// Password.

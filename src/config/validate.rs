@@ -245,8 +245,13 @@ fn security_conflicts(config: &Config) -> Vec<Conflict> {
 }
 
 impl ClickHouse {
+    /// Returns the addresses in `url`.
+    fn urls(&self) -> impl Iterator<Item = Url> {
+        self.url.split(',').filter_map(|url| Url::parse(url).ok())
+    }
+
     fn is_https(&self) -> bool {
-        Url::parse(&self.url).is_ok_and(|url| url.scheme() == "https")
+        self.urls().all(|url| url.scheme() == "https")
     }
 
     fn sends_password_in_clear(&self) -> bool {
@@ -254,7 +259,7 @@ impl ClickHouse {
     }
 
     fn is_local(&self) -> bool {
-        Url::parse(&self.url).is_ok_and(|url| match url.host() {
+        self.urls().all(|url| match url.host() {
             Some(Host::Ipv4(ip)) => ip.is_loopback(),
             Some(Host::Ipv6(ip)) => ip.is_loopback(),
             Some(Host::Domain(name)) => name == "localhost",

@@ -54,6 +54,7 @@ pub const BROKER_ERRORS: &str = "tallyhouse_kafka_broker_errors_total";
 pub const RUNTIME_TASKS: &str = "tallyhouse_runtime_tasks";
 pub const RUNTIME_QUEUE: &str = "tallyhouse_runtime_queue_tasks";
 pub const RUNTIME_BUSY: &str = "tallyhouse_runtime_busy_seconds_total";
+pub const SERVER_IN_USE: &str = "tallyhouse_clickhouse_server_in_use";
 pub const FLUSH_AGE: &str = "tallyhouse_flush_age_seconds";
 
 /// The kinds of [`OFFSET_GAPS`].
@@ -202,6 +203,13 @@ pub const METRICS: &[Metric] = &[
         Unit::Seconds,
         &[],
         "Age at which the member flushes a window; above flush.age_ms while it slows its pace",
+    ),
+    metric(
+        Kind::Gauge,
+        SERVER_IN_USE,
+        Unit::Count,
+        &["server"],
+        "1 for the ClickHouse server to which the member sends its statements, 0 for the others of clickhouse.url",
     ),
     metric(
         Kind::Gauge,

@@ -4,8 +4,8 @@
 //! Must never delay the service, or make it fail. A value that cannot be read keeps its last reading.
 
 use super::Shared;
-use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
+use crate::clickhouse::servers::Servers;
 use crate::platform::clock::unix_ms;
 use crate::platform::metrics::{
     BROKER_CONNECTED, BROKER_ERRORS, BROKER_RTT, COMMITTED_LAG, DEDUP_HEADROOM, FETCH_QUEUE_BYTES, FETCH_QUEUE_RECORDS,
@@ -14,6 +14,7 @@ use crate::platform::metrics::{
 use dashmap::DashMap;
 use metrics::{counter, gauge};
 use rdkafka::statistics::{Broker, Partition, Statistics};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
 use tokio_util::sync::CancellationToken;
@@ -114,9 +115,9 @@ pub fn forget(shared: &Shared, partition: i32) {
 }
 
 /// Reads the deduplication windows every minute until `stop`.
-pub async fn watch_headroom(client: Client, stop: CancellationToken) {
+pub async fn watch_headroom(servers: Arc<Servers>, stop: CancellationToken) {
     loop {
-        match dedup::windows(&client).await {
+        match dedup::windows(servers.in_use()).await {
             Ok(windows) => windows.into_iter().for_each(|window| {
                 gauge!(DEDUP_HEADROOM, "table" => window.table.clone()).set(window.headroom_s() as f64);
             }),

@@ -28,9 +28,10 @@ mod waker;
 mod windows;
 
 use self::health::Health;
-use crate::clickhouse::client::{ClickHouseOptions, Client};
+use crate::clickhouse::client::ClickHouseOptions;
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::SchemaProblem;
+use crate::clickhouse::servers::Servers;
 use crate::clickhouse::sink::Sink;
 use crate::config::pace::Pace;
 use crate::config::{self, Config, Retry};
@@ -318,17 +319,18 @@ pub async fn run(
         .map_err(|error| RunError::Admin { address: config.admin.listen, error })?;
 
     let nothing = || Summary { consumed: 0, rejected: 0, rows: 0, batches: 0, uptime: started.elapsed() };
-    let found = await_schema(&Client::new(clickhouse)?, config, &health, &stop).await?;
-    let Some((client, schema)) = found else { return Ok(nothing()) };
+    let found = await_schema(&Servers::clients(clickhouse)?, config, &health, &stop).await?;
+    let Some((servers, schema)) = found else { return Ok(nothing()) };
     let assignment = Arc::new(Assignment::new(Duration::from_millis(config.rebalance.grace_ms)));
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
     let Some(cluster_id) = await_topic(&consumer, config, &health, &stop).await? else { return Ok(nothing()) };
     see_group(&consumer, config, &health).await?;
 
-    tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
+    tokio::spawn(gauges::watch_headroom(Arc::clone(&servers), stop.clone()));
+    tokio::spawn(Arc::clone(&servers).watch(schema.clone(), stop.clone()));
 
-    let sink = Sink::new(client.clone(), schema);
+    let sink = Sink::of_servers(Arc::clone(&servers), schema);
     let (commands, obeyed) = channel();
     let session_timeout = Duration::from_millis(session_timeout_ms(&consumer, config).await);
     let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());
@@ -383,7 +385,7 @@ pub async fn run(
     });
     tracing::info!(topic = shared.topic, group = config.kafka.group_id, "consuming");
     let rotated = rotated::found(&credentials, &shared.health, &reload, rotated::INTERVAL);
-    let clean = until_stopped(config, &shared, &assignment, reader_ended, rotated, &client, &stop).await?;
+    let clean = until_stopped(config, &shared, &assignment, reader_ended, rotated, &servers, &stop).await?;
     let summary = Summary {
         consumed: tally.consumed.load(Ordering::Relaxed),
         rejected: tally.rejected.load(Ordering::Relaxed),
@@ -411,7 +413,7 @@ async fn until_stopped(
     assignment: &Assignment,
     mut reader_ended: oneshot::Receiver<Option<String>>,
     rotated: impl Future<Output = String>,
-    client: &Client,
+    servers: &Servers,
     stop: &CancellationToken,
 ) -> Result<bool, RunError> {
     let mut broken = shared.broken.subscribe();
@@ -427,7 +429,7 @@ async fn until_stopped(
             give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
             return Err(RunError::LeftBehind(difference));
         }
-        error = client.other_server() => {
+        error = servers.other_server() => {
             give_up(Duration::from_millis(config.rebalance.grace_ms), shared, assignment, reader_ended).await;
             return Err(error.into());
         }

@@ -10,10 +10,13 @@ use crate::service::{Bench, await_http, end, kafka};
 use devstack::clickhouse::CLUSTER;
 use devstack::producer::{Events, Ledger};
 use devstack::proxy::Trouble;
-use devstack::{ClickHouse, ClickHouseOptions, Replicas, Stack};
+use devstack::{ClickHouse, ClickHouseOptions, Replicas, Server, Stack};
+use std::time::Duration;
 use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::schema::Schema;
 use tokio::sync::{Mutex, MutexGuard};
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Tests on the replicas run one after the other, because most of them disturb a server.
 static TURN: Mutex<()> = Mutex::const_new(());
@@ -187,4 +190,75 @@ pub async fn a_member_counts_on_replicas(_url: &str, database: &str) {
     let (status, report) = json(&shard.bench, "status", &[]);
     assert_eq!(status, Some(0), "{report:#}");
     assert!(report.to_string().contains("\"outlook\""), "{report:#}");
+}
+
+/// Returns the setting of all replicas' addresses in order of preference.
+fn in_order(shard: &Shard) -> (&'static str, String) {
+    let url = |number| shard.replicas.replica(0, number).clickhouse().url();
+    ("TALLYHOUSE__CLICKHOUSE__URL", format!("{},{}", url(0), url(1)))
+}
+
+/// Waits until a member uses this replica.
+async fn await_use(shard: &Shard, member: &Server, number: usize) {
+    let url = shard.replicas.replica(0, number).clickhouse().url();
+    await_http(member, "/metrics", &format!("tallyhouse_clickhouse_server_in_use{{server=\"{url}/\"}} 1")).await;
+}
+
+/// A member changes to the second server when the preferred one dies, and returns to it. Then the preferred one dies in the middle
+/// of batches, with parts that nobody else has.
+pub async fn a_member_changes_to_the_next_server_and_back(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let (key, urls) = in_order(&shard);
+    let [a, b] = [0, 1].map(|number| shard.replicas.replica(0, number).clickhouse());
+    let mut producer = shard.bench.producer();
+    producer.send_events(&Events::default(), 0..2_000).unwrap();
+    let member = shard.bench.start(&[(key, &urls)]);
+    await_use(&shard, &member, 0).await;
+    shard.bench.await_stored(2_000, &[&member]).await;
+
+    shard.bench.client = Shard::client(b.url(), database).await;
+    shard.bench.client.sync().await.unwrap();
+    a.server().unwrap().kill9().unwrap();
+    producer.send_events(&Events::default(), 2_000..4_000).unwrap();
+    shard.bench.await_stored(4_000, &[&member]).await;
+    await_use(&shard, &member, 1).await;
+    let (status, report) = json(&shard.bench, "status", &[(key, &urls)]);
+    assert_eq!(status, Some(0), "{report:#}");
+
+    a.server().unwrap().restart().unwrap();
+    a.server().unwrap().wait_healthy(DEADLINE).unwrap();
+    await_use(&shard, &member, 0).await;
+    producer.send_events(&Events::default(), 4_000..20_000).unwrap();
+    a.server().unwrap().kill9().unwrap();
+    a.server().unwrap().restart().unwrap();
+    a.server().unwrap().wait_healthy(DEADLINE).unwrap();
+    let ledger = producer.finish().unwrap();
+    shard.bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    shard.assert_exact(&ledger, "after a replica died twice").await;
+}
+
+/// Two members write through different replicas, which lag behind each other. One dies in a batch, and the other completes it on
+/// its own replica.
+pub async fn members_on_different_replicas_are_exact(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let url = |number| [("TALLYHOUSE__CLICKHOUSE__URL", shard.replicas.replica(0, number).clickhouse().url())];
+    let mut lags = Vec::new();
+    for number in [0, 1] {
+        let fetches = shard.replicas.replica(0, number).fetches().unwrap();
+        lags.push((fetches, fetches.begin(Trouble::Delay(Duration::from_millis(300)), 100)));
+    }
+    let (mut producer, mut sent) = (shard.bench.producer(), 0);
+    for step in ["raw_inserted", "daily_inserted"] {
+        producer.send_events(&Events::default(), sent..sent + 3_000).unwrap();
+        shard.bench.die(&[url(0)[0], ("TALLYHOUSE_FAILPOINT", step)]);
+        let members = [shard.bench.start(&url(1)), shard.bench.start(&url(0))];
+        sent += 6_000;
+        producer.send_events(&Events::default(), sent - 3_000..sent).unwrap();
+        shard.bench.await_stored(sent, &[&members[0], &members[1]]).await;
+        members.iter().for_each(|member| drop(end(member)));
+    }
+    let ledger = producer.finish().unwrap();
+    lags.into_iter().for_each(|(fetches, lag)| fetches.end(lag));
+    shard.assert_exact(&ledger, "members on both replicas").await;
 }
