@@ -62,6 +62,10 @@ pub enum Guard {
     Sync,
     /// The sync and all reads of the marks are on one replica.
     OneReplica,
+    /// An end is committed only after a second replica has fetched everything, and no rows were lost since.
+    Confirm,
+    /// Nothing is inserted after tokens were lost, until no older insert can arrive.
+    Quarantine,
 }
 
 /// True if a guard is on.

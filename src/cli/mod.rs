@@ -14,7 +14,7 @@ mod report;
 mod resume;
 mod status;
 
-use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
+use crate::clickhouse::client::{ClickHouseOptions, Compression};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::retention::{self, Keep, Retention};
 use crate::clickhouse::schema::{Form, Schema, SchemaProblem};
@@ -438,11 +438,11 @@ fn clickhouse_options(config: &Config) -> ClickHouseOptions {
     }
 }
 
-/// Makes a client with a short time limit, because people wait for the answer.
-async fn short_timeout_client(config: &Config) -> Result<Client, CliError> {
+/// Returns the options of clients with a short time limit, because people wait for the answer.
+fn short_timeout_options(config: &Config) -> ClickHouseOptions {
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = options.query_timeout_ms.min(ANSWER_TIMEOUT.as_millis() as u64);
-    Ok(Servers::answering(&options).await?)
+    options
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@ pub enum ClickHouseError {
     NoKeeper { url: String, code: u32, name: String, message: String },
     /// A replica has not fetched all rows that the shard has, so its answers about rows prove nothing.
     NotSynced { server: String, table: String, message: String },
+    /// Parts were lost with a replica, and perhaps tokens with them. Nothing is inserted until no older insert can arrive.
+    Quarantined { server: String, seconds: u64 },
     /// An insert of the batch runs for longer than inserts may take.
     StillRunning { query_id: String },
     /// Any other exception of the server.
@@ -132,6 +134,12 @@ impl ClickHouseError {
                 "Nothing is believed of it until it has them, and it is tried again. system.replication_queue on that server names the \
                  parts that it waits for; see `tallyhouse explain limits`",
             ),
+            Self::Quarantined { server, seconds } => Advice::new(
+                format!(
+                    "parts of the tables were lost with a replica, says {server}: nothing is inserted for {seconds} s more"
+                ),
+                "ClickHouse may have forgotten the tokens of these parts, so an older insert could arrive beside a repeat of it. It goes on by itself",
+            ),
             Self::StillRunning { query_id } => Advice::new(
                 "an insert of this batch still runs in ClickHouse, for longer than clickhouse.insert_timeout_ms",
                 format!(
@@ -162,6 +170,7 @@ impl ClickHouseError {
                 | Self::ServerBusy { .. }
                 | Self::NoKeeper { .. }
                 | Self::NotSynced { .. }
+                | Self::Quarantined { .. }
         )
     }
 }

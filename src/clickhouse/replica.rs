@@ -8,6 +8,7 @@
 
 use super::client::Client;
 use super::error::ClickHouseError;
+use crate::platform::advice::Advice;
 use clickhouse::Row;
 use serde::Deserialize;
 use std::sync::OnceLock;
@@ -19,9 +20,9 @@ use tokio::sync::Mutex;
 #[derive(Debug, Default)]
 pub(super) struct Replica {
     /// Time at which the last sync began, and its result.
-    last: Mutex<Option<(Instant, Result<(), ClickHouseError>)>>,
-    /// Paths of the tables in Keeper, as they were seen first.
-    paths: OnceLock<Vec<String>>,
+    last: Mutex<Option<(Instant, Result<u64, ClickHouseError>)>>,
+    /// Paths of the tables in Keeper with the names of the replicas, as they were seen first.
+    names: OnceLock<Vec<(String, String)>>,
 }
 
 /// A row of `system.replicas`: the state of one table on one replica.
@@ -59,6 +60,33 @@ pub(super) fn local(sql: &str) -> String {
     words.join(" ")
 }
 
+/// Lag of a replica in seconds from which people should know of it. It is ClickHouse's own bound for reads.
+const DELAY_MAX_S: u64 = 300;
+
+/// Least life of tokens in seconds without a warning: a day.
+const TOKEN_LIFE_LEAST_S: u64 = 86_400;
+
+/// Returns what is wrong with a replica, with the remedy.
+pub fn problem(states: &[TableState]) -> Option<Advice> {
+    let tables = |is_wrong: &dyn Fn(&TableState) -> bool| {
+        let names: Vec<&str> =
+            states.iter().filter(|state| is_wrong(state)).map(|state| state.table.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    };
+    if let Some(names) = tables(&|state| state.is_readonly > 0) {
+        let fix = "Look at Keeper, and at system.replicas on that server. Members wait meanwhile";
+        return Some(Advice::new(format!("{names} cannot be written to: the replica is read-only"), fix));
+    }
+    if let Some(names) = tables(&|state| state.delay_s > DELAY_MAX_S) {
+        let fix = "Look at system.replication_queue on that server. Members that use it wait wherever they need marks";
+        return Some(Advice::new(format!("the replica lags by more than {DELAY_MAX_S} s: {names}"), fix));
+    }
+    tables(&|state| state.token_life_s < TOKEN_LIFE_LEAST_S).map(|names| {
+        let fix = "ALTER TABLE … MODIFY SETTING replicated_deduplication_window_seconds = 604800";
+        Advice::new(format!("tokens of inserts are forgotten within a day: {names}"), fix)
+    })
+}
+
 /// Life of tokens in seconds where the table does not say it, since ClickHouse 25.10.
 const TOKEN_LIFE_DEFAULT_S: u64 = 3_600;
 
@@ -82,24 +110,28 @@ impl Client {
             return Err(ClickHouseError::UnknownTable { message });
         }
         if let Some(replica) = self.replica() {
-            replica.paths.get_or_init(|| states.iter().map(|state| state.path.clone()).collect());
+            let name = |state: &TableState| (state.path.clone(), state.replica.clone());
+            replica.names.get_or_init(|| states.iter().map(name).collect());
         }
         Ok(states)
     }
 
-    /// Returns the paths of the tables in Keeper, if they were seen.
-    pub(super) fn paths(&self) -> Option<&[String]> {
-        self.replica()?.paths.get().map(Vec::as_slice)
+    /// True if the tables of this server are other replicas of those of the other server, as far as both were seen.
+    pub(super) fn is_other_replica_of(&self, other: &Client) -> bool {
+        let names = |client: &Client| client.replica().and_then(|replica| replica.names.get().cloned());
+        let (Some(ours), Some(theirs)) = (names(self), names(other)) else { return false };
+        ours.len() == theirs.len() && ours.iter().zip(&theirs).all(|(our, their)| our.0 == their.0 && our.1 != their.1)
     }
 
-    /// Waits until this server shows all rows that Keeper knew of at the call. It does nothing where tables are not replicated.
+    /// Waits until this server shows all rows that Keeper knew of at the call. Returns the number of parts that were lost so far with
+    /// the only replica that had them. It does nothing where tables are not replicated.
     ///
     /// Calls that wait for the same server share one sync, which begins after each of them.
     ///
     /// # Errors
     /// [`ClickHouseError::NotSynced`] if the replica lags for longer than a query may take, or any other of [`ClickHouseError`].
-    pub async fn sync(&self) -> Result<(), ClickHouseError> {
-        let Some(replica) = self.replica() else { return Ok(()) };
+    pub async fn sync(&self) -> Result<u64, ClickHouseError> {
+        let Some(replica) = self.replica() else { return Ok(0) };
         let asked = Instant::now();
         let mut last = replica.last.lock().await;
         if let Some((begun, result)) = &*last
@@ -108,10 +140,16 @@ impl Client {
             return result.clone();
         }
         let begun = Instant::now();
-        let [raw, rejected, daily] = [Table::Raw, Table::Rejected, Table::Daily].map(|table| self.sync_table(table));
-        let result = tokio::try_join!(raw, rejected, daily).map(|_| ());
+        let result = self.sync_tables().await;
         *last = Some((begun, result.clone()));
         result
+    }
+
+    /// The lost parts are counted last, so that none is lost between the count and the sync.
+    async fn sync_tables(&self) -> Result<u64, ClickHouseError> {
+        let [raw, rejected, daily] = [Table::Raw, Table::Rejected, Table::Daily].map(|table| self.sync_table(table));
+        tokio::try_join!(raw, rejected, daily)?;
+        Ok(self.table_states().await?.iter().map(|state| state.lost_parts).sum())
     }
 
     async fn sync_table(&self, table: Table) -> Result<(), ClickHouseError> {
@@ -134,6 +172,24 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_replica_is_named() {
+        let fine = TableState {
+            table: "daily_local".into(),
+            path: "/p".into(),
+            replica: "a".into(),
+            is_readonly: 0,
+            delay_s: 0,
+            lost_parts: 0,
+            token_life_s: 604_800,
+        };
+        let says = |state: TableState| problem(&[fine.clone(), state]).map(|advice| advice.problem);
+        assert_eq!(says(fine.clone()), None);
+        assert!(says(TableState { is_readonly: 1, ..fine.clone() }).unwrap().contains("read-only"));
+        assert!(says(TableState { delay_s: 301, ..fine.clone() }).unwrap().contains("lags"));
+        assert!(says(TableState { token_life_s: 3_600, ..fine.clone() }).unwrap().contains("tokens"));
+    }
 
     #[test]
     fn a_statement_reads_the_local_tables() {

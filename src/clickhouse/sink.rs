@@ -6,7 +6,7 @@
 use super::client::{Client, Deciding};
 use super::error::ClickHouseError;
 use super::retention::Retention;
-use super::schema::Schema;
+use super::schema::{Schema, SchemaProblem};
 use super::servers::Servers;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,6 +19,9 @@ use tallyhouse_core::source::{OffsetRange, Source, Table};
 
 /// Interval at which `system.processes` is checked for the end of an insert.
 const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
+pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Greatest number of rows of a batch. A batch is one block, which has at most `max_insert_block_size` rows.
 const BATCH_ROWS_MAX: u64 = 1_048_449;
@@ -33,6 +36,10 @@ pub struct Sink {
     schema: Schema,
     /// The servers of which one is in use at a time, if there are several.
     servers: Option<Arc<Servers>>,
+    /// Time for which nothing is inserted after parts were lost: an insert that was sent before may arrive for that long.
+    quarantine: Duration,
+    /// True if a second replica confirms what is committed.
+    confirms: bool,
 }
 
 impl Sink {
@@ -43,25 +50,46 @@ impl Sink {
 
     /// Returns a sink for a database that has this form of the schema.
     pub fn new(client: Client, schema: Schema) -> Sink {
-        Sink { client, schema, servers: None }
+        Sink { client, schema, servers: None, quarantine: Duration::ZERO, confirms: false }
     }
 
-    /// Returns a sink that uses one of these servers at a time.
-    pub fn of_servers(servers: Arc<Servers>, schema: Schema) -> Sink {
-        Sink { client: servers.in_use().clone(), schema, servers: Some(servers) }
+    /// Returns a sink that uses one of these servers at a time. `sends`: the time for which a member may begin to send an insert after
+    /// its last commit. `replicas_confirmed`: see [`Sink::confirm`].
+    pub fn of_servers(servers: Arc<Servers>, schema: Schema, sends: Duration, replicas_confirmed: u64) -> Sink {
+        let client = servers.in_use().clone();
+        let quarantine = sends + RECEIVE_TIMEOUT + client.insert_timeout();
+        Sink { client, schema, servers: Some(servers), quarantine, confirms: replicas_confirmed > 1 }
+    }
+
+    /// Waits until a second replica has all rows of the shard, if that is configured. Returns the number of lost parts that is known
+    /// then. If it has changed since an insert, the rows of that insert may be lost.
+    ///
+    /// # Errors
+    /// Any [`SchemaProblem`].
+    pub async fn confirm(&self) -> Result<u64, SchemaProblem> {
+        match self.servers.as_ref().filter(|_| self.confirms) {
+            Some(servers) => servers.confirm().await,
+            None => Ok(0),
+        }
+    }
+
+    /// Returns the number of lost parts that is known, as [`Sink::confirm`] does.
+    pub fn lost(&self) -> u64 {
+        self.servers.as_ref().filter(|_| self.confirms).map_or(0, |servers| servers.lost())
     }
 
     /// Returns a sink on the server in use now, which stays on it.
     fn here(&self) -> Sink {
         let client = self.servers.as_ref().map_or(&self.client, |servers| servers.in_use());
-        Sink { client: client.clone(), schema: self.schema.clone(), servers: None }
+        Sink::new(client.clone(), self.schema.clone())
     }
 
     /// Returns a sink that stays on the server in use now, which shows all rows that the shard has. So a sync and the reads after it
     /// are on one server.
     async fn synced(&self) -> Result<Sink, ClickHouseError> {
         let here = self.here();
-        here.client.sync().await?;
+        let lost = here.client.sync().await?;
+        self.servers.iter().for_each(|servers| servers.note_lost(lost));
         Ok(here)
     }
 
@@ -83,6 +111,7 @@ impl Sink {
         let (rows, chunks) = block(table, parts);
         let target = self.schema.insert_target(table.name());
         let sql = format!("INSERT INTO {target} ({}) FORMAT Native", table.column_list());
+        self.servers.as_ref().map_or(Ok(()), |servers| servers.refuse_after_loss(self.quarantine))?;
         self.here().client.insert(&sql, &self.query_id(id), token, chunks).await?;
         Ok(rows)
     }

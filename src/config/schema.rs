@@ -240,6 +240,9 @@ section! {
         insert_timeout_ms: u64 = "120000", Integer(1_000..=3_600_000);
         /// Milliseconds any other query may take.
         query_timeout_ms: u64 = "30000", Integer(100..=3_600_000);
+        /// Number of replicas that have a batch before its end is committed. With 2, a lost disk loses nothing, and members wait while
+        /// no second server of url answers.
+        replicas_confirmed: u64 = "1", Integer(1..=2);
         /// Compression of inserts.
         compression: Compression = "lz4", OneOf(&["lz4", "none"]);
     }

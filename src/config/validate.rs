@@ -197,6 +197,7 @@ fn topic_conflicts(config: &Config) -> Vec<Conflict> {
 fn security_conflicts(config: &Config) -> Vec<Conflict> {
     const TLS: [&str; 2] = ["kafka.tls.enabled", "kafka.tls.enabled = true"];
     const HTTPS: [&str; 2] = ["clickhouse.url", "clickhouse.url to begin with https://"];
+    const REPLICAS: [&str; 2] = ["clickhouse.url", "clickhouse.url to name a second replica"];
     const CLEARTEXT: &str = "security.allow_cleartext_passwords";
     const ENCRYPTED_SASL: [&str; 2] = [
         CLEARTEXT,
@@ -238,6 +239,7 @@ fn security_conflicts(config: &Config) -> Vec<Conflict> {
         ("clickhouse.cert_file", client_cert, HTTPS, clickhouse.is_https()),
         ("clickhouse.cert_file", client_cert, ["clickhouse.key_file"; 2], client_key),
         ("clickhouse.key_file", client_key, ["clickhouse.cert_file"; 2], client_cert),
+        ("clickhouse.replicas_confirmed", clickhouse.replicas_confirmed > 1, REPLICAS, clickhouse.urls().count() > 1),
         ("clickhouse.password", clickhouse.sends_password_in_clear(), ENCRYPTED_HTTP, cleartext),
     ];
     let missing = needs.into_iter().filter(|(_, used, _, there)| *used && !there);

@@ -55,6 +55,9 @@ pub const RUNTIME_TASKS: &str = "tallyhouse_runtime_tasks";
 pub const RUNTIME_QUEUE: &str = "tallyhouse_runtime_queue_tasks";
 pub const RUNTIME_BUSY: &str = "tallyhouse_runtime_busy_seconds_total";
 pub const SERVER_IN_USE: &str = "tallyhouse_clickhouse_server_in_use";
+pub const REPLICA_DELAY: &str = "tallyhouse_clickhouse_replica_delay_seconds";
+pub const REPLICA_READ_ONLY: &str = "tallyhouse_clickhouse_replica_read_only";
+pub const TOKEN_LIFE: &str = "tallyhouse_clickhouse_token_life_seconds";
 pub const FLUSH_AGE: &str = "tallyhouse_flush_age_seconds";
 
 /// The kinds of [`OFFSET_GAPS`].
@@ -213,6 +216,27 @@ pub const METRICS: &[Metric] = &[
     ),
     metric(
         Kind::Gauge,
+        REPLICA_DELAY,
+        Unit::Seconds,
+        &["server"],
+        "Time by which a replica lags, of its table that lags most; only where tables are replicated",
+    ),
+    metric(
+        Kind::Gauge,
+        REPLICA_READ_ONLY,
+        Unit::Count,
+        &["server"],
+        "Number of tables of a replica that take no inserts, for instance while Keeper is away; only where tables are replicated",
+    ),
+    metric(
+        Kind::Gauge,
+        TOKEN_LIFE,
+        Unit::Seconds,
+        &["server"],
+        "Time for which a replicated table remembers the token of an insert, of the table with the least; only where tables are replicated",
+    ),
+    metric(
+        Kind::Gauge,
         DEDUP_HEADROOM,
         Unit::Seconds,
         &["table"],
@@ -368,10 +392,11 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), page, "run again with UPDATE=1");
     }
 
-    /// A label with any value from outside (a campaign, a user, an address) would grow without bound.
+    /// A label with any value from outside (a campaign, a user, an address) would grow without bound. Servers are those of
+    /// `clickhouse.url`.
     #[test]
     fn labels_have_few_values() {
-        let few = ["reason", "table", "kind", "step", "partition", "broker", "version", "topic"];
+        let few = ["reason", "table", "kind", "step", "partition", "broker", "version", "topic", "server"];
         for metric in METRICS {
             assert!(metric.labels.iter().all(|label| few.contains(label)), "{}: {:?}", metric.name, metric.labels);
         }

@@ -328,11 +328,12 @@ pub async fn run(
     see_group(&consumer, config, &health).await?;
 
     tokio::spawn(gauges::watch_headroom(Arc::clone(&servers), stop.clone()));
-    tokio::spawn(Arc::clone(&servers).watch(schema.clone(), stop.clone()));
+    tokio::spawn(Arc::clone(&servers).watch(stop.clone()));
 
-    let sink = Sink::of_servers(Arc::clone(&servers), schema);
-    let (commands, obeyed) = channel();
     let session_timeout = Duration::from_millis(session_timeout_ms(&consumer, config).await);
+    let confirmed = config.clickhouse.replicas_confirmed;
+    let sink = Sink::of_servers(Arc::clone(&servers), schema, session_timeout, confirmed);
+    let (commands, obeyed) = channel();
     let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());
     let shared = Arc::new(Shared {
         consumer: OnceLock::from(Arc::downgrade(&consumer)),

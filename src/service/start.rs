@@ -59,11 +59,11 @@ async fn first_fit(clients: &[Client]) -> Result<(Servers, Schema), SchemaProble
     let mut problems = Vec::new();
     for (number, client) in clients.iter().enumerate() {
         match servers::fit(client).await {
-            Ok((fit, _)) if clients.len() > 1 && !fit.is_replica() => {
+            Ok((fit, ..)) if clients.len() > 1 && !fit.is_replica() => {
                 let problem = "its tables are not replicated, and clickhouse.url names several servers";
                 return Err(fit.unfit(Advice::new(problem, "Name one server there")).into());
             }
-            Ok((fit, schema)) => return Ok((Servers::new(clients, number, &fit, &schema), schema)),
+            Ok((fit, schema, lost)) => return Ok((Servers::new(clients, number, &fit, &schema, lost), schema)),
             Err(problem) => problems.push(problem),
         }
     }

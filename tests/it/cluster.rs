@@ -9,9 +9,9 @@ use crate::operate::{check, json};
 use crate::service::{Bench, await_http, end, kafka};
 use devstack::clickhouse::CLUSTER;
 use devstack::producer::{Events, Ledger};
-use devstack::proxy::Trouble;
+use devstack::proxy::{Proxy, Trouble};
 use devstack::{ClickHouse, ClickHouseOptions, Replicas, Server, Stack};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::schema::Schema;
 use tokio::sync::{Mutex, MutexGuard};
@@ -136,7 +136,7 @@ pub async fn two_shards_are_read_as_one(_url: &str, database: &str) {
 }
 
 /// `migrate --cluster` makes tables on two real replicas, again without a change, and later finds their form by itself. Rows
-/// of one replica show on the other.
+/// of one replica show on the other. `run` refuses an address behind which both answer.
 pub async fn replicas_get_the_same_tables(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     let _turn = TURN.lock().await;
@@ -160,6 +160,14 @@ pub async fn replicas_get_the_same_tables(url: &str, database: &str) {
     assert_eq!(b.query(&format!("SELECT sum(total), max(end_offset) FROM {database}.daily_local")).unwrap(), "5\t9");
     // A Distributed table asks one replica of each shard.
     assert_eq!(b.query(&format!("SELECT sum(total) FROM {database}.daily")).unwrap(), "5");
+
+    // An address behind which both replicas answer is refused.
+    let balancer = Proxy::new(0).unwrap();
+    balancer.lead_to_each(&[a, b].map(|replica| replica.http_addr().unwrap().parse().unwrap()));
+    let url = format!("http://{}", balancer.address());
+    let both = [("TALLYHOUSE__CLICKHOUSE__URL", url.as_str()), settings[1]];
+    let (status, _, log) = bench.run(&["run"], &both);
+    assert!(status == Some(1) && log.contains("different ClickHouse servers answer"), "{status:?} {log}");
     a.query(&format!("DROP DATABASE {database} ON CLUSTER {CLUSTER} SYNC")).unwrap();
 }
 
@@ -261,4 +269,51 @@ pub async fn members_on_different_replicas_are_exact(_url: &str, database: &str)
     let ledger = producer.finish().unwrap();
     lags.into_iter().for_each(|(fetches, lag)| fetches.end(lag));
     shard.assert_exact(&ledger, "members on both replicas").await;
+}
+
+/// With `clickhouse.replicas_confirmed = 2`, the end of a batch is not committed while only one replica has its rows. The disk of
+/// that replica is lost then, and the member inserts nothing before older inserts are over. The batch is inserted again on the other one.
+pub async fn a_lost_disk_loses_nothing_that_was_committed(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let (key, urls) = in_order(&shard);
+    let settings = [
+        (key, urls.as_str()),
+        ("TALLYHOUSE__CLICKHOUSE__REPLICAS_CONFIRMED", "2"),
+        ("TALLYHOUSE__CLICKHOUSE__INSERT_TIMEOUT_MS", "1000"),
+        ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "3000"),
+    ];
+    let [a, b] = [0, 1].map(|number| shard.replicas.replica(0, number).clickhouse());
+    let mut producer = shard.bench.producer();
+    producer.send_events(&Events::default(), 0..1_000).unwrap();
+    let member = shard.bench.start(&settings);
+    shard.bench.await_stored(1_000, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+
+    let fetches = shard.replicas.replica(0, 0).fetches().unwrap();
+    let cut = fetches.begin(Trouble::Cut, 100);
+    producer.send_events(&Events::default(), 1_000..2_000).unwrap();
+    await_http(&member, "/readyz", "no second replica confirms a batch").await;
+    shard.bench.client = Shard::client(b.url(), database).await;
+    let raw = "SELECT count() FROM email_events";
+    let before = shard.bench.count(raw).await;
+    a.server().unwrap().kill9().unwrap();
+    fetches.end(cut);
+    // Until its session has expired, Keeper takes the dead replica for an active one.
+    let (drop, deadline) = (format!("SYSTEM DROP REPLICA 'a' FROM DATABASE {database}"), Instant::now() + DEADLINE);
+    while let Err(error) = b.query(&drop) {
+        assert!(error.to_string().contains("it's active") && Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    await_http(&member, "/readyz", "parts of the tables were lost with a replica").await;
+    assert!(shard.bench.count(raw).await <= before + 1_000);
+    member.kill9().unwrap();
+    shard.bench.bury();
+    // One replica is left, so no second one can confirm. This member starts after the loss.
+    let ledger = producer.finish().unwrap();
+    let member = shard.bench.start(&[(key, b.url())]);
+    shard.bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    shard.bench.assert_exact(&ledger, "after a disk was lost").await;
+    a.server().unwrap().restart().unwrap();
+    a.server().unwrap().wait_healthy(DEADLINE).unwrap();
 }

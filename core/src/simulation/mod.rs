@@ -190,8 +190,9 @@ fn without_any_one_guard_a_violation_is_found() {
     let (plenty, unequal) = (Rules { memory: Memory::Plenty, ..real }, Rules { memory: Memory::Unequal, ..real });
     let groups = Rules { gathers: true, ..plenty };
     let replicas = Rules { replicas: 2, ..plenty };
+    let confirms = Rules { confirms: true, ..replicas };
     let for_good = Rules { hides: Hides::ForGood, ..real };
-    let ours: [(Guard, Rules, &'static [&'static str]); 31] = [
+    let ours: [(Guard, Rules, &'static [&'static str]); 33] = [
         (Guard::Intent, real, &[]),
         (Guard::Token, real, &[]),
         (Guard::Mark, real, &[]),
@@ -223,6 +224,8 @@ fn without_any_one_guard_a_violation_is_found() {
         (Guard::WholeGroup, groups, &["Revoke"]),
         (Guard::Sync, replicas, &["Switch", "Crash"]),
         (Guard::OneReplica, replicas, &["Switch", "Crash"]),
+        (Guard::Confirm, confirms, &["LoseDisk"]),
+        (Guard::Quarantine, confirms, &["LoseDisk", "AbandonInsert"]),
     ];
     let only = std::env::var("TALLYHOUSE_SIM_GUARD").unwrap_or_default();
     let mut found: Vec<(String, Option<(u64, String)>)> = ours
@@ -297,6 +300,13 @@ fn every_seed_is_exact_with_groups() {
 fn every_seed_is_exact_on_replicas() {
     let rules = Rules { replicas: 2, ..Rules::REAL };
     assert_every_seed_is_exact(rules, "every_seed_is_exact_on_replicas");
+}
+
+/// A replica loses its disk at any moment, and each end was confirmed by the other one before.
+#[test]
+fn every_seed_is_exact_if_a_second_replica_confirms() {
+    let rules = Rules { replicas: 2, confirms: true, ..Rules::REAL };
+    assert_every_seed_is_exact(rules, "every_seed_is_exact_if_a_second_replica_confirms");
 }
 
 #[test]

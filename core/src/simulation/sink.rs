@@ -45,6 +45,10 @@ pub struct Sink {
     expired_before: PartitionId,
     /// The TTL has taken away the rows of days before this one, and takes new ones away at once.
     removed_before: PartitionId,
+    /// Number of times that rows were lost with the only replica that had them.
+    pub lost: u32,
+    /// True from a loss of tokens until no older insert can arrive.
+    pub quarantined: bool,
     /// True if a backup was restored: rows that were shown are gone.
     pub restored: bool,
     /// True if it has shown other rows than there are.
@@ -103,6 +107,8 @@ impl Sink {
             id: String::new(),
             expired_before: 0,
             removed_before: 0,
+            lost: 0,
+            quarantined: false,
             restored: false,
             has_hidden: false,
             has_forgotten: false,
@@ -245,6 +251,17 @@ impl Sink {
     /// A replica fetches everything that the shard has.
     pub fn fetch(&mut self, replica: usize) {
         self.replicas.get_mut(replica).into_iter().for_each(|rows| rows.clone_from(&self.rows));
+    }
+
+    /// Loses the disk of a replica, which begins anew with what the other one has. Returns true if rows are gone.
+    pub fn lose(&mut self, replica: usize) -> bool {
+        let other = self.replicas[(replica + 1) % self.replicas.len()].clone();
+        let is_lost = other != self.rows;
+        self.lost += u32::from(is_lost);
+        self.restored |= is_lost;
+        self.rows = other;
+        self.fetch(replica);
+        is_lost
     }
 
     /// An insert gives up on Keeper. Its replica shows the rows of one ClickHouse partition for a while.

@@ -1,6 +1,6 @@
 //! ClickHouse's half of the checks. There are only questions here, and only identifiers that the client has seen.
 
-use super::{Code, Outcome, judge, with_skipped};
+use super::{Code, Outcome, State, judge, with_skipped};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
 use crate::clickhouse::error::ClickHouseError;
@@ -12,7 +12,7 @@ use crate::platform::clock::unix_ms;
 use std::time::Instant;
 use tallyhouse_core::source::Table;
 
-pub(super) const CODES: [Code; 13] = [
+pub(super) const CODES: [Code; 14] = [
     Code::Clickhouse,
     Code::ClickhouseVersion,
     Code::OneServer,
@@ -25,15 +25,29 @@ pub(super) const CODES: [Code; 13] = [
     Code::RowPolicies,
     Code::OwnViews,
     Code::DedupWindows,
+    Code::Replicas,
     Code::Retention,
 ];
 
 /// Number of looks at the clock. The first question pays for the connection. The quickest answer gives the best time.
 const CLOCK_LOOKS: usize = 4;
 
-/// Makes all checks about ClickHouse.
-pub async fn checks(client: &Client) -> Vec<Outcome> {
-    with_skipped(made(client).await, &CODES)
+/// Makes all checks about ClickHouse. With several servers, the first outcome of a code that is not ok is taken, with its server.
+pub async fn checks(clients: &[Client]) -> Vec<Outcome> {
+    let mut checks: Vec<Outcome> = Vec::new();
+    for client in clients {
+        for mut outcome in with_skipped(made(client).await, &CODES) {
+            if clients.len() > 1 && outcome.status != State::Ok {
+                outcome.seen = format!("{}: {}", client.described(), outcome.seen);
+            }
+            match checks.iter_mut().find(|known| known.code == outcome.code) {
+                Some(known) if known.status == State::Ok => *known = outcome,
+                Some(_) => {}
+                None => checks.push(outcome),
+            }
+        }
+    }
+    checks
 }
 
 /// Returns the checks up to the first failure without which the others cannot be made.
@@ -101,6 +115,13 @@ async fn made(client: &Client) -> Vec<Outcome> {
     made.push(match dedup::windows(client).await {
         Ok(windows) => judge::dedup_windows(&windows),
         Err(error) => fails(Code::DedupWindows, error),
+    });
+    made.push(match client.is_replica() {
+        false => Outcome::ok(Code::Replicas, "the tables are not replicated"),
+        true => match client.table_states().await {
+            Ok(states) => judge::replicas(&states),
+            Err(error) => fails(Code::Replicas, error),
+        },
     });
     made.push(match Retention::read(client, schema).await {
         Ok(retention) => judge::retention(&retention),

@@ -4,6 +4,7 @@ use super::asked::{Asked, Asker, MemberUrl};
 use super::{History, Motion, Partition, Standing, Status};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::replica;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sink::Sink;
 use crate::config::Config;
@@ -57,12 +58,13 @@ impl Watcher {
     pub fn new(config: &Config, client: Client, members: Vec<MemberUrl>) -> KafkaResult<Watcher> {
         let empty = Status {
             brokers: config.kafka.brokers.clone(),
-            url: config.clickhouse.url.clone(),
+            url: client.url().trim_end_matches('/').to_owned(),
             database: config.clickhouse.database.clone(),
             topic: config.kafka.topics.events.clone(),
             group_id: config.kafka.group_id.clone(),
             dead_letter: Ok(()),
             clickhouse: Ok(()),
+            replica: None,
             group: Err(String::new()),
             partitions: Ok(Vec::new()),
             pace: Pace::of(config),
@@ -133,7 +135,10 @@ impl Watcher {
         let deadline = Instant::now() + LOOK_TIME;
         let (logs, answered) = tokio::join!(self.logs(deadline), self.sink());
         let (sink, answered) = match answered {
-            Ok(sink) => (Some(sink), Ok(())),
+            Ok((sink, replica)) => {
+                status.replica = replica;
+                (Some(sink), Ok(()))
+            }
             Err(problem) => (None, Err(problem.to_string())),
         };
         status.clickhouse = answered;
@@ -163,11 +168,13 @@ impl Watcher {
         status
     }
 
-    /// Returns the sink, if the tables are this binary's.
-    async fn sink(&self) -> Result<Sink, SchemaProblem> {
+    /// Returns the sink, if the tables are this binary's, and what is wrong with the server as a replica.
+    async fn sink(&self) -> Result<(Sink, Option<String>), SchemaProblem> {
         let (client, schema) = Schema::found(&self.client).await?;
         schema.check(&client).await?;
-        Ok(Sink::new(client, schema))
+        let states = if client.is_replica() { client.table_states().await? } else { Vec::new() };
+        let replica = replica::problem(&states).map(|advice| format!("{}: {advice}", client.url()));
+        Ok((Sink::new(client, schema), replica))
     }
 
     async fn logs(&self, deadline: Instant) -> Result<Logs, String> {

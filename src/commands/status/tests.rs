@@ -34,6 +34,7 @@ fn status(members: Vec<Member>, standings: Vec<Standing>) -> Status {
         group_id: "writers".into(),
         dead_letter: Ok(()),
         clickhouse: Ok(()),
+        replica: None,
         group: Ok(group(members)),
         partitions: Ok((0..).zip(standings).map(partition).collect()),
         pace: Pace { flush_age: Duration::from_secs(5), batches_per_second_max: 4.0 },

@@ -7,7 +7,7 @@ use crate::protocol::group::{Group, GroupId, JointInsert, id_of};
 use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, PartitionId, Progress};
 use crate::protocol::stop::StopReason;
-use crate::protocol::{Action, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, may_commit};
+use crate::protocol::{Action, Committed, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, may_commit};
 use crate::simulation::log::DAYS;
 use crate::simulation::server::{Part, Sent};
 use crate::simulation::sink::Content;
@@ -108,6 +108,7 @@ impl World {
                 self.answer_parts(&sent, |_, _| Outcome::InsertUnknown);
             }
             Fault::Switch(m) => self.members[m].replica = (self.members[m].replica + 1) % self.rules.replicas,
+            Fault::LoseDisk { replica, keeps_tokens } => self.lose_disk(replica, keeps_tokens),
             Fault::GiveUpKeeper(i) => {
                 let sent = self.server.sent.remove(i);
                 let Sent { replica, table, left, parts, .. } = &sent;
@@ -186,6 +187,21 @@ impl World {
         }
     }
 
+    fn lose_disk(&mut self, replica: usize, keeps_tokens: bool) {
+        let is_killed = |sent: &Sent| sent.begun && sent.replica == replica;
+        let (killed, others): (Vec<Sent>, Vec<Sent>) =
+            std::mem::take(&mut self.server.sent).into_iter().partition(is_killed);
+        self.server.sent = others;
+        killed.iter().for_each(|sent| self.answer_parts(sent, |_, _| Outcome::InsertUnknown));
+        for p in 0..self.partitions.len() {
+            if self.partitions[p].sink.lose(replica) && !keeps_tokens {
+                // Members notice a loss of any partition.
+                self.partitions.iter_mut().for_each(|partition| partition.sink.quarantined = true);
+                self.forget_tokens(p, &self.server.groups_of(p));
+            }
+        }
+    }
+
     fn forget_tokens(&mut self, p: usize, groups: &BTreeSet<GroupId>) {
         self.server.forget(p, groups);
         self.partitions[p].sink.has_forgotten = true;
@@ -211,6 +227,7 @@ impl World {
             position: None,
             paused: false,
             replaying: false,
+            lost: partition.sink.lost,
             group: None,
             frozen: Vec::new(),
             lease,
@@ -308,7 +325,16 @@ impl World {
                 }
             }
             Doing::Next(Action::TakeBatch) => Outcome::NoBatch,
+            Doing::Next(Action::Commit { expected, wanted, .. })
+                if task.lost != sink.lost && is_end(expected.as_ref(), &wanted) && guard::is_on(Guard::Confirm) =>
+            {
+                task.lost = sink.lost;
+                Outcome::Unconfirmed
+            }
             Doing::Next(Action::Commit { expected, wanted, .. }) => {
+                if self.rules.confirms && guard::is_on(Guard::Confirm) && is_end(expected.as_ref(), &wanted) {
+                    (0..self.rules.replicas).for_each(|replica| sink.fetch(replica));
+                }
                 let member = task.member;
                 task.doing = Doing::Committing;
                 partition.commits.push(Commit { member, waiting: true, expected, wanted, stamp: None });
@@ -833,6 +859,11 @@ impl World {
         }
         task.doing = Doing::Next(action);
     }
+}
+
+/// True if a commit vouches for rows.
+fn is_end(expected: Option<&Committed>, wanted: &Committed) -> bool {
+    wanted.offset > expected.map_or(0, |expected| expected.offset)
 }
 
 impl Task {

@@ -10,7 +10,7 @@
 //! while nobody writes. ClickHouse does not die twice between the token and the rows of one batch and table, nor once with a batch's own token
 //! after somebody has used that of its group. While it shows rows
 //! late, it forgets no token, and no late commit is accepted. It remembers the tokens of rows that were shown and are hidden
-//! again. A backup is restored only while nobody writes. A backup keeps tokens only if each has its rows. A TTL reaches no rows
+//! again. Rows are lost with a disk once. A backup is restored only while nobody writes. A backup keeps tokens only if each has its rows. A TTL reaches no rows
 //! while the committed offset is lost, or was set back.
 
 mod apply;
@@ -19,6 +19,7 @@ mod scenarios;
 use super::log::{DAYS, Log};
 use super::server::{Sent, Server};
 use super::sink::{Content, Sink};
+use crate::guard::{self, Guard};
 use crate::protocol::group::{Group, GroupId, JointInsert};
 use crate::protocol::intent::Metadata;
 use crate::protocol::lease::Lease;
@@ -56,6 +57,8 @@ pub struct Rules {
     pub replicas: usize,
     /// An insert never gives up on Keeper before its time is over.
     pub outlasts_keeper: bool,
+    /// A second replica confirms what is committed, and a replica may lose its disk.
+    pub confirms: bool,
 }
 
 impl Rules {
@@ -70,6 +73,7 @@ impl Rules {
         gathers: false,
         replicas: 0,
         outlasts_keeper: true,
+        confirms: false,
     };
 }
 
@@ -137,6 +141,8 @@ struct Task {
     paused: bool,
     /// True until the batch is frozen that its fill has to rebuild.
     replaying: bool,
+    /// The number of losses of rows that it knows of.
+    lost: u32,
     /// The group that it is in.
     group: Option<GroupId>,
     frozen: Vec<Held>,
@@ -285,6 +291,8 @@ pub enum Fault {
     AbandonInsert(usize),
     /// A member changes to another replica.
     Switch(usize),
+    /// A replica loses its disk, and with it the rows that the other one has not fetched. `keeps_tokens`: Keeper remembers the tokens.
+    LoseDisk { replica: usize, keeps_tokens: bool },
     /// An insert gives up on Keeper, and its replica shows the rows for a while.
     GiveUpKeeper(usize),
     /// ClickHouse dies and comes back. `halfway`: it dies after it stored a token and before it stored the rows.
@@ -584,6 +592,7 @@ impl World {
                 if self.rules.await_ended
                     && self.server.is_running(self.members[task.member].replica, p, *range, *group) => {}
             Doing::Next(Action::ReadMarks { quiet: true, .. }) if !self.nobody_inserts(&self.partitions[p]) => {}
+            Doing::Next(Action::Insert { .. }) | Doing::Sending { .. } if self.is_quarantined(p, t) => {}
             Doing::Next(Action::TakeBatch) => {
                 moves.push(Move::Step(p, t));
                 if task.has_batch() {
@@ -592,6 +601,14 @@ impl World {
             }
             _ => moves.push(Move::Step(p, t)),
         }
+    }
+
+    /// True if an older insert could still arrive whose token was lost.
+    fn is_quarantined(&self, p: usize, t: usize) -> bool {
+        let partition = &self.partitions[p];
+        let is_older = |(other, task): (usize, &Task)| other != t && matches!(task.doing, Doing::Sending { .. });
+        let may_arrive = self.server.has_sent(p) || partition.tasks.iter().enumerate().any(is_older);
+        partition.sink.quarantined && may_arrive && guard::is_on(Guard::Quarantine)
     }
 
     fn halt(&self, task: &Task) -> Option<Halt> {
@@ -630,6 +647,10 @@ impl World {
             if member.alive && !member.intake.replays().is_empty() {
                 add(Fault::Stall(m));
             }
+        }
+        let may_lose = self.rules.confirms && self.partitions.iter().all(|p| p.sink.lost == 0);
+        for replica in (0..self.rules.replicas).filter(|_| may_lose) {
+            [true, false].into_iter().for_each(|keeps_tokens| add(Fault::LoseDisk { replica, keeps_tokens }));
         }
         if self.server.sent.iter().any(|sent| sent.begun) {
             add(Fault::KillSink { halfway: false });
