@@ -38,8 +38,10 @@ pub struct TableState {
     pub is_readonly: u8,
     /// Seconds by which the replica lags.
     pub delay_s: u64,
-    /// Number of parts that were lost with the only replica that had them.
+    /// Number of parts that were lost with the only replica that had them. Keeper has it.
     pub lost_parts: u64,
+    /// Error of the question to Keeper; empty if it was answered.
+    pub keeper_error: String,
     /// Number of seconds for which a token of the table is remembered.
     pub token_life_s: u64,
 }
@@ -60,6 +62,13 @@ pub(super) fn local(sql: &str) -> String {
     words.join(" ")
 }
 
+impl TableState {
+    /// True if the table takes no inserts now.
+    pub fn is_cut_off(&self) -> bool {
+        self.is_readonly > 0 || !self.keeper_error.is_empty()
+    }
+}
+
 /// Lag of a replica in seconds from which people should know of it. It is ClickHouse's own bound for reads.
 const DELAY_MAX_S: u64 = 300;
 
@@ -73,9 +82,12 @@ pub fn problem(states: &[TableState]) -> Option<Advice> {
             states.iter().filter(|state| is_wrong(state)).map(|state| state.table.as_str()).collect();
         (!names.is_empty()).then(|| names.join(", "))
     };
-    if let Some(names) = tables(&|state| state.is_readonly > 0) {
+    if let Some(names) = tables(&TableState::is_cut_off) {
         let fix = "Look at Keeper, and at system.replicas on that server. Members wait meanwhile";
-        return Some(Advice::new(format!("{names} cannot be written to: the replica is read-only"), fix));
+        return Some(Advice::new(
+            format!("{names} cannot be written to: the replica is read-only, or does not reach Keeper"),
+            fix,
+        ));
     }
     if let Some(names) = tables(&|state| state.delay_s > DELAY_MAX_S) {
         let fix = "Look at system.replication_queue on that server. Members that use it wait wherever they need marks";
@@ -91,14 +103,14 @@ pub fn problem(states: &[TableState]) -> Option<Advice> {
 const TOKEN_LIFE_DEFAULT_S: u64 = 3_600;
 
 impl Client {
-    /// Returns the state of the three tables on this replica, sorted by name. It asks Keeper for nothing.
+    /// Returns the state of the three tables on this replica, sorted by name.
     ///
     /// # Errors
     /// [`ClickHouseError::UnknownTable`] if one of them is not replicated or not there, or any other of [`ClickHouseError`].
     pub async fn table_states(&self) -> Result<Vec<TableState>, ClickHouseError> {
         let sql = format!(
             "SELECT r.table AS table, zookeeper_path AS path, replica_name AS replica, is_readonly, absolute_delay AS delay_s, \
-             toUInt64(lost_part_count) AS lost_parts, toUInt64OrDefault(extract(t.engine_full, \
+             toUInt64(lost_part_count) AS lost_parts, zookeeper_exception AS keeper_error, toUInt64OrDefault(extract(t.engine_full, \
              'replicated_deduplication_window_seconds = ([0-9]+)'), toUInt64({TOKEN_LIFE_DEFAULT_S})) AS token_life_s \
              FROM system.replicas AS r INNER JOIN system.tables AS t ON t.database = r.database AND t.name = r.table \
              WHERE r.database = ? AND r.table IN ? ORDER BY table"
@@ -149,7 +161,15 @@ impl Client {
     async fn sync_tables(&self) -> Result<u64, ClickHouseError> {
         let [raw, rejected, daily] = [Table::Raw, Table::Rejected, Table::Daily].map(|table| self.sync_table(table));
         tokio::try_join!(raw, rejected, daily)?;
-        Ok(self.table_states().await?.iter().map(|state| state.lost_parts).sum())
+        let states = self.table_states().await?;
+        match states.iter().find(|state| !state.keeper_error.is_empty()) {
+            Some(TableState { table, keeper_error, .. }) => Err(ClickHouseError::NotSynced {
+                server: self.described(),
+                table: table.clone(),
+                message: format!("Keeper: {keeper_error}"),
+            }),
+            None => Ok(states.iter().map(|state| state.lost_parts).sum()),
+        }
     }
 
     async fn sync_table(&self, table: Table) -> Result<(), ClickHouseError> {
@@ -182,6 +202,7 @@ mod tests {
             is_readonly: 0,
             delay_s: 0,
             lost_parts: 0,
+            keeper_error: String::new(),
             token_life_s: 604_800,
         };
         let says = |state: TableState| problem(&[fine.clone(), state]).map(|advice| advice.problem);

@@ -32,7 +32,10 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 const FAILED_LOOKS_MAX: u32 = 3;
 
 /// Shortest time between two attempts to return to a preferred server.
-const RETURN_INTERVAL: Duration = Duration::from_secs(15);
+const RETURN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Longest time to see that a server can take the place of the one in use. Meanwhile nobody looks at that one.
+const FIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const NO_SECOND: &str = "clickhouse.replicas_confirmed needs a second server";
 const NO_SECOND_FIX: &str = "Name two replicas in clickhouse.url";
@@ -210,7 +213,9 @@ impl Servers {
             }
             returned = Instant::now();
             for number in candidates {
-                match can_replace(&self.list[in_use], &self.list[number], &self.schema).await {
+                let asked = can_replace(&self.list[in_use], &self.list[number], &self.schema);
+                let late = || self.list[number].unanswered(FIT_TIMEOUT).into();
+                match timeout(FIT_TIMEOUT, asked).await.unwrap_or_else(|_| Err(late())) {
                     Ok(()) => {
                         let (from, to) = (self.list[in_use].described(), self.list[number].described());
                         tracing::warn!("the member now uses the ClickHouse server {to}, and no longer {from}");
@@ -230,13 +235,13 @@ impl Servers {
 async fn look(client: &Client) -> Result<(), ClickHouseError> {
     let late = || client.unanswered(LOOK_TIMEOUT);
     let states = timeout(LOOK_TIMEOUT, client.table_states()).await.map_err(|_| late())??;
-    match states.iter().find(|state| state.is_readonly > 0) {
+    match states.iter().find(|state| state.is_cut_off()) {
         None => Ok(()),
         Some(state) => Err(ClickHouseError::NoKeeper {
             url: client.url().to_owned(),
             code: 242,
             name: "TABLE_IS_READ_ONLY".to_owned(),
-            message: format!("system.replicas has is_readonly = 1 for {}", state.table),
+            message: format!("system.replicas says so of {} {}", state.table, state.keeper_error),
         }),
     }
 }

@@ -256,17 +256,18 @@ impl ClickHouse {
         self.urls().all(|url| url.scheme() == "https")
     }
 
+    /// True if the password travels unencrypted to another host.
     fn sends_password_in_clear(&self) -> bool {
-        !self.password.is_empty() && !self.is_https() && !self.is_local()
+        !self.password.is_empty() && self.urls().any(|url| url.scheme() != "https" && !is_local(&url))
     }
+}
 
-    fn is_local(&self) -> bool {
-        self.urls().all(|url| match url.host() {
-            Some(Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(Host::Domain(name)) => name == "localhost",
-            None => false,
-        })
+fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
     }
 }
 

@@ -121,7 +121,7 @@ async fn take_replica(server: &Client) {
     let set =
         |name, value: Option<u64>| gauge!(name, "server" => server.url().to_owned()).set(value.unwrap_or(0) as f64);
     set(REPLICA_DELAY, states.iter().map(|state| state.delay_s).max());
-    set(REPLICA_READ_ONLY, Some(states.iter().filter(|state| state.is_readonly > 0).count() as u64));
+    set(REPLICA_READ_ONLY, Some(states.iter().filter(|state| state.is_cut_off()).count() as u64));
     set(TOKEN_LIFE, states.iter().map(|state| state.token_life_s).min());
 }
 

@@ -5,6 +5,7 @@
 //! A test of its own runs `sql/cluster/` as it stands on real replicas.
 
 use crate::audit::assert_clean;
+use crate::group::await_log;
 use crate::operate::{check, json};
 use crate::service::{Bench, await_http, end, kafka};
 use devstack::clickhouse::CLUSTER;
@@ -164,10 +165,14 @@ pub async fn replicas_get_the_same_tables(url: &str, database: &str) {
     // An address behind which both replicas answer is refused.
     let balancer = Proxy::new(0).unwrap();
     balancer.lead_to_each(&[a, b].map(|replica| replica.http_addr().unwrap().parse().unwrap()));
-    let url = format!("http://{}", balancer.address());
-    let both = [("TALLYHOUSE__CLICKHOUSE__URL", url.as_str()), settings[1]];
+    let balanced = format!("http://{}", balancer.address());
+    let both = [("TALLYHOUSE__CLICKHOUSE__URL", balanced.as_str()), settings[1]];
     let (status, _, log) = bench.run(&["run"], &both);
     assert!(status == Some(1) && log.contains("different ClickHouse servers answer"), "{status:?} {log}");
+    // Several servers must be replicas.
+    let plain = format!("{url},http://127.0.0.1:1");
+    let (status, _, log) = bench.run(&["run"], &[("TALLYHOUSE__CLICKHOUSE__URL", plain.as_str())]);
+    assert!(status == Some(1) && log.contains("its tables are not replicated"), "{status:?} {log}");
     a.query(&format!("DROP DATABASE {database} ON CLUSTER {CLUSTER} SYNC")).unwrap();
 }
 
@@ -220,7 +225,7 @@ pub async fn a_member_changes_to_the_next_server_and_back(_url: &str, database: 
     let [a, b] = [0, 1].map(|number| shard.replicas.replica(0, number).clickhouse());
     let mut producer = shard.bench.producer();
     producer.send_events(&Events::default(), 0..2_000).unwrap();
-    let member = shard.bench.start(&[(key, &urls)]);
+    let member = shard.bench.start(&[(key, &urls), ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "3000")]);
     await_use(&shard, &member, 0).await;
     shard.bench.await_stored(2_000, &[&member]).await;
 
@@ -233,8 +238,14 @@ pub async fn a_member_changes_to_the_next_server_and_back(_url: &str, database: 
     let (status, report) = json(&shard.bench, "status", &[(key, &urls)]);
     assert_eq!(status, Some(0), "{report:#}");
 
+    // While the preferred server is back and lacks rows, it is not used.
+    let fetches = shard.replicas.replica(0, 1).fetches().unwrap();
+    let cut = fetches.begin(Trouble::Cut, 100);
     a.server().unwrap().restart().unwrap();
     a.server().unwrap().wait_healthy(DEADLINE).unwrap();
+    await_log(&member, "is not used: the replica \"1-a\" at ").await;
+    await_use(&shard, &member, 1).await;
+    fetches.end(cut);
     await_use(&shard, &member, 0).await;
     producer.send_events(&Events::default(), 4_000..20_000).unwrap();
     a.server().unwrap().kill9().unwrap();
@@ -246,8 +257,8 @@ pub async fn a_member_changes_to_the_next_server_and_back(_url: &str, database: 
     shard.assert_exact(&ledger, "after a replica died twice").await;
 }
 
-/// Two members write through different replicas, which lag behind each other. One dies in a batch, and the other completes it on
-/// its own replica.
+/// Two members write through different replicas, which lag behind each other. One dies in a batch. The other completes it on its own
+/// replica, once that has all rows.
 pub async fn members_on_different_replicas_are_exact(_url: &str, database: &str) {
     let mut shard = Shard::new(database).await;
     let url = |number| [("TALLYHOUSE__CLICKHOUSE__URL", shard.replicas.replica(0, number).clickhouse().url())];
@@ -259,8 +270,14 @@ pub async fn members_on_different_replicas_are_exact(_url: &str, database: &str)
     let (mut producer, mut sent) = (shard.bench.producer(), 0);
     for step in ["raw_inserted", "daily_inserted"] {
         producer.send_events(&Events::default(), sent..sent + 3_000).unwrap();
+        let fetches = shard.replicas.replica(0, 0).fetches().unwrap();
+        let cut = fetches.begin(Trouble::Cut, 100);
         shard.bench.die(&[url(0)[0], ("TALLYHOUSE_FAILPOINT", step)]);
-        let members = [shard.bench.start(&url(1)), shard.bench.start(&url(0))];
+        // The other replica has nothing of the batch, and would acknowledge a repeat.
+        let lagging = shard.bench.start(&[url(1)[0], ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "2000")]);
+        await_log(&lagging, "does not have all rows").await;
+        fetches.end(cut);
+        let members = [lagging, shard.bench.start(&url(0))];
         sent += 6_000;
         producer.send_events(&Events::default(), sent - 3_000..sent).unwrap();
         shard.bench.await_stored(sent, &[&members[0], &members[1]]).await;

@@ -117,6 +117,8 @@ fn a_healthy_status_has_no_problem() {
 fn what_is_wrong_comes_in_order() {
     assert_eq!(codes(&broken()), [Code::Clickhouse, Code::NoMembers, Code::PartitionStops]);
     let away = Status { partitions: Err("Kafka is away".into()), group: Err("Kafka is away".into()), ..broken() };
+    let lags = Status { replica: Some("the replica lags".into()), ..broken() };
+    assert_eq!(codes(&lags)[..2], [Code::Clickhouse, Code::Replica]);
     // It is reported once, not for the group again.
     assert_eq!(codes(&away), [Code::Kafka, Code::Clickhouse]);
 }
