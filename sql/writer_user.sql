@@ -13,6 +13,15 @@ GRANT SELECT ON campaigns.campaign_daily TO tallyhouse;
 GRANT SELECT ON campaigns.campaign_report TO tallyhouse;
 GRANT SELECT ON campaigns.workspace_daily TO tallyhouse;
 GRANT SELECT ON campaigns.erasures TO tallyhouse;
+-- On Replicated tables (migrate --cluster), also these:
+-- GRANT SELECT, INSERT ON campaigns.email_events_local TO tallyhouse;
+-- GRANT SELECT, INSERT ON campaigns.daily_local TO tallyhouse;
+-- GRANT SELECT, INSERT ON campaigns.rejected_events_local TO tallyhouse;
+-- GRANT SELECT ON campaigns.schema_migrations_local TO tallyhouse;
+-- GRANT SELECT ON campaigns.erasures_local TO tallyhouse;
+-- GRANT SYSTEM SYNC REPLICA ON campaigns.* TO tallyhouse;
 -- Only where select_from_system_db_requires_grant is on, as it is in a packaged server; the other system tables are open to all.
 GRANT SELECT ON system.parts TO tallyhouse;
 GRANT SELECT ON system.processes TO tallyhouse;
+-- GRANT SELECT ON system.clusters TO tallyhouse;
+-- GRANT SELECT ON system.replicas TO tallyhouse;

@@ -58,6 +58,14 @@ pub enum Guard {
     WholeGroup,
     /// The acknowledgement of a group's insert counts only while the lease holds.
     LeaseOfGroup,
+    /// Marks are read on a replica only after it has fetched everything that the shard has.
+    Sync,
+    /// The sync and all reads of the marks are on one replica.
+    OneReplica,
+    /// An end is committed only after a second replica has fetched everything, and no rows were lost since.
+    Confirm,
+    /// Nothing is inserted after tokens were lost, until no older insert can arrive.
+    Quarantine,
 }
 
 /// True if a guard is on.

@@ -1,7 +1,8 @@
 //! `tallyhouse audit` on the command line.
 
 use super::{CliError, Done, EXIT_VIOLATIONS, clickhouse_options};
-use crate::clickhouse::client::Client;
+use crate::clickhouse::schema::Schema;
+use crate::clickhouse::servers::Servers;
 use crate::commands::audit::{self, Options, Reader};
 use crate::config::Config;
 use crate::platform::output;
@@ -34,7 +35,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
     let Arguments { since, until, json, limit, query_timeout_s } = arguments;
-    let reader = reader(config, query_timeout_s)?;
+    let reader = reader(config, query_timeout_s).await?;
     // With 0 there would be no finding to follow with "and n more".
     let options = Options { since, until, limit: limit.max(1) as usize };
     let shown = std::io::stderr().is_terminal();
@@ -49,8 +50,9 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
 }
 
 /// Makes connections with a time limit of their own, as these queries read whole tables.
-pub(super) fn reader(config: &Config, query_timeout_s: u64) -> Result<Reader, CliError> {
+pub(super) async fn reader(config: &Config, query_timeout_s: u64) -> Result<Reader, CliError> {
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = query_timeout_s * 1_000;
-    Ok(Reader::new(config, Client::new(&options)?)?)
+    let (client, schema) = Schema::found(&Servers::answering(&options).await?).await?;
+    Ok(Reader::new(config, client, schema)?)
 }

@@ -1,6 +1,7 @@
 //! `tallyhouse check` on the command line.
 
-use super::{CliError, Done, EXIT_WRONG, short_timeout_client};
+use super::{CliError, Done, EXIT_WRONG, short_timeout_options};
+use crate::clickhouse::servers::Servers;
 use crate::commands::audit::AuditError;
 use crate::commands::check;
 use crate::config::Config;
@@ -26,9 +27,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
-    let client = short_timeout_client(config)?;
+    let clients = Servers::clients(&short_timeout_options(config))?;
     let observer = Observer::with_timeout(config, ANSWER_TIMEOUT).map_err(AuditError::Consumer)?;
-    let report = check::run(config, observer, &client).await;
+    let report = check::run(config, observer, &clients).await;
     let output = if arguments.json { report.json()? } else { report.table() };
     Ok(Done { output, status: if report.failed() > 0 { EXIT_WRONG } else { 0 } })
 }

@@ -1,8 +1,8 @@
 //! `tallyhouse erase` on the command line.
 
 use super::{CliError, Done, EXIT_VIOLATIONS, clickhouse_options};
-use crate::clickhouse::client::Client;
 use crate::clickhouse::schema::Schema;
+use crate::clickhouse::servers::Servers;
 use crate::commands::erase::{self, Address, Options};
 use crate::config::Config;
 use crate::platform::output;
@@ -60,7 +60,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     let schema = cluster.as_deref().map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = query_timeout_s * 1_000;
-    let client = Client::new(&options)?;
+    let client = Servers::answering(&options).await?;
     let say = |line: &str| {
         if !json {
             output::line(line);

@@ -14,10 +14,11 @@ mod report;
 mod resume;
 mod status;
 
-use crate::clickhouse::client::{ClickHouseOptions, Client, Compression};
+use crate::clickhouse::client::{ClickHouseOptions, Compression};
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::retention::{self, Keep, Retention};
 use crate::clickhouse::schema::{Form, Schema, SchemaProblem};
+use crate::clickhouse::servers::Servers;
 use crate::commands::audit::AuditError;
 use crate::commands::erase::{Address, EraseError, NotAnAddress};
 use crate::commands::explain::UnknownCode;
@@ -404,7 +405,7 @@ async fn migrate(
         changes(&schema, None).iter().for_each(|sql| plan.push_str(&format!("\n{sql};\n")));
         return Ok(plan);
     }
-    let client = Client::new(&clickhouse_options(config))?;
+    let client = Servers::answering(&clickhouse_options(config)).await?;
     let form = match form {
         Some(form) => form,
         None => Form::found(&client).await?,
@@ -437,11 +438,11 @@ fn clickhouse_options(config: &Config) -> ClickHouseOptions {
     }
 }
 
-/// Makes a client with a short time limit, because people wait for the answer.
-fn short_timeout_client(config: &Config) -> Result<Client, CliError> {
+/// Returns the options of clients with a short time limit, because people wait for the answer.
+fn short_timeout_options(config: &Config) -> ClickHouseOptions {
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = options.query_timeout_ms.min(ANSWER_TIMEOUT.as_millis() as u64);
-    Ok(Client::new(&options)?)
+    options
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `tallyhouse rejects` on the command line.
 
 use super::{CliError, Done, EXIT_WRONG, clickhouse_options};
-use crate::clickhouse::client::Client;
+use crate::clickhouse::servers::Servers;
 use crate::commands::rejects::{self, Counts, Filter, Listing, Moment, Pages, Shown, SourceName, replay};
 use crate::config::Config;
 use crate::platform::output;
@@ -119,7 +119,7 @@ impl Which {
 }
 
 pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliError> {
-    let client = Client::new(&clickhouse_options(config))?;
+    let client = Servers::answering(&clickhouse_options(config)).await?;
     match command {
         Command::List { which, limit, json } => {
             let rows = rejects::newest(&client, &which.filter(Some(limit))).await?;

@@ -59,14 +59,14 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
     let say = output::line;
     match command {
         Command::Clean { query_timeout_s } => {
-            let reader = audit::reader(config, query_timeout_s)?;
+            let reader = audit::reader(config, query_timeout_s).await?;
             repair::clean(reader.client(), &say).await?;
             Ok("clean\n".to_owned().into())
         }
         Command::Daily { mut months, dry_run, trust_rows, others_closed, query_timeout_s } => {
             months.sort_unstable();
             months.dedup();
-            let reader = audit::reader(config, query_timeout_s)?;
+            let reader = audit::reader(config, query_timeout_s).await?;
             let options = Options { months, dry_run, trust_rows, others_closed };
             let interrupts = Interrupts::default();
             let standing = interrupts.standing.clone();

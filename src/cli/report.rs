@@ -1,7 +1,7 @@
 //! `tallyhouse report` on the command line.
 
 use super::{CliError, Done, clickhouse_options};
-use crate::clickhouse::client::Client;
+use crate::clickhouse::servers::Servers;
 use crate::commands::report::depth::rules::{BUILT_IN, Rules};
 use crate::commands::report::{self, By, Filter, depth};
 use crate::config::Config;
@@ -71,7 +71,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     {
         return Err(CliError::Days { since: first.to_string(), until: last.to_string() });
     }
-    let client = Client::new(&clickhouse_options(config))?;
+    let client = Servers::answering(&clickhouse_options(config)).await?;
     let report = report::read(&client, Filter { workspace, campaign, since, until }, by).await?;
     let output = match format {
         Format::Table => report.table(),
@@ -96,7 +96,7 @@ async fn in_depth_of(
         None => (BUILT_IN.to_owned(), "the built-in rules".to_owned()),
     };
     let rules = Rules::parse(&text).map_err(|error| CliError::Rules { path: name, error })?;
-    let client = Client::new(&clickhouse_options(config))?;
+    let client = Servers::answering(&clickhouse_options(config)).await?;
     let depth = depth::read(&client, campaign, &rules).await?;
     let output = match format {
         Format::Table => depth.table(),

@@ -72,7 +72,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
         config.kafka.topics.events = topic;
     }
     let choice = if goes_on { Choice::Continue } else { Choice::CountAnew };
-    let reader = audit::reader(&config, query_timeout_s)?;
+    let reader = audit::reader(&config, query_timeout_s).await?;
     let plans = resume::plan(&config, &reader, &partitions, choice).await?;
     if !json {
         plans.iter().for_each(|plan| output::line(plan.text().trim_end()));

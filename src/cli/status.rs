@@ -1,6 +1,7 @@
 //! `tallyhouse status` on the command line.
 
-use super::{CliError, Done, EXIT_WRONG, short_timeout_client};
+use super::{CliError, Done, EXIT_WRONG, short_timeout_options};
+use crate::clickhouse::servers::Servers;
 use crate::commands::audit::AuditError;
 use crate::commands::status::{MemberUrl, Rates, Status, Watcher};
 use crate::config::Config;
@@ -49,7 +50,8 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
     let Arguments { json, watch, interval_s, members } = arguments;
-    let mut watcher = Watcher::new(config, short_timeout_client(config)?, members).map_err(AuditError::Consumer)?;
+    let mut watcher = Watcher::new(config, Servers::answering(&short_timeout_options(config)).await?, members)
+        .map_err(AuditError::Consumer)?;
     let Some(seconds) = watch else {
         signals::quit_without_a_core()?;
         let status = look_twice(&mut watcher, interval_s.map(Duration::from_secs)).await;

@@ -3,6 +3,7 @@
 //! Must never send a password to any server but the configured one, nor skip the check of a certificate. Must never let an
 //! identifier from the configuration into SQL before [`identifier`] has checked it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use url::Url;
 use super::error::{ClickHouseError, Peer};
 use super::exchange::Exchange;
 use super::identity::{self, Identity, Server};
+use super::replica::{self, Replica};
+use super::schema::Form;
 use super::settings::{self, Found, Own, Pin, Pins};
 use crate::platform::advice::Advice;
 use crate::platform::tls;
@@ -49,7 +52,8 @@ pub enum Compression {
 /// Options for the connection to ClickHouse.
 #[derive(Clone)]
 pub struct ClickHouseOptions {
-    /// `http://host:port` or `https://host:port`, without user, password or settings.
+    /// `http://host:port` or `https://host:port`, without user, password or settings. Several, separated by commas, name replicas in
+    /// order of preference; a client is made for each ([`super::servers`]).
     pub url: String,
     /// ClickHouse user.
     pub user: String,
@@ -92,6 +96,7 @@ pub struct Client {
     exchange: Exchange,
     pins: Arc<OnceCell<Pins>>,
     identity: Arc<Identity>,
+    replica: Option<Arc<Replica>>,
     peer: Arc<Peer>,
     query_timeout: Duration,
     insert_timeout: Duration,
@@ -135,10 +140,41 @@ impl Client {
             exchange,
             pins: Arc::default(),
             identity: Arc::default(),
+            replica: None,
             peer: Arc::new(Peer { url: url.to_string(), user: options.user.clone(), database: database.to_owned() }),
             query_timeout: Duration::from_millis(options.query_timeout_ms),
             insert_timeout: Duration::from_millis(options.insert_timeout_ms),
         })
+    }
+
+    /// Returns a client for tables of this form. On a cluster, it reads and writes the tables of its own server, and never through
+    /// the Distributed ones: they ask any replica.
+    pub fn for_form(&self, form: &Form) -> Client {
+        match form {
+            Form::Cluster(_) if self.replica.is_none() => {
+                Client { pins: Arc::default(), replica: Some(Arc::default()), ..self.clone() }
+            }
+            Form::Cluster(_) | Form::Single | Form::ReplicatedDatabase | Form::Shared => self.clone(),
+        }
+    }
+
+    /// True if the tables are replicated.
+    pub fn is_replica(&self) -> bool {
+        self.replica.is_some()
+    }
+
+    /// Returns the state of this server as a replica; `None` if the tables are not replicated.
+    pub(super) fn replica(&self) -> Option<&Replica> {
+        self.replica.as_deref()
+    }
+
+    /// Returns the name of the table on this server that has the rows of a table of the schema.
+    pub fn stored(&self, table: &str) -> String {
+        if self.replica.is_some() { replica::local_name(table) } else { table.to_owned() }
+    }
+
+    fn sql<'s>(&self, sql: &'s str) -> Cow<'s, str> {
+        if self.replica.is_some() { replica::local(sql).into() } else { sql.into() }
     }
 
     /// Returns the configured database: a valid identifier.
@@ -154,7 +190,7 @@ impl Client {
     /// Returns a statement in the configured database. `?` takes the next [`Statement::bind`], `??` is a question mark.
     pub fn query(&self, sql: &str) -> Statement<'_> {
         let http = self.http.clone().with_database(self.database());
-        self.statement(http.query(sql))
+        self.statement(http.query(&self.sql(sql)))
     }
 
     /// Returns a statement outside of any database, for a database that may not exist yet. Otherwise it is as [`Self::query`].
@@ -191,6 +227,7 @@ impl Client {
     pub fn deciding(&self, sql: &str) -> Deciding<'_> {
         let query_id = new_query_id();
         let server = identity::COLUMNS;
+        let sql = self.sql(sql);
         let sql = format!("SELECT queryID() AS query_id, {server}, groupArray(tuple(*)) AS answer FROM ({sql})");
         let query = self.http.clone().with_database(self.database()).query(&sql).with_setting("query_id", &query_id);
         Deciding { statement: Statement { client: self, query }, query_id }
@@ -220,6 +257,43 @@ impl Client {
             return Err(self.peer.not_ours(&answer.body));
         }
         self.identity.acknowledged(answer.server.as_deref(), asked).map_err(|doubt| self.peer.doubted(doubt))
+    }
+
+    /// Runs a statement that must be carried out by the server that has answered before. Returns nothing else than that it was.
+    ///
+    /// # Errors
+    /// Returns any [`ClickHouseError`].
+    pub(super) async fn execute_here(&self, sql: &str, setting: (&str, &str)) -> Result<(), ClickHouseError> {
+        self.identity.refuse().map_err(|doubt| self.peer.doubted(doubt))?;
+        let (query_id, asked) = (new_query_id(), Instant::now());
+        let parameters = [("query_id", query_id.as_str()), ("log_comment", LOG_COMMENT), setting];
+        let answer = self.exchange.send(sql, &parameters, Vec::new(), self.query_timeout, || true).await;
+        let answer = answer.map_err(|error| self.classify(&error))?;
+        if answer.query_id.as_ref() != Some(&query_id) {
+            return Err(self.peer.not_ours(&answer.body));
+        }
+        self.identity.acknowledged(answer.server.as_deref(), asked).map_err(|doubt| self.peer.doubted(doubt))
+    }
+
+    /// Returns the time limit of a query.
+    pub(super) fn query_timeout(&self) -> Duration {
+        self.query_timeout
+    }
+
+    /// Returns the server's address.
+    pub fn url(&self) -> &str {
+        &self.peer.url
+    }
+
+    /// Returns the error of a server that has not answered for this time.
+    pub(super) fn unanswered(&self, limit: Duration) -> ClickHouseError {
+        self.peer.unreachable(format!("no answer within {} ms", limit.as_millis()))
+    }
+
+    /// Returns the server's address, and the name under which it has answered.
+    pub fn described(&self) -> String {
+        let name = self.identity.name().map_or_else(String::new, |name| format!("\"{name}\" at "));
+        format!("{name}{}", self.peer.url)
     }
 
     /// Returns the parameters of a request whose acknowledgement counts.
@@ -368,7 +442,8 @@ impl Client {
             answer => answer?,
         };
         let (query_timeout, insert_timeout) = (self.query_timeout, self.insert_timeout);
-        Ok(settings::judge(&found, Own { query_timeout, insert_timeout, log_comment: LOG_COMMENT }))
+        let replicated = self.replica.is_some();
+        Ok(settings::judge(&found, Own { replicated, query_timeout, insert_timeout, log_comment: LOG_COMMENT }))
     }
 
     fn statement(&self, query: Query) -> Statement<'_> {
@@ -544,6 +619,9 @@ pub fn identifier<'a>(key: &str, value: &'a str) -> Result<&'a str, ClickHouseEr
 
 fn server_url(text: &str) -> Result<Url, ClickHouseError> {
     let refuse = |why: &str| Err(ClickHouseError::Config(format!("clickhouse.url {why}")));
+    if text.contains(',') {
+        return refuse("names several servers where one is expected");
+    }
     let Ok(url) = Url::parse(text) else {
         return refuse("is not a URL; write it as http://host:8123 or https://host:8443");
     };

@@ -7,6 +7,7 @@ use super::client::Client;
 use super::error::ClickHouseError;
 use clickhouse::Row;
 use serde::Deserialize;
+use tallyhouse_core::source::Table;
 
 /// Time span that [`Window::recent`] counts, in seconds.
 const RECENT_S: u64 = 300;
@@ -31,13 +32,14 @@ pub struct Window {
 /// Returns any [`ClickHouseError`].
 pub async fn windows(client: &Client) -> Result<Vec<Window>, ClickHouseError> {
     let database = client.database();
+    let tables = Table::ALL.map(|table| format!("'{}'", client.stored(table.name()))).join(", ");
     let sql = format!(
         "SELECT t.name AS table, t.blocks AS blocks, \
          countIf(p.newest > 0 AND p.level = 0 AND p.modification_time > now() - {RECENT_S}) AS recent, \
          toUInt64(greatest(0, maxIf(dateDiff('second', p.modification_time, now()), p.newest > 0 AND \
          p.max_block_number + toInt64(t.blocks) > p.newest))) AS at_least_s \
          FROM (SELECT name, toUInt64OrZero(extract(engine_full, 'deduplication_window = ([0-9]+)')) AS blocks \
-         FROM system.tables WHERE database = '{database}' AND name IN ('email_events', 'rejected_events', 'daily')) AS t \
+         FROM system.tables WHERE database = '{database}' AND name IN ({tables})) AS t \
          LEFT JOIN (SELECT table, level, modification_time, max_block_number, max(max_block_number) OVER (PARTITION BY table) \
          AS newest FROM system.parts WHERE database = '{database}') AS p ON p.table = t.name GROUP BY ALL ORDER BY t.name"
     );

@@ -51,6 +51,12 @@ pub enum ClickHouseError {
     UnknownTable { message: String },
     /// The server cannot do it now, and may be able to later.
     ServerBusy { code: u32, name: String, message: String },
+    /// The server cannot write to a replicated table now: it does not reach Keeper, or the table is read-only.
+    NoKeeper { url: String, code: u32, name: String, message: String },
+    /// A replica has not fetched all rows that the shard has, so its answers about rows prove nothing.
+    NotSynced { server: String, table: String, message: String },
+    /// Parts were lost with a replica, and perhaps tokens with them. Nothing is inserted until no older insert can arrive.
+    Quarantined { server: String, seconds: u64 },
     /// An insert of the batch runs for longer than inserts may take.
     StillRunning { query_id: String },
     /// The member's lease expired while it sent an insert, and it broke the insert off.
@@ -120,6 +126,23 @@ impl ClickHouseError {
                 format!("ClickHouse is busy or degraded ({code} {name}): {message}"),
                 "It is worth trying again later",
             ),
+            Self::NoKeeper { url, code, name, message } => Advice::new(
+                format!(
+                    "the ClickHouse server at {url} does not reach Keeper, or its table is read-only ({code} {name}): {message}"
+                ),
+                "It is tried again. Look at Keeper, and at system.replicas on that server",
+            ),
+            Self::NotSynced { server, table, message } => Advice::new(
+                format!("the replica {server} does not have all rows of {table} yet ({message})"),
+                "Nothing is believed of it until it has them, and it is tried again. system.replication_queue on that server names the \
+                 parts that it waits for; see `tallyhouse explain limits`",
+            ),
+            Self::Quarantined { server, seconds } => Advice::new(
+                format!(
+                    "parts of the tables were lost with a replica, says {server}: nothing is inserted for {seconds} s more"
+                ),
+                "ClickHouse may have forgotten the tokens of these parts, so an older insert could arrive beside a repeat of it. It goes on by itself",
+            ),
             Self::StillRunning { query_id } => Advice::new(
                 "an insert of this batch still runs in ClickHouse, for longer than clickhouse.insert_timeout_ms",
                 format!(
@@ -150,6 +173,9 @@ impl ClickHouseError {
                 | Self::OtherName { .. }
                 | Self::ServerBusy { .. }
                 | Self::LeaseExpired
+                | Self::NoKeeper { .. }
+                | Self::NotSynced { .. }
+                | Self::Quarantined { .. }
         )
     }
 }
@@ -288,10 +314,17 @@ impl Peer {
             164 | 497 => ClickHouseError::Forbidden { user, message },
             81 => ClickHouseError::UnknownDatabase { database: self.database.clone(), message },
             60 => ClickHouseError::UnknownTable { message },
+            _ if is_without_keeper(code) => ClickHouseError::NoKeeper { url: self.url.clone(), code, name, message },
             _ if is_busy(code) => ClickHouseError::ServerBusy { code, name, message },
             _ => ClickHouseError::Server { code, name, message },
         }
     }
+}
+
+/// True for codes of a replicated table that cannot be written to now. The outcome of an insert that ends so is unknown.
+fn is_without_keeper(code: u32) -> bool {
+    // NO_ZOOKEEPER, TABLE_IS_READ_ONLY, UNKNOWN_STATUS_OF_INSERT, KEEPER_EXCEPTION
+    matches!(code, 225 | 242 | 319 | 999)
 }
 
 /// True for codes of conditions that pass: load, limits, lost replicas, a shutdown, a full disk.
@@ -302,11 +335,10 @@ fn is_busy(code: u32) -> bool {
         | 173 | 241 // CANNOT_ALLOCATE_MEMORY, MEMORY_LIMIT_EXCEEDED
         | 201 | 202 // QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES
         | 203 | 209 | 210 | 279 // NO_FREE_CONNECTION, SOCKET_TIMEOUT, NETWORK_ERROR, ALL_CONNECTION_TRIES_FAILED
-        | 225 | 999 // NO_ZOOKEEPER, KEEPER_EXCEPTION
         | 236 | 394 // ABORTED, QUERY_WAS_CANCELLED
-        | 242 | 733 // TABLE_IS_READ_ONLY, TABLE_IS_BEING_RESTARTED
+        | 733 // TABLE_IS_BEING_RESTARTED
         | 243 | 252 // NOT_ENOUGH_SPACE, TOO_MANY_PARTS
-        | 285 | 286 | 319 // TOO_FEW_LIVE_REPLICAS, UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE, UNKNOWN_STATUS_OF_INSERT
+        | 285 | 286 // TOO_FEW_LIVE_REPLICAS, UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE
         | 425 | 439 | 745 // SYSTEM_ERROR, CANNOT_SCHEDULE_TASK, SERVER_OVERLOADED
     )
 }
@@ -376,13 +408,14 @@ mod tests {
         assert!(matches!(classify("Code: 81. x"), E::UnknownDatabase { database, .. } if database == "campaigns"));
         assert!(matches!(classify("Code: 60. x"), E::UnknownTable { .. }));
         assert!(matches!(classify("Code: 252. x"), E::ServerBusy { code: 252, .. }));
+        assert!(matches!(classify("Code: 319. x"), E::NoKeeper { code: 319, .. }));
         assert!(matches!(classify("Code: 62. x"), E::Server { code: 62, .. }));
         assert!(matches!(classify("<html>502</html>"), E::NotClickHouse { .. }));
     }
 
     #[test]
     fn only_passing_conditions_are_retryable() {
-        for retryable in ["Code: 241. x", "Code: 242. x", "502 Bad Gateway"] {
+        for retryable in ["Code: 241. x", "Code: 242. x", "Code: 999. x", "502 Bad Gateway"] {
             assert!(classify(retryable).is_retryable(), "{retryable}");
         }
         for permanent in ["Code: 516. x", "Code: 81. x", "Code: 60. x", "Code: 27. x"] {

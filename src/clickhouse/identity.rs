@@ -101,6 +101,11 @@ impl Identity {
         locked(&self.known)
     }
 
+    /// Returns the name under which the server has answered last.
+    pub(super) fn name(&self) -> Option<String> {
+        self.known().server.as_ref().map(|server| server.name.clone())
+    }
+
     /// Refuses everything once another server has answered.
     pub(super) fn refuse(&self) -> Result<(), Doubt> {
         self.other.borrow().clone().map_or(Ok(()), |other| Err(Doubt::Other(other)))
@@ -109,8 +114,9 @@ impl Identity {
     /// Waits until another server has answered.
     pub(super) async fn other(&self) -> String {
         let mut other = self.other.subscribe();
-        match other.wait_for(Option::is_some).await {
-            Ok(message) => message.clone().unwrap_or_default(),
+        let message = other.wait_for(Option::is_some).await.map(|message| message.clone().unwrap_or_default());
+        match message {
+            Ok(message) => message,
             // The sender is in `self`.
             Err(_) => std::future::pending().await,
         }

@@ -37,6 +37,8 @@ enum Need {
     Free,
     /// It cannot be sent, so the user has to have it already.
     Had,
+    /// As `Right`, for inserts into Replicated tables alone. Other servers do not look at it.
+    OnReplicas,
 }
 
 /// A setting, its value, the statements that need it, the kind of need, and the effect of another value.
@@ -46,10 +48,11 @@ const LIMIT: &str = "an answer or insert cut by a limit would be taken for a who
 const FEWER: &str = "reads would miss rows that are there, and they would be inserted again";
 const OLD: &str = "reads would be answered with what was true a while ago";
 const EMPTY: &str = "reads would give another answer where there are no rows";
+const WITHDRAWN: &str = "rows could be taken away after they were shown";
 const SPLIT: &str = "the rows of a batch would not be taken whole or not at all";
 
 #[rustfmt::skip]
-const WANTED: [Wanted; 36] = [
+const WANTED: [Wanted; 38] = [
     ("readonly", "0", Statements::Inserts, Need::Had, "nothing may be written"),
     ("timeout_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
     ("timeout_overflow_mode_leaf", "throw", Statements::Both, Need::Right, LIMIT),
@@ -83,7 +86,9 @@ const WANTED: [Wanted; 36] = [
     (INSERT_DEDUPLICATE, "1", Statements::Inserts, Need::Before26_2, "a repeated insert would be counted again"),
     ("use_strict_insert_block_limits", "0", Statements::Inserts, Need::Right, SPLIT),
     ("max_partitions_per_insert_block", "0", Statements::Inserts, Need::Right, "a batch with many days would be refused for ever"),
-    ("insert_quorum", "0", Statements::Inserts, Need::Right, "rows could be taken away after they were shown"),
+    ("insert_quorum", "0", Statements::Inserts, Need::Right, WITHDRAWN),
+    ("insert_keeper_max_retries", "1000000", Statements::Inserts, Need::OnReplicas, WITHDRAWN),
+    ("insert_keeper_retry_max_backoff_ms", "1000", Statements::Inserts, Need::OnReplicas, "an insert would outlast its time"),
     ("materialized_views_ignore_errors", "0", Statements::Inserts, Need::Right, "a view of your own would miss rows in silence"),
     ("deduplicate_blocks_in_dependent_materialized_views", "1", Statements::Inserts, Need::Right, "a view of your own would miss the rows of an insert that was cut and repeated"),
 ];
@@ -165,9 +170,12 @@ impl Pins {
     }
 }
 
-/// The longest times of statements, and their comment.
+/// The longest times of statements, their comment, and the kind of tables.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Own<'a> {
+    /// True if inserts go into Replicated tables. Such an insert must end by its time. If it ended by its number of attempts at
+    /// Keeper, its rows could be shown and be taken away minutes later.
+    pub(super) replicated: bool,
     pub(super) query_timeout: Duration,
     pub(super) insert_timeout: Duration,
     pub(super) log_comment: &'a str,
@@ -182,6 +190,7 @@ pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
         let profiles = |found: &Found| format!("the settings profile {} of the ClickHouse user", found.profiles);
         match of(name) {
             _ if need == Need::Before26_2 && of(DEDUPLICATE).is_some() => {}
+            _ if need == Need::OnReplicas && !own.replicated => {}
             None if matches!(need, Need::Before26_2 | Need::Free) => {
                 pins.problems.push(format!(
                     "this ClickHouse does not know the setting {name}, so {why}: upgrade ClickHouse to 25.3 or later"
@@ -218,7 +227,18 @@ pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
     let seconds = |limit: Duration| format!("{:.3}", limit.as_secs_f64());
     let comment = own_pin(LOG_COMMENT, own.log_comment.to_owned());
     pins.reads.extend(comment.clone().into_iter().chain(own_pin(MAX_EXECUTION_TIME, seconds(own.query_timeout))));
-    pins.inserts.extend(comment.into_iter().chain(own_pin(MAX_EXECUTION_TIME, seconds(own.insert_timeout))));
+    let limit = own_pin(MAX_EXECUTION_TIME, seconds(own.insert_timeout));
+    // A shorter limit that a profile fixes ends an insert by its time as well.
+    let is_limited = limit.is_some()
+        || of(MAX_EXECUTION_TIME).and_then(|found| found.value.parse::<f64>().ok()).is_some_and(|limit| limit > 0.0);
+    if own.replicated && !is_limited {
+        pins.problems.push(format!(
+            "the settings profile of the ClickHouse user does not let {MAX_EXECUTION_TIME} be {}, so an insert into replicated tables \
+             would not end: let it be set",
+            seconds(own.insert_timeout)
+        ));
+    }
+    pins.inserts.extend(comment.into_iter().chain(limit));
     pins
 }
 
@@ -249,6 +269,7 @@ mod tests {
     use super::*;
 
     const OWN: Own<'_> = Own {
+        replicated: false,
         query_timeout: Duration::from_secs(30),
         insert_timeout: Duration::from_secs(60),
         log_comment: "tallyhouse",
@@ -296,13 +317,44 @@ mod tests {
 
     #[test]
     fn what_is_fixed_to_a_wrong_value_is_named_with_its_profile() {
-        for (name, ..) in WANTED.iter().filter(|(name, ..)| ![INSERT_DEDUPLICATE, "readonly"].contains(name)) {
+        let of_others = [INSERT_DEDUPLICATE, "readonly"];
+        for (name, ..) in
+            WANTED.iter().filter(|(name, _, _, need, _)| *need != Need::OnReplicas && !of_others.contains(name))
+        {
             let problem = with(name, |found| found.readonly = 1).problem().unwrap().problem;
             assert!(problem.contains(name) && problem.contains("profile th"), "{problem}");
         }
         assert!(with("readonly", |found| found.value = "2".into()).problem().unwrap().problem.contains("readonly = 2"));
         let bounded = with("max_partitions_per_insert_block", |found| found.min = "1".into());
         assert!(bounded.problem().unwrap().problem.contains("does not let it be 0"));
+    }
+
+    #[test]
+    fn an_insert_into_replicated_tables_ends_by_its_time() {
+        let of = |replicated, change: &dyn Fn(&mut Found)| {
+            let mut server = server();
+            server.iter_mut().for_each(change);
+            judge(&server, Own { replicated, ..OWN })
+        };
+        let keeper = |pins: &Pins| pins.inserts.iter().filter(|(name, _)| name.contains("keeper")).count();
+        let (plain, replicated) = (of(false, &|_| {}), of(true, &|_| {}));
+        assert_eq!((keeper(&plain), keeper(&replicated)), (0, 2));
+        assert!(replicated.problem().is_none() && replicated.reads.iter().all(|(name, _)| !name.contains("keeper")));
+        for name in ["insert_keeper_max_retries", "insert_keeper_retry_max_backoff_ms", "max_execution_time"] {
+            let fixed = |found: &mut Found| {
+                if found.name == name {
+                    (found.readonly, found.value) = (1, "0".into());
+                }
+            };
+            assert_eq!(of(false, &fixed).problem(), None, "{name}");
+            assert!(of(true, &fixed).problem().unwrap().problem.contains(name), "{name}");
+        }
+        let shorter = |found: &mut Found| {
+            if found.name == "max_execution_time" {
+                (found.readonly, found.value) = (1, "10".into());
+            }
+        };
+        assert_eq!(of(true, &shorter).problem(), None);
     }
 
     #[test]

@@ -54,7 +54,7 @@ async fn policies(client: &Client, table: Table) -> Vec<String> {
     let sql = "SELECT name FROM system.row_policies WHERE database = ? AND table IN (?, '', '*') \
                AND ((apply_to_all AND NOT has(apply_to_except, currentUser())) OR has(apply_to_list, currentUser()) \
                OR hasAny(apply_to_list, enabledRoles()))";
-    client.query(sql).bind(client.database()).bind(table.name()).rows().await.unwrap_or_default()
+    client.query(sql).bind(client.database()).bind(client.stored(table.name())).rows().await.unwrap_or_default()
 }
 
 /// Returns the first filter that is certain.
@@ -86,7 +86,7 @@ pub async fn refuse_filters(client: &Client) -> Result<(), ClickHouseError> {
 /// # Errors
 /// Returns any [`ClickHouseError`].
 pub async fn own_views(client: &Client) -> Result<Vec<(String, String)>, ClickHouseError> {
-    let tables = Table::ALL.map(|table| table.name());
+    let tables = Table::ALL.map(|table| client.stored(table.name()));
     let sql = "SELECT arrayStringConcat([view.1, view.2], '.'), name FROM system.tables \
                ARRAY JOIN arrayZip(dependencies_database, dependencies_table) AS view WHERE database = ? AND name IN ? ORDER BY 1, 2";
     client.query(sql).bind(client.database()).bind(tables).rows().await

@@ -6,8 +6,10 @@
 use super::client::{Client, Deciding};
 use super::error::ClickHouseError;
 use super::retention::Retention;
-use super::schema::Schema;
+use super::schema::{Schema, SchemaProblem};
+use super::servers::Servers;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::{Part, block};
 use tallyhouse_core::days::Day;
@@ -17,6 +19,9 @@ use tallyhouse_core::source::{OffsetRange, Source, Table};
 
 /// Interval at which `system.processes` is checked for the end of an insert.
 const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
+pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Greatest number of rows of a batch. A batch is one block, which has at most `max_insert_block_size` rows.
 const BATCH_ROWS_MAX: u64 = 1_048_449;
@@ -42,6 +47,12 @@ pub struct OpenBatch {
 pub struct Sink {
     client: Client,
     schema: Schema,
+    /// The servers of which one is in use at a time, if there are several.
+    servers: Option<Arc<Servers>>,
+    /// Time for which nothing is inserted after parts were lost: an insert that was sent before may arrive for that long.
+    quarantine: Duration,
+    /// True if a second replica confirms what is committed.
+    confirms: bool,
 }
 
 impl Sink {
@@ -52,7 +63,47 @@ impl Sink {
 
     /// Returns a sink for a database that has this form of the schema.
     pub fn new(client: Client, schema: Schema) -> Sink {
-        Sink { client, schema }
+        Sink { client, schema, servers: None, quarantine: Duration::ZERO, confirms: false }
+    }
+
+    /// Returns a sink that uses one of these servers at a time. `sends`: the time for which a member may begin to send an insert after
+    /// its last commit. `replicas_confirmed`: see [`Sink::confirm`].
+    pub fn of_servers(servers: Arc<Servers>, schema: Schema, sends: Duration, replicas_confirmed: u64) -> Sink {
+        let client = servers.in_use().clone();
+        let quarantine = sends + RECEIVE_TIMEOUT + client.insert_timeout();
+        Sink { client, schema, servers: Some(servers), quarantine, confirms: replicas_confirmed > 1 }
+    }
+
+    /// Waits until a second replica has all rows of the shard, if that is configured. Returns the number of lost parts that is known
+    /// then. If it has changed since an insert, the rows of that insert may be lost.
+    ///
+    /// # Errors
+    /// Any [`SchemaProblem`].
+    pub async fn confirm(&self) -> Result<u64, SchemaProblem> {
+        match self.servers.as_ref().filter(|_| self.confirms) {
+            Some(servers) => servers.confirm().await,
+            None => Ok(0),
+        }
+    }
+
+    /// Returns the number of lost parts that is known, as [`Sink::confirm`] does.
+    pub fn lost(&self) -> u64 {
+        self.servers.as_ref().filter(|_| self.confirms).map_or(0, |servers| servers.lost())
+    }
+
+    /// Returns a sink on the server in use now, which stays on it.
+    fn here(&self) -> Sink {
+        let client = self.servers.as_ref().map_or(&self.client, |servers| servers.in_use());
+        Sink::new(client.clone(), self.schema.clone())
+    }
+
+    /// Returns a sink that stays on the server in use now, which shows all rows that the shard has. So a sync and the reads after it
+    /// are on one server.
+    async fn synced(&self) -> Result<Sink, ClickHouseError> {
+        let here = self.here();
+        let lost = here.client.sync().await?;
+        self.servers.iter().for_each(|servers| servers.note_lost(lost));
+        Ok(here)
     }
 
     /// Sends the rows of one or several batches as one block and waits for ClickHouse's own answer. Returns the number of rows.
@@ -75,7 +126,8 @@ impl Sink {
         let (rows, chunks) = block(table, parts);
         let target = self.schema.insert_target(table.name());
         let sql = format!("INSERT INTO {target} ({}) FORMAT Native", table.column_list());
-        self.client.insert(&sql, &self.query_id(id), token, chunks, lease_holds).await?;
+        self.servers.as_ref().map_or(Ok(()), |servers| servers.refuse_after_loss(self.quarantine))?;
+        self.here().client.insert(&sql, &self.query_id(id), token, chunks, lease_holds).await?;
         Ok(rows)
     }
 
@@ -90,9 +142,9 @@ impl Sink {
         group: Option<GroupId>,
         source: &Source,
     ) -> Result<(), ClickHouseError> {
-        let begins = begins(range, group, source);
+        let (begins, here) = (begins(range, group, source), self.here());
         let begun = Instant::now();
-        while self.running().await?.iter().any(|id| is_of(id, &begins)) {
+        while here.running().await?.iter().any(|id| is_of(id, &begins)) {
             if begun.elapsed() > self.insert_timeout() {
                 return Err(ClickHouseError::StillRunning { query_id: format!("{}%{}", begins[0], self.query_id("")) });
             }
@@ -126,7 +178,8 @@ impl Sink {
     ) -> Result<Marks, ClickHouseError> {
         let months = months.map(<[PartitionId]>::to_vec);
         let batch = OpenBatch { range, group: None, source: source.clone(), months };
-        Ok(self.marks_of_some(&[&batch]).await?.remove(&batch.source.name()).unwrap_or_default())
+        let here = self.synced().await?;
+        Ok(here.marks_of_some(&[&batch]).await?.remove(&batch.source.name()).unwrap_or_default())
     }
 
     /// As [`Sink::marks`], by a few statements for these batches, in order. Returns `None` for a batch of which an insert still runs, and
@@ -135,7 +188,8 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn marks_of(&self, asked: &[OpenBatch]) -> Result<Vec<Option<Marks>>, ClickHouseError> {
-        let running = self.running().await?;
+        let here = self.synced().await?;
+        let running = here.running().await?;
         let runs = |batch: &OpenBatch| {
             let begins = begins(batch.range, batch.group, &batch.source);
             running.iter().any(|id| is_of(id, &begins))
@@ -146,7 +200,7 @@ impl Sink {
             asked.iter().zip(&settled).filter(|(_, settled)| **settled).map(|(batch, _)| batch).collect();
         let mut marks = BTreeMap::new();
         for some in ended.chunks(SOURCES_MAX) {
-            marks.extend(self.marks_of_some(some).await?);
+            marks.extend(here.marks_of_some(some).await?);
         }
         let answer = |(batch, settled): (&OpenBatch, bool)| marks.remove(&batch.source.name()).filter(|_| settled);
         Ok(asked.iter().zip(settled).map(answer).collect())
@@ -205,11 +259,12 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn topic_ids_of(&self, topic: &str, partitions: &[i32]) -> Result<Vec<Vec<String>>, ClickHouseError> {
+        let here = self.synced().await?;
         let begin = format!("{topic}/");
         let of = |table: Table| format!("SELECT DISTINCT source FROM {} WHERE startsWith(source, ?)", table.name());
         let all = Table::ALL.map(of).join(" UNION ALL ");
         let sql = format!("SELECT DISTINCT toString(source) AS name FROM ({all}) ORDER BY name");
-        let query = Table::ALL.iter().fold(self.client.deciding(&sql), |query, _| query.bind(&begin));
+        let query = Table::ALL.iter().fold(here.client.deciding(&sql), |query, _| query.bind(&begin));
         let mut found: BTreeMap<i32, Vec<String>> = BTreeMap::new();
         for (name,) in query.rows::<(String,)>().await? {
             let rest = name.strip_prefix(&begin).unwrap_or_default();
@@ -236,9 +291,10 @@ impl Sink {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub async fn progress_of(&self, asked: &[(String, u64)]) -> Result<Vec<Progress>, ClickHouseError> {
+        let here = self.synced().await?;
         let mut progress = Vec::with_capacity(asked.len());
         for some in asked.chunks(SOURCES_MAX) {
-            progress.extend(self.progress_of_some(some).await?);
+            progress.extend(here.progress_of_some(some).await?);
         }
         Ok(progress)
     }

@@ -33,6 +33,7 @@ pages! {
     "runbooks/TallyhousePartitionsUnassigned"
     "runbooks/TallyhouseRebalances"
     "runbooks/TallyhouseRejects"
+    "runbooks/TallyhouseReplicaTrouble"
     "runbooks/TallyhouseRetries"
     "stops/README"
     "stops/retention_gap"

@@ -36,8 +36,8 @@ pub enum Kind {
     Topic,
     /// A name that can stand in SQL without quoting.
     Identifier,
-    /// An http or https address without credentials.
-    HttpUrl,
+    /// Http or https addresses without credentials: a list, or text with commas.
+    HttpUrls,
     /// An IP address and port.
     Address,
     /// A filter of log events.
@@ -79,7 +79,7 @@ impl Key {
             (Kind::Secret, Value::String(text)) => mask(text).to_owned(),
             (Kind::Properties, Value::Table(_)) => "(none)".to_owned(),
             (Kind::Secret | Kind::Properties, _) => "***".to_owned(),
-            (Kind::HttpUrl, Value::String(text)) if text.contains(['@', '?']) => "***".to_owned(),
+            (Kind::HttpUrls, value) if value.to_string().contains(['@', '?']) => "***".to_owned(),
             (Kind::Bytes(_), Value::Integer(bytes)) => format_bytes(*bytes),
             _ => show(value),
         }
@@ -101,7 +101,9 @@ impl Kind {
             Kind::Secret => "text without NUL".into(),
             Kind::Topic => "a Kafka topic name: 1 to 249 of the characters A-Z a-z 0-9 . _ -".into(),
             Kind::Identifier => "a letter or _, then at most 127 letters, digits or _".into(),
-            Kind::HttpUrl => "http://host:port or https://host:port without user, password or query".into(),
+            Kind::HttpUrls => {
+                "http://host:port or https://host:port without user, password or query; several as a list or with commas".into()
+            }
             Kind::Address => "an IP address and port, such as 127.0.0.1:9464".into(),
             Kind::LogFilter => "a log filter, such as info or info,tallyhouse=debug".into(),
             Kind::OneOf(words) => format!("one of {}", words.join(", ")),
@@ -134,7 +136,7 @@ impl Kind {
             Kind::Secret => text_if(given, |t| !t.contains('\0')),
             Kind::Topic => text_if(given, is_topic),
             Kind::Identifier => text_if(given, is_identifier),
-            Kind::HttpUrl => text_if(given, is_http_url),
+            Kind::HttpUrls => http_urls(given),
             Kind::Address => text_if(given, |t| t.parse::<SocketAddr>().is_ok()),
             Kind::LogFilter => text_if(given, |t| !t.is_empty() && t.parse::<EnvFilter>().is_ok()),
             Kind::OneOf(words) => text_if(given, |t| words.contains(&t)),
@@ -187,6 +189,18 @@ fn is_topic(text: &str) -> bool {
 fn is_identifier(text: &str) -> bool {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     (1..=128).contains(&text.len()) && text.bytes().all(word) && !text.as_bytes()[0].is_ascii_digit()
+}
+
+/// Returns the addresses as one text, separated by commas. None is there twice.
+fn http_urls(given: &Value) -> Option<Value> {
+    let urls: Vec<&str> = match given {
+        Value::String(text) => text.split(',').map(str::trim).collect(),
+        Value::Array(list) => list.iter().map(Value::as_str).collect::<Option<_>>()?,
+        _ => return None,
+    };
+    let is_fine =
+        |(number, url): (usize, &&str)| is_http_url(url) && !url.contains(',') && !urls[..number].contains(url);
+    (!urls.is_empty() && urls.iter().enumerate().all(is_fine)).then(|| Value::from(urls.join(",")))
 }
 
 fn is_http_url(text: &str) -> bool {
@@ -251,9 +265,22 @@ mod tests {
         for wrong in ["", "..", "^campaign", "a b", "é"] {
             assert!(!ok(&Kind::Topic, wrong), "{wrong}");
         }
-        assert!(ok(&Kind::HttpUrl, "https://ch.example:8443/prefix"));
-        for wrong in ["localhost:8123", "tcp://h", "http://", "http://u:p@h", "http://h/?user=x"] {
-            assert!(!ok(&Kind::HttpUrl, wrong), "{wrong}");
+        assert!(ok(&Kind::HttpUrls, "https://ch.example:8443/prefix"));
+        let list = Value::from(vec!["http://a:1", "http://b:1"]);
+        assert_eq!(Kind::HttpUrls.parse(&list), Some("http://a:1,http://b:1".into()));
+        assert_eq!(Kind::HttpUrls.parse(&"http://a:1, http://b:1".into()), Some("http://a:1,http://b:1".into()));
+        assert_eq!(Kind::HttpUrls.parse(&Value::Array(Vec::new())), None);
+        let wrong = [
+            "localhost:8123",
+            "tcp://h",
+            "http://",
+            "http://u:p@h",
+            "http://h/?user=x",
+            "http://a,http://a",
+            "http://a,",
+        ];
+        for wrong in wrong {
+            assert!(!ok(&Kind::HttpUrls, wrong), "{wrong}");
         }
         assert!(ok(&Kind::LogFilter, "info,tallyhouse=debug") && !ok(&Kind::LogFilter, "a=b=c"));
         assert!(ok(&Kind::Float(0.5..=2.0), "1") && !ok(&Kind::Float(0.5..=2.0), "NaN"));

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::Secret;
 use super::keys::Key;
 use super::keys::Kind::{
-    self, Address, Bool, Bytes, Float, HttpUrl, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic,
+    self, Address, Bool, Bytes, Float, HttpUrls, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic,
 };
 
 macro_rules! section {
@@ -221,8 +221,9 @@ pub enum Mechanism {
 section! {
     /// The ClickHouse server, spoken to over HTTP.
     ClickHouse "clickhouse" {
-        /// Address of the HTTP interface. https is always verified.
-        url: String = "http://localhost:8123", HttpUrl;
+        /// Address of the HTTP interface. https is always verified. Several name replicas of one shard in order of preference: a list, or
+        /// text with commas. A member uses one at a time.
+        url: String = "http://localhost:8123", HttpUrls;
         /// User.
         user: String = "default", Text;
         /// Password.
@@ -239,6 +240,9 @@ section! {
         insert_timeout_ms: u64 = "120000", Integer(1_000..=3_600_000);
         /// Milliseconds any other query may take.
         query_timeout_ms: u64 = "30000", Integer(100..=3_600_000);
+        /// Number of replicas that have a batch before its end is committed. With 2, a lost disk loses nothing, and members wait while
+        /// no second server of url answers.
+        replicas_confirmed: u64 = "1", Integer(1..=2);
         /// Compression of inserts.
         compression: Compression = "lz4", OneOf(&["lz4", "none"]);
     }

@@ -197,6 +197,7 @@ fn topic_conflicts(config: &Config) -> Vec<Conflict> {
 fn security_conflicts(config: &Config) -> Vec<Conflict> {
     const TLS: [&str; 2] = ["kafka.tls.enabled", "kafka.tls.enabled = true"];
     const HTTPS: [&str; 2] = ["clickhouse.url", "clickhouse.url to begin with https://"];
+    const REPLICAS: [&str; 2] = ["clickhouse.url", "clickhouse.url to name a second replica"];
     const CLEARTEXT: &str = "security.allow_cleartext_passwords";
     const ENCRYPTED_SASL: [&str; 2] = [
         CLEARTEXT,
@@ -238,6 +239,7 @@ fn security_conflicts(config: &Config) -> Vec<Conflict> {
         ("clickhouse.cert_file", client_cert, HTTPS, clickhouse.is_https()),
         ("clickhouse.cert_file", client_cert, ["clickhouse.key_file"; 2], client_key),
         ("clickhouse.key_file", client_key, ["clickhouse.cert_file"; 2], client_cert),
+        ("clickhouse.replicas_confirmed", clickhouse.replicas_confirmed > 1, REPLICAS, clickhouse.urls().count() > 1),
         ("clickhouse.password", clickhouse.sends_password_in_clear(), ENCRYPTED_HTTP, cleartext),
     ];
     let missing = needs.into_iter().filter(|(_, used, _, there)| *used && !there);
@@ -245,21 +247,27 @@ fn security_conflicts(config: &Config) -> Vec<Conflict> {
 }
 
 impl ClickHouse {
+    /// Returns the addresses in `url`.
+    fn urls(&self) -> impl Iterator<Item = Url> {
+        self.url.split(',').filter_map(|url| Url::parse(url).ok())
+    }
+
     fn is_https(&self) -> bool {
-        Url::parse(&self.url).is_ok_and(|url| url.scheme() == "https")
+        self.urls().all(|url| url.scheme() == "https")
     }
 
+    /// True if the password travels unencrypted to another host.
     fn sends_password_in_clear(&self) -> bool {
-        !self.password.is_empty() && !self.is_https() && !self.is_local()
+        !self.password.is_empty() && self.urls().any(|url| url.scheme() != "https" && !is_local(&url))
     }
+}
 
-    fn is_local(&self) -> bool {
-        Url::parse(&self.url).is_ok_and(|url| match url.host() {
-            Some(Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(Host::Ipv6(ip)) => ip.is_loopback(),
-            Some(Host::Domain(name)) => name == "localhost",
-            None => false,
-        })
+fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost",
+        None => false,
     }
 }
 

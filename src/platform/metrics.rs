@@ -54,6 +54,10 @@ pub const BROKER_ERRORS: &str = "tallyhouse_kafka_broker_errors_total";
 pub const RUNTIME_TASKS: &str = "tallyhouse_runtime_tasks";
 pub const RUNTIME_QUEUE: &str = "tallyhouse_runtime_queue_tasks";
 pub const RUNTIME_BUSY: &str = "tallyhouse_runtime_busy_seconds_total";
+pub const SERVER_IN_USE: &str = "tallyhouse_clickhouse_server_in_use";
+pub const REPLICA_DELAY: &str = "tallyhouse_clickhouse_replica_delay_seconds";
+pub const REPLICA_READ_ONLY: &str = "tallyhouse_clickhouse_replica_read_only";
+pub const TOKEN_LIFE: &str = "tallyhouse_clickhouse_token_life_seconds";
 pub const FLUSH_AGE: &str = "tallyhouse_flush_age_seconds";
 
 /// The kinds of [`OFFSET_GAPS`].
@@ -202,6 +206,34 @@ pub const METRICS: &[Metric] = &[
         Unit::Seconds,
         &[],
         "Age at which the member flushes a window; above flush.age_ms while it slows its pace",
+    ),
+    metric(
+        Kind::Gauge,
+        SERVER_IN_USE,
+        Unit::Count,
+        &["server"],
+        "1 for the ClickHouse server to which the member sends its statements, 0 for the others of clickhouse.url",
+    ),
+    metric(
+        Kind::Gauge,
+        REPLICA_DELAY,
+        Unit::Seconds,
+        &["server"],
+        "Time by which a replica lags, of its table that lags most; only where tables are replicated",
+    ),
+    metric(
+        Kind::Gauge,
+        REPLICA_READ_ONLY,
+        Unit::Count,
+        &["server"],
+        "Number of tables of a replica that take no inserts, for instance while Keeper is away; only where tables are replicated",
+    ),
+    metric(
+        Kind::Gauge,
+        TOKEN_LIFE,
+        Unit::Seconds,
+        &["server"],
+        "Time for which a replicated table remembers the token of an insert, of the table with the least; only where tables are replicated",
     ),
     metric(
         Kind::Gauge,
@@ -360,10 +392,11 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), page, "run again with UPDATE=1");
     }
 
-    /// A label with any value from outside (a campaign, a user, an address) would grow without bound.
+    /// A label with any value from outside (a campaign, a user, an address) would grow without bound. Servers are those of
+    /// `clickhouse.url`.
     #[test]
     fn labels_have_few_values() {
-        let few = ["reason", "table", "kind", "step", "partition", "broker", "version", "topic"];
+        let few = ["reason", "table", "kind", "step", "partition", "broker", "version", "topic", "server"];
         for metric in METRICS {
             assert!(metric.labels.iter().all(|label| few.contains(label)), "{}: {:?}", metric.name, metric.labels);
         }

@@ -6,14 +6,17 @@
 use super::Shared;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
+use crate::clickhouse::servers::Servers;
 use crate::platform::clock::unix_ms;
 use crate::platform::metrics::{
     BROKER_CONNECTED, BROKER_ERRORS, BROKER_RTT, COMMITTED_LAG, DEDUP_HEADROOM, FETCH_QUEUE_BYTES, FETCH_QUEUE_RECORDS,
     LAG_SECONDS, OPEN_TRANSACTION_RECORDS, OPEN_TRANSACTION_SECONDS, PARTITIONS, POSITION_LAG, RECEIVED_BYTES,
+    REPLICA_DELAY, REPLICA_READ_ONLY, TOKEN_LIFE,
 };
 use dashmap::DashMap;
 use metrics::{counter, gauge};
 use rdkafka::statistics::{Broker, Partition, Statistics};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
 use tokio_util::sync::CancellationToken;
@@ -113,14 +116,26 @@ pub fn forget(shared: &Shared, partition: i32) {
     }
 }
 
-/// Reads the deduplication windows every minute until `stop`.
-pub async fn watch_headroom(client: Client, stop: CancellationToken) {
+async fn take_replica(server: &Client) {
+    let Ok(states) = server.table_states().await else { return };
+    let set =
+        |name, value: Option<u64>| gauge!(name, "server" => server.url().to_owned()).set(value.unwrap_or(0) as f64);
+    set(REPLICA_DELAY, states.iter().map(|state| state.delay_s).max());
+    set(REPLICA_READ_ONLY, Some(states.iter().filter(|state| state.is_cut_off()).count() as u64));
+    set(TOKEN_LIFE, states.iter().map(|state| state.token_life_s).min());
+}
+
+/// Reads the deduplication windows and the state of replicas every minute until `stop`.
+pub async fn watch_headroom(servers: Arc<Servers>, stop: CancellationToken) {
     loop {
-        match dedup::windows(&client).await {
+        match dedup::windows(servers.in_use()).await {
             Ok(windows) => windows.into_iter().for_each(|window| {
                 gauge!(DEDUP_HEADROOM, "table" => window.table.clone()).set(window.headroom_s() as f64);
             }),
             Err(error) => tracing::debug!("the deduplication windows are not known: {error}"),
+        }
+        for server in servers.all().iter().filter(|server| server.is_replica()) {
+            take_replica(server).await;
         }
         tokio::select! {
             () = tokio::time::sleep(HEADROOM_INTERVAL) => {}

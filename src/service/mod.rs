@@ -28,9 +28,10 @@ mod waker;
 mod windows;
 
 use self::health::Health;
-use crate::clickhouse::client::{ClickHouseOptions, Client};
+use crate::clickhouse::client::ClickHouseOptions;
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
+use crate::clickhouse::servers::Servers;
 use crate::clickhouse::sink::Sink;
 use crate::config::pace::Pace;
 use crate::config::{self, Config, Retry};
@@ -294,8 +295,9 @@ struct Local {
 }
 
 /// The servers, found fit, and the facts that the service depends on.
-struct Servers {
-    client: Client,
+struct Reached {
+    servers: Arc<Servers>,
+    schema: Schema,
     consumer: Arc<Consumer>,
     assignment: Arc<Assignment>,
     cluster_id: String,
@@ -304,7 +306,7 @@ struct Servers {
 
 /// A service that consumes.
 struct Running {
-    client: Client,
+    servers: Arc<Servers>,
     assignment: Arc<Assignment>,
     shared: Arc<Shared>,
     tally: Arc<Tally>,
@@ -326,10 +328,10 @@ pub async fn run(
     let started = Instant::now();
     let credentials = Credentials::read(config);
     let local = prepare(config).await?;
-    let Some(servers) = await_servers(config, clickhouse, &local.health, &stop).await? else {
+    let Some(reached) = await_servers(config, clickhouse, &local.health, &stop).await? else {
         return Ok(Summary { consumed: 0, rejected: 0, rows: 0, batches: 0, uptime: started.elapsed() });
     };
-    let mut running = start(config, local, servers, left_open, &stop)?;
+    let mut running = start(config, local, reached, left_open, &stop)?;
     serve(config, &mut running, &credentials, &reload, &stop).await?;
     let is_flushed = shut_down(config, &mut running).await;
     running.sum_up(started, is_flushed)
@@ -361,33 +363,32 @@ async fn await_servers(
     clickhouse: &ClickHouseOptions,
     health: &Health,
     stop: &CancellationToken,
-) -> Result<Option<Servers>, RunError> {
-    let client = Client::new(clickhouse)?;
-    if !await_schema(&client, config, health, stop).await? {
-        return Ok(None);
-    }
+) -> Result<Option<Reached>, RunError> {
+    let found = await_schema(&Servers::clients(clickhouse)?, config, health, stop).await?;
+    let Some((servers, schema)) = found else { return Ok(None) };
     let assignment = Arc::new(Assignment::new(Duration::from_millis(config.rebalance.grace_ms)));
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
     let Some(cluster_id) = await_topic(&consumer, config, health, stop).await? else { return Ok(None) };
     see_group(&consumer, config, health).await?;
     let session_timeout = Duration::from_millis(session_timeout_ms(&consumer, config).await);
-    Ok(Some(Servers { client, consumer, assignment, cluster_id, session_timeout }))
+    Ok(Some(Reached { servers, schema, consumer, assignment, cluster_id, session_timeout }))
 }
 
 /// Phase 3: joins the group, and starts the reader's thread and the tasks that work for all partitions.
 fn start(
     config: &Config,
     local: Local,
-    servers: Servers,
+    reached: Reached,
     left_open: Arc<LeftOpen>,
     stop: &CancellationToken,
 ) -> Result<Running, RunError> {
     let Local { health, memory, windows } = local;
-    let Servers { client, consumer, assignment, cluster_id, session_timeout } = servers;
+    let Reached { servers, schema, consumer, assignment, cluster_id, session_timeout } = reached;
     let topic = &config.kafka.topics.events;
-    tokio::spawn(gauges::watch_headroom(client.clone(), stop.clone()));
-    let sink = Sink::new(client.clone(), Schema::single());
+    tokio::spawn(gauges::watch_headroom(Arc::clone(&servers), stop.clone()));
+    tokio::spawn(Arc::clone(&servers).watch(stop.clone()));
+    let sink = Sink::of_servers(Arc::clone(&servers), schema, session_timeout, config.clickhouse.replicas_confirmed);
     let (commands, commands_for_reader) = channel();
     let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());
     let shared = Arc::new(Shared {
@@ -441,7 +442,7 @@ fn start(
         let _ = ended.send(reader.run());
     });
     tracing::info!(topic, group = config.kafka.group_id, "consuming");
-    Ok(Running { client, assignment, shared, tally, reader_ended })
+    Ok(Running { servers, assignment, shared, tally, reader_ended })
 }
 
 /// Phase 4: waits for the signal. If the member cannot continue, it gives its partitions up and returns the reason.
@@ -460,7 +461,7 @@ async fn serve(
         fatal = &mut running.reader_ended => return Err(fatal.ok().flatten().map_or(RunError::Reader, RunError::Fatal)),
         Ok(reason) = broken.wait_for(Option::is_some) => RunError::Broken(reason.clone().unwrap_or_default()),
         difference = left_behind::found(&running.shared, &running.assignment, config) => RunError::LeftBehind(difference),
-        error = running.client.other_server() => error.into(),
+        error = running.servers.other_server() => error.into(),
         keys = rotated => RunError::Rotated(keys),
     };
     give_up(Duration::from_millis(config.rebalance.grace_ms), running).await;

@@ -8,7 +8,7 @@ use super::groups::{Answer, Arriving, Seat, Taken, Wait};
 use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared, gauges};
-use crate::clickhouse::sink::OpenBatch;
+use crate::clickhouse::sink::{OpenBatch, RECEIVE_TIMEOUT};
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
 use crate::kafka::{self, KAFKA_TIMEOUT, refusal};
@@ -38,8 +38,6 @@ use tokio::sync::{Notify, watch};
 
 /// Time for which a log may end before the end of a replay. A broker that has just become the leader may have an old end.
 const SHORT_PATIENCE: Duration = Duration::from_secs(10);
-/// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
-const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of refusals of one batch for its size, before it is announced smaller.
 const SIZE_REFUSALS_MAX: u32 = 4;
@@ -53,6 +51,7 @@ const DEAD_LETTER: &str = "dead_letter";
 const REPLAY: &str = "replay";
 const LOOK_AGAIN: &str = "look_again";
 const SHOWN: &str = "shown";
+const CONFIRM: &str = "confirm";
 
 /// Pause before the second look for rows of an acknowledged insert.
 const SHOWN_PAUSE: Duration = Duration::from_millis(500);
@@ -83,6 +82,8 @@ pub struct Partition {
     too_large: Option<(OffsetRange, u32)>,
     drain: watch::Receiver<Drain>,
     gate: CommitGate,
+    /// Number of lost parts of the tables that this task knows of.
+    lost: u64,
     /// Dead letters of the last batch that had any.
     letters: Option<Letters>,
     /// True if a step was refused permanently while the partition is being given up. Then no further attempt is made.
@@ -107,7 +108,7 @@ impl Partition {
             topic_id: String::new(),
             partition: number,
         };
-        let lease = Lease::new(shared.session_timeout);
+        let (lease, lost) = (Lease::new(shared.session_timeout), shared.sink.lost());
         Partition {
             shared,
             source,
@@ -124,6 +125,7 @@ impl Partition {
             too_large: None,
             drain,
             gate,
+            lost,
             letters: None,
             refused: false,
         }
@@ -161,7 +163,10 @@ impl Partition {
             Action::TakeBatch => self.take_batch(),
             // Nobody knows of the batch yet, and the next owner may end it at another offset.
             Action::Commit { announces: true, .. } if *self.drain.borrow() == Drain::Abandon => Outcome::Drained,
-            Action::Commit { expected, wanted, .. } => self.commit(expected, wanted).await,
+            Action::Commit { expected, wanted, .. } => match self.unconfirmed(expected.as_ref(), &wanted).await {
+                Some(outcome) => outcome,
+                None => self.commit(expected, wanted).await,
+            },
             Action::Insert { range, group, insert, attempt } => self.insert(range, group, insert, attempt).await,
             Action::ReadMarks { quiet: true, .. } if !self.await_quiet().await => Outcome::Drained,
             Action::ReadMarks { look: look @ 1.., range, .. } if !self.await_shown(range, look).await => {
@@ -415,6 +420,27 @@ impl Partition {
         for &(arrival_ms, records) in held.batch.arrivals() {
             let delay_ms = (now_ms - arrival_ms - ARRIVAL_STEP_MS / 2).max(0);
             QUERYABLE.record(delay_ms.unsigned_abs(), records);
+        }
+    }
+
+    /// Lets a second replica confirm the rows that a commit vouches for, if that is configured. Returns the outcome of a commit that
+    /// must not be made.
+    async fn unconfirmed(&mut self, expected: Option<&Committed>, wanted: &Committed) -> Option<Outcome> {
+        if wanted.offset <= expected.map_or(0, |expected| expected.offset) {
+            return None;
+        }
+        match self.shared.sink.confirm().await {
+            Ok(lost) if lost == self.lost && !self.backoffs.contains_key(CONFIRM) => None,
+            Ok(lost) => {
+                self.succeeded(CONFIRM);
+                self.lost = lost;
+                Some(Outcome::Unconfirmed)
+            }
+            Err(problem) => {
+                let error = format!("no second replica confirms a batch (clickhouse.replicas_confirmed): {problem}");
+                self.failed(CONFIRM, &error).await;
+                Some(Outcome::CommitFailed)
+            }
         }
     }
 

@@ -5,12 +5,13 @@
 use super::{ANSWER_TIMEOUT, RunError};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
-use crate::clickhouse::sight;
+use crate::clickhouse::servers::{self, Servers};
 use crate::config::{Config, GroupProtocol};
 use crate::kafka::consumer::Consumer;
 use crate::kafka::group::Session;
 use crate::kafka::refusal::{self, Refusal};
 use crate::kafka::{self, group, members, topic};
+use crate::platform::advice::Advice;
 use crate::platform::retry::Backoff;
 use crate::service::health::Health;
 use rdkafka::consumer::Consumer as _;
@@ -21,26 +22,25 @@ use tokio_util::sync::CancellationToken;
 /// Kafka's default of `group.consumer.heartbeat.interval.ms`.
 const HEARTBEAT_MS: u64 = 5_000;
 
-/// Waits until ClickHouse answers, and checks the way to it, this user's settings and the schema. Returns `false` if it is
-/// stopped meanwhile.
+/// Waits until one of the ClickHouse servers answers, and checks the way to it, this user's settings and the schema. Returns `None`
+/// if it is stopped meanwhile.
 pub(super) async fn await_schema(
-    client: &Client,
+    clients: &[Client],
     config: &Config,
     health: &Health,
     stop: &CancellationToken,
-) -> Result<bool, RunError> {
+) -> Result<Option<(Arc<Servers>, Schema)>, RunError> {
     let mut backoff = Backoff::new(&config.retry);
     loop {
-        let schema = Schema::single();
         let checked = tokio::select! {
-            checked = fit(&schema, client) => checked,
-            () = stop.cancelled() => return Ok(false),
+            checked = first_fit(clients) => checked,
+            () = stop.cancelled() => return Ok(None),
         };
         let error = match checked {
-            Ok(()) => {
-                tracing::info!(form = %schema.form(), "the schema fits");
+            Ok((servers, schema)) => {
+                tracing::info!(form = %schema.form(), server = servers.in_use().described(), "the schema fits");
                 health.clear("clickhouse");
-                return Ok(true);
+                return Ok(Some((Arc::new(servers), schema)));
             }
             Err(SchemaProblem::ClickHouse(error)) if error.is_retryable() => error,
             Err(problem) => return Err(problem.into()),
@@ -49,17 +49,28 @@ pub(super) async fn await_schema(
         health.set("clickhouse", error.to_string());
         tokio::select! {
             () = backoff.wait() => {}
-            () = stop.cancelled() => return Ok(false),
+            () = stop.cancelled() => return Ok(None),
         }
     }
 }
 
-/// Statements have to arrive whole before the service believes any answer.
-async fn fit(schema: &Schema, client: &Client) -> Result<(), SchemaProblem> {
-    client.prove().await.map_err(SchemaProblem::ClickHouse)?;
-    schema.check(client).await?;
-    // Where that is not known now, a row that is not shown stops its partition.
-    sight::refuse_filters(client).await.map_err(SchemaProblem::ClickHouse)
+/// Returns the servers, with the first fit one in use. The error of one that may be fit later comes before that of another.
+async fn first_fit(clients: &[Client]) -> Result<(Servers, Schema), SchemaProblem> {
+    let mut problems = Vec::new();
+    for (number, client) in clients.iter().enumerate() {
+        match servers::fit(client).await {
+            Ok((fit, ..)) if clients.len() > 1 && !fit.is_replica() => {
+                let problem = "its tables are not replicated, and clickhouse.url names several servers";
+                return Err(fit.unfit(Advice::new(problem, "Name one server there")).into());
+            }
+            Ok((fit, schema, lost)) => return Ok((Servers::new(clients, number, &fit, &schema, lost), schema)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let may_pass =
+        |problem: &SchemaProblem| matches!(problem, SchemaProblem::ClickHouse(error) if error.is_retryable());
+    let first = problems.iter().position(may_pass).unwrap_or(0);
+    Err(problems.swap_remove(first))
 }
 
 /// Waits until Kafka answers and the topic exists. Returns the cluster's id, or `None` if it is stopped meanwhile.

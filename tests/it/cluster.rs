@@ -4,11 +4,57 @@
 //! Replicated ones without replication. The Distributed tables and the views are those of `sql/cluster/`, word for word.
 //! A test of its own runs `sql/cluster/` as it stands on real replicas.
 
+use crate::audit::assert_clean;
+use crate::group::await_log;
 use crate::operate::{check, json};
-use crate::service::Bench;
+use crate::service::{Bench, await_http, end, kafka};
 use devstack::clickhouse::CLUSTER;
-use devstack::{ClickHouse, ClickHouseOptions, Stack};
+use devstack::producer::{Events, Ledger};
+use devstack::proxy::{Proxy, Trouble};
+use devstack::{ClickHouse, ClickHouseOptions, Replicas, Server, Stack};
+use std::time::{Duration, Instant};
+use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::schema::Schema;
+use tokio::sync::{Mutex, MutexGuard};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Tests on the replicas run one after the other, because most of them disturb a server.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// Tables on the shared replicas `a` and `b`, with a topic of their own.
+struct Shard {
+    bench: Bench,
+    replicas: &'static Replicas,
+    database: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Shard {
+    async fn new(database: &str) -> Shard {
+        let _turn = TURN.lock().await;
+        let replicas = Stack::shared().replicas().unwrap();
+        let url = replicas.replica(0, 0).clickhouse().url();
+        Schema::cluster(CLUSTER).unwrap().migrate(&crate::schema::client(url, database)).await.unwrap();
+        let bench = Bench::with(kafka(), url, database, Shard::client(url, database).await);
+        Shard { bench, replicas, database: database.to_owned(), _turn }
+    }
+
+    /// Returns a client that reads the rows of this server alone.
+    async fn client(url: &str, database: &str) -> Client {
+        Schema::found(&crate::schema::client(url, database)).await.unwrap().0
+    }
+
+    /// Checks that each replica has every record exactly once.
+    async fn assert_exact(&mut self, ledger: &Ledger, what: &str) {
+        for number in [1, 0] {
+            let replica = self.replicas.replica(0, number);
+            self.bench.client = Shard::client(replica.clickhouse().url(), &self.database).await;
+            self.bench.client.sync().await.unwrap();
+            self.bench.assert_exact(ledger, &format!("{what}, replica {}", replica.name())).await;
+        }
+    }
+}
 
 /// Returns the statements of `tallyhouse migrate --cluster`, in a form that these servers can run.
 fn statements(database: &str) -> Vec<String> {
@@ -91,9 +137,10 @@ pub async fn two_shards_are_read_as_one(_url: &str, database: &str) {
 }
 
 /// `migrate --cluster` makes tables on two real replicas, again without a change, and later finds their form by itself. Rows
-/// of one replica show on the other. `check` and `run` name the form, which `run` does not write yet.
+/// of one replica show on the other. `run` refuses an address behind which both answer.
 pub async fn replicas_get_the_same_tables(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
+    let _turn = TURN.lock().await;
     let replicas = Stack::shared().replicas().unwrap();
     let [a, b] = [0, 1].map(|number| replicas.replica(0, number).clickhouse());
     let database = format!("{database}_replicas");
@@ -115,11 +162,175 @@ pub async fn replicas_get_the_same_tables(url: &str, database: &str) {
     // A Distributed table asks one replica of each shard.
     assert_eq!(b.query(&format!("SELECT sum(total) FROM {database}.daily")).unwrap(), "5");
 
-    let (status, report) = json(&bench, "check", &settings);
-    let (schema, fix) = check(&report, "schema");
-    assert!(status == Some(1) && schema == "failed" && fix.contains("tallyhouse migrate"), "{report:#}");
-    assert!(report.to_string().contains(&named), "{report:#}");
-    let (status, _, log) = bench.run(&["run"], &settings);
-    assert!(status == Some(1) && log.contains(&named), "{status:?} {log}");
+    // An address behind which both replicas answer is refused.
+    let balancer = Proxy::new(0).unwrap();
+    balancer.lead_to_each(&[a, b].map(|replica| replica.http_addr().unwrap().parse().unwrap()));
+    let balanced = format!("http://{}", balancer.address());
+    let both = [("TALLYHOUSE__CLICKHOUSE__URL", balanced.as_str()), settings[1]];
+    let (status, _, log) = bench.run(&["run"], &both);
+    assert!(status == Some(1) && log.contains("different ClickHouse servers answer"), "{status:?} {log}");
+    // Several servers must be replicas.
+    let plain = format!("{url},http://127.0.0.1:1");
+    let (status, _, log) = bench.run(&["run"], &[("TALLYHOUSE__CLICKHOUSE__URL", plain.as_str())]);
+    assert!(status == Some(1) && log.contains("its tables are not replicated"), "{status:?} {log}");
     a.query(&format!("DROP DATABASE {database} ON CLUSTER {CLUSTER} SYNC")).unwrap();
+}
+
+/// A member writes through one replica, which loses Keeper for a while. It waits and names the replica, and both replicas have
+/// everything once. `check`, `status` and `audit` accept the form.
+pub async fn a_member_counts_on_replicas(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let bench = &shard.bench;
+    let (status, report) = json(bench, "check", &[]);
+    assert_eq!((status, check(&report, "schema").0.as_str()), (Some(0), "ok"), "{report:#}");
+    let mut producer = bench.producer();
+    producer.send_events(&Events::default(), 0..3_000).unwrap();
+    let member = bench.start(&[("TALLYHOUSE__CLICKHOUSE__INSERT_TIMEOUT_MS", "3000")]);
+    bench.await_stored(2_000, &[&member]).await;
+
+    let keeper = shard.replicas.replica(0, 0).keeper().unwrap();
+    let cut = keeper.begin(Trouble::Cut, 100);
+    producer.send_events(&Events::default(), 3_000..6_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    let named = "the replica \\\"1-a\\\" at ";
+    await_http(&member, "/readyz", named).await;
+    keeper.end(cut);
+    bench.await_stored(ledger.produced, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+    end(&member);
+    shard.assert_exact(&ledger, "after Keeper was away").await;
+    assert_clean(&shard.bench, "after Keeper was away");
+    let (status, report) = json(&shard.bench, "status", &[]);
+    assert_eq!(status, Some(0), "{report:#}");
+    assert!(report.to_string().contains("\"outlook\""), "{report:#}");
+}
+
+/// Returns the setting of all replicas' addresses in order of preference.
+fn in_order(shard: &Shard) -> (&'static str, String) {
+    let url = |number| shard.replicas.replica(0, number).clickhouse().url();
+    ("TALLYHOUSE__CLICKHOUSE__URL", format!("{},{}", url(0), url(1)))
+}
+
+/// Waits until a member uses this replica.
+async fn await_use(shard: &Shard, member: &Server, number: usize) {
+    let url = shard.replicas.replica(0, number).clickhouse().url();
+    await_http(member, "/metrics", &format!("tallyhouse_clickhouse_server_in_use{{server=\"{url}/\"}} 1")).await;
+}
+
+/// A member changes to the second server when the preferred one dies, and returns to it. Then the preferred one dies in the middle
+/// of batches, with parts that nobody else has.
+pub async fn a_member_changes_to_the_next_server_and_back(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let (key, urls) = in_order(&shard);
+    let [a, b] = [0, 1].map(|number| shard.replicas.replica(0, number).clickhouse());
+    let mut producer = shard.bench.producer();
+    producer.send_events(&Events::default(), 0..2_000).unwrap();
+    let member = shard.bench.start(&[(key, &urls), ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "3000")]);
+    await_use(&shard, &member, 0).await;
+    shard.bench.await_stored(2_000, &[&member]).await;
+
+    shard.bench.client = Shard::client(b.url(), database).await;
+    shard.bench.client.sync().await.unwrap();
+    a.server().unwrap().kill9().unwrap();
+    producer.send_events(&Events::default(), 2_000..4_000).unwrap();
+    shard.bench.await_stored(4_000, &[&member]).await;
+    await_use(&shard, &member, 1).await;
+    let (status, report) = json(&shard.bench, "status", &[(key, &urls)]);
+    assert_eq!(status, Some(0), "{report:#}");
+
+    // While the preferred server is back and lacks rows, it is not used.
+    let fetches = shard.replicas.replica(0, 1).fetches().unwrap();
+    let cut = fetches.begin(Trouble::Cut, 100);
+    a.server().unwrap().restart().unwrap();
+    a.server().unwrap().wait_healthy(DEADLINE).unwrap();
+    await_log(&member, "is not used: the replica \"1-a\" at ").await;
+    await_use(&shard, &member, 1).await;
+    fetches.end(cut);
+    await_use(&shard, &member, 0).await;
+    producer.send_events(&Events::default(), 4_000..20_000).unwrap();
+    a.server().unwrap().kill9().unwrap();
+    a.server().unwrap().restart().unwrap();
+    a.server().unwrap().wait_healthy(DEADLINE).unwrap();
+    let ledger = producer.finish().unwrap();
+    shard.bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    shard.assert_exact(&ledger, "after a replica died twice").await;
+}
+
+/// Two members write through different replicas, which lag behind each other. One dies in a batch. The other completes it on its own
+/// replica, once that has all rows.
+pub async fn members_on_different_replicas_are_exact(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let url = |number| [("TALLYHOUSE__CLICKHOUSE__URL", shard.replicas.replica(0, number).clickhouse().url())];
+    let mut lags = Vec::new();
+    for number in [0, 1] {
+        let fetches = shard.replicas.replica(0, number).fetches().unwrap();
+        lags.push((fetches, fetches.begin(Trouble::Delay(Duration::from_millis(300)), 100)));
+    }
+    let (mut producer, mut sent) = (shard.bench.producer(), 0);
+    for step in ["raw_inserted", "daily_inserted"] {
+        producer.send_events(&Events::default(), sent..sent + 3_000).unwrap();
+        let fetches = shard.replicas.replica(0, 0).fetches().unwrap();
+        let cut = fetches.begin(Trouble::Cut, 100);
+        shard.bench.die(&[url(0)[0], ("TALLYHOUSE_FAILPOINT", step)]);
+        // The other replica has nothing of the batch, and would acknowledge a repeat.
+        let lagging = shard.bench.start(&[url(1)[0], ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "2000")]);
+        await_log(&lagging, "does not have all rows").await;
+        fetches.end(cut);
+        let members = [lagging, shard.bench.start(&url(0))];
+        sent += 6_000;
+        producer.send_events(&Events::default(), sent - 3_000..sent).unwrap();
+        shard.bench.await_stored(sent, &[&members[0], &members[1]]).await;
+        members.iter().for_each(|member| drop(end(member)));
+    }
+    let ledger = producer.finish().unwrap();
+    lags.into_iter().for_each(|(fetches, lag)| fetches.end(lag));
+    shard.assert_exact(&ledger, "members on both replicas").await;
+}
+
+/// With `clickhouse.replicas_confirmed = 2`, the end of a batch is not committed while only one replica has its rows. The disk of
+/// that replica is lost then, and the member inserts nothing before older inserts are over. The batch is inserted again on the other one.
+pub async fn a_lost_disk_loses_nothing_that_was_committed(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let (key, urls) = in_order(&shard);
+    let settings = [
+        (key, urls.as_str()),
+        ("TALLYHOUSE__CLICKHOUSE__REPLICAS_CONFIRMED", "2"),
+        ("TALLYHOUSE__CLICKHOUSE__INSERT_TIMEOUT_MS", "1000"),
+        ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "3000"),
+    ];
+    let [a, b] = [0, 1].map(|number| shard.replicas.replica(0, number).clickhouse());
+    let mut producer = shard.bench.producer();
+    producer.send_events(&Events::default(), 0..1_000).unwrap();
+    let member = shard.bench.start(&settings);
+    shard.bench.await_stored(1_000, &[&member]).await;
+    await_http(&member, "/readyz", "\"ready\":true").await;
+
+    let fetches = shard.replicas.replica(0, 0).fetches().unwrap();
+    let cut = fetches.begin(Trouble::Cut, 100);
+    producer.send_events(&Events::default(), 1_000..2_000).unwrap();
+    await_http(&member, "/readyz", "no second replica confirms a batch").await;
+    shard.bench.client = Shard::client(b.url(), database).await;
+    let raw = "SELECT count() FROM email_events";
+    let before = shard.bench.count(raw).await;
+    a.server().unwrap().kill9().unwrap();
+    fetches.end(cut);
+    // Until its session has expired, Keeper takes the dead replica for an active one.
+    let (drop, deadline) = (format!("SYSTEM DROP REPLICA 'a' FROM DATABASE {database}"), Instant::now() + DEADLINE);
+    while let Err(error) = b.query(&drop) {
+        assert!(error.to_string().contains("it's active") && Instant::now() < deadline, "{error}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    await_http(&member, "/readyz", "parts of the tables were lost with a replica").await;
+    assert!(shard.bench.count(raw).await <= before + 1_000);
+    member.kill9().unwrap();
+    shard.bench.bury();
+    // One replica is left, so no second one can confirm. This member starts after the loss.
+    let ledger = producer.finish().unwrap();
+    let member = shard.bench.start(&[(key, b.url())]);
+    shard.bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    shard.bench.assert_exact(&ledger, "after a disk was lost").await;
+    a.server().unwrap().restart().unwrap();
+    a.server().unwrap().wait_healthy(DEADLINE).unwrap();
 }

@@ -194,7 +194,7 @@ pub async fn added_partitions_are_consumed_from_their_beginning(url: &str, datab
 }
 
 /// Waits until a member's log contains the text.
-async fn await_log(member: &Server, text: &str) {
+pub async fn await_log(member: &Server, text: &str) {
     let deadline = Instant::now() + DEADLINE;
     while !member.stderr().contains(text) {
         assert!(Instant::now() < deadline, "no {text}: {}", member.stderr());

@@ -53,7 +53,13 @@ use std::time::{Duration, Instant};
 const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
 
 /// Tests that need replicas, which not every machine can run.
-const ON_REPLICAS: [&str; 1] = ["cluster::replicas_get_the_same_tables"];
+const ON_REPLICAS: [&str; 5] = [
+    "cluster::replicas_get_the_same_tables",
+    "cluster::a_member_counts_on_replicas",
+    "cluster::a_member_changes_to_the_next_server_and_back",
+    "cluster::members_on_different_replicas_are_exact",
+    "cluster::a_lost_disk_loses_nothing_that_was_committed",
+];
 
 /// Seconds of each test that passed, in the order in which they ended.
 static TIMES: Mutex<Vec<(Duration, &str)>> = Mutex::new(Vec::new());
@@ -121,6 +127,10 @@ fn main() -> ExitCode {
         schema::failures_are_told_apart,
         cluster::two_shards_are_read_as_one,
         cluster::replicas_get_the_same_tables,
+        cluster::a_member_counts_on_replicas,
+        cluster::a_member_changes_to_the_next_server_and_back,
+        cluster::members_on_different_replicas_are_exact,
+        cluster::a_lost_disk_loses_nothing_that_was_committed,
         peers::a_steady_rate_is_counted_alike,
         service::what_is_produced_is_counted,
         service::sigterm_flushes_what_was_consumed,

@@ -27,7 +27,7 @@ fn options(url: &str, database: &str) -> ClickHouseOptions {
     }
 }
 
-fn client(url: &str, database: &str) -> Client {
+pub fn client(url: &str, database: &str) -> Client {
     Client::new(&options(url, database)).unwrap()
 }
 

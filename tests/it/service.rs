@@ -27,9 +27,13 @@ impl Bench {
 
     /// Makes a bench on another Kafka than the one of all tests.
     pub async fn at(brokers: &str, url: &str, database: &str) -> Bench {
+        Bench::with(brokers, url, database, crate::schema::migrated(url, database).await)
+    }
+
+    /// Makes a bench on tables that are there. `client` reads them.
+    pub fn with(brokers: &str, url: &str, database: &str, client: Client) -> Bench {
         let topic = Stack::shared().fresh_topic_name("events");
         create_topic(brokers, &topic, PARTITIONS).unwrap();
-        let client = crate::schema::migrated(url, database).await;
         Bench { url: url.to_owned(), database: database.to_owned(), brokers: brokers.to_owned(), topic, client }
     }
 

@@ -159,8 +159,8 @@ pub enum Action {
     /// Freeze the next batch if it is due already. Answer: [`Outcome::Batch`] or [`Outcome::NoBatch`].
     TakeBatch,
     /// Read the committed offset. If it is `expected` (or already `wanted`), commit `wanted` with the member's generation.
-    /// Answer: [`Outcome::CommitDone`], [`Outcome::CommitFailed`], [`Outcome::CommitOvertaken`] or, if it `announces`,
-    /// [`Outcome::Drained`].
+    /// Answer: [`Outcome::CommitDone`], [`Outcome::CommitFailed`], [`Outcome::CommitOvertaken`], [`Outcome::Unconfirmed`] or, if it
+    /// `announces`, [`Outcome::Drained`].
     Commit {
         /// Commit that Kafka must still hold.
         expected: Option<Committed>,
@@ -236,6 +236,8 @@ pub enum Outcome {
     CommitFailed,
     /// Kafka holds neither the expected commit nor the wanted one.
     CommitOvertaken,
+    /// Rows may have been lost with a replica since they were inserted. The commit is not made, and the marks decide.
+    Unconfirmed,
     /// The insert is acknowledged.
     Inserted,
     /// The insert is acknowledged, and the server may have dropped it. Somebody else may have used the group's token.

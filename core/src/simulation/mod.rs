@@ -189,8 +189,10 @@ fn without_any_one_guard_a_violation_is_found() {
     let real = Rules::REAL;
     let (plenty, unequal) = (Rules { memory: Memory::Plenty, ..real }, Rules { memory: Memory::Unequal, ..real });
     let groups = Rules { gathers: true, ..plenty };
+    let replicas = Rules { replicas: 2, ..plenty };
+    let confirms = Rules { confirms: true, ..replicas };
     let for_good = Rules { hides: Hides::ForGood, ..real };
-    let ours: [(Guard, Rules, &'static [&'static str]); 29] = [
+    let ours: [(Guard, Rules, &'static [&'static str]); 33] = [
         (Guard::Intent, real, &[]),
         (Guard::Token, real, &[]),
         (Guard::Mark, real, &[]),
@@ -220,6 +222,10 @@ fn without_any_one_guard_a_violation_is_found() {
         (Guard::Quiet, unequal, &["Crash", "Expire", "ForgetTokens"]),
         (Guard::GroupToken, groups, &["Revoke"]),
         (Guard::WholeGroup, groups, &["Revoke"]),
+        (Guard::Sync, replicas, &["Switch", "Crash"]),
+        (Guard::OneReplica, replicas, &["Switch", "Crash"]),
+        (Guard::Confirm, confirms, &["LoseDisk"]),
+        (Guard::Quarantine, confirms, &["LoseDisk", "AbandonInsert"]),
     ];
     let only = std::env::var("TALLYHOUSE_SIM_GUARD").unwrap_or_default();
     let mut found: Vec<(String, Option<(u64, String)>)> = ours
@@ -236,6 +242,9 @@ fn without_any_one_guard_a_violation_is_found() {
     found.push(("waiting for running inserts".into(), first_violation(None, no_wait, no_tokens, &[])));
     let believes = Rules { proves_answers: false, ..real };
     found.push(("proof of an acknowledgement".into(), first_violation(None, believes, real, &["Answer"])));
+    let gives_up = Rules { outlasts_keeper: false, ..replicas };
+    let phantom = first_violation(None, gives_up, replicas, &["GiveUpKeeper"]);
+    found.push(("an insert that outlasts Keeper".into(), phantom));
     for (guard, violation) in &found {
         println!("without {guard}: {violation:?}");
     }
@@ -285,6 +294,20 @@ fn what_is_hidden_for_good_stops_its_partition() {
 fn every_seed_is_exact_with_groups() {
     let rules = Rules { memory: Memory::Plenty, gathers: true, ..Rules::REAL };
     assert_every_seed_is_exact(rules, "every_seed_is_exact_with_groups");
+}
+
+/// Members use any of two replicas, each of which shows what it has fetched.
+#[test]
+fn every_seed_is_exact_on_replicas() {
+    let rules = Rules { replicas: 2, ..Rules::REAL };
+    assert_every_seed_is_exact(rules, "every_seed_is_exact_on_replicas");
+}
+
+/// A replica loses its disk at any moment, and each end was confirmed by the other one before.
+#[test]
+fn every_seed_is_exact_if_a_second_replica_confirms() {
+    let rules = Rules { replicas: 2, confirms: true, ..Rules::REAL };
+    assert_every_seed_is_exact(rules, "every_seed_is_exact_if_a_second_replica_confirms");
 }
 
 #[test]

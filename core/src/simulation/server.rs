@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sent {
     pub member: usize,
+    /// The replica to which it was sent.
+    pub replica: usize,
     pub table: Table,
     /// The group of its batches.
     pub group: Option<GroupId>,
@@ -97,7 +99,9 @@ impl Server {
     /// Lets a sent insert reach the server. Returns `false` if the server refuses it because its query id is running.
     pub fn begin(&mut self, index: usize) -> bool {
         let wanted = self.sent[index].query_id();
-        let free = !self.sent.iter().any(|sent| sent.begun && sent.query_id() == wanted);
+        let replica = self.sent[index].replica;
+        let is_there = |sent: &&Sent| sent.begun && sent.replica == replica;
+        let free = !self.sent.iter().filter(is_there).any(|sent| sent.query_id() == wanted);
         self.sent[index].begun = free;
         free
     }
@@ -117,9 +121,10 @@ impl Server {
         token.text.is_empty() || self.tokens.insert(token)
     }
 
-    /// True if an insert of this batch runs, as far as the query ids show.
-    pub fn is_running(&self, partition: usize, range: OffsetRange, group: Option<GroupId>) -> bool {
-        self.sent.iter().any(|sent| sent.begun && sent.is_of(partition, range, group))
+    /// True if an insert of this batch runs on this replica, as far as the query ids show.
+    pub fn is_running(&self, replica: usize, partition: usize, range: OffsetRange, group: Option<GroupId>) -> bool {
+        let is_there = |sent: &&Sent| sent.begun && sent.replica == replica;
+        self.sent.iter().filter(is_there).any(|sent| sent.is_of(partition, range, group))
     }
 
     /// True if an insert with rows of this Kafka partition is on its way or under way.
@@ -141,9 +146,11 @@ impl Server {
         });
     }
 
-    /// Kills the server. Inserts that had begun keep the part that was applied. Returns these inserts.
+    /// Kills a replica. Inserts that had begun keep the part that was applied. Returns these inserts.
     pub fn kill(&mut self) -> Vec<Sent> {
-        let (begun, others) = std::mem::take(&mut self.sent).into_iter().partition(|sent| sent.begun);
+        let replica = self.sent.iter().find(|sent| sent.begun).map(|sent| sent.replica);
+        let is_killed = |sent: &Sent| sent.begun && Some(sent.replica) == replica;
+        let (begun, others) = std::mem::take(&mut self.sent).into_iter().partition(is_killed);
         self.sent = others;
         begun
     }

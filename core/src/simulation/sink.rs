@@ -1,11 +1,13 @@
 //! A fake of one source's rows in ClickHouse, with the habits of the real server. The server may show rows late, or never, or an
-//! older state. A restored backup takes rows away, and so does a TTL. [`super::server`] has the inserts and their tokens.
+//! older state. A restored backup takes rows away, and so does a TTL. Of two replicas each shows what it has fetched.
+//! [`super::server`] has the inserts and their tokens.
 //!
 //! Must never be kinder than the server that `tests/it/protocol.rs` talks to.
 
 use super::log::{Log, Record};
 use crate::protocol::marks::{Marks, PartitionId, Progress};
 use crate::source::{OffsetRange, Table};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The offsets of a batch's rows, each with its day, and of its rejects.
@@ -29,6 +31,12 @@ struct Rows {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sink {
     rows: Rows,
+    /// The rows that each replica has fetched; empty if there is only one server.
+    replicas: Vec<Rows>,
+    /// The replica that is asked.
+    asked: usize,
+    /// Rows that one replica shows and takes away later, as no other replica has them: an insert that gave up on Keeper.
+    phantoms: Vec<(usize, Table, PartitionId, OffsetRange, Content)>,
     /// Batches and tables of which a token was stored without rows.
     halved: BTreeSet<(OffsetRange, Table)>,
     /// Other rows that are shown in place of these, for this number of looks; permanently if it is `None`.
@@ -37,6 +45,10 @@ pub struct Sink {
     expired_before: PartitionId,
     /// The TTL has taken away the rows of days before this one, and takes new ones away at once.
     removed_before: PartitionId,
+    /// Number of times that rows were lost with the only replica that had them.
+    pub lost: u32,
+    /// True from a loss of tokens until no older insert can arrive.
+    pub quarantined: bool,
     /// True if a backup was restored: rows that were shown are gone.
     pub restored: bool,
     /// True if it has shown other rows than there are.
@@ -50,6 +62,23 @@ pub struct Sink {
 }
 
 impl Rows {
+    /// Adds the rows of one ClickHouse partition of an insert.
+    fn add(&mut self, table: Table, partition: PartitionId, range: OffsetRange, content: &Content) {
+        let Content { rows, rejects } = content;
+        match table {
+            Table::Raw => {
+                rows.iter().filter(|(day, _)| *day == partition).for_each(|(_, at)| self.raw[*at as usize] += 1);
+            }
+            Table::Daily => {
+                rows.iter()
+                    .filter(|(day, _)| day / 100 == partition)
+                    .for_each(|(_, at)| self.counted[*at as usize] += 1);
+                self.ends.entry(partition).or_default().insert(range.end);
+            }
+            Table::Rejected => rejects.iter().for_each(|at| self.rejected[*at as usize] += 1),
+        }
+    }
+
     /// Returns the rows as they were before anything at or after this end of a batch was inserted.
     fn as_of(&self, end: u64) -> Rows {
         let mut rows = self.clone();
@@ -63,17 +92,23 @@ impl Rows {
 }
 
 impl Sink {
-    pub fn new(offsets: usize) -> Sink {
+    pub fn new(offsets: usize, replicas: usize) -> Sink {
         let none = vec![0; offsets];
         let (raw, rejected, counted) = (none.clone(), none.clone(), none);
+        let rows = Rows { raw, rejected, counted, ends: BTreeMap::new() };
         Sink {
-            rows: Rows { raw, rejected, counted, ends: BTreeMap::new() },
+            replicas: vec![rows.clone(); replicas],
+            asked: 0,
+            phantoms: Vec::new(),
+            rows,
             halved: BTreeSet::new(),
             shown: None,
             records_max: None,
             id: String::new(),
             expired_before: 0,
             removed_before: 0,
+            lost: 0,
+            quarantined: false,
             restored: false,
             has_hidden: false,
             has_forgotten: false,
@@ -125,6 +160,8 @@ impl Sink {
     /// Restores a backup, or loses all parts after this end.
     pub fn restore(&mut self, end: u64) {
         self.rows = self.rows.as_of(end);
+        self.replicas.fill(self.rows.clone());
+        self.phantoms.clear();
         (self.shown, self.restored) = (None, true);
     }
 
@@ -146,9 +183,11 @@ impl Sink {
     /// Lets the TTL remove the rows that it has reached.
     pub fn remove_expired(&mut self, log: &Log) {
         self.removed_before = self.expired_before;
-        for (at, times) in self.rows.raw.iter_mut().enumerate() {
-            if matches!(log.record(at as u64), Record::Event { day } if day < self.removed_before) {
-                *times = 0;
+        for rows in std::iter::once(&mut self.rows).chain(&mut self.replicas) {
+            for (at, times) in rows.raw.iter_mut().enumerate() {
+                if matches!(log.record(at as u64), Record::Event { day } if day < self.removed_before) {
+                    *times = 0;
+                }
             }
         }
     }
@@ -186,28 +225,81 @@ impl Sink {
         self.id != id
     }
 
-    fn shown(&self) -> &Rows {
-        self.shown.as_ref().map_or(&self.rows, |(rows, _)| rows)
+    fn shown(&self) -> Cow<'_, Rows> {
+        if let Some((rows, _)) = &self.shown {
+            return Cow::Borrowed(rows);
+        }
+        let mut rows = Cow::Borrowed(self.replicas.get(self.asked).unwrap_or(&self.rows));
+        for (replica, table, partition, range, content) in &self.phantoms {
+            if *replica == self.asked {
+                rows.to_mut().add(*table, *partition, *range, content);
+            }
+        }
+        rows
     }
 
-    /// Applies the rows of one ClickHouse partition of an insert.
-    pub fn apply(&mut self, table: Table, partition: PartitionId, range: OffsetRange, content: &Content) {
-        let Content { rows, rejects } = content;
-        match table {
-            Table::Raw => {
-                if partition < self.removed_before {
-                    return;
-                }
-                rows.iter().filter(|(day, _)| *day == partition).for_each(|(_, at)| self.rows.raw[*at as usize] += 1)
-            }
-            Table::Daily => {
-                rows.iter()
-                    .filter(|(day, _)| day / 100 == partition)
-                    .for_each(|(_, at)| self.rows.counted[*at as usize] += 1);
-                self.rows.ends.entry(partition).or_default().insert(range.end);
-            }
-            Table::Rejected => rejects.iter().for_each(|at| self.rows.rejected[*at as usize] += 1),
+    /// The next reads ask this replica.
+    pub fn ask(&mut self, replica: usize) {
+        self.asked = replica;
+    }
+
+    /// True if a replica has not fetched everything.
+    pub fn lags(&self, replica: usize) -> bool {
+        self.replicas.get(replica).is_some_and(|rows| *rows != self.rows)
+    }
+
+    /// A replica fetches everything that the shard has.
+    pub fn fetch(&mut self, replica: usize) {
+        self.replicas.get_mut(replica).into_iter().for_each(|rows| rows.clone_from(&self.rows));
+    }
+
+    /// Loses the disk of a replica, which begins anew with what the other one has. Returns true if rows are gone.
+    pub fn lose(&mut self, replica: usize) -> bool {
+        let other = self.replicas[(replica + 1) % self.replicas.len()].clone();
+        let is_lost = other != self.rows;
+        self.lost += u32::from(is_lost);
+        self.restored |= is_lost;
+        self.rows = other;
+        self.fetch(replica);
+        is_lost
+    }
+
+    /// An insert gives up on Keeper. Its replica shows the rows of one ClickHouse partition for a while.
+    pub fn pretend(
+        &mut self,
+        replica: usize,
+        table: Table,
+        partition: PartitionId,
+        range: OffsetRange,
+        content: &Content,
+    ) {
+        self.phantoms.push((replica, table, partition, range, content.clone()));
+    }
+
+    /// True if a replica shows rows that it will take away.
+    pub fn has_phantoms(&self) -> bool {
+        !self.phantoms.is_empty()
+    }
+
+    /// Takes away the rows that only one replica shows.
+    pub fn vanish(&mut self) {
+        self.phantoms.clear();
+    }
+
+    /// Applies the rows of one ClickHouse partition of an insert on this replica.
+    pub fn apply(
+        &mut self,
+        replica: usize,
+        table: Table,
+        partition: PartitionId,
+        range: OffsetRange,
+        content: &Content,
+    ) {
+        if table == Table::Raw && partition < self.removed_before {
+            return;
         }
+        self.rows.add(table, partition, range, content);
+        self.replicas.get_mut(replica).into_iter().for_each(|rows| rows.add(table, partition, range, content));
     }
 
     /// True if the server may die between the token and the rows of this batch and table.
@@ -222,8 +314,9 @@ impl Sink {
 
     pub fn raw_marks(&self, range: OffsetRange, log: &Log, marks: &mut Marks) {
         marks.expired_before = self.expired_before;
+        let shown = self.shown();
         for offset in range.start..range.end {
-            if let (Record::Event { day }, rows @ 1..) = (log.record(offset), self.shown().raw[offset as usize]) {
+            if let (Record::Event { day }, rows @ 1..) = (log.record(offset), shown.raw[offset as usize]) {
                 *marks.raw.entry(day).or_default() += u64::from(rows);
             }
         }
@@ -234,7 +327,8 @@ impl Sink {
     }
 
     pub fn rejected_marks(&self, range: OffsetRange, marks: &mut Marks) {
-        marks.rejected = (range.start..range.end).map(|offset| u64::from(self.shown().rejected[offset as usize])).sum();
+        let shown = self.shown();
+        marks.rejected = (range.start..range.end).map(|offset| u64::from(shown.rejected[offset as usize])).sum();
     }
 
     pub fn ends(&self) -> BTreeMap<PartitionId, u64> {

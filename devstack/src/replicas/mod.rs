@@ -216,7 +216,7 @@ impl Plan<'_> {
         let macros = format!("<macros><shard>{}</shard><replica>{}</replica></macros>", shard + 1, letter(number));
         let alone = clickhouse::cluster_xml(ALONE, &[vec![tcp]]);
         format!(
-            "{}{zookeeper}{macros}<remote_servers>{peers}{alone}</remote_servers>\
+            "{}<display_name>{name}</display_name>{zookeeper}{macros}<remote_servers>{peers}{alone}</remote_servers>\
              <distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>{HTTP_HANDLERS}",
             options.config
         )

@@ -9,7 +9,7 @@ use std::fmt;
 use clickhouse::Row;
 use serde::Deserialize;
 
-use super::Schema;
+use super::{Schema, SchemaProblem};
 use crate::clickhouse::client::{Client, identifier};
 use crate::clickhouse::error::ClickHouseError;
 
@@ -86,6 +86,29 @@ pub(super) fn replicated(sql: &str) -> String {
 }
 
 impl Schema {
+    /// Returns the schema in the form of the tables in the database, with a client for it.
+    ///
+    /// # Errors
+    /// [`SchemaProblem::Unsupported`] for a form whose batches this binary cannot read or write, or any [`ClickHouseError`].
+    pub async fn found(client: &Client) -> Result<(Client, Schema), SchemaProblem> {
+        let form = Form::found(client).await?;
+        let mut found = form.to_string();
+        let is_supported = match &form {
+            Form::Single => true,
+            Form::Cluster(name) => {
+                let sql = "SELECT toUInt64(uniqExact(shard_num)) FROM system.clusters WHERE cluster = ?";
+                let shards = client.server_query(sql).bind(name).scalar_u64().await?;
+                found = format!("{found} of {shards} shards");
+                shards == 1
+            }
+            Form::ReplicatedDatabase | Form::Shared => false,
+        };
+        match is_supported {
+            true => Ok((client.for_form(&form), Schema { form })),
+            false => Err(SchemaProblem::Unsupported { database: client.database().to_owned(), found }),
+        }
+    }
+
     /// Returns the schema in a form. The name of a cluster is checked by [`Schema::cluster`].
     ///
     /// # Errors

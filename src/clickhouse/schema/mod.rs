@@ -88,6 +88,8 @@ pub enum SchemaProblem {
     NoDatabase { database: String },
     /// The tables have another form than this command works with.
     Form { database: String, found: Form, wanted: Form },
+    /// No command that reads or writes batches works with tables of this form.
+    Unsupported { database: String, found: String },
     /// Tables do not exist.
     NoTables { database: String, tables: Vec<String> },
     /// The newest applied migration is older than this binary's.
@@ -106,7 +108,14 @@ impl SchemaProblem {
         match self {
             Self::ClickHouse(error) => error.advice(),
             Self::Form { database, found, wanted } => Advice::new(
-                format!("the database {database} has {found}, but this binary writes {wanted} only"),
+                format!("the database {database} has {found}, but this command works with {wanted} only"),
+                "Set clickhouse.database to another one and run: tallyhouse migrate",
+            ),
+            Self::Unsupported { database, found } => Advice::new(
+                format!(
+                    "the database {database} has {found}, but this binary works with tables on one server, or with replicated tables of one \
+                     shard that `migrate --cluster` made"
+                ),
                 "Set clickhouse.database to another one and run: tallyhouse migrate",
             ),
             Self::NoDatabase { database } => {

@@ -34,7 +34,6 @@ pub mod tables;
 
 use crate::clickhouse::dedup;
 use crate::clickhouse::retention::Retention;
-use crate::clickhouse::schema::Schema;
 use crate::config::Config;
 use crate::platform::output::ProgressFn;
 use finding::{Check, Code, Finding};
@@ -78,7 +77,7 @@ pub async fn run(
     progress("duplicates");
     let duplicates = duplicates(reader, &span, limit).await?;
     progress("gaps");
-    let retention = Retention::read(reader.client(), &Schema::single()).await?;
+    let retention = Retention::read(reader.client(), reader.schema()).await?;
     let gaps = gaps::check(reader, &positions, &span, &retention, limit).await?;
     progress("daily against email_events");
     let daily = daily(config, reader, &positions, &span, &retention, limit).await?;
@@ -101,7 +100,7 @@ pub async fn run(
 /// Any of [`AuditError`].
 pub async fn rows(reader: &Reader, span: &Span, limit: usize) -> Result<[Outcome; 2], AuditError> {
     let positions = reader.positions().await?;
-    let retention = Retention::read(reader.client(), &Schema::single()).await?;
+    let retention = Retention::read(reader.client(), reader.schema()).await?;
     let gaps = gaps::check(reader, &positions, &Span::new(None, None), &retention, limit).await?;
     Ok([duplicates(reader, span, limit).await?, gaps])
 }

@@ -25,6 +25,7 @@ const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
 pub struct Reader {
     observer: Arc<Observer>,
     client: Client,
+    schema: Schema,
     sink: Sink,
     decoder: Decoder,
 }
@@ -34,11 +35,12 @@ impl Reader {
     ///
     /// # Errors
     /// [`AuditError::Consumer`].
-    pub fn new(config: &Config, client: Client) -> Result<Reader, AuditError> {
+    pub fn new(config: &Config, client: Client, schema: Schema) -> Result<Reader, AuditError> {
         Ok(Reader {
             observer: Arc::new(Observer::new(config).map_err(AuditError::Consumer)?),
-            sink: Sink::new(client.clone(), Schema::single()),
+            sink: Sink::new(client.clone(), schema.clone()),
             client,
+            schema,
             decoder: config.decoder(),
         })
     }
@@ -46,6 +48,11 @@ impl Reader {
     /// Returns the ClickHouse client.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Returns the schema.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
     }
 
     /// Returns the decoder of the event topic's records.
@@ -84,6 +91,7 @@ impl Reader {
     /// # Errors
     /// Any of [`AuditError`].
     pub async fn positions_of(&self, only: Option<&[i32]>) -> Result<Vec<Position>, AuditError> {
+        self.client.sync().await?;
         let mut named = Vec::new();
         let sources = self.kafka(Observer::sources).await?;
         for reported in

@@ -1,6 +1,6 @@
 //! ClickHouse's half of the checks. There are only questions here, and only identifiers that the client has seen.
 
-use super::{Code, Outcome, judge, with_skipped};
+use super::{Code, Outcome, State, judge, with_skipped};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::dedup;
 use crate::clickhouse::error::ClickHouseError;
@@ -12,7 +12,7 @@ use crate::platform::clock::unix_ms;
 use std::time::Instant;
 use tallyhouse_core::source::Table;
 
-pub(super) const CODES: [Code; 13] = [
+pub(super) const CODES: [Code; 14] = [
     Code::Clickhouse,
     Code::ClickhouseVersion,
     Code::OneServer,
@@ -25,15 +25,29 @@ pub(super) const CODES: [Code; 13] = [
     Code::RowPolicies,
     Code::OwnViews,
     Code::DedupWindows,
+    Code::Replicas,
     Code::Retention,
 ];
 
 /// Number of looks at the clock. The first question pays for the connection. The quickest answer gives the best time.
 const CLOCK_LOOKS: usize = 4;
 
-/// Makes all checks about ClickHouse.
-pub async fn checks(client: &Client) -> Vec<Outcome> {
-    with_skipped(made(client).await, &CODES)
+/// Makes all checks about ClickHouse. With several servers, the first outcome of a code that is not ok is taken, with its server.
+pub async fn checks(clients: &[Client]) -> Vec<Outcome> {
+    let mut checks: Vec<Outcome> = Vec::new();
+    for client in clients {
+        for mut outcome in with_skipped(made(client).await, &CODES) {
+            if clients.len() > 1 && outcome.status != State::Ok {
+                outcome.seen = format!("{}: {}", client.described(), outcome.seen);
+            }
+            match checks.iter_mut().find(|known| known.code == outcome.code) {
+                Some(known) if known.status == State::Ok => *known = outcome,
+                Some(_) => {}
+                None => checks.push(outcome),
+            }
+        }
+    }
+    checks
 }
 
 /// Returns the checks up to the first failure without which the others cannot be made.
@@ -50,6 +64,9 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Ok(is_named) => judge::one_server(is_named),
         Err(error) => fails(Code::OneServer, error),
     });
+    let found = Schema::found(client).await;
+    // A client for the form of the tables needs more settings.
+    let client = found.as_ref().map_or(client, |(client, _)| client);
     made.push(match client.prove_settings().await {
         Ok(()) => Outcome::ok(Code::Settings, "what exactness needs can be set, and arrives"),
         Err(error) => fails(Code::Settings, error),
@@ -58,17 +75,23 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Ok((skew_ms, round_trip_ms)) => judge::clock(skew_ms, round_trip_ms),
         Err(error) => fails(Code::Clock, error),
     });
-    let schema = Schema::single();
-    if let Err(problem) = schema.check(client).await {
-        made.push(Outcome::failed_with(Code::Schema, problem.advice()));
-        return made;
-    }
+    let schema = match &found {
+        Ok((_, schema)) => schema.check(client).await.map(|()| schema),
+        Err(problem) => Err(problem.clone()),
+    };
+    let schema = match schema {
+        Ok(schema) => schema,
+        Err(problem) => {
+            made.push(Outcome::failed_with(Code::Schema, problem.advice()));
+            return made;
+        }
+    };
     made.push(Outcome::ok(Code::Schema, format!("the tables are this binary's: {}", schema.form())));
     made.push(match schema.missing_views(client).await {
         Ok(missing) => judge::views(&missing),
         Err(error) => fails(Code::Views, error),
     });
-    let tables = Table::ALL.map(|table| format!("{}.{}", client.database(), table.name()));
+    let tables = Table::ALL.map(|table| format!("{}.{}", client.database(), client.stored(table.name())));
     // A member looks in `system.processes` for the end of an insert whose result is unknown.
     let read = [&tables[..], &["system.processes".to_owned()]].concat();
     for (code, right, tables) in
@@ -93,7 +116,14 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Ok(windows) => judge::dedup_windows(&windows),
         Err(error) => fails(Code::DedupWindows, error),
     });
-    made.push(match Retention::read(client, &schema).await {
+    made.push(match client.is_replica() {
+        false => Outcome::ok(Code::Replicas, "the tables are not replicated"),
+        true => match client.table_states().await {
+            Ok(states) => judge::replicas(&states),
+            Err(error) => fails(Code::Replicas, error),
+        },
+    });
+    made.push(match Retention::read(client, schema).await {
         Ok(retention) => judge::retention(&retention),
         Err(error) => fails(Code::Retention, error),
     });

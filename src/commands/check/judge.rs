@@ -3,13 +3,15 @@
 use super::{Code, Outcome};
 use crate::clickhouse::dedup::Window;
 use crate::clickhouse::identity::NAME_HEADER;
+use crate::clickhouse::replica::{self, TableState};
 use crate::clickhouse::retention::{Retention, Ttl};
 use crate::clickhouse::sight::{self, Sight};
 use crate::config::{self, Config, GroupProtocol};
 use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::Group;
 use crate::kafka::refusal;
-use std::collections::BTreeMap;
+use crate::platform::advice::Advice;
+use std::collections::{BTreeMap, BTreeSet};
 use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::intent::Metadata;
 use tallyhouse_core::protocol::outlook::Position;
@@ -236,6 +238,21 @@ pub fn dedup_windows(windows: &[Window]) -> Outcome {
     }
     let described = windows.iter().map(|window| format!("{} {} blocks", window.table, window.blocks));
     Outcome::ok(Code::DedupWindows, described.collect::<Vec<_>>().join(", "))
+}
+
+/// Judges the tables of one replica.
+pub fn replicas(states: &[TableState]) -> Outcome {
+    if let Some(Advice { problem, fix }) = replica::problem(states) {
+        return Outcome::warning(Code::Replicas, problem, fix.unwrap_or_default());
+    }
+    let names: BTreeSet<&str> = states.iter().map(|state| state.replica.as_str()).collect();
+    let life_s = states.iter().map(|state| state.token_life_s).min().unwrap_or_default();
+    let delay_s = states.iter().map(|state| state.delay_s).max().unwrap_or_default();
+    let names = names.into_iter().collect::<Vec<_>>().join(", ");
+    Outcome::ok(
+        Code::Replicas,
+        format!("replica {names}: writable, {delay_s} s behind, remembers tokens for {life_s} s"),
+    )
 }
 
 /// Judges the answers of one server. `is_named`: acknowledgements of inserts have its name.

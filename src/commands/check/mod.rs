@@ -65,6 +65,8 @@ pub enum Code {
     OwnViews,
     /// Repeated inserts are recognised.
     DedupWindows,
+    /// Replicas are writable, do not lag, and remember tokens.
+    Replicas,
     /// The time for which rows are kept.
     Retention,
     /// ClickHouse's clock agrees with this computer's.
@@ -152,9 +154,9 @@ impl Report {
     }
 }
 
-/// Makes all checks. `observer` and `client` should have short time limits.
-pub async fn run(config: &Config, observer: Observer, client: &Client) -> Report {
-    let (mut checks, of_clickhouse) = tokio::join!(kafka::checks(config, observer), clickhouse::checks(client));
+/// Makes all checks. `observer` and `clients` should have short time limits. There is a client for each server.
+pub async fn run(config: &Config, observer: Observer, clients: &[Client]) -> Report {
+    let (mut checks, of_clickhouse) = tokio::join!(kafka::checks(config, observer), clickhouse::checks(clients));
     checks.extend(of_clickhouse);
     checks.push(judge::configuration(&config.warnings()));
     checks.sort_by_key(|check| check.code);

@@ -43,6 +43,8 @@ pub struct Status {
     pub dead_letter: Result<(), String>,
     /// `Ok` if ClickHouse answers and has the tables.
     pub clickhouse: Result<(), String>,
+    /// What is wrong with the replica that answered, if anything.
+    pub replica: Option<String>,
     /// The group and its members.
     pub group: Result<Group, String>,
     /// The partitions of the topic.
@@ -89,6 +91,8 @@ pub enum Code {
     Kafka,
     /// ClickHouse could not be asked, or lacks tables.
     Clickhouse,
+    /// A replica of ClickHouse takes no inserts, lags, or forgets tokens soon.
+    Replica,
     /// The group could not be asked for.
     Group,
     /// The dead-letter topic is missing or may not be written to.
@@ -179,6 +183,9 @@ impl Status {
         }
         if let Err(message) = &self.clickhouse {
             add(Code::Clickhouse, None, message.clone());
+        }
+        if let Some(message) = &self.replica {
+            add(Code::Replica, None, message.clone());
         }
         if let Err(message) = &self.dead_letter {
             add(Code::DeadLetter, None, message.clone());

@@ -4,7 +4,8 @@ use super::asked::{Asked, Asker, MemberUrl};
 use super::{History, Motion, Partition, Standing, Status};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
-use crate::clickhouse::schema::Schema;
+use crate::clickhouse::replica;
+use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sink::Sink;
 use crate::config::Config;
 use crate::config::pace::Pace;
@@ -44,7 +45,6 @@ pub struct Watcher {
     members: Vec<MemberUrl>,
     observer: Arc<Observer>,
     client: Client,
-    sink: Sink,
     empty: Status,
     dead_letter: Option<String>,
 }
@@ -58,12 +58,13 @@ impl Watcher {
     pub fn new(config: &Config, client: Client, members: Vec<MemberUrl>) -> KafkaResult<Watcher> {
         let empty = Status {
             brokers: config.kafka.brokers.clone(),
-            url: config.clickhouse.url.clone(),
+            url: client.url().trim_end_matches('/').to_owned(),
             database: config.clickhouse.database.clone(),
             topic: config.kafka.topics.events.clone(),
             group_id: config.kafka.group_id.clone(),
             dead_letter: Ok(()),
             clickhouse: Ok(()),
+            replica: None,
             group: Err(String::new()),
             partitions: Ok(Vec::new()),
             pace: Pace::of(config),
@@ -71,10 +72,9 @@ impl Watcher {
         };
         let asker = Asker::new(&empty.topic);
         let observer = Arc::new(Observer::with_timeout(config, ANSWER_TIMEOUT)?);
-        let sink = Sink::new(client.clone(), Schema::single());
         let dead_letter = config.kafka.topics.dead_letter.clone();
         let (started, history) = (Instant::now(), History::default());
-        Ok(Watcher { started, history, asker, members, observer, client, sink, empty, dead_letter })
+        Ok(Watcher { started, history, asker, members, observer, client, empty, dead_letter })
     }
 
     /// Looks at everything, and compares it with the looks before. The status itself names the servers that could not
@@ -133,9 +133,15 @@ impl Watcher {
     async fn look_once(&self) -> Status {
         let mut status = self.empty.clone();
         let deadline = Instant::now() + LOOK_TIME;
-        let schema = Schema::single();
-        let (logs, answered) = tokio::join!(self.logs(deadline), schema.check(&self.client));
-        status.clickhouse = answered.map_err(|problem| problem.to_string());
+        let (logs, answered) = tokio::join!(self.logs(deadline), self.sink());
+        let (sink, answered) = match answered {
+            Ok((sink, replica)) => {
+                status.replica = replica;
+                (Some(sink), Ok(()))
+            }
+            Err(problem) => (None, Err(problem.to_string())),
+        };
+        status.clickhouse = answered;
         match logs {
             Ok(Logs { sources, views, held_back, group, dead_letter }) => {
                 status.group = group;
@@ -144,7 +150,7 @@ impl Watcher {
                 for (source, view) in sources.into_iter().zip(views) {
                     let number = source.partition;
                     let mut seen = match view {
-                        Ok(log) => self.standing(source, log, &mut status.clickhouse).await,
+                        Ok(log) => self.standing(source, log, sink.as_ref(), &mut status.clickhouse).await,
                         Err(error) => Err(error),
                     };
                     if let Ok(standing) = &mut seen {
@@ -160,6 +166,15 @@ impl Watcher {
             }
         }
         status
+    }
+
+    /// Returns the sink, if the tables are this binary's, and what is wrong with the server as a replica.
+    async fn sink(&self) -> Result<(Sink, Option<String>), SchemaProblem> {
+        let (client, schema) = Schema::found(&self.client).await?;
+        schema.check(&client).await?;
+        let states = if client.is_replica() { client.table_states().await? } else { Vec::new() };
+        let replica = replica::problem(&states).map(|advice| format!("{}: {advice}", client.url()));
+        Ok((Sink::new(client, schema), replica))
     }
 
     async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
@@ -193,6 +208,7 @@ impl Watcher {
         &self,
         source: Source,
         log: LogView,
+        sink: Option<&Sink>,
         clickhouse: &mut Result<(), String>,
     ) -> Result<Standing, String> {
         let reported = source.clone();
@@ -200,11 +216,11 @@ impl Watcher {
         let mut outlook = None;
         // A stop is reported only when a second look finds it as well, because members go on during the look.
         for _ in 0..2 {
-            if clickhouse.is_err() {
+            let Some(sink) = sink.filter(|_| clickhouse.is_ok()) else {
                 outlook = None;
                 break;
-            }
-            let asked = self.ask(&mut position, &reported).await?;
+            };
+            let asked = self.ask(sink, &mut position, &reported).await?;
             *clickhouse = asked.map_err(|error| error.to_string());
             outlook = clickhouse.is_ok().then(|| position.outlook());
             if !matches!(outlook, Some(Outlook::Stops(_))) {
@@ -224,10 +240,15 @@ impl Watcher {
     }
 
     /// Asks the tables about a partition. `reported` is the partition with the topic id that the brokers report.
-    async fn ask(&self, position: &mut Position, reported: &Source) -> Result<Result<(), ClickHouseError>, String> {
+    async fn ask(
+        &self,
+        sink: &Sink,
+        position: &mut Position,
+        reported: &Source,
+    ) -> Result<Result<(), ClickHouseError>, String> {
         let ids_of_rows = match position.log.committed {
             Some(_) => Vec::new(),
-            None => match self.sink.topic_ids(reported).await {
+            None => match sink.topic_ids(reported).await {
                 Ok(ids) => ids,
                 Err(error) => return Ok(Err(error)),
             },
@@ -238,7 +259,7 @@ impl Watcher {
         // A member would ask from this offset as well, because the rows before it are many.
         let committed = position.committed().unwrap_or(0);
         let from = down_to_mark(committed, position.before.marked);
-        position.progress = match self.sink.progress(from, &position.source).await {
+        position.progress = match sink.progress(from, &position.source).await {
             Ok(progress) => progress,
             Err(error) => return Ok(Err(error)),
         };
@@ -246,7 +267,7 @@ impl Watcher {
         position.log = self.blocking(move |observer: &Observer| log_view(observer, &reported)).await?;
         position.log.ids_of_rows = ids_of_rows;
         if let Some((range, _)) = position.intent() {
-            position.marks = match self.sink.marks(range, &position.source, None).await {
+            position.marks = match sink.marks(range, &position.source, None).await {
                 Ok(marks) => Some(marks),
                 Err(error) => return Ok(Err(error)),
             };

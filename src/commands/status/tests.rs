@@ -34,6 +34,7 @@ fn status(members: Vec<Member>, standings: Vec<Standing>) -> Status {
         group_id: "writers".into(),
         dead_letter: Ok(()),
         clickhouse: Ok(()),
+        replica: None,
         group: Ok(group(members)),
         partitions: Ok((0..).zip(standings).map(partition).collect()),
         pace: Pace { flush_age: Duration::from_secs(5), batches_per_second_max: 4.0 },
@@ -116,6 +117,8 @@ fn a_healthy_status_has_no_problem() {
 fn what_is_wrong_comes_in_order() {
     assert_eq!(codes(&broken()), [Code::Clickhouse, Code::NoMembers, Code::PartitionStops]);
     let away = Status { partitions: Err("Kafka is away".into()), group: Err("Kafka is away".into()), ..broken() };
+    let lags = Status { replica: Some("the replica lags".into()), ..broken() };
+    assert_eq!(codes(&lags)[..2], [Code::Clickhouse, Code::Replica]);
     // It is reported once, not for the group again.
     assert_eq!(codes(&away), [Code::Kafka, Code::Clickhouse]);
 }

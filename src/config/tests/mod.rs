@@ -266,6 +266,19 @@ fn a_password_in_clear_must_be_asked_for() {
 }
 
 #[test]
+fn several_servers_are_a_list_or_text_with_commas() {
+    let both = "http://a:8123,http://b:8123";
+    let list = given("clickhouse.url = ['http://a:8123', 'http://b:8123']").load();
+    assert_eq!(list.config.clickhouse.url, both);
+    let confirmed = || given("clickhouse.replicas_confirmed = 2");
+    assert!(confirmed().error().contains("clickhouse.url to name a second replica"));
+    assert_eq!(confirmed().set(&format!("clickhouse.url={both}")).load().config.clickhouse.url, both);
+    // A password must not travel in clear to any of them.
+    let mixed = given("clickhouse.password = 'p'").set("clickhouse.url=https://a:8443,http://b:8123");
+    assert!(mixed.error().contains("https://"));
+}
+
+#[test]
 fn a_container_lowers_the_default_limits() {
     let limits = |memory_max_bytes: Option<u64>, toml: &str| {
         let mut given = given(toml);

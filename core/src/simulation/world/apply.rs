@@ -7,7 +7,9 @@ use crate::protocol::group::{Group, GroupId, JointInsert, id_of};
 use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, PartitionId, Progress};
 use crate::protocol::stop::StopReason;
-use crate::protocol::{Action, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, Step, may_commit};
+use crate::protocol::{
+    Action, Committed, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, Step, may_commit,
+};
 use crate::simulation::log::DAYS;
 use crate::simulation::server::{Part, Sent};
 use crate::simulation::sink::Content;
@@ -52,6 +54,8 @@ impl World {
             Move::Begin(i) => self.begin(i),
             Move::Apply(i, k) => self.apply(i, k),
             Move::Acknowledge(i) => self.acknowledge(i),
+            Move::Fetch(p, replica) => self.partitions[p].sink.fetch(replica),
+            Move::Vanish(p) => self.partitions[p].sink.vanish(),
             Move::Forget(m) => self.forget(m),
             Move::Rejoin(m) => self.rejoin(m),
             Move::Remedy(p) => {
@@ -103,6 +107,19 @@ impl World {
             Fault::AbandonInsert(i) => {
                 let sent = self.server.sent[i].clone();
                 self.server.sent[i].parts.iter_mut().for_each(|part| part.waiting = false);
+                self.answer_parts(&sent, |_, _| Outcome::InsertUnknown);
+            }
+            Fault::Switch(m) => self.members[m].replica = (self.members[m].replica + 1) % self.rules.replicas,
+            Fault::LoseDisk { replica, keeps_tokens } => self.lose_disk(replica, keeps_tokens),
+            Fault::GiveUpKeeper(i) => {
+                let sent = self.server.sent.remove(i);
+                let Sent { replica, table, left, parts, .. } = &sent;
+                for (part, partition) in parts.iter().flat_map(|part| left.iter().map(move |left| (part, *left))) {
+                    if part.insert.partitions.contains(&partition) {
+                        let sink = &mut self.partitions[part.partition].sink;
+                        sink.pretend(*replica, *table, partition, part.range, &part.content);
+                    }
+                }
                 self.answer_parts(&sent, |_, _| Outcome::InsertUnknown);
             }
             Fault::KillSink { halfway } => self.kill(halfway),
@@ -172,6 +189,21 @@ impl World {
         }
     }
 
+    fn lose_disk(&mut self, replica: usize, keeps_tokens: bool) {
+        let is_killed = |sent: &Sent| sent.begun && sent.replica == replica;
+        let (killed, others): (Vec<Sent>, Vec<Sent>) =
+            std::mem::take(&mut self.server.sent).into_iter().partition(is_killed);
+        self.server.sent = others;
+        killed.iter().for_each(|sent| self.answer_parts(sent, |_, _| Outcome::InsertUnknown));
+        for p in 0..self.partitions.len() {
+            if self.partitions[p].sink.lose(replica) && !keeps_tokens {
+                // Members notice a loss of any partition.
+                self.partitions.iter_mut().for_each(|partition| partition.sink.quarantined = true);
+                self.forget_tokens(p, &self.server.groups_of(p));
+            }
+        }
+    }
+
     fn forget_tokens(&mut self, p: usize, groups: &BTreeSet<GroupId>) {
         self.server.forget(p, groups);
         self.partitions[p].sink.has_forgotten = true;
@@ -197,6 +229,7 @@ impl World {
             position: None,
             paused: false,
             replaying: false,
+            lost: partition.sink.lost,
             group: None,
             frozen: Vec::new(),
             lease,
@@ -253,6 +286,19 @@ impl World {
         let task = &mut partition.tasks[t];
         let (sink, log) = (&mut partition.sink, &partition.log);
         let doing = task.doing.clone();
+        let in_use = self.members[task.member].replica;
+        match doing {
+            Doing::Next(Action::ReadProgress { .. } | Action::ReadMarks { .. }) if guard::is_on(Guard::Sync) => {
+                sink.fetch(in_use);
+                sink.ask(in_use);
+            }
+            // Without the guard, statements take turns, as behind a load balancer.
+            Doing::Progress { replica, .. } | Doing::Marks { replica, .. } => {
+                let turn = usize::from(!guard::is_on(Guard::OneReplica));
+                sink.ask((replica + turn) % self.rules.replicas.max(1));
+            }
+            _ => sink.ask(in_use),
+        }
         let seen = match doing {
             Doing::Next(Action::ReadCommitted | Action::LookAgain(_)) => {
                 let high = log.high;
@@ -260,11 +306,11 @@ impl World {
             }
             Doing::Next(Action::ReadProgress { from }) => {
                 sink.note_looks(1);
-                task.doing = Doing::Progress { from, ends: sink.ends() };
+                task.doing = Doing::Progress { from, ends: sink.ends(), replica: in_use };
                 return;
             }
             Doing::Progress { .. } if !sink.shows(&task.id) => Outcome::Progress(Progress::default()),
-            Doing::Progress { from, ends } => Outcome::Progress(sink.progress(from, &ends, log)),
+            Doing::Progress { from, ends, .. } => Outcome::Progress(sink.progress(from, &ends, log)),
             Doing::Next(Action::Fill { from, until, records_max }) => {
                 task.frozen.clear();
                 task.replaying = until.is_some();
@@ -281,7 +327,16 @@ impl World {
                 }
             }
             Doing::Next(Action::TakeBatch) => Outcome::NoBatch,
+            Doing::Next(Action::Commit { expected, wanted, .. })
+                if task.lost != sink.lost && is_end(expected.as_ref(), &wanted) && guard::is_on(Guard::Confirm) =>
+            {
+                task.lost = sink.lost;
+                Outcome::Unconfirmed
+            }
             Doing::Next(Action::Commit { expected, wanted, .. }) => {
+                if self.rules.confirms && guard::is_on(Guard::Confirm) && is_end(expected.as_ref(), &wanted) {
+                    (0..self.rules.replicas).for_each(|replica| sink.fetch(replica));
+                }
                 let member = task.member;
                 task.doing = Doing::Committing;
                 partition.commits.push(Commit { member, waiting: true, expected, wanted, stamp: None });
@@ -314,13 +369,13 @@ impl World {
                 let looks = if quiet { u32::MAX } else { 1 };
                 sink.note_looks(looks);
                 sink.raw_marks(range, log, &mut marks);
-                task.doing = Doing::Marks { range, marks, tables: 1 };
+                task.doing = Doing::Marks { range, marks, tables: 1, replica: in_use };
                 return;
             }
             Doing::Marks { .. } if !sink.shows(&task.id) => Outcome::Marks(Marks::default()),
-            Doing::Marks { range, mut marks, tables: 1 } => {
+            Doing::Marks { range, mut marks, tables: 1, replica } => {
                 sink.daily_marks(&mut marks);
-                task.doing = Doing::Marks { range, marks, tables: 2 };
+                task.doing = Doing::Marks { range, marks, tables: 2, replica };
                 return;
             }
             Doing::Marks { range, mut marks, .. } => {
@@ -357,6 +412,7 @@ impl World {
         let shares_token = group.is_some() && attempt == 0 && guard::is_on(Guard::GroupToken);
         self.server.sent.push(Sent {
             member,
+            replica: self.members[member].replica,
             table,
             group,
             joint: false,
@@ -456,6 +512,7 @@ impl World {
         }
         self.server.sent.push(Sent {
             member: m,
+            replica: self.members[m].replica,
             table,
             group: Some(id),
             joint: true,
@@ -625,10 +682,10 @@ impl World {
         let Some(clickhouse_partition) = self.server.take(i, k) else { return };
         // If rows are hidden permanently, one needless repeat cannot be distinguished from a needed one.
         let times_max = if self.rules.hides == Hides::ForGood { INSERTS_MAX as u8 } else { 1 };
-        let Sent { table, parts, .. } = &self.server.sent[i];
+        let Sent { replica, table, parts, .. } = &self.server.sent[i];
         for Part { partition: p, range, insert, content, .. } in parts {
             if insert.partitions.contains(&clickhouse_partition) {
-                self.partitions[*p].sink.apply(*table, clickhouse_partition, *range, content);
+                self.partitions[*p].sink.apply(*replica, *table, clickhouse_partition, *range, content);
             }
             if let Some(doubled) = self.partitions[*p].sink.more_than(times_max) {
                 self.violation = Some(format!("partition {p}: offset {doubled}"));
@@ -799,6 +856,11 @@ impl World {
             }
         }
     }
+}
+
+/// True if a commit vouches for rows.
+fn is_end(expected: Option<&Committed>, wanted: &Committed) -> bool {
+    wanted.offset > expected.map_or(0, |expected| expected.offset)
 }
 
 impl Task {

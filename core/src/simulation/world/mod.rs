@@ -10,7 +10,7 @@
 //! while nobody writes. ClickHouse does not die twice between the token and the rows of one batch and table, nor once with a batch's own token
 //! after somebody has used that of its group. While it shows rows
 //! late, it forgets no token, and no late commit is accepted. It remembers the tokens of rows that were shown and are hidden
-//! again. A backup is restored only while nobody writes. A backup keeps tokens only if each has its rows. A TTL reaches no rows
+//! again. Rows are lost with a disk once. A backup is restored only while nobody writes. A backup keeps tokens only if each has its rows. A TTL reaches no rows
 //! while the committed offset is lost, or was set back.
 
 mod apply;
@@ -19,6 +19,7 @@ mod scenarios;
 use super::log::{DAYS, Log};
 use super::server::{Sent, Server};
 use super::sink::{Content, Sink};
+use crate::guard::{self, Guard};
 use crate::protocol::group::{Group, GroupId, JointInsert};
 use crate::protocol::intent::Metadata;
 use crate::protocol::lease::Lease;
@@ -52,6 +53,12 @@ pub struct Rules {
     pub proves_answers: bool,
     /// A window is taken alone only if no other partition of the member has one.
     pub gathers: bool,
+    /// Number of replicas of the tables; 0 for tables of one server. Members use any of them.
+    pub replicas: usize,
+    /// An insert never gives up on Keeper before its time is over.
+    pub outlasts_keeper: bool,
+    /// A second replica confirms what is committed, and a replica may lose its disk.
+    pub confirms: bool,
 }
 
 impl Rules {
@@ -64,6 +71,9 @@ impl Rules {
         hides: Hides::ForAWhile,
         proves_answers: true,
         gathers: false,
+        replicas: 0,
+        outlasts_keeper: true,
+        confirms: false,
     };
 }
 
@@ -96,7 +106,7 @@ enum Doing {
     /// It is about to perform this action.
     Next(Action),
     /// It has read the counters' ends.
-    Progress { from: u64, ends: BTreeMap<PartitionId, u64> },
+    Progress { from: u64, ends: BTreeMap<PartitionId, u64>, replica: usize },
     /// Waits for the reader.
     Awaiting,
     /// Waits for its commit.
@@ -108,7 +118,7 @@ enum Doing {
     /// Waits for its insert.
     Inserting,
     /// Has read the marks of some tables.
-    Marks { range: OffsetRange, marks: Marks, tables: u8 },
+    Marks { range: OffsetRange, marks: Marks, tables: u8, replica: usize },
 }
 
 /// The task of one partition in one member.
@@ -131,6 +141,8 @@ struct Task {
     paused: bool,
     /// True until the batch is frozen that its fill has to rebuild.
     replaying: bool,
+    /// The number of losses of rows that it knows of.
+    lost: u32,
     /// The group that it is in.
     group: Option<GroupId>,
     frozen: Vec<Held>,
@@ -200,6 +212,8 @@ struct Grouped {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Member {
     alive: bool,
+    /// The replica that it uses.
+    replica: usize,
     /// True if it is in the group, as the broker sees it.
     joined: bool,
     generation: u32,
@@ -239,6 +253,10 @@ pub enum Move {
     Begin(usize),
     Apply(usize, usize),
     Acknowledge(usize),
+    /// A replica fetches the rows of a partition that it lacks.
+    Fetch(usize, usize),
+    /// A replica takes away rows of a partition that no other replica has.
+    Vanish(usize),
     /// The group forgets a dead member.
     Forget(usize),
     /// A member that is not in the group notices that, or is started again.
@@ -271,6 +289,12 @@ pub enum Fault {
     DropInsert(usize),
     /// A task no longer waits for an insert, which stays on its way.
     AbandonInsert(usize),
+    /// A member changes to another replica.
+    Switch(usize),
+    /// A replica loses its disk, and with it the rows that the other one has not fetched. `keeps_tokens`: Keeper remembers the tokens.
+    LoseDisk { replica: usize, keeps_tokens: bool },
+    /// An insert gives up on Keeper, and its replica shows the rows for a while.
+    GiveUpKeeper(usize),
     /// ClickHouse dies and comes back. `halfway`: it dies after it stored a token and before it stored the rows.
     KillSink { halfway: bool },
     /// Tokens leave the deduplication window.
@@ -344,7 +368,7 @@ impl World {
             owner: None,
             tasks: Vec::new(),
             commits: Vec::new(),
-            sink: Sink::new(log.end() as usize),
+            sink: Sink::new(log.end() as usize, rules.replicas),
             restamped: false,
             set_back: false,
             cut_short: false,
@@ -365,6 +389,7 @@ impl World {
                 .iter()
                 .map(|&share_bytes| Member {
                     alive: true,
+                    replica: 0,
                     joined: true,
                     generation: 0,
                     now: Duration::ZERO,
@@ -483,6 +508,10 @@ impl World {
         if partition.log.high < partition.log.end() {
             moves.push(Move::Produce(p));
         }
+        moves.extend((0..self.rules.replicas).filter(|&r| partition.sink.lags(r)).map(|r| Move::Fetch(p, r)));
+        if partition.sink.has_phantoms() {
+            moves.push(Move::Vanish(p));
+        }
         if partition.behind && self.is_idle(partition) {
             moves.push(Move::Remedy(p));
         }
@@ -560,8 +589,10 @@ impl World {
                 }
             }
             Doing::Next(Action::ReadMarks { range, group, .. })
-                if self.rules.await_ended && self.server.is_running(p, *range, *group) => {}
+                if self.rules.await_ended
+                    && self.server.is_running(self.members[task.member].replica, p, *range, *group) => {}
             Doing::Next(Action::ReadMarks { quiet: true, .. }) if !self.nobody_inserts(&self.partitions[p]) => {}
+            Doing::Next(Action::Insert { .. }) | Doing::Sending { .. } if self.is_quarantined(p, t) => {}
             Doing::Next(Action::TakeBatch) => {
                 moves.push(Move::Step(p, t));
                 if task.has_batch() {
@@ -570,6 +601,14 @@ impl World {
             }
             _ => moves.push(Move::Step(p, t)),
         }
+    }
+
+    /// True if an older insert could still arrive whose token was lost.
+    fn is_quarantined(&self, p: usize, t: usize) -> bool {
+        let partition = &self.partitions[p];
+        let is_older = |(other, task): (usize, &Task)| other != t && matches!(task.doing, Doing::Sending { .. });
+        let may_arrive = self.server.has_sent(p) || partition.tasks.iter().enumerate().any(is_older);
+        partition.sink.quarantined && may_arrive && guard::is_on(Guard::Quarantine)
     }
 
     fn halt(&self, task: &Task) -> Option<Halt> {
@@ -599,12 +638,19 @@ impl World {
                 add(Fault::Crash(m));
                 add(Fault::Suspend(m));
             }
+            if member.alive && self.rules.replicas > 0 {
+                add(Fault::Switch(m));
+            }
             if member.alive && member.joined {
                 add(Fault::Expire(m));
             }
             if member.alive && !member.intake.replays().is_empty() {
                 add(Fault::Stall(m));
             }
+        }
+        let may_lose = self.rules.confirms && self.partitions.iter().all(|p| p.sink.lost == 0);
+        for replica in (0..self.rules.replicas).filter(|_| may_lose) {
+            [true, false].into_iter().for_each(|keeps_tokens| add(Fault::LoseDisk { replica, keeps_tokens }));
         }
         if self.server.sent.iter().any(|sent| sent.begun) {
             add(Fault::KillSink { halfway: false });
@@ -618,6 +664,9 @@ impl World {
             }
             if !sent.is_late() {
                 add(Fault::AbandonInsert(i));
+            }
+            if sent.begun && !sent.left.is_empty() && !self.rules.outlasts_keeper {
+                add(Fault::GiveUpKeeper(i));
             }
             if !sent.is_late() && !sent.begun {
                 add(Fault::Answer(i));
@@ -674,10 +723,11 @@ impl World {
                 add(Fault::ForgetTokens(p));
             }
             // Twice in a row would be longer than the protocol looks.
-            if self.rules.tokens && !partition.sink.has_hidden && !partition.restamped && self.server.has_sent(p) {
+            let may_hide = self.rules.tokens && self.rules.replicas == 0 && !partition.sink.has_hidden;
+            if may_hide && !partition.restamped && self.server.has_sent(p) {
                 add(Fault::Hide(p));
             }
-            let may_hide_old = self.rules.tokens && !partition.sink.has_hidden && !partition.restamped;
+            let may_hide_old = may_hide && !partition.restamped;
             if may_hide_old && !partition.sink.has_forgotten && partition.committed.is_some() {
                 partition.sink.older().into_iter().for_each(|end| add(Fault::ShowOld(p, end)));
                 Table::ALL.into_iter().for_each(|table| add(Fault::HideTable(p, table)));
@@ -772,7 +822,9 @@ impl World {
         let is_first =
             sent.parts.iter().all(|part| self.partitions[part.partition].sink.can_be_halved(part.range, sent.table));
         let is_shared = sent.group.is_none() || sent.shares_token;
-        sent.begun && !sent.left.is_empty() && !sent.token.is_empty() && is_first && is_shared
+        // On a replica, one transaction in Keeper stores both.
+        let can = self.rules.replicas == 0 && sent.begun && !sent.left.is_empty();
+        can && !sent.token.is_empty() && is_first && is_shared
     }
 }
 
