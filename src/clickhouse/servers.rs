@@ -153,7 +153,8 @@ impl Servers {
         self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until a second replica has all rows of the shard. Returns the number of lost parts that is known then.
+    /// Waits until the replica in use and a second one have all rows of the shard. An insert may have gone to another one before.
+    /// Returns the number of lost parts that is known then.
     ///
     /// # Errors
     /// Any [`SchemaProblem`] of the replica that should confirm.
@@ -177,7 +178,8 @@ impl Servers {
         if !other.is_other_replica_of(in_use) {
             can_replace(in_use, other, &self.schema).await?;
         }
-        Ok(other.sync().await?)
+        let (ours, theirs) = tokio::try_join!(in_use.sync(), other.sync())?;
+        Ok(ours.max(theirs))
     }
 
     fn note(&self, in_use: usize) {
@@ -216,7 +218,8 @@ impl Servers {
                 let asked = can_replace(&self.list[in_use], &self.list[number], &self.schema);
                 let late = || self.list[number].unanswered(FIT_TIMEOUT).into();
                 match timeout(FIT_TIMEOUT, asked).await.unwrap_or_else(|_| Err(late())) {
-                    Ok(()) => {
+                    Ok(lost) => {
+                        self.note_lost(lost);
                         let (from, to) = (self.list[in_use].described(), self.list[number].described());
                         tracing::warn!("the member now uses the ClickHouse server {to}, and no longer {from}");
                         self.in_use.store(number, Ordering::Relaxed);
@@ -266,12 +269,13 @@ pub async fn fit(client: &Client) -> Result<(Client, Schema, u64), SchemaProblem
 }
 
 /// Checks that a server can take the place of the one in use.
-async fn can_replace(in_use: &Client, client: &Client, schema: &Schema) -> Result<(), SchemaProblem> {
+/// Returns the number of its lost parts.
+async fn can_replace(in_use: &Client, client: &Client, schema: &Schema) -> Result<u64, SchemaProblem> {
     look(client).await?;
-    let (client, found, _) = fit(client).await?;
+    let (client, found, lost) = fit(client).await?;
     if found != *schema || !client.is_other_replica_of(in_use) {
         let problem = format!("its tables are not replicas of those of {}", in_use.described());
         return Err(client.unfit(Advice::new(problem, "Let clickhouse.url name replicas of one shard")).into());
     }
-    Ok(())
+    Ok(lost)
 }

@@ -439,7 +439,10 @@ impl Partition {
             Err(problem) => {
                 let error = format!("no second replica confirms a batch (clickhouse.replicas_confirmed): {problem}");
                 self.failed(CONFIRM, &error).await;
-                Some(Outcome::CommitFailed)
+                // What was lost is inserted again meanwhile.
+                let lost = self.shared.sink.lost();
+                let is_known = std::mem::replace(&mut self.lost, lost) == lost;
+                Some(if is_known { Outcome::CommitFailed } else { Outcome::Unconfirmed })
             }
         }
     }
