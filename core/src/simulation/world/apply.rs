@@ -55,6 +55,7 @@ impl World {
             Move::Apply(i, k) => self.apply(i, k),
             Move::Acknowledge(i) => self.acknowledge(i),
             Move::Fetch(p, replica) => self.partitions[p].sink.fetch(replica),
+            Move::EndQuarantine(p) => self.partitions[p].sink.quarantined = false,
             Move::Vanish(p) => self.partitions[p].sink.vanish(),
             Move::Forget(m) => self.forget(m),
             Move::Rejoin(m) => self.rejoin(m),
@@ -341,6 +342,9 @@ impl World {
                 task.doing = Doing::Committing;
                 partition.commits.push(Commit { member, waiting: true, expected, wanted, stamp: None });
                 return;
+            }
+            Doing::Next(Action::Insert { .. }) if sink.quarantined && guard::is_on(Guard::Quarantine) => {
+                Outcome::InsertUnknown
             }
             Doing::Next(Action::Insert { insert, attempt: 0, .. }) if task.group.is_some() => {
                 return self.ask(p, t, insert);
@@ -821,6 +825,12 @@ impl World {
             Step::Stop(StopReason::NotShown { .. } | StopReason::SinkBehind { .. })
                 if self.rules.hides == Hides::ForGood && partition.sink.hides() =>
             {
+                partition.not_shown = true;
+                let task = partition.tasks.remove(t);
+                self.members[task.member].intake.forget(p as i32);
+            }
+            // Rows that the task has seen are lost with a disk.
+            Step::Stop(StopReason::NotShown { .. }) if partition.sink.lost > 0 => {
                 partition.not_shown = true;
                 let task = partition.tasks.remove(t);
                 self.members[task.member].intake.forget(p as i32);

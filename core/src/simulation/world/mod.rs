@@ -19,7 +19,6 @@ mod scenarios;
 use super::log::{DAYS, Log};
 use super::server::{Sent, Server};
 use super::sink::{Content, Sink};
-use crate::guard::{self, Guard};
 use crate::protocol::group::{Group, GroupId, JointInsert};
 use crate::protocol::intent::Metadata;
 use crate::protocol::lease::Lease;
@@ -257,6 +256,8 @@ pub enum Move {
     Fetch(usize, usize),
     /// A replica takes away rows of a partition that no other replica has.
     Vanish(usize),
+    /// No insert of a partition can arrive any more that was sent before tokens were lost.
+    EndQuarantine(usize),
     /// The group forgets a dead member.
     Forget(usize),
     /// A member that is not in the group notices that, or is started again.
@@ -509,6 +510,9 @@ impl World {
             moves.push(Move::Produce(p));
         }
         moves.extend((0..self.rules.replicas).filter(|&r| partition.sink.lags(r)).map(|r| Move::Fetch(p, r)));
+        if partition.sink.quarantined && !self.has_older_inserts(partition) {
+            moves.push(Move::EndQuarantine(p));
+        }
         if partition.sink.has_phantoms() {
             moves.push(Move::Vanish(p));
         }
@@ -592,7 +596,6 @@ impl World {
                 if self.rules.await_ended
                     && self.server.is_running(self.members[task.member].replica, p, *range, *group) => {}
             Doing::Next(Action::ReadMarks { quiet: true, .. }) if !self.nobody_inserts(&self.partitions[p]) => {}
-            Doing::Next(Action::Insert { .. }) | Doing::Sending { .. } if self.is_quarantined(p, t) => {}
             Doing::Next(Action::TakeBatch) => {
                 moves.push(Move::Step(p, t));
                 if task.has_batch() {
@@ -603,12 +606,12 @@ impl World {
         }
     }
 
-    /// True if an older insert could still arrive whose token was lost.
-    fn is_quarantined(&self, p: usize, t: usize) -> bool {
-        let partition = &self.partitions[p];
-        let is_older = |(other, task): (usize, &Task)| other != t && matches!(task.doing, Doing::Sending { .. });
-        let may_arrive = self.server.has_sent(p) || partition.tasks.iter().enumerate().any(is_older);
-        partition.sink.quarantined && may_arrive && guard::is_on(Guard::Quarantine)
+    /// True if an insert could still arrive that was sent before its token was lost.
+    fn has_older_inserts(&self, partition: &Partition) -> bool {
+        let p = partition.number();
+        let is_sending = |grouped: &Grouped| grouped.sending.iter().flatten().any(|(number, _)| *number as usize == p);
+        let sends = |task: &Task| matches!(task.doing, Doing::Sending { .. });
+        self.server.has_sent(p) || self.groups.iter().any(is_sending) || partition.tasks.iter().any(sends)
     }
 
     fn halt(&self, task: &Task) -> Option<Halt> {
