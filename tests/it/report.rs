@@ -171,9 +171,8 @@ const RAW_ROWS: [RawRow; 16] = [
     ("bounce", "guy@example.com", 50, r#"{"bounce": {"bounceType": "Transient"}}"#),
 ];
 
-/// Every figure of the known rows, in JSON, in the page and in CSV. Another campaign's rows are in none of them.
-pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &str) {
-    let client = migrated(url, database).await;
+/// Inserts the known rows of one campaign, and one row of another.
+async fn raw_rows(client: &Client) {
     for (n, (event, email, after, metadata)) in RAW_ROWS.into_iter().enumerate() {
         for campaign in &CAMPAIGNS[..if n == 0 { 2 } else { 1 }] {
             let sql = "INSERT INTO email_events (campaign_id, workspace_id, email, event_type, event_time, metadata, source, \
@@ -182,6 +181,11 @@ pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &
             row.bind(metadata).bind(n as u64).execute().await.unwrap();
         }
     }
+}
+
+/// Every figure of the known rows, in JSON, in the page and in CSV. Another campaign's rows are in none of them.
+pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &str) {
+    raw_rows(&migrated(url, database).await).await;
     let arguments = ["--campaign", CAMPAIGNS[0], "--in-depth"];
     let found = json(url, database, &arguments);
     let is = |pointer: &str, wanted: Value| assert_eq!(found.pointer(pointer), Some(&wanted), "{pointer}: {found:#}");
@@ -274,4 +278,115 @@ pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &
         let (status, _, error) = report(url, database, arguments);
         assert!(status == Some(64) && error.contains(said), "{arguments:?}: {error}");
     }
+}
+
+/// Returns the tables of the page: for each section its id, and each row as the texts of its cells.
+const TABLES: &str = "[...document.querySelectorAll('section')].map(section => [section.id, \
+                      [...section.querySelectorAll('tbody tr')].map(row => [...row.cells].map(cell => cell.innerText))])";
+
+/// Returns the bars of a section's chart: for each the text of its title or of the number behind it, and its width and height.
+fn bars_of(section: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('#{section} svg rect')].map(bar => [bar.textContent || bar.nextElementSibling.textContent, \
+         bar.getBBox().width, bar.getBBox().height])"
+    )
+}
+
+/// Returns the texts of charts that do not fit into their chart, and the number of pixels that the page is too wide.
+const TOO_WIDE: &str = "[[...document.querySelectorAll('svg text')].filter(text => text.getBBox().x < 0 || \
+                        text.getBBox().x + text.getBBox().width > text.ownerSVGElement.viewBox.baseVal.width).map(text => text.textContent), \
+                        document.documentElement.scrollWidth - document.documentElement.clientWidth]";
+
+/// Returns a section's rows as the page has to show them: the named figures of each object in the JSON.
+fn expected(found: &Value, list: &str, figures: &[&str]) -> Vec<Vec<String>> {
+    let shown = |row: &Value, name: &&str| match &row[*name] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        rate if name.ends_with("_rate") => format!("{:.2} %", rate.as_f64().unwrap() * 100.0),
+        number => number.to_string(),
+    };
+    let rows = found[list].as_array().unwrap();
+    rows.iter().map(|row| figures.iter().map(|name| shown(row, name)).collect()).collect()
+}
+
+/// A browser shows each figure of the JSON in the page's tables, draws bars in proportion to them, and asks nobody for anything else.
+pub async fn a_browser_shows_the_figures_of_the_json(url: &str, database: &str) {
+    raw_rows(&migrated(url, database).await).await;
+    let arguments = ["--campaign", CAMPAIGNS[0], "--in-depth"];
+    let found = json(url, database, &arguments);
+    let (_, html, _) = report(url, database, &[&arguments[..], &["--format", "html"]].concat());
+    let file = tempfile::Builder::new().suffix(".html").tempfile().unwrap();
+    std::fs::write(file.path(), html).unwrap();
+    let mut browser = devstack::Browser::start().unwrap();
+    let mut page = browser.open(file.path()).unwrap();
+    assert_eq!(page.requested().len(), 1, "{:?}", page.requested());
+
+    let tables: Vec<(String, Vec<Vec<String>>)> = serde_json::from_value(page.evaluate(TABLES).unwrap()).unwrap();
+    let reached = ["delivered", "opened", "opened_unnamed", "clicked", "bounced", "unsubscribed"];
+    let figures = [&["provider"], &reached[..], &["unique_open_rate", "unique_click_rate"]].concat();
+    let mut all = found["recipients"].clone();
+    all["provider"] = "all".into();
+    let all = serde_json::json!({"recipients": [all]});
+    let or = |rows: Vec<Vec<String>>, absent: &str| {
+        let named = |mut row: Vec<String>| {
+            if row[0].is_empty() {
+                absent.clone_into(&mut row[0]);
+            }
+            row
+        };
+        rows.into_iter().map(named).collect::<Vec<_>>()
+    };
+    let [times, times_unnamed] = [0, 1].map(|which| &found["time_to_open"][which]);
+    let limits = ["1 minute", "10 minutes", "1 hour", "6 hours", "1 day", "3 days", "7 days"];
+    let within = limits.iter().enumerate().map(|(n, limit)| {
+        vec![(*limit).to_owned(), times["within"][n].to_string(), times_unnamed["within"][n].to_string()]
+    });
+    let ends = [("any time", "recipients", ""), ("median", "median_s", " s"), ("nine in ten", "nine_in_ten_s", " s")];
+    let ends = ends.map(|(name, figure, unit)| {
+        vec![name.to_owned(), format!("{}{unit}", times[figure]), format!("{}{unit}", times_unnamed[figure])]
+    });
+    let wanted = [
+        ("events", expected(&found, "events", &["event_type", "events", "recipients"])),
+        ("recipients", [expected(&all, "recipients", &figures), expected(&found, "providers", &figures)].concat()),
+        ("hours", expected(&found, "hours", &["hour", "opens", "machine_opens", "clicks"])),
+        ("links", or(expected(&found, "links", &["link", "clicks", "recipients"]), "(no link in metadata)")),
+        ("opens", or(expected(&found, "opens_by_machine", &["rule", "opens", "recipients"]), "(no rule)")),
+        ("bounces", expected(&found, "bounces", &["kind", "bounces", "recipients"])),
+        ("time_to_open", within.chain(ends).collect()),
+    ];
+    assert_eq!(tables, wanted.map(|(id, rows)| (id.to_owned(), rows)));
+
+    let mut bars = |section: &str| -> Vec<(String, f64, f64)> {
+        serde_json::from_value(page.evaluate(&bars_of(section)).unwrap()).unwrap()
+    };
+    for (section, list, figure) in
+        [("recipients", "providers", "opened"), ("links", "links", "clicks"), ("opens", "opens_by_machine", "opens")]
+    {
+        let counts: Vec<u64> = expected(&found, list, &[figure]).iter().map(|row| row[0].parse().unwrap()).collect();
+        let (drawn, most) = (bars(section), *counts.iter().max().unwrap());
+        assert_eq!(drawn.len(), counts.len(), "{section}");
+        let longest = drawn.iter().map(|bar| bar.1).fold(0.0, f64::max);
+        for ((text, width, _), count) in drawn.into_iter().zip(counts) {
+            let share = count as f64 / most as f64;
+            assert!(text == count.to_string() && (width / longest - share).abs() < 0.01, "{section} {text} {width}");
+        }
+    }
+    let drawn = bars("hours");
+    let highest = drawn.iter().map(|bar| bar.2).fold(0.0, f64::max);
+    let most = 5.0;
+    let of_hour = |row: Vec<String>| {
+        let names = ["opens", "opens by a machine", "clicks"].into_iter().zip(row[1..].to_vec());
+        names
+            .filter(|(_, count)| count != "0")
+            .map(|(name, count)| (format!("hour {}: {count} {name}", row[0]), count))
+            .collect::<Vec<_>>()
+    };
+    let rows = expected(&found, "hours", &["hour", "opens", "machine_opens", "clicks"]);
+    let wanted: Vec<_> = rows.into_iter().flat_map(of_hour).collect();
+    assert_eq!(drawn.len(), wanted.len(), "{drawn:?}");
+    for ((text, _, height), (title, count)) in drawn.into_iter().zip(wanted) {
+        let share = count.parse::<f64>().unwrap() / most;
+        assert!(text == title && (height / highest - share).abs() < 0.01, "{title}: {text} {height} of {highest}");
+    }
+    assert_eq!(page.evaluate(TOO_WIDE).unwrap(), serde_json::json!([[], 0]));
 }

@@ -98,11 +98,15 @@ fn hours_chart(hours: &[Hour]) -> String {
     );
     for of in shown {
         let at = left + f64::from(of.hour) * step;
-        let bars = [("opens", 0.1, of.opens), ("machine", 0.1, of.machine_opens), ("clicks", 0.5, of.clicks)];
-        for (class, offset, count) in bars.into_iter().filter(|(.., count)| *count > 0) {
+        let bars = [
+            ("opens", "opens", 0.1, of.opens),
+            ("machine", "opens by a machine", 0.1, of.machine_opens),
+            ("clicks", "clicks", 0.5, of.clicks),
+        ];
+        for (class, name, offset, count) in bars.into_iter().filter(|(.., count)| *count > 0) {
             let _ = writeln!(
                 text,
-                "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>hour {}: {count} {class}</title></rect>",
+                "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>hour {}: {count} {name}</title></rect>",
                 at + offset * step,
                 bottom - height(count),
                 0.4 * step,
