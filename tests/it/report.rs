@@ -2,8 +2,10 @@
 
 use crate::schema::migrated;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::process::Command;
 use tallyhouse::clickhouse::client::Client;
+use tallyhouse_core::days::Day;
 
 const WORKSPACES: [&str; 2] = ["00000000-0000-0000-0000-00000000000a", "00000000-0000-0000-0000-00000000000b"];
 const CAMPAIGNS: [&str; 3] = [
@@ -120,6 +122,143 @@ fn rates(row: &Value) -> Rates {
     let campaign = row["campaign_id"].as_str().unwrap().to_owned();
     let (open, click, click_to_open) = (rate("open_rate"), rate("click_rate"), rate("click_to_open_rate"));
     (campaign, open, click, click_to_open, rate("bounce_rate"), rate("unsubscribe_rate"))
+}
+
+/// Time zones, each with its offset before its first change in 2026, and the changes: the time and the new offset, in seconds of UTC. The
+/// last zone changes by half an hour, and four zones do not change.
+const ZONES: [(&str, i64, &[(i64, i64)]); 7] = [
+    ("UTC", 0, &[]),
+    ("Europe/Paris", 3_600, &[(1_774_746_000, 7_200), (1_792_890_000, 3_600)]),
+    ("America/New_York", -18_000, &[(1_772_953_200, -14_400), (1_793_512_800, -18_000)]),
+    ("Asia/Kathmandu", 20_700, &[]),
+    ("Pacific/Kiritimati", 50_400, &[]),
+    ("Etc/GMT+12", -43_200, &[]),
+    ("Australia/Lord_Howe", 39_600, &[(1_775_314_800, 37_800), (1_791_041_400, 39_600)]),
+];
+
+const TYPES: [(&str, &str); 8] = [
+    ("delivered", "delivered"),
+    ("open", "opens"),
+    ("click", "clicks"),
+    ("bounce", "bounces"),
+    ("unsubscribe", "unsubscribes"),
+    ("sent", "sent"),
+    ("complaint", "complaints"),
+    ("deferred", "deferred"),
+];
+
+/// An event: its campaign, its type and its time.
+type Event = (usize, usize, i64);
+/// The counts of each day, by type.
+type ByDay = BTreeMap<String, [u64; 8]>;
+
+/// Returns random events of the three days around each change, and events at the change, at midnight there, and beside both.
+fn events_around_changes() -> Vec<Event> {
+    let mut dice = devstack::dice::Dice::new(20);
+    let mut times = Vec::new();
+    for (_, first, changes) in ZONES {
+        let offsets = std::iter::once(first).chain(changes.iter().map(|(_, offset)| *offset));
+        for ((change, after), before) in changes.iter().zip(offsets) {
+            let midnights = [before, *after].map(|offset| (change + offset) / 86_400 * 86_400 - offset);
+            let edges = [*change, midnights[0], midnights[1], midnights[1] + 86_400];
+            times.extend(edges.iter().flat_map(|edge| [edge - 1, *edge, edge + 1]));
+            times.extend((0..100).map(|_| change - 129_600 + dice.within(0..=259_200).cast_signed()));
+        }
+    }
+    times.into_iter().map(|time| (dice.within(0..=1) as usize, dice.within(0..=7) as usize, time)).collect()
+}
+
+fn recount(events: &[Event], first: i64, changes: &[(i64, i64)]) -> ByDay {
+    let mut days = ByDay::new();
+    for (_, event_type, time) in events {
+        let offset = changes.iter().rev().find(|(from, _)| from <= time).map_or(first, |(_, offset)| *offset);
+        let day = Day::of(u32::try_from(time + offset).unwrap()).to_string();
+        days.entry(day).or_default()[*event_type] += 1;
+    }
+    days
+}
+
+fn by_day(found: &Value) -> ByDay {
+    let rows = found["rows"].as_array().unwrap().iter().filter(|row| row["kept"] == true);
+    rows.map(|row| (row["day"].as_str().unwrap().to_owned(), counts_of(row))).collect()
+}
+
+fn counts_of(row: &Value) -> [u64; 8] {
+    TYPES.map(|(_, name)| row.get(name).map_or(0, |count| count.as_u64().unwrap()))
+}
+
+fn sum<'d>(days: impl IntoIterator<Item = &'d [u64; 8]>) -> [u64; 8] {
+    days.into_iter().fold([0; 8], |sum, day| std::array::from_fn(|n| sum[n] + day[n]))
+}
+
+/// The counts of each zone's days are those of a plain recount over both changes of daylight saving. Days with expired rows have none.
+pub async fn days_of_any_zone_are_a_recount(url: &str, database: &str) {
+    let client = migrated(url, database).await;
+    let events = events_around_changes();
+    let row = |(n, (campaign, event_type, time)): (usize, &Event)| {
+        let (campaign, event_type) = (CAMPAIGNS[*campaign], TYPES[*event_type].0);
+        format!("('{campaign}', '{}', 'a@b.c', '{event_type}', {time}, 't/0@id', {n})", WORKSPACES[0])
+    };
+    let rows: Vec<String> = events.iter().enumerate().map(row).collect();
+    let columns = "campaign_id, workspace_id, email, event_type, event_time, source, source_offset";
+    let sql = format!("INSERT INTO email_events ({columns}) SETTINGS async_insert = 0 VALUES {}", rows.join(", "));
+    client.query(&sql).execute().await.unwrap();
+    let counters = "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
+                    SELECT toDate(event_time), event_type, campaign_id, workspace_id, source, count(), max(source_offset) + 1 \
+                    FROM email_events GROUP BY ALL";
+    client.query(counters).execute().await.unwrap();
+    for (zone, first, changes) in ZONES {
+        let found = json(url, database, &["--zone", zone]);
+        let wanted = recount(&events, first, changes);
+        assert_eq!(by_day(&found), wanted, "{zone}");
+        assert_eq!((counts_of(&found["total"]), &found["days_not_kept"]), (sum(wanted.values()), &0.into()), "{zone}");
+        let of_one = |campaign| events.iter().filter(|event| event.0 == campaign).copied().collect::<Vec<_>>();
+        let (since, until) = ("2026-03-29", "2026-10-25");
+        let mut wanted = recount(&of_one(1), first, changes);
+        wanted.retain(|day, _| (since..=until).contains(&day.as_str()));
+        let found = json(
+            url,
+            database,
+            &["--zone", zone, "--campaign", CAMPAIGNS[1], "--since", since, "--until", until, "--by", "day"],
+        );
+        assert_eq!(by_day(&found), wanted, "{zone}");
+    }
+    // Rows expire by UTC days. Each zone but UTC has two days with a part of this one.
+    client.query("ALTER TABLE email_events DROP PARTITION 20261025").execute().await.unwrap();
+    for (zone, first, changes) in ZONES {
+        let not_kept: &[&str] = match zone {
+            "UTC" => &[],
+            "America/New_York" | "Etc/GMT+12" => &["2026-10-24", "2026-10-25"],
+            _ => &["2026-10-25", "2026-10-26"],
+        };
+        let mut wanted = recount(&events, first, changes);
+        wanted.retain(|day, _| !not_kept.contains(&day.as_str()));
+        let found = json(url, database, &["--zone", zone]);
+        assert_eq!((by_day(&found), counts_of(&found["total"])), (wanted.clone(), sum(wanted.values())), "{zone}");
+        let rows = found["rows"].as_array().unwrap().iter().filter(|row| row["kept"] == false);
+        let found: Vec<&str> = rows.map(|row| row["day"].as_str().unwrap()).collect();
+        assert_eq!(found, not_kept, "{zone}");
+    }
+    let printed = |format: &str| {
+        let arguments =
+            ["--zone", "Europe/Paris", "--since", "2026-10-24", "--until", "2026-10-26", "--format", format];
+        let (status, output, error) = report(url, database, &arguments);
+        assert_eq!(status, Some(0), "{error}");
+        output.replace(database, "campaigns")
+    };
+    insta::assert_snapshot!("report_zone", printed("table"));
+    insta::assert_snapshot!("report_zone_csv", printed("csv"));
+    assert!(!printed("json").contains("rate"));
+    for (arguments, said) in [
+        (&["--zone", "Europe/Pari"][..], "ClickHouse knows no time zone of this name. Give an IANA name"),
+        (&["--zone", "UTC') OR ('1' = '1"], "ClickHouse knows no time zone"),
+        (&["--zone", "Europe/Paris", "--by", "campaign"], "leave out --by campaign"),
+        (&["--zone", "Europe/Paris", "--format", "html"], "needs --campaign ID --in-depth"),
+        (&["--zone", "Europe/Paris", "--campaign", CAMPAIGNS[0], "--in-depth"], "cannot be used with"),
+    ] {
+        let (status, _, error) = report(url, database, arguments);
+        assert!(status == Some(64) && error.contains(said) && error.lines().count() <= 5, "{arguments:?}: {error}");
+    }
 }
 
 /// A text that is no UUID or no day, and days in the wrong order, end with 64 and name it. Missing views say what to
