@@ -33,6 +33,14 @@ const ZOOKEEPER_POM: &str = include_str!("replicas/pom.xml");
 const LIBRARY: &str = "libchdb.so";
 /// Names of headless Chromium on a `PATH`. Debian's package has the first.
 const CHROMIUMS: [&str; 3] = ["chromium-headless-shell", "chromium", "google-chrome"];
+/// Fonts are fetched too if this machine has none. They are then beside this file, and no other file says which one is monospaced.
+const FONTS: &str = r#"<?xml version="1.0"?>
+<fontconfig>
+<dir prefix="relative">usr/share/fonts</dir>
+<dir>/usr/share/fonts</dir>
+<alias><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
+</fontconfig>
+"#;
 
 /// Returns the folder with Kafka's jars, fetched with Maven if it is not in the cache (54 MB).
 ///
@@ -110,17 +118,16 @@ pub fn chromium(cache: &Cache) -> Result<Command> {
         // Without the lock no right to install is needed. apt-get then downloads what `install` would, and nothing else.
         let options = ["-o", "Debug::NoLocking=1", "-o", &archives];
         let install = ["install", "-q", "-y", "--download-only", "--no-install-recommends", CHROMIUMS[0]];
-        unpacked(folder, "Chromium", CHROMIUMS[0], &[&options[..], &install].concat())
+        unpacked(folder, "Chromium", CHROMIUMS[0], &[&options[..], &install].concat())?;
+        let fonts = folder.join("fonts.conf");
+        fs::write(&fonts, FONTS).context("write", &fonts)
     })?;
     let mut command = Command::new(folder.join("usr/lib/chromium").join(CHROMIUMS[0]));
     let mut libraries = Vec::new();
     library_folders(&folder, &mut libraries)?;
     let joined = env::join_paths(libraries).map_err(io::Error::other).context("join the folders in", &folder)?;
     command.env("LD_LIBRARY_PATH", joined);
-    // Fonts are fetched as well if this machine has none. Their paths are then inside of the folder.
-    if folder.join("etc/fonts").is_dir() {
-        command.env("FONTCONFIG_SYSROOT", &folder);
-    }
+    command.env("FONTCONFIG_FILE", folder.join("fonts.conf"));
     Ok(command)
 }
 
