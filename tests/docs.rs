@@ -183,3 +183,45 @@ fn the_page_of_commands_is_their_help() {
     }
     assert!(read(&path) == page, "docs/commands.md is old: run again with UPDATE=1");
 }
+
+/// Returns the columns of the view's last definition, each with its type.
+fn columns_of(view: &str) -> BTreeSet<(String, String)> {
+    let mut migrations = Vec::new();
+    files(&root().join("sql/single"), "sql", &mut migrations);
+    migrations.sort();
+    let sql: String = migrations.iter().map(|path| read(path)).collect();
+    let (_, definition) = sql.rsplit_once(&format!("VIEW {{database}}.{view}\n(\n")).unwrap();
+    let columns = definition.lines().take_while(|line| *line != ")");
+    let column = |line: &str| {
+        let (name, rest) = line.trim().split_once(' ').unwrap();
+        (name.to_owned(), rest.split_once(" COMMENT").unwrap().0.to_owned())
+    };
+    columns.map(column).collect()
+}
+
+/// Returns the fields of a class in the Django models, as columns.
+fn fields_of(models: &str, class: &str) -> BTreeSet<(String, String)> {
+    let (_, body) = models.split_once(&format!("\nclass {class}(")).unwrap();
+    let fields = body.lines().take_while(|line| !line.starts_with("class ")).filter_map(|line| {
+        let (name, field) = line.trim().split_once(" = models.")?;
+        let (kind, arguments) = field.split_once("Field(")?;
+        let column = if arguments == "null=True)" { format!("Nullable({kind})") } else { kind.to_owned() };
+        Some((name.to_owned(), column))
+    });
+    fields.collect()
+}
+
+#[test]
+fn the_django_models_have_the_columns_of_the_views() {
+    let models = read(&root().join("examples/django/reports/models.py"));
+    let counts = fields_of(&models, "Counts");
+    assert_eq!(counts.len(), 8);
+    for (view, class) in [
+        ("campaign_daily", "CampaignDaily"),
+        ("campaign_report", "CampaignReport"),
+        ("workspace_daily", "WorkspaceDaily"),
+    ] {
+        let fields: BTreeSet<_> = counts.union(&fields_of(&models, class)).cloned().collect();
+        assert_eq!(fields, columns_of(view), "{class} and {view}");
+    }
+}

@@ -145,6 +145,14 @@ pub enum Error {
         /// Prometheus' own text, or the reason why there was none.
         message: String,
     },
+    /// The browser refused a command, or did not answer in time.
+    #[error("the browser failed at {method}: {message}")]
+    Browser {
+        /// The command's name in the DevTools protocol.
+        method: String,
+        /// The browser's own text, or the reason why there was none.
+        message: String,
+    },
     /// OpenSSL could not make a certificate.
     #[error("a certificate could not be made: {message}")]
     Certificate {

@@ -2,8 +2,8 @@
 //!
 //! A further server is one more function here that calls [`Cache::ensure`].
 //!
-//! Must never fetch at any version but the one pinned here. Prometheus alone is taken in the version of the installed
-//! Debian.
+//! Must never fetch at any version but the one pinned here. Prometheus and Chromium alone are taken in the versions of the
+//! installed Debian.
 
 use crate::{
     cache::Cache,
@@ -13,7 +13,7 @@ use crate::{
     tools::{need, need_java},
 };
 use std::{
-    env, fs,
+    env, fs, io,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -31,6 +31,16 @@ pub const ZOOKEEPER_VERSION: &str = "3.9.5";
 const KAFKA_POM: &str = include_str!("kafka/pom.xml");
 const ZOOKEEPER_POM: &str = include_str!("replicas/pom.xml");
 const LIBRARY: &str = "libchdb.so";
+/// Names of headless Chromium on a `PATH`. Debian's package has the first.
+const CHROMIUMS: [&str; 3] = ["chromium-headless-shell", "chromium", "google-chrome"];
+/// Fonts are fetched too if this machine has none. They are then beside this file, and no other file says which one is monospaced.
+const FONTS: &str = r#"<?xml version="1.0"?>
+<fontconfig>
+<dir prefix="relative">usr/share/fonts</dir>
+<dir>/usr/share/fonts</dir>
+<alias><family>monospace</family><prefer><family>DejaVu Sans Mono</family></prefer></alias>
+</fontconfig>
+"#;
 
 /// Returns the folder with Kafka's jars, fetched with Maven if it is not in the cache (54 MB).
 ///
@@ -88,29 +98,80 @@ pub fn prometheus(cache: &Cache) -> Result<PathBuf> {
         return Ok(folder);
     }
     let folder = cache.ensure("prometheus-debian-1", |folder| {
-        need("apt-get", "to fetch Prometheus where it is not installed", "prometheus")?;
-        need("dpkg", "to unpack Prometheus", "prometheus")?;
-        let apt_get = |arguments: &[&str]| {
-            let mut command = Command::new("apt-get");
-            command.args(arguments).current_dir(folder);
-            progress::during("fetching Prometheus with apt-get", || run(command))
-        };
-        let download = ["download", "-q", "prometheus"];
-        // A fresh image knows no packages until its lists are fetched.
-        if apt_get(&download).is_err() {
-            apt_get(&["update", "-q"])?;
-            apt_get(&download)?;
-        }
-        for entry in fs::read_dir(folder).context("list", folder)? {
-            let archive = entry.context("list", folder)?.path();
-            let mut unpack = Command::new("dpkg");
-            unpack.arg("-x").arg(&archive).arg(folder);
-            run(unpack)?;
-            fs::remove_file(&archive).context("remove", &archive)?;
-        }
-        Ok(())
+        unpacked(folder, "Prometheus", "prometheus", &["download", "-q", "prometheus"])
     })?;
     Ok(folder.join("usr/bin"))
+}
+
+/// Returns a command that starts a headless Chromium: the one on the `PATH`, else one fetched from Debian without installing it, with
+/// the libraries that this machine lacks (100 MB to fetch, 300 MB on disk).
+///
+/// Fails as [`prometheus`] does.
+pub fn chromium(cache: &Cache) -> Result<Command> {
+    let paths: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
+    let on_path = CHROMIUMS.iter().flat_map(|name| paths.iter().map(move |dir| dir.join(name)));
+    if let Some(program) = on_path.into_iter().find(|path| path.is_file()) {
+        return Ok(Command::new(program));
+    }
+    let folder = cache.ensure("chromium-debian-1", |folder| {
+        let archives = format!("Dir::Cache::archives={}", folder.display());
+        // Without the lock no right to install is needed. apt-get then downloads what `install` would, and nothing else.
+        let options = ["-o", "Debug::NoLocking=1", "-o", &archives];
+        let install = ["install", "-q", "-y", "--download-only", "--no-install-recommends", CHROMIUMS[0]];
+        unpacked(folder, "Chromium", CHROMIUMS[0], &[&options[..], &install].concat())?;
+        let fonts = folder.join("fonts.conf");
+        fs::write(&fonts, FONTS).context("write", &fonts)
+    })?;
+    let mut command = Command::new(folder.join("usr/lib/chromium").join(CHROMIUMS[0]));
+    let mut libraries = Vec::new();
+    library_folders(&folder, &mut libraries)?;
+    let joined = env::join_paths(libraries).map_err(io::Error::other).context("join the folders in", &folder)?;
+    command.env("LD_LIBRARY_PATH", joined);
+    command.env("FONTCONFIG_FILE", folder.join("fonts.conf"));
+    Ok(command)
+}
+
+/// Finds the folders with shared libraries: some packages have one of their own.
+fn library_folders(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    let mut has_library = false;
+    for entry in fs::read_dir(folder).context("list", folder)? {
+        let entry = entry.context("list", folder)?;
+        if entry.file_type().context("look at", &entry.path())?.is_dir() {
+            library_folders(&entry.path(), found)?;
+        }
+        has_library |= entry.file_name().to_string_lossy().contains(".so");
+    }
+    if has_library {
+        found.push(folder.to_owned());
+    }
+    Ok(())
+}
+
+/// Downloads packages of the installed Debian into `folder` with these arguments of apt-get, and unpacks them there.
+fn unpacked(folder: &Path, name: &str, package: &'static str, arguments: &[&str]) -> Result<()> {
+    need("apt-get", "to fetch a program where it is not installed", package)?;
+    need("dpkg", "to unpack a program", package)?;
+    let apt_get = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(arguments).current_dir(folder);
+        progress::during(&format!("fetching {name} with apt-get"), || run(command))
+    };
+    // A fresh image knows no packages until its lists are fetched.
+    if apt_get(arguments).is_err() {
+        apt_get(&["update", "-q"])?;
+        apt_get(arguments)?;
+    }
+    for entry in fs::read_dir(folder).context("list", folder)? {
+        let archive = entry.context("list", folder)?.path();
+        if archive.extension().is_none_or(|ending| ending != "deb") {
+            continue;
+        }
+        let mut unpack = Command::new("dpkg");
+        unpack.arg("-x").arg(&archive).arg(folder);
+        run(unpack)?;
+        fs::remove_file(&archive).context("remove", &archive)?;
+    }
+    Ok(())
 }
 
 fn pack_and_unpack(machine: &str, folder: &Path) -> Result<()> {

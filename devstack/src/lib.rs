@@ -18,6 +18,7 @@
 //! Must never depend on the `tallyhouse` crate, and must never be a dependency of what is shipped.
 
 pub mod bench;
+mod browser;
 pub mod build;
 pub mod cache;
 pub mod certificates;
@@ -41,6 +42,7 @@ mod stack;
 pub mod tls;
 mod tools;
 
+pub use browser::{Browser, Page};
 pub use clickhouse::{ClickHouse, ClickHouseOptions, User};
 pub use error::{Error, Result};
 pub use host::init;

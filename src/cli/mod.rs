@@ -205,6 +205,12 @@ pub enum CliError {
     /// An option that needs `--in-depth`.
     #[error("{0} needs --campaign ID --in-depth")]
     NotInDepth(&'static str),
+    /// ClickHouse does not know the time zone.
+    #[error("--zone {0}: ClickHouse knows no time zone of this name. Give an IANA name, such as Europe/Paris")]
+    Zone(String),
+    /// `--zone` together with `--by campaign`.
+    #[error("--zone counts by day: leave out --by campaign")]
+    ZoneIsByDay,
     /// A file of rules cannot be used.
     #[error("{path}: {error}")]
     #[expect(missing_docs, reason = "described above")]
@@ -230,7 +236,7 @@ impl CliError {
     pub fn exit_status(&self) -> u8 {
         match self {
             CliError::Set(_) | CliError::Days { .. } | CliError::Config(_) => EXIT_USAGE,
-            CliError::NotInDepth(_) | CliError::Rules { .. } => EXIT_USAGE,
+            CliError::NotInDepth(_) | CliError::Rules { .. } | CliError::Zone(_) | CliError::ZoneIsByDay => EXIT_USAGE,
             CliError::Email(..) | CliError::Emails(_) | CliError::Reference | CliError::Unknown(_) => EXIT_USAGE,
             CliError::ClickHouse(ClickHouseError::Config(_)) => EXIT_USAGE,
             CliError::Run(RunError::ClickHouse(ClickHouseError::Config(_)) | RunError::Consumer(_)) => EXIT_USAGE,

@@ -1,9 +1,10 @@
 //! `tallyhouse report` on the command line.
 
 use super::{CliError, Done, clickhouse_options};
+use crate::clickhouse::client::Client;
 use crate::clickhouse::servers::Servers;
 use crate::commands::report::depth::rules::{BUILT_IN, Rules};
-use crate::commands::report::{self, By, Filter, depth};
+use crate::commands::report::{self, By, Filter, depth, zone};
 use crate::config::Config;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -32,20 +33,23 @@ pub(super) struct Arguments {
     /// Only events of this campaign.
     #[arg(long, value_name = "UUID")]
     campaign: Option<Uuid>,
-    /// First UTC day, such as 2026-11-01.
+    /// First UTC day, such as 2026-11-01. With --zone it is a day of the zone.
     #[arg(long, value_name = "DAY")]
     since: Option<Day>,
-    /// Last UTC day, inclusive.
+    /// Last UTC day, inclusive. With --zone it is a day of the zone.
     #[arg(long, value_name = "DAY")]
     until: Option<Day>,
-    /// Subject of a row.
-    #[arg(long, value_enum, default_value_t)]
-    by: By,
+    /// Subject of a row [default: campaign; day with --zone].
+    #[arg(long, value_enum)]
+    by: Option<By>,
+    /// Count by day in this time zone, such as Europe/Paris. Other zones than UTC need raw rows.
+    #[arg(long, value_name = "NAME")]
+    zone: Option<String>,
     /// Format of the output; the names in CSV and JSON are stable.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
     /// Report one campaign in depth from its raw rows: hours, links, mailbox providers, machine opens, bounces, time to open.
-    #[arg(long, requires = "campaign", conflicts_with_all = ["workspace", "since", "until", "by"])]
+    #[arg(long, requires = "campaign", conflicts_with_all = ["workspace", "since", "until", "by", "zone"])]
     in_depth: bool,
     /// File of rules for links, machine opens, bounces and mailbox providers in place of the built-in ones.
     #[arg(long, value_name = "FILE")]
@@ -56,7 +60,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, CliError> {
-    let Arguments { workspace, campaign, since, until, by, format, in_depth, rules, print_rules } = arguments;
+    let Arguments { workspace, campaign, since, until, by, zone, format, in_depth, rules, print_rules } = arguments;
     if print_rules {
         return Ok(BUILT_IN.to_owned().into());
     }
@@ -72,7 +76,34 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
         return Err(CliError::Days { since: first.to_string(), until: last.to_string() });
     }
     let client = Servers::answering(&clickhouse_options(config)).await?;
-    let report = report::read(&client, Filter { workspace, campaign, since, until }, by).await?;
+    let filter = Filter { workspace, campaign, since, until };
+    if let Some(zone) = zone {
+        return by_day_of(&client, filter, zone, by, format).await;
+    }
+    let report = report::read(&client, filter, by.unwrap_or_default()).await?;
+    let output = match format {
+        Format::Table => report.table(),
+        Format::Csv => report.csv(),
+        Format::Json => report.json()?,
+        Format::Html => return Err(CliError::NotInDepth("--format html")),
+    };
+    Ok(output.into())
+}
+
+async fn by_day_of(
+    client: &Client,
+    filter: Filter,
+    zone: String,
+    by: Option<By>,
+    format: Format,
+) -> Result<Done, CliError> {
+    if by == Some(By::Campaign) {
+        return Err(CliError::ZoneIsByDay);
+    }
+    if !zone::is_known(client, &zone).await? {
+        return Err(CliError::Zone(zone));
+    }
+    let report = zone::read(client, filter, zone).await?;
     let output = match format {
         Format::Table => report.table(),
         Format::Csv => report.csv(),

@@ -2,8 +2,10 @@
 
 use crate::schema::migrated;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::process::Command;
 use tallyhouse::clickhouse::client::Client;
+use tallyhouse_core::days::Day;
 
 const WORKSPACES: [&str; 2] = ["00000000-0000-0000-0000-00000000000a", "00000000-0000-0000-0000-00000000000b"];
 const CAMPAIGNS: [&str; 3] = [
@@ -122,6 +124,147 @@ fn rates(row: &Value) -> Rates {
     (campaign, open, click, click_to_open, rate("bounce_rate"), rate("unsubscribe_rate"))
 }
 
+/// A change of the offset: its time, and the new offset, in seconds.
+type Change = (i64, i64);
+/// A time zone: its name, its offset at the beginning of 2026, and its changes in that year.
+type Zone = (&'static str, i64, &'static [Change]);
+
+/// The last zone changes by half an hour, and four zones do not change.
+const ZONES: [Zone; 7] = [
+    ("UTC", 0, &[]),
+    ("Europe/Paris", 3_600, &[(1_774_746_000, 7_200), (1_792_890_000, 3_600)]),
+    ("America/New_York", -18_000, &[(1_772_953_200, -14_400), (1_793_512_800, -18_000)]),
+    ("Asia/Kathmandu", 20_700, &[]),
+    ("Pacific/Kiritimati", 50_400, &[]),
+    ("Etc/GMT+12", -43_200, &[]),
+    ("Australia/Lord_Howe", 39_600, &[(1_775_314_800, 37_800), (1_791_041_400, 39_600)]),
+];
+
+const TYPES: [(&str, &str); 8] = [
+    ("delivered", "delivered"),
+    ("open", "opens"),
+    ("click", "clicks"),
+    ("bounce", "bounces"),
+    ("unsubscribe", "unsubscribes"),
+    ("sent", "sent"),
+    ("complaint", "complaints"),
+    ("deferred", "deferred"),
+];
+
+/// An event: its campaign, its type and its time.
+type Event = (usize, usize, i64);
+/// The counts of each day, by type.
+type ByDay = BTreeMap<String, [u64; 8]>;
+
+/// Returns random events of the three days around each change, and events at the change, at midnight there, and beside both.
+fn events_around_changes() -> Vec<Event> {
+    let mut dice = devstack::dice::Dice::new(20);
+    let mut times = Vec::new();
+    for (_, first, changes) in ZONES {
+        let offsets = std::iter::once(first).chain(changes.iter().map(|(_, offset)| *offset));
+        for ((change, after), before) in changes.iter().zip(offsets) {
+            let midnights = [before, *after].map(|offset| (change + offset) / 86_400 * 86_400 - offset);
+            let edges = [*change, midnights[0], midnights[1], midnights[1] + 86_400];
+            times.extend(edges.iter().flat_map(|edge| [edge - 1, *edge, edge + 1]));
+            times.extend((0..100).map(|_| change - 129_600 + dice.within(0..=259_200).cast_signed()));
+        }
+    }
+    times.into_iter().map(|time| (dice.within(0..=1) as usize, dice.within(0..=7) as usize, time)).collect()
+}
+
+fn recount(events: &[Event], first: i64, changes: &[Change]) -> ByDay {
+    let mut days = ByDay::new();
+    for (_, event_type, time) in events {
+        let offset = changes.iter().rev().find(|(from, _)| from <= time).map_or(first, |(_, offset)| *offset);
+        let day = Day::of(u32::try_from(time + offset).unwrap()).to_string();
+        days.entry(day).or_default()[*event_type] += 1;
+    }
+    days
+}
+
+fn by_day(found: &Value) -> ByDay {
+    let rows = found["rows"].as_array().unwrap().iter().filter(|row| row["kept"] == true);
+    rows.map(|row| (row["day"].as_str().unwrap().to_owned(), counts_of(row))).collect()
+}
+
+fn counts_of(row: &Value) -> [u64; 8] {
+    TYPES.map(|(_, name)| row.get(name).map_or(0, |count| count.as_u64().unwrap()))
+}
+
+fn sum<'d>(days: impl IntoIterator<Item = &'d [u64; 8]>) -> [u64; 8] {
+    days.into_iter().fold([0; 8], |sum, day| std::array::from_fn(|n| sum[n] + day[n]))
+}
+
+/// The counts of each zone's days are those of a plain recount over both changes of daylight saving. Days with expired rows have none.
+pub async fn days_of_any_zone_are_a_recount(url: &str, database: &str) {
+    let client = migrated(url, database).await;
+    let events = events_around_changes();
+    let row = |(n, (campaign, event_type, time)): (usize, &Event)| {
+        let (campaign, event_type) = (CAMPAIGNS[*campaign], TYPES[*event_type].0);
+        format!("('{campaign}', '{}', 'a@b.c', '{event_type}', {time}, 't/0@id', {n})", WORKSPACES[0])
+    };
+    let rows: Vec<String> = events.iter().enumerate().map(row).collect();
+    let columns = "campaign_id, workspace_id, email, event_type, event_time, source, source_offset";
+    let sql = format!("INSERT INTO email_events ({columns}) SETTINGS async_insert = 0 VALUES {}", rows.join(", "));
+    client.query(&sql).execute().await.unwrap();
+    let counters = "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
+                    SELECT toDate(event_time), event_type, campaign_id, workspace_id, source, count(), max(source_offset) + 1 \
+                    FROM email_events GROUP BY ALL";
+    client.query(counters).execute().await.unwrap();
+    for (zone, first, changes) in ZONES {
+        let found = json(url, database, &["--zone", zone]);
+        let wanted = recount(&events, first, changes);
+        assert_eq!(by_day(&found), wanted, "{zone}");
+        assert_eq!((counts_of(&found["total"]), &found["days_not_kept"]), (sum(wanted.values()), &0.into()), "{zone}");
+        let of_one = |campaign| events.iter().filter(|event| event.0 == campaign).copied().collect::<Vec<_>>();
+        let (since, until) = ("2026-03-29", "2026-10-25");
+        let mut wanted = recount(&of_one(1), first, changes);
+        wanted.retain(|day, _| (since..=until).contains(&day.as_str()));
+        let found = json(
+            url,
+            database,
+            &["--zone", zone, "--campaign", CAMPAIGNS[1], "--since", since, "--until", until, "--by", "day"],
+        );
+        assert_eq!(by_day(&found), wanted, "{zone}");
+    }
+    // Rows expire by UTC days. Each zone but UTC has two days with a part of this one.
+    client.query("ALTER TABLE email_events DROP PARTITION 20261025").execute().await.unwrap();
+    for (zone, first, changes) in ZONES {
+        let not_kept: &[&str] = match zone {
+            "UTC" => &[],
+            "America/New_York" | "Etc/GMT+12" => &["2026-10-24", "2026-10-25"],
+            _ => &["2026-10-25", "2026-10-26"],
+        };
+        let mut wanted = recount(&events, first, changes);
+        wanted.retain(|day, _| !not_kept.contains(&day.as_str()));
+        let found = json(url, database, &["--zone", zone]);
+        assert_eq!((by_day(&found), counts_of(&found["total"])), (wanted.clone(), sum(wanted.values())), "{zone}");
+        let rows = found["rows"].as_array().unwrap().iter().filter(|row| row["kept"] == false);
+        let found: Vec<&str> = rows.map(|row| row["day"].as_str().unwrap()).collect();
+        assert_eq!(found, not_kept, "{zone}");
+    }
+    let printed = |format: &str| {
+        let arguments =
+            ["--zone", "Europe/Paris", "--since", "2026-10-24", "--until", "2026-10-26", "--format", format];
+        let (status, output, error) = report(url, database, &arguments);
+        assert_eq!(status, Some(0), "{error}");
+        output.replace(database, "campaigns")
+    };
+    insta::assert_snapshot!("report_zone", printed("table"));
+    insta::assert_snapshot!("report_zone_csv", printed("csv"));
+    assert!(!printed("json").contains("rate"));
+    for (arguments, said) in [
+        (&["--zone", "Europe/Pari"][..], "ClickHouse knows no time zone of this name. Give an IANA name"),
+        (&["--zone", "UTC') OR ('1' = '1"], "ClickHouse knows no time zone"),
+        (&["--zone", "Europe/Paris", "--by", "campaign"], "leave out --by campaign"),
+        (&["--zone", "Europe/Paris", "--format", "html"], "needs --campaign ID --in-depth"),
+        (&["--zone", "Europe/Paris", "--campaign", CAMPAIGNS[0], "--in-depth"], "cannot be used with"),
+    ] {
+        let (status, _, error) = report(url, database, arguments);
+        assert!(status == Some(64) && error.contains(said) && error.lines().count() <= 5, "{arguments:?}: {error}");
+    }
+}
+
 /// A text that is no UUID or no day, and days in the wrong order, end with 64 and name it. Missing views say what to
 /// run.
 pub async fn a_report_that_cannot_be_made_says_why(url: &str, database: &str) {
@@ -171,9 +314,8 @@ const RAW_ROWS: [RawRow; 16] = [
     ("bounce", "guy@example.com", 50, r#"{"bounce": {"bounceType": "Transient"}}"#),
 ];
 
-/// Every figure of the known rows, in JSON, in the page and in CSV. Another campaign's rows are in none of them.
-pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &str) {
-    let client = migrated(url, database).await;
+/// Inserts the known rows of one campaign, and one row of another.
+async fn raw_rows(client: &Client) {
     for (n, (event, email, after, metadata)) in RAW_ROWS.into_iter().enumerate() {
         for campaign in &CAMPAIGNS[..if n == 0 { 2 } else { 1 }] {
             let sql = "INSERT INTO email_events (campaign_id, workspace_id, email, event_type, event_time, metadata, source, \
@@ -182,6 +324,11 @@ pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &
             row.bind(metadata).bind(n as u64).execute().await.unwrap();
         }
     }
+}
+
+/// Every figure of the known rows, in JSON, in the page and in CSV. Another campaign's rows are in none of them.
+pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &str) {
+    raw_rows(&migrated(url, database).await).await;
     let arguments = ["--campaign", CAMPAIGNS[0], "--in-depth"];
     let found = json(url, database, &arguments);
     let is = |pointer: &str, wanted: Value| assert_eq!(found.pointer(pointer), Some(&wanted), "{pointer}: {found:#}");
@@ -274,4 +421,122 @@ pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &
         let (status, _, error) = report(url, database, arguments);
         assert!(status == Some(64) && error.contains(said), "{arguments:?}: {error}");
     }
+}
+
+/// Returns the tables of the page: for each section its id, and each row as the texts of its cells.
+const TABLES: &str = "[...document.querySelectorAll('section')].map(section => [section.id, \
+                      [...section.querySelectorAll('tbody tr')].map(row => [...row.cells].map(cell => cell.innerText))])";
+
+/// Returns the bars of a section's chart: for each the text of its title or of the number behind it, and its width and height.
+fn bars_of(section: &str) -> String {
+    format!(
+        "[...document.querySelectorAll('#{section} svg rect')].map(bar => [bar.textContent || bar.nextElementSibling.textContent, \
+         bar.getBBox().width, bar.getBBox().height])"
+    )
+}
+
+/// Returns the texts of charts that do not fit into their chart, and the number of pixels that the page is too wide.
+const TOO_WIDE: &str = "[[...document.querySelectorAll('svg text')].filter(text => text.getBBox().x < 0 || \
+                        text.getBBox().x + text.getBBox().width > text.ownerSVGElement.viewBox.baseVal.width).map(text => text.textContent), \
+                        document.documentElement.scrollWidth - document.documentElement.clientWidth]";
+
+/// Returns a section's rows as the page has to show them: the named figures of each object in the JSON.
+fn expected(found: &Value, list: &str, figures: &[&str]) -> Vec<Vec<String>> {
+    let shown = |row: &Value, name: &&str| match &row[*name] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        rate if name.ends_with("_rate") => format!("{:.2} %", rate.as_f64().unwrap() * 100.0),
+        number => number.to_string(),
+    };
+    let rows = found[list].as_array().unwrap();
+    rows.iter().map(|row| figures.iter().map(|name| shown(row, name)).collect()).collect()
+}
+
+/// A browser shows each figure of the JSON in the page's tables, draws bars in proportion to them, and asks nobody for anything else.
+pub async fn a_browser_shows_the_figures_of_the_json(url: &str, database: &str) {
+    let client = migrated(url, database).await;
+    raw_rows(&client).await;
+    // The chart has to shorten this link.
+    let link = format!(r#"{{"url": "https://example.com/{}"}}"#, "W".repeat(80));
+    let sql = "INSERT INTO email_events (campaign_id, workspace_id, event_type, event_time, metadata, source, source_offset) \
+               SETTINGS async_insert = 0 VALUES (?, ?, 'click', fromUnixTimestamp(?), ?, 't/0@id', 99)";
+    let row = client.query(sql).bind(CAMPAIGNS[0]).bind(WORKSPACES[0]).bind(START + 8_000);
+    row.bind(link).execute().await.unwrap();
+    let arguments = ["--campaign", CAMPAIGNS[0], "--in-depth"];
+    let found = json(url, database, &arguments);
+    let (_, html, _) = report(url, database, &[&arguments[..], &["--format", "html"]].concat());
+    let file = tempfile::Builder::new().suffix(".html").tempfile().unwrap();
+    std::fs::write(file.path(), html).unwrap();
+    let mut browser = devstack::Browser::start().unwrap();
+    let mut page = browser.open(file.path()).unwrap();
+    assert_eq!(page.requested().len(), 1, "{:?}", page.requested());
+
+    let tables: Vec<(String, Vec<Vec<String>>)> = serde_json::from_value(page.evaluate(TABLES).unwrap()).unwrap();
+    let reached = ["delivered", "opened", "opened_unnamed", "clicked", "bounced", "unsubscribed"];
+    let figures = [&["provider"], &reached[..], &["unique_open_rate", "unique_click_rate"]].concat();
+    let mut all = found["recipients"].clone();
+    all["provider"] = "all".into();
+    let all = serde_json::json!({"recipients": [all]});
+    let or = |rows: Vec<Vec<String>>, absent: &str| {
+        let named = |mut row: Vec<String>| {
+            if row[0].is_empty() {
+                absent.clone_into(&mut row[0]);
+            }
+            row
+        };
+        rows.into_iter().map(named).collect::<Vec<_>>()
+    };
+    let [times, times_unnamed] = [0, 1].map(|which| &found["time_to_open"][which]);
+    let limits = ["1 minute", "10 minutes", "1 hour", "6 hours", "1 day", "3 days", "7 days"];
+    let within = limits.iter().enumerate().map(|(n, limit)| {
+        vec![(*limit).to_owned(), times["within"][n].to_string(), times_unnamed["within"][n].to_string()]
+    });
+    let ends = [("any time", "recipients", ""), ("median", "median_s", " s"), ("nine in ten", "nine_in_ten_s", " s")];
+    let ends = ends.map(|(name, figure, unit)| {
+        vec![name.to_owned(), format!("{}{unit}", times[figure]), format!("{}{unit}", times_unnamed[figure])]
+    });
+    let wanted = [
+        ("events", expected(&found, "events", &["event_type", "events", "recipients"])),
+        ("recipients", [expected(&all, "recipients", &figures), expected(&found, "providers", &figures)].concat()),
+        ("hours", expected(&found, "hours", &["hour", "opens", "machine_opens", "clicks"])),
+        ("links", or(expected(&found, "links", &["link", "clicks", "recipients"]), "(no link in metadata)")),
+        ("opens", or(expected(&found, "opens_by_machine", &["rule", "opens", "recipients"]), "(no rule)")),
+        ("bounces", expected(&found, "bounces", &["kind", "bounces", "recipients"])),
+        ("time_to_open", within.chain(ends).collect()),
+    ];
+    assert_eq!(tables, wanted.map(|(id, rows)| (id.to_owned(), rows)));
+
+    let mut bars = |section: &str| -> Vec<(String, f64, f64)> {
+        serde_json::from_value(page.evaluate(&bars_of(section)).unwrap()).unwrap()
+    };
+    for (section, list, figure) in
+        [("recipients", "providers", "opened"), ("links", "links", "clicks"), ("opens", "opens_by_machine", "opens")]
+    {
+        let counts: Vec<u64> = expected(&found, list, &[figure]).iter().map(|row| row[0].parse().unwrap()).collect();
+        let (drawn, most) = (bars(section), *counts.iter().max().unwrap());
+        assert_eq!(drawn.len(), counts.len(), "{section}");
+        let longest = drawn.iter().map(|bar| bar.1).fold(0.0, f64::max);
+        for ((text, width, _), count) in drawn.into_iter().zip(counts) {
+            let share = count as f64 / most as f64;
+            assert!(text == count.to_string() && (width / longest - share).abs() < 0.01, "{section} {text} {width}");
+        }
+    }
+    let drawn = bars("hours");
+    let highest = drawn.iter().map(|bar| bar.2).fold(0.0, f64::max);
+    let most = 5.0;
+    let of_hour = |row: Vec<String>| {
+        let names = ["opens", "opens by a machine", "clicks"].into_iter().zip(row[1..].to_vec());
+        names
+            .filter(|(_, count)| count != "0")
+            .map(|(name, count)| (format!("hour {}: {count} {name}", row[0]), count))
+            .collect::<Vec<_>>()
+    };
+    let rows = expected(&found, "hours", &["hour", "opens", "machine_opens", "clicks"]);
+    let wanted: Vec<_> = rows.into_iter().flat_map(of_hour).collect();
+    assert_eq!(drawn.len(), wanted.len(), "{drawn:?}");
+    for ((text, _, height), (title, count)) in drawn.into_iter().zip(wanted) {
+        let share = count.parse::<f64>().unwrap() / most;
+        assert!(text == title && (height / highest - share).abs() < 0.01, "{title}: {text} {height} of {highest}");
+    }
+    assert_eq!(page.evaluate(TOO_WIDE).unwrap(), serde_json::json!([[], 0]));
 }

@@ -1,4 +1,4 @@
-"""Tallyhouse's views as unmanaged models: `sql/single/0002_views.sql` says what each column means.
+"""Tallyhouse's views as unmanaged models: `sql/single/0005_event_types.sql` says what each column means.
 
 The views are already summed, one row for each key. Counts are of events, not of distinct recipients.
 """
@@ -13,6 +13,9 @@ class Counts(models.ClickhouseModel):
     clicks = models.UInt64Field()
     bounces = models.UInt64Field()
     unsubscribes = models.UInt64Field()
+    sent = models.UInt64Field()
+    complaints = models.UInt64Field()
+    deferred = models.UInt64Field()
 
     class Meta:
         abstract = True
@@ -44,6 +47,7 @@ class CampaignReport(Counts):
     click_to_open_rate = models.Float64Field(null=True)
     bounce_rate = models.Float64Field(null=True)
     unsubscribe_rate = models.Float64Field(null=True)
+    complaint_rate = models.Float64Field(null=True)
 
     class Meta:
         managed = False

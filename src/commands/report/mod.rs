@@ -5,6 +5,7 @@
 
 pub mod depth;
 mod print;
+pub mod zone;
 
 use crate::clickhouse::client::Client;
 use crate::clickhouse::condition::Condition;
@@ -167,14 +168,13 @@ impl Rates {
 /// A count that most producers do not send, with its name.
 type Further = (&'static str, fn(&Counts) -> u64);
 
-impl Report {
-    /// Returns the further counts that the campaigns have, each with its name. Most producers send none of them.
-    fn further(&self) -> Vec<Further> {
-        let total = self.total();
-        let all: [Further; 3] = [("sent", |c| c.sent), ("complaints", |c| c.complaints), ("deferred", |c| c.deferred)];
-        all.into_iter().filter(|(_, count)| count(&total) > 0).collect()
-    }
+/// Returns the further counts that are in a total, each with its name. Most producers send none of them.
+fn further(total: &Counts) -> Vec<Further> {
+    let all: [Further; 3] = [("sent", |c| c.sent), ("complaints", |c| c.complaints), ("deferred", |c| c.deferred)];
+    all.into_iter().filter(|(_, count)| count(total) > 0).collect()
+}
 
+impl Report {
     /// Returns the sum of all rows.
     pub fn total(&self) -> Counts {
         self.lines.iter().fold(Counts::default(), |sum, line| sum.plus(line.counts))

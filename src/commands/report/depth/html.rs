@@ -15,6 +15,8 @@ const BAR_HEIGHT: f64 = 22.0;
 const NAME_WIDTH: f64 = 320.0;
 /// Bars in a horizontal chart; the table has all rows.
 const BARS_MAX: usize = 20;
+/// Rows of a table that is open from the beginning. A click opens a longer one, so that the sections behind it are found.
+const OPEN_ROWS_MAX: usize = 24;
 
 const HEAD: &str = r#"<!DOCTYPE html>
 <html lang="en">
@@ -26,11 +28,12 @@ const HEAD: &str = r#"<!DOCTYPE html>
 <title>Campaign report</title>
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2330; background: #fff; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
+h1 { font-size: 1.5rem; } h1::first-letter { text-transform: uppercase; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.5rem; border-bottom: 1px solid #d8dde6; text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; } svg { width: 100%; height: auto; margin: 0.5rem 0; } svg text { font-size: 12px; fill: #1c2330; }
+summary { cursor: pointer; } .scroll { overflow-x: auto; } svg { width: 100%; height: auto; margin: 0.5rem 0; } svg text { font-size: 12px; fill: #1c2330; }
+svg .name { font-family: ui-monospace, monospace; }
 .opens { fill: #2f6fbf; } .machine { fill: #a9c6e8; } .clicks { fill: #c4552d; } .line { stroke: #8a94a6; }
 </style>
 </head>
@@ -57,7 +60,12 @@ impl Depth {
                 "opens" => text += &bars(&section, 1, "opens"),
                 _ => {}
             }
-            text += &table(&section);
+            let rows = section.rows.len();
+            if rows > OPEN_ROWS_MAX {
+                let _ = write!(text, "<details><summary>All {rows} rows</summary>\n{}</details>\n", table(&section));
+            } else {
+                text += &table(&section);
+            }
             text += "</section>\n";
         }
         text + "</body>\n</html>\n"
@@ -98,11 +106,15 @@ fn hours_chart(hours: &[Hour]) -> String {
     );
     for of in shown {
         let at = left + f64::from(of.hour) * step;
-        let bars = [("opens", 0.1, of.opens), ("machine", 0.1, of.machine_opens), ("clicks", 0.5, of.clicks)];
-        for (class, offset, count) in bars.into_iter().filter(|(.., count)| *count > 0) {
+        let bars = [
+            ("opens", "opens", 0.1, of.opens),
+            ("machine", "opens by a machine", 0.1, of.machine_opens),
+            ("clicks", "clicks", 0.5, of.clicks),
+        ];
+        for (class, name, offset, count) in bars.into_iter().filter(|(.., count)| *count > 0) {
             let _ = writeln!(
                 text,
-                "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>hour {}: {count} {class}</title></rect>",
+                "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>hour {}: {count} {name}</title></rect>",
                 at + offset * step,
                 bottom - height(count),
                 0.4 * step,
@@ -136,7 +148,7 @@ fn bars(section: &Section, column: usize, class: &str) -> String {
         let width = count as f64 / most as f64 * (CHART_WIDTH - NAME_WIDTH - 80.0);
         let _ = writeln!(
             text,
-            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text><rect class=\"{class}\" x=\"{NAME_WIDTH}\" y=\"{}\" width=\"{width:.1}\" \
+            "<text class=\"name\" x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text><rect class=\"{class}\" x=\"{NAME_WIDTH}\" y=\"{}\" width=\"{width:.1}\" \
              height=\"{}\"/><text x=\"{:.1}\" y=\"{}\">{count}</text>",
             NAME_WIDTH - 8.0,
             top + 15.0,
@@ -147,12 +159,14 @@ fn bars(section: &Section, column: usize, class: &str) -> String {
             top + 15.0
         );
     }
-    text + "</svg>\n"
+    let _ = write!(text, "</svg>\n<p>Bars: {}.</p>\n", escaped(section.columns[column]));
+    text
 }
 
 /// Returns the end of a long name: links differ there.
 fn shortened(name: &str) -> String {
-    const CHARS_MAX: usize = 44;
+    // In the fixed width of these names, they fit into NAME_WIDTH.
+    const CHARS_MAX: usize = 42;
     let length = name.chars().count();
     if length <= CHARS_MAX {
         return name.to_owned();
@@ -224,6 +238,6 @@ mod tests {
     #[test]
     fn a_long_link_keeps_its_end() {
         let name = shortened(&format!("https://example.com/{}/end", "x".repeat(60)));
-        assert!(name.starts_with('…') && name.ends_with("/end") && name.chars().count() == 44);
+        assert!(name.starts_with('…') && name.ends_with("/end") && name.chars().count() == 42);
     }
 }
