@@ -52,7 +52,7 @@ pub struct Servers {
 /// The lost parts that members know of.
 #[derive(Debug, Default)]
 struct Losses {
-    /// Greatest number that a replica has told; `None` before the first one.
+    /// Greatest number that a replica has reported; `None` before the first one.
     parts: Option<u64>,
     /// Time at which it was seen to have grown.
     seen: Option<Instant>,
@@ -125,7 +125,7 @@ impl Servers {
         }
     }
 
-    /// Notes the number of lost parts that a sync has told. Tokens may be gone with them.
+    /// Notes the number of lost parts that a sync has reported. Tokens may be gone with them.
     pub(super) fn note_lost(&self, parts: u64) {
         let mut losses = self.losses();
         if losses.parts.is_some_and(|known| parts > known) {
@@ -259,7 +259,7 @@ pub async fn fit(client: &Client) -> Result<(Client, Schema, u64), SchemaProblem
     client.prove().await?;
     let (client, schema) = Schema::found(client).await?;
     schema.check(&client).await?;
-    // Where that cannot be told now, a row that is not shown stops its partition.
+    // Where that is not known now, a row that is not shown stops its partition.
     sight::refuse_filters(&client).await?;
     if client.is_replica() {
         client.prove_settings().await?;
