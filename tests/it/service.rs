@@ -195,7 +195,8 @@ pub fn address(member: &Server) -> String {
 
 pub async fn http(member: &Server, path: &str) -> String {
     let (address, path) = (address(member), path.to_owned());
-    tokio::task::spawn_blocking(move || devstack::http::get(address, &path, DEADLINE).unwrap()).await.unwrap()
+    let answer = tokio::task::spawn_blocking(move || devstack::http::get(address, &path, DEADLINE)).await.unwrap();
+    answer.unwrap_or_else(|error| panic!("{error}: {}", member.stderr()))
 }
 
 /// Waits until the member's answer at `path` contains `text`.

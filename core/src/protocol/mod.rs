@@ -486,7 +486,7 @@ impl Protocol {
             (State::Replaying { .. } | State::Filling { .. }, Outcome::PositionLost)
             | (
                 State::Announcing { .. } | State::Finishing { .. } | State::Settling,
-                Outcome::CommitOvertaken,
+                Outcome::CommitOvertaken | Outcome::Unconfirmed,
             )
             | (State::Settling, Outcome::CommitDone) => self.start_over(),
             (state, seen) => {
