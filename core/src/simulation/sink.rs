@@ -253,7 +253,7 @@ impl Sink {
         self.replicas.get_mut(replica).into_iter().for_each(|rows| rows.clone_from(&self.rows));
     }
 
-    /// Loses the disk of a replica, which begins anew with what the other one has. Returns true if rows are gone.
+    /// Loses the disk of a replica, which begins again with what the other one has. Returns true if rows are gone.
     pub fn lose(&mut self, replica: usize) -> bool {
         let other = self.replicas[(replica + 1) % self.replicas.len()].clone();
         let is_lost = other != self.rows;
