@@ -81,13 +81,7 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
         return by_day_of(&client, filter, zone, by, format).await;
     }
     let report = report::read(&client, filter, by.unwrap_or_default()).await?;
-    let output = match format {
-        Format::Table => report.table(),
-        Format::Csv => report.csv(),
-        Format::Json => report.json()?,
-        Format::Html => return Err(CliError::NotInDepth("--format html")),
-    };
-    Ok(output.into())
+    written(format, || report.table(), || report.csv(), || report.json())
 }
 
 async fn by_day_of(
@@ -104,10 +98,20 @@ async fn by_day_of(
         return Err(CliError::Zone(zone));
     }
     let report = zone::read(client, filter, zone).await?;
+    written(format, || report.table(), || report.csv(), || report.json())
+}
+
+/// Returns the report in a format that every report has.
+fn written(
+    format: Format,
+    table: impl Fn() -> String,
+    csv: impl Fn() -> String,
+    json: impl Fn() -> serde_json::Result<String>,
+) -> Result<Done, CliError> {
     let output = match format {
-        Format::Table => report.table(),
-        Format::Csv => report.csv(),
-        Format::Json => report.json()?,
+        Format::Table => table(),
+        Format::Csv => csv(),
+        Format::Json => json()?,
         Format::Html => return Err(CliError::NotInDepth("--format html")),
     };
     Ok(output.into())

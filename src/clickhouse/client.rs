@@ -248,15 +248,8 @@ impl Client {
         may_end: impl Fn() -> bool,
     ) -> Result<(), ClickHouseError> {
         let pins = self.fit_pins().await?;
-        self.identity.refuse().map_err(|doubt| self.peer.doubted(doubt))?;
-        let asked = Instant::now();
         let parameters = self.parameters(query_id, token, &pins.inserts);
-        let answer = self.exchange.send(sql, &parameters, chunks, self.insert_timeout, may_end).await;
-        let answer = answer.map_err(|error| self.classify(&error))?;
-        if answer.query_id.as_deref() != Some(query_id) || !answer.body.is_empty() {
-            return Err(self.peer.not_ours(&answer.body));
-        }
-        self.identity.acknowledged(answer.server.as_deref(), asked).map_err(|doubt| self.peer.doubted(doubt))
+        self.acknowledged(sql, query_id, &parameters, chunks, self.insert_timeout, may_end).await
     }
 
     /// Runs a statement that must be carried out by the server that has answered before. Returns nothing else than that it was.
@@ -264,12 +257,26 @@ impl Client {
     /// # Errors
     /// Returns any [`ClickHouseError`].
     pub(super) async fn execute_here(&self, sql: &str, setting: (&str, &str)) -> Result<(), ClickHouseError> {
-        self.identity.refuse().map_err(|doubt| self.peer.doubted(doubt))?;
-        let (query_id, asked) = (new_query_id(), Instant::now());
+        let query_id = new_query_id();
         let parameters = [("query_id", query_id.as_str()), ("log_comment", LOG_COMMENT), setting];
-        let answer = self.exchange.send(sql, &parameters, Vec::new(), self.query_timeout, || true).await;
+        self.acknowledged(sql, &query_id, &parameters, Vec::new(), self.query_timeout, || true).await
+    }
+
+    /// Sends a statement that returns no rows. It counts if ClickHouse itself answers, and the server that has answered before.
+    async fn acknowledged(
+        &self,
+        sql: &str,
+        query_id: &str,
+        parameters: &[(&str, &str)],
+        chunks: Vec<Bytes>,
+        limit: Duration,
+        may_end: impl Fn() -> bool,
+    ) -> Result<(), ClickHouseError> {
+        self.identity.refuse().map_err(|doubt| self.peer.doubted(doubt))?;
+        let asked = Instant::now();
+        let answer = self.exchange.send(sql, parameters, chunks, limit, may_end).await;
         let answer = answer.map_err(|error| self.classify(&error))?;
-        if answer.query_id.as_ref() != Some(&query_id) {
+        if answer.query_id.as_deref() != Some(query_id) || !answer.body.is_empty() {
             return Err(self.peer.not_ours(&answer.body));
         }
         self.identity.acknowledged(answer.server.as_deref(), asked).map_err(|doubt| self.peer.doubted(doubt))

@@ -13,10 +13,11 @@ use super::error::ClickHouseError;
 use super::schema::{Schema, SchemaProblem};
 use super::sight;
 use crate::platform::advice::Advice;
+use crate::platform::lock::locked;
 use crate::platform::metrics::SERVER_IN_USE;
 use metrics::gauge;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -127,7 +128,7 @@ impl Servers {
 
     /// Notes the number of lost parts that a sync has reported. Tokens may be gone with them.
     pub(super) fn note_lost(&self, parts: u64) {
-        let mut losses = self.losses();
+        let mut losses = locked(&self.losses);
         if losses.parts.is_some_and(|known| parts > known) {
             tracing::error!(parts, "parts of the tables were lost with the only replica that had them");
             losses.seen = Some(Instant::now());
@@ -137,20 +138,16 @@ impl Servers {
 
     /// Returns the number of lost parts that is known.
     pub(super) fn lost(&self) -> u64 {
-        self.losses().parts.unwrap_or_default()
+        locked(&self.losses).parts.unwrap_or_default()
     }
 
     /// Refuses an insert for this time after parts were lost.
     pub(super) fn refuse_after_loss(&self, quarantine: Duration) -> Result<(), ClickHouseError> {
-        let Some(seen) = self.losses().seen else { return Ok(()) };
+        let Some(seen) = locked(&self.losses).seen else { return Ok(()) };
         let left = quarantine.saturating_sub(seen.elapsed());
         let server = self.in_use().described();
         let quarantined = ClickHouseError::Quarantined { server, seconds: left.as_secs() };
         if left.is_zero() { Ok(()) } else { Err(quarantined) }
-    }
-
-    fn losses(&self) -> MutexGuard<'_, Losses> {
-        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the replica in use and a second one have all rows of the shard. An insert may have gone to another one before.
@@ -268,8 +265,7 @@ pub async fn fit(client: &Client) -> Result<(Client, Schema, u64), SchemaProblem
     Ok((client, schema, lost))
 }
 
-/// Checks that a server can take the place of the one in use.
-/// Returns the number of its lost parts.
+/// Checks that a server can take the place of the one in use. Returns the number of its lost parts.
 async fn can_replace(in_use: &Client, client: &Client, schema: &Schema) -> Result<u64, SchemaProblem> {
     look(client).await?;
     let (client, found, lost) = fit(client).await?;

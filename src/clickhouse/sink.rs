@@ -91,10 +91,13 @@ impl Sink {
         self.servers.as_ref().filter(|_| self.confirms).map_or(0, |servers| servers.lost())
     }
 
+    fn in_use(&self) -> &Client {
+        self.servers.as_ref().map_or(&self.client, |servers| servers.in_use())
+    }
+
     /// Returns a sink on the server in use now, which stays on it.
     fn here(&self) -> Sink {
-        let client = self.servers.as_ref().map_or(&self.client, |servers| servers.in_use());
-        Sink::new(client.clone(), self.schema.clone())
+        Sink::new(self.in_use().clone(), self.schema.clone())
     }
 
     /// Returns a sink that stays on the server in use now, which shows all rows that the shard has. So a sync and the reads after it
@@ -127,7 +130,7 @@ impl Sink {
         let target = self.schema.insert_target(table.name());
         let sql = format!("INSERT INTO {target} ({}) FORMAT Native", table.column_list());
         self.servers.as_ref().map_or(Ok(()), |servers| servers.refuse_after_loss(self.quarantine))?;
-        self.here().client.insert(&sql, &self.query_id(id), token, chunks, lease_holds).await?;
+        self.in_use().insert(&sql, &self.query_id(id), token, chunks, lease_holds).await?;
         Ok(rows)
     }
 
@@ -219,12 +222,8 @@ impl Sink {
         let rejected =
             format!("SELECT toString(source) AS name, count() FROM rejected_events WHERE {within} GROUP BY name");
         let rejected = bind_at_least(self.client.deciding(&rejected), &starts).bind(&names).bind(&ends);
-        let months: Option<BTreeSet<PartitionId>> = asked
-            .iter()
-            .map(|batch| batch.months.clone())
-            .collect::<Option<Vec<_>>>()
-            .map(|all| all.concat().into_iter().collect());
-        let months: Option<Vec<PartitionId>> = months.map(|months| months.into_iter().collect());
+        let months: Option<Vec<&[PartitionId]>> = asked.iter().map(|batch| batch.months.as_deref()).collect();
+        let months = months.map(|all| BTreeSet::from_iter(all.concat()).into_iter().collect::<Vec<_>>());
         let expired_before =
             Retention::deciding(&self.client, &self.schema).await?.first_kept_day().map_or(0, Day::yyyymmdd);
         let of_none = Marks { expired_before, ..Marks::default() };

@@ -29,7 +29,9 @@ use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::protocol::stop::StopReason;
-use tallyhouse_core::protocol::{Action, Committed, Frozen, LOOKS_MAX, LogView, Outcome, Protocol, Step};
+use tallyhouse_core::protocol::{
+    Action, Committed, Frozen, LOOKS_MAX, LogView, Outcome, Protocol, Step, vouches_for_rows,
+};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
 use tallyhouse_core::window::ARRIVAL_STEP_MS;
 use tallyhouse_core::window::buffer::Halt;
@@ -426,7 +428,7 @@ impl Partition {
     /// Lets a second replica confirm the rows that a commit vouches for, if that is configured. Returns the outcome of a commit that
     /// must not be made.
     async fn unconfirmed(&mut self, expected: Option<&Committed>, wanted: &Committed) -> Option<Outcome> {
-        if wanted.offset <= expected.map_or(0, |expected| expected.offset) {
+        if !vouches_for_rows(expected, wanted) {
             return None;
         }
         match self.shared.sink.confirm().await {
@@ -439,7 +441,7 @@ impl Partition {
             Err(problem) => {
                 let error = format!("no second replica confirms a batch (clickhouse.replicas_confirmed): {problem}");
                 self.failed(CONFIRM, &error).await;
-                // What was lost is inserted again meanwhile.
+                // Members insert the lost rows again meanwhile.
                 let lost = self.shared.sink.lost();
                 let is_known = std::mem::replace(&mut self.lost, lost) == lost;
                 Some(if is_known { Outcome::CommitFailed } else { Outcome::Unconfirmed })

@@ -17,12 +17,8 @@ const CONSUMER: (&str, &str) = ("TALLYHOUSE__KAFKA__GROUP_PROTOCOL", "consumer")
 /// Waits until the kernel reports the member as stopped.
 pub async fn await_frozen(member: &Server) {
     let deadline = Instant::now() + DEADLINE;
-    loop {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", member.pid())).unwrap_or_default();
-        if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "not stopped: {stat}\n{}", member.stderr());
+    while !member.is_stopped().unwrap_or(false) {
+        assert!(Instant::now() < deadline, "not stopped: {}", member.stderr());
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

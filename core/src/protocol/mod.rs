@@ -109,6 +109,11 @@ pub fn may_commit(found: Option<&Committed>, expected: Option<&Committed>, wante
     found == expected || found == Some(wanted) || !guard::is_on(Guard::Compare)
 }
 
+/// True if a commit vouches for rows: its offset lies behind the one that the member expects.
+pub fn vouches_for_rows(expected: Option<&Committed>, wanted: &Committed) -> bool {
+    wanted.offset > expected.map_or(0, |expected| expected.offset)
+}
+
 /// The facts about a frozen batch that the protocol needs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frozen {

@@ -247,6 +247,8 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let mut violations = checked.violations;
     violations.extend(vitals.violations);
     violations.extend(lane.reported());
+    let logs = lane.logs_from(&log_lengths);
+    let logged = |text: &str| logs.iter().map(|log| log.matches(text).count() as u64).sum();
     Ok(RoundResult {
         effects,
         violations,
@@ -257,11 +259,11 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
         left_behind: checked.ended.left_behind,
         held_bytes: vitals.held_bytes,
         rss_bytes: vitals.rss_bytes,
-        inherited: inherited::count(&lane.logs_from(&log_lengths), &seen.of_groups),
+        inherited: inherited::count(&logs, &seen.of_groups),
         seen,
-        late_inserts: lane.logged_since(&log_lengths, BROKEN_OFF) as u64,
-        broken_groups: lane.logged_since(&log_lengths, LEFT_GROUP) as u64,
-        pauses: lane.logged_since(&log_lengths, large::PAUSES) as u64,
+        late_inserts: logged(BROKEN_OFF),
+        broken_groups: logged(LEFT_GROUP),
+        pauses: logged(large::PAUSES),
         repeated_letters: lane.letters.lock().unwrap_or_else(PoisonError::into_inner).repeated,
     })
 }

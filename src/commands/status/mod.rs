@@ -43,7 +43,7 @@ pub struct Status {
     pub dead_letter: Result<(), String>,
     /// `Ok` if ClickHouse answers and has the tables.
     pub clickhouse: Result<(), String>,
-    /// What is wrong with the replica that answered, if anything.
+    /// Problem of the replica that answered, if it has one.
     pub replica: Option<String>,
     /// The group and its members.
     pub group: Result<Group, String>,

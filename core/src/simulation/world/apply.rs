@@ -8,7 +8,7 @@ use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, PartitionId, Progress};
 use crate::protocol::stop::StopReason;
 use crate::protocol::{
-    Action, Committed, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, Step, may_commit,
+    Action, Frozen, INSERTS_MAX, LOOKS_FOR_ROWS, LogView, Outcome, Protocol, Step, may_commit, vouches_for_rows,
 };
 use crate::simulation::log::DAYS;
 use crate::simulation::server::{Part, Sent};
@@ -329,13 +329,15 @@ impl World {
             }
             Doing::Next(Action::TakeBatch) => Outcome::NoBatch,
             Doing::Next(Action::Commit { expected, wanted, .. })
-                if task.lost != sink.lost && is_end(expected.as_ref(), &wanted) && guard::is_on(Guard::Confirm) =>
+                if task.lost != sink.lost
+                    && vouches_for_rows(expected.as_ref(), &wanted)
+                    && guard::is_on(Guard::Confirm) =>
             {
                 task.lost = sink.lost;
                 Outcome::Unconfirmed
             }
             Doing::Next(Action::Commit { expected, wanted, .. }) => {
-                if self.rules.confirms && guard::is_on(Guard::Confirm) && is_end(expected.as_ref(), &wanted) {
+                if self.rules.confirms && guard::is_on(Guard::Confirm) && vouches_for_rows(expected.as_ref(), &wanted) {
                     (0..self.rules.replicas).for_each(|replica| sink.fetch(replica));
                 }
                 let member = task.member;
@@ -866,11 +868,6 @@ impl World {
             }
         }
     }
-}
-
-/// True if a commit vouches for rows.
-fn is_end(expected: Option<&Committed>, wanted: &Committed) -> bool {
-    wanted.offset > expected.map_or(0, |expected| expected.offset)
 }
 
 impl Task {
