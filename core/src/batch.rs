@@ -11,12 +11,9 @@ use crate::protocol::group::Size;
 use crate::protocol::marks::{Expected, PartitionId};
 use crate::source::{OffsetRange, Table};
 use crate::tables;
-use crate::window::native::{Column, Values, low_cardinality, low_cardinality_runs, native_block};
+use crate::window::native::{Chunks, Column, Values, low_cardinality, low_cardinality_runs, native_block};
 use crate::window::{Arrivals, CounterKey, Totals, Window};
 use bytes::Bytes;
-
-/// Finished chunks of one column. A clone copies handles and no bytes.
-type Chunks = Vec<Bytes>;
 
 #[derive(Debug)]
 struct RawDay {
@@ -40,6 +37,14 @@ struct Rejected {
     error: Chunks,
     key: Chunks,
     payload: Chunks,
+}
+
+/// The columns of one day that say whose events there are.
+pub(super) struct Addressed<'a> {
+    /// Number of events.
+    pub rows: u64,
+    /// Campaign ids, addresses, types and times.
+    pub chunks: [&'a [Bytes]; 4],
 }
 
 /// One rejected record of a batch.
@@ -120,6 +125,14 @@ impl Batch {
     /// Returns the memory that it holds, in bytes, as the window counted it.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Returns, for each day, the columns from which the rows of `recipients` are made.
+    pub(super) fn addressed(&self) -> impl Iterator<Item = Addressed<'_>> {
+        self.raw.iter().map(|day| Addressed {
+            rows: day.rows,
+            chunks: [&day.campaign_id, &day.email, &day.event_type, &day.event_time].map(Vec::as_slice),
+        })
     }
 
     /// Returns the rejected records, in the order of their offsets.

@@ -12,6 +12,7 @@ pub mod days;
 pub mod decode;
 pub mod guard;
 pub mod protocol;
+pub mod recipients;
 #[cfg(test)]
 mod simulation;
 pub mod source;

@@ -1,4 +1,4 @@
-//! The three tables of a batch and their columns. `sql/` makes the tables; a test compares both.
+//! The three tables of a batch, the table of recipients, and their columns. `sql/` makes the tables; a test compares both.
 //!
 //! The blocks of a batch, the column list of its INSERTs and the check of the schema read this definition.
 
@@ -32,6 +32,8 @@ pub struct Definition {
     pub partition_key: &'static str,
     /// Sorting key.
     pub sorting_key: &'static str,
+    /// True if the table must remember the tokens of inserts.
+    pub has_tokens: bool,
     /// Columns of an insert, in the order of its block.
     pub columns: &'static [Column],
     /// Name and type of the column that ClickHouse fills itself, if there is one.
@@ -72,6 +74,36 @@ pub const REJECTED: [Column; 7] = [
     column("payload", "String"),
 ];
 
+/// The form of `recipients`, which is written by other rules than the tables of a batch ([`crate::recipients`]).
+pub const RECIPIENTS: Definition = Definition {
+    engine: "AggregatingMergeTree",
+    partition_key: "",
+    sorting_key: "campaign_id, recipient",
+    has_tokens: false,
+    columns: &[
+        column("campaign_id", "UUID"),
+        column("recipient", "UInt64"),
+        Column { name: "flags", table_type: "SimpleAggregateFunction(groupBitOr, UInt16)", block_type: "UInt16" },
+        first("first_delivered"),
+        first("first_open"),
+        first("first_click"),
+        first("first_bounce"),
+        first("first_unsubscribe"),
+    ],
+    computed: None,
+};
+
+/// Name of the table of recipients.
+pub const RECIPIENTS_NAME: &str = "recipients";
+/// The tables that members write to.
+pub const NAMES: [&str; 4] = ["email_events", "rejected_events", "daily", RECIPIENTS_NAME];
+/// Name of the table with the key of their hashes.
+pub const RECIPIENT_KEY_NAME: &str = "recipient_key";
+
+const fn first(name: &'static str) -> Column {
+    Column { name, table_type: "SimpleAggregateFunction(min, DateTime('UTC'))", block_type: "DateTime('UTC')" }
+}
+
 const fn column(name: &'static str, data_type: &'static str) -> Column {
     Column { name, table_type: data_type, block_type: data_type }
 }
@@ -84,6 +116,7 @@ impl Table {
                 engine: "MergeTree",
                 partition_key: "toYYYYMMDD(event_time)",
                 sorting_key: "campaign_id, event_time",
+                has_tokens: true,
                 columns: &RAW,
                 computed: None,
             },
@@ -91,6 +124,7 @@ impl Table {
                 engine: "SummingMergeTree",
                 partition_key: "toYYYYMM(day)",
                 sorting_key: "day, event_type, campaign_id, workspace_id, source",
+                has_tokens: true,
                 columns: &DAILY,
                 computed: Some(("level", "String")),
             },
@@ -98,15 +132,18 @@ impl Table {
                 engine: "MergeTree",
                 partition_key: "",
                 sorting_key: "source, source_offset",
+                has_tokens: true,
                 columns: &REJECTED,
                 computed: Some(("rejected_at", "DateTime('UTC')")),
             },
         }
     }
+}
 
+impl Definition {
     /// Returns the columns of one insert, as its INSERT statement lists them.
-    pub fn column_list(self) -> String {
-        let names: Vec<&str> = self.definition().columns.iter().map(|column| column.name).collect();
+    pub fn column_list(&self) -> String {
+        let names: Vec<&str> = self.columns.iter().map(|column| column.name).collect();
         names.join(", ")
     }
 }

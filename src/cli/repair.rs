@@ -8,6 +8,7 @@ use crate::platform::signals::{self, Signal};
 use clap::Subcommand;
 use std::time::Duration;
 use tallyhouse_core::days::Month;
+use uuid::Uuid;
 
 const DAILY_HELP: &str = "\
 A signal ends the repair in order, and members can count again. A second signal, a second later or more, ends it at once.
@@ -41,6 +42,21 @@ pub(super) enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
         query_timeout_s: u64,
     },
+    /// Add the recipients that the rows of email_events show, while the service runs.
+    ///
+    /// Use it after an upgrade from a version without recipients, after a time with clickhouse.recipients = false, or where `audit`
+    /// reports recipients_missing. It removes nothing, and it may be interrupted and run again.
+    Recipients {
+        /// Only this campaign.
+        #[arg(long, value_name = "UUID")]
+        campaign: Option<Uuid>,
+        /// Print the statement and the number of days, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Maximum seconds for one query.
+        #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        query_timeout_s: u64,
+    },
     /// Remove the constraint on daily and the table that an interrupted repair has left.
     Clean {
         /// Maximum seconds for one query.
@@ -51,7 +67,7 @@ pub(super) enum Command {
 
 impl Command {
     pub(super) fn changes_something(&self) -> bool {
-        !matches!(self, Command::Daily { dry_run: true, .. })
+        !matches!(self, Command::Daily { dry_run: true, .. } | Command::Recipients { dry_run: true, .. })
     }
 }
 
@@ -62,6 +78,11 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
             let reader = audit::reader(config, query_timeout_s).await?;
             repair::clean(reader.client(), &say).await?;
             Ok("clean\n".to_owned().into())
+        }
+        Command::Recipients { campaign, dry_run, query_timeout_s } => {
+            let reader = audit::reader(config, query_timeout_s).await?;
+            repair::recipients::add(reader.client(), reader.schema(), campaign, dry_run, &say).await?;
+            Ok(if dry_run { String::new() } else { "added\n".to_owned() }.into())
         }
         Command::Daily { mut months, dry_run, trust_rows, others_closed, query_timeout_s } => {
             months.sort_unstable();

@@ -252,6 +252,23 @@ impl Client {
         self.acknowledged(sql, query_id, &parameters, chunks, self.insert_timeout, may_end).await
     }
 
+    /// Sends an INSERT whose rows change nothing if they are there already. So it has no token, and the server compares it with no
+    /// other insert. Only ClickHouse's own answer counts, as in [`Self::insert`].
+    ///
+    /// # Errors
+    /// Returns any [`ClickHouseError`].
+    pub async fn insert_idempotent(
+        &self,
+        sql: &str,
+        query_id: &str,
+        chunks: impl IntoIterator<Item = Bytes, IntoIter: Send>,
+    ) -> Result<(), ClickHouseError> {
+        let pins = self.fit_pins().await?;
+        let fixed = [("database", self.database()), ("query_id", query_id)];
+        let parameters: Vec<(&str, &str)> = fixed.into_iter().chain(pins.plain_inserts()).collect();
+        self.acknowledged(sql, query_id, &parameters, chunks, self.insert_timeout, || true).await
+    }
+
     /// Runs a statement that must be carried out by the server that has answered before. Returns nothing else than that it was.
     ///
     /// # Errors
@@ -268,7 +285,7 @@ impl Client {
         sql: &str,
         query_id: &str,
         parameters: &[(&str, &str)],
-        chunks: Vec<Bytes>,
+        chunks: impl IntoIterator<Item = Bytes, IntoIter: Send>,
         limit: Duration,
         may_end: impl Fn() -> bool,
     ) -> Result<(), ClickHouseError> {

@@ -55,6 +55,8 @@ pub enum ClickHouseError {
     NoKeeper { url: String, code: u32, name: String, message: String },
     /// A replica has not fetched all rows that the shard has, so its answers about rows prove nothing.
     NotSynced { server: String, table: String, message: String },
+    /// No second replica confirms what was inserted, so nothing may vouch for it.
+    Unconfirmed { message: String },
     /// Parts were lost with a replica, and perhaps tokens with them. Nothing is inserted until no older insert can arrive.
     Quarantined { server: String, seconds: u64 },
     /// An insert of the batch runs for longer than inserts may take.
@@ -66,6 +68,9 @@ pub enum ClickHouseError {
     /// The answer does not have the form this binary expects.
     Decode(String),
 }
+
+/// The words of a batch that waits for its confirmation.
+pub const UNCONFIRMED: &str = "no second replica confirms a batch (clickhouse.replicas_confirmed)";
 
 impl ClickHouseError {
     /// Returns the failure and the next step.
@@ -132,6 +137,10 @@ impl ClickHouseError {
                 ),
                 "It is tried again. Look at Keeper, and at system.replicas on that server",
             ),
+            Self::Unconfirmed { message } => Advice::new(
+                format!("{UNCONFIRMED}: {message}"),
+                "Members wait for a second server of clickhouse.url; look at the other replicas",
+            ),
             Self::NotSynced { server, table, message } => Advice::new(
                 format!("the replica {server} does not have all rows of {table} yet ({message})"),
                 "Nothing is believed of it until it has them, and it is tried again. system.replication_queue on that server names the \
@@ -175,6 +184,7 @@ impl ClickHouseError {
                 | Self::LeaseExpired
                 | Self::NoKeeper { .. }
                 | Self::NotSynced { .. }
+                | Self::Unconfirmed { .. }
                 | Self::Quarantined { .. }
         )
     }

@@ -68,11 +68,12 @@ impl Exchange {
         &self,
         sql: &str,
         parameters: &[(&str, &str)],
-        chunks: Vec<Bytes>,
+        chunks: impl IntoIterator<Item = Bytes, IntoIter: Send>,
         limit: Duration,
         may_end: impl Fn() -> bool,
     ) -> Result<Answer, Error> {
-        let compress = self.compression == Compression::Lz4 && !chunks.is_empty();
+        let mut chunks = chunks.into_iter().peekable();
+        let compress = self.compression == Compression::Lz4 && chunks.peek().is_some();
         let mut url = self.url.clone();
         url.query_pairs_mut().append_pair("query", sql).extend_pairs(parameters);
         if compress {
@@ -89,7 +90,7 @@ impl Exchange {
         let response = self.pool.request(request);
         let answer =
             tokio::spawn(async move { read(response.await.map_err(|error| Error::Network(error.into()))?).await });
-        let framed = chunks.into_iter().map(|chunk| if compress { lz4(&chunk) } else { chunk });
+        let framed = chunks.map(|chunk| if compress { lz4(&chunk) } else { chunk });
         for chunk in framed.map(Some).chain([None]) {
             // There is room for a chunk once the connection has taken the one before.
             match tokio::time::timeout(limit, sender.reserve()).await {

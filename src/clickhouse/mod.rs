@@ -8,6 +8,7 @@ pub mod dedup;
 pub mod error;
 mod exchange;
 pub mod identity;
+pub mod recipients;
 pub mod replica;
 pub mod retention;
 pub mod schema;

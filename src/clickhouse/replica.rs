@@ -13,7 +13,7 @@ use clickhouse::Row;
 use serde::Deserialize;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use tallyhouse_core::source::Table;
+use tallyhouse_core::tables;
 use tokio::sync::Mutex;
 
 /// The facts about a server as a replica that its client keeps.
@@ -56,7 +56,8 @@ pub(super) fn local(sql: &str) -> String {
     let mut words: Vec<String> = Vec::new();
     for word in sql.split(' ') {
         let name = word.trim_end_matches(')');
-        let is_table = words.last().is_some_and(|last| last == "FROM") && Table::ALL.iter().any(|t| t.name() == name);
+        let is_table = words.last().is_some_and(|last| last == "FROM")
+            && tables::NAMES.iter().chain([&tables::RECIPIENT_KEY_NAME]).any(|table| *table == name);
         words.push(if is_table { word.replacen(name, &local_name(name), 1) } else { word.to_owned() });
     }
     words.join(" ")
@@ -77,23 +78,25 @@ const TOKEN_LIFE_LEAST_S: u64 = 86_400;
 
 /// Returns what is wrong with a replica, with the remedy.
 pub fn problem(states: &[TableState]) -> Option<Advice> {
-    let tables = |is_wrong: &dyn Fn(&TableState) -> bool| {
+    let wrong = |is_wrong: &dyn Fn(&TableState) -> bool| {
         let names: Vec<&str> =
             states.iter().filter(|state| is_wrong(state)).map(|state| state.table.as_str()).collect();
         (!names.is_empty()).then(|| names.join(", "))
     };
-    if let Some(names) = tables(&TableState::is_cut_off) {
+    if let Some(names) = wrong(&TableState::is_cut_off) {
         let fix = "Look at Keeper, and at system.replicas on that server. Members wait meanwhile";
         return Some(Advice::new(
             format!("{names} cannot be written to: the replica is read-only, or does not reach Keeper"),
             fix,
         ));
     }
-    if let Some(names) = tables(&|state| state.delay_s > DELAY_MAX_S) {
+    if let Some(names) = wrong(&|state| state.delay_s > DELAY_MAX_S) {
         let fix = "Look at system.replication_queue on that server. Members that use it wait wherever they need marks";
         return Some(Advice::new(format!("the replica lags by more than {DELAY_MAX_S} s: {names}"), fix));
     }
-    tables(&|state| state.token_life_s < TOKEN_LIFE_LEAST_S).map(|names| {
+    // Recipients are written without tokens.
+    let has_tokens = |state: &TableState| state.table != local_name(tables::RECIPIENTS_NAME);
+    wrong(&|state| has_tokens(state) && state.token_life_s < TOKEN_LIFE_LEAST_S).map(|names| {
         let fix = "ALTER TABLE … MODIFY SETTING replicated_deduplication_window_seconds = 604800";
         Advice::new(format!("tokens of inserts are forgotten within a day: {names}"), fix)
     })
@@ -103,7 +106,7 @@ pub fn problem(states: &[TableState]) -> Option<Advice> {
 const TOKEN_LIFE_DEFAULT_S: u64 = 3_600;
 
 impl Client {
-    /// Returns the state of the three tables on this replica, sorted by name.
+    /// Returns the state of the tables that members write to on this replica, sorted by name.
     ///
     /// # Errors
     /// [`ClickHouseError::UnknownTable`] if one of them is not replicated or not there, or any other of [`ClickHouseError`].
@@ -115,7 +118,7 @@ impl Client {
              FROM system.replicas AS r INNER JOIN system.tables AS t ON t.database = r.database AND t.name = r.table \
              WHERE r.database = ? AND r.table IN ? ORDER BY table"
         );
-        let tables = Table::ALL.map(|table| local_name(table.name()));
+        let tables = tables::NAMES.map(local_name);
         let states: Vec<TableState> = self.query(&sql).bind(self.database()).bind(&tables).rows().await?;
         if states.len() < tables.len() {
             let message = format!("system.replicas on {} does not have all of {}", self.url(), tables.join(", "));
@@ -159,8 +162,8 @@ impl Client {
 
     /// The lost parts are counted last, so that none is lost between the count and the sync.
     async fn sync_tables(&self) -> Result<u64, ClickHouseError> {
-        let [raw, rejected, daily] = [Table::Raw, Table::Rejected, Table::Daily].map(|table| self.sync_table(table));
-        tokio::try_join!(raw, rejected, daily)?;
+        let [raw, rejected, daily, recipients] = tables::NAMES.map(|table| self.sync_table(table));
+        tokio::try_join!(raw, rejected, daily, recipients)?;
         let states = self.table_states().await?;
         match states.iter().find(|state| !state.keeper_error.is_empty()) {
             Some(TableState { table, keeper_error, .. }) => Err(ClickHouseError::NotSynced {
@@ -172,8 +175,8 @@ impl Client {
         }
     }
 
-    async fn sync_table(&self, table: Table) -> Result<(), ClickHouseError> {
-        let table = format!("{}.{}", self.database(), local_name(table.name()));
+    async fn sync_table(&self, table: &str) -> Result<(), ClickHouseError> {
+        let table = format!("{}.{}", self.database(), local_name(table));
         // The server ends first, so that its error arrives.
         let limit_s = self.query_timeout().saturating_sub(Duration::from_secs(1)).as_secs().max(1).to_string();
         let sql = format!("SYSTEM SYNC REPLICA {table} LIGHTWEIGHT");
@@ -209,7 +212,9 @@ mod tests {
         assert_eq!(says(fine.clone()), None);
         assert!(says(TableState { is_readonly: 1, ..fine.clone() }).unwrap().contains("read-only"));
         assert!(says(TableState { delay_s: 301, ..fine.clone() }).unwrap().contains("lags"));
-        assert!(says(TableState { token_life_s: 3_600, ..fine.clone() }).unwrap().contains("tokens"));
+        let short = TableState { token_life_s: 3_600, ..fine.clone() };
+        assert!(says(short.clone()).unwrap().contains("tokens"));
+        assert_eq!(says(TableState { table: "recipients_local".into(), ..short }), None);
     }
 
     #[test]

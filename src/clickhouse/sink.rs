@@ -8,6 +8,8 @@ use super::error::ClickHouseError;
 use super::retention::Retention;
 use super::schema::{Schema, SchemaProblem};
 use super::servers::Servers;
+use crate::platform::metrics::{FLUSHED_ROWS, INSERT_SECONDS};
+use metrics::{counter, histogram};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +17,9 @@ use tallyhouse_core::batch::{Part, block};
 use tallyhouse_core::days::Day;
 use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, PartitionId, Progress};
+use tallyhouse_core::recipients::{RecipientKey, Recipients};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
+use tallyhouse_core::tables::{Definition, RECIPIENTS, RECIPIENTS_NAME};
 
 /// Interval at which `system.processes` is checked for the end of an insert.
 const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -53,6 +57,8 @@ pub struct Sink {
     quarantine: Duration,
     /// True if a second replica confirms what is committed.
     confirms: bool,
+    /// The key of the hashes of recipients; `None` if recipients are left out.
+    recipient_key: Option<RecipientKey>,
 }
 
 impl Sink {
@@ -63,7 +69,7 @@ impl Sink {
 
     /// Returns a sink for a database that has this form of the schema.
     pub fn new(client: Client, schema: Schema) -> Sink {
-        Sink { client, schema, servers: None, quarantine: Duration::ZERO, confirms: false }
+        Sink { client, schema, servers: None, quarantine: Duration::ZERO, confirms: false, recipient_key: None }
     }
 
     /// Returns a sink that uses one of these servers at a time. `sends`: the time for which a member may begin to send an insert after
@@ -71,7 +77,19 @@ impl Sink {
     pub fn of_servers(servers: Arc<Servers>, schema: Schema, sends: Duration, replicas_confirmed: u64) -> Sink {
         let client = servers.in_use().clone();
         let quarantine = sends + RECEIVE_TIMEOUT + client.insert_timeout();
-        Sink { client, schema, servers: Some(servers), quarantine, confirms: replicas_confirmed > 1 }
+        Sink {
+            client,
+            schema,
+            servers: Some(servers),
+            quarantine,
+            confirms: replicas_confirmed > 1,
+            recipient_key: None,
+        }
+    }
+
+    /// Lets the sink write recipients.
+    pub fn with_recipients(self, key: Option<RecipientKey>) -> Sink {
+        Sink { recipient_key: key, ..self }
     }
 
     /// Waits until a second replica has all rows of the shard, if that is configured. Returns the number of lost parts that is known
@@ -116,6 +134,8 @@ impl Sink {
     /// attempt cannot run beside the first, and the next owner can wait for its end ([`Sink::await_ended`]). The lease is checked once
     /// more before the end of the data, on the open connection.
     ///
+    /// The recipients of the same batches are written before counters. So the mark of the counters vouches for them as well.
+    ///
     /// # Errors
     /// Returns any [`ClickHouseError`]. The outcome is unknown unless certainly nothing was sent: then read [`Sink::marks`].
     pub async fn insert(
@@ -126,12 +146,46 @@ impl Sink {
         id: &str,
         lease_holds: impl Fn() -> bool,
     ) -> Result<u64, ClickHouseError> {
+        if let (Table::Daily, Some(key)) = (table, self.recipient_key) {
+            self.insert_recipients(parts, key, id).await?;
+        }
         let (rows, chunks) = block(table, parts);
-        let target = self.schema.insert_target(table.name());
-        let sql = format!("INSERT INTO {target} ({}) FORMAT Native", table.column_list());
+        let sql = self.insert_statement(table.name(), &table.definition());
         self.servers.as_ref().map_or(Ok(()), |servers| servers.refuse_after_loss(self.quarantine))?;
         self.in_use().insert(&sql, &self.query_id(id), token, chunks, lease_holds).await?;
         Ok(rows)
+    }
+
+    fn insert_statement(&self, table: &str, definition: &Definition) -> String {
+        format!("INSERT INTO {} ({}) FORMAT Native", self.schema.insert_target(table), definition.column_list())
+    }
+
+    /// Writes the recipients of batches. Where a second replica confirms what is committed, it confirms them before they are vouched
+    /// for: a lost disk could otherwise take them and leave the counters.
+    async fn insert_recipients(&self, parts: &[Part<'_>], key: RecipientKey, id: &str) -> Result<(), ClickHouseError> {
+        let mut recipients = Recipients::of(parts.iter().map(|part| part.batch), key);
+        if recipients.is_empty() {
+            return Ok(());
+        }
+        let (started, lost) = (Instant::now(), self.lost());
+        let mut all_rows = 0;
+        let blocks = std::iter::from_fn(|| {
+            let (rows, block) = recipients.next_block()?;
+            all_rows += rows;
+            Some(block)
+        });
+        let sql = self.insert_statement(RECIPIENTS_NAME, &RECIPIENTS);
+        let query_id = self.query_id(&format!("{id}:{RECIPIENTS_NAME}"));
+        self.in_use().insert_idempotent(&sql, &query_id, blocks.flatten()).await?;
+        counter!(FLUSHED_ROWS, "table" => RECIPIENTS_NAME).increment(all_rows);
+        histogram!(INSERT_SECONDS, "table" => RECIPIENTS_NAME).record(started.elapsed());
+        match self.confirm().await {
+            Ok(parts) if parts == lost => Ok(()),
+            Ok(_) => {
+                Err(ClickHouseError::Unconfirmed { message: "parts of the tables were lost meanwhile".to_owned() })
+            }
+            Err(problem) => Err(ClickHouseError::Unconfirmed { message: problem.to_string() }),
+        }
     }
 
     /// Waits until no insert of the batch, by any member, runs on the server any more. That includes inserts of its group. It

@@ -63,6 +63,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::stop::StopReason;
+use tallyhouse_core::recipients::RecipientKey;
 use tallyhouse_core::source::Table;
 use tallyhouse_core::window::Limits;
 use tallyhouse_core::window::intake::Intake;
@@ -298,6 +299,8 @@ struct Local {
 struct Reached {
     servers: Arc<Servers>,
     schema: Schema,
+    /// Key of the hashes of recipients, if they are written.
+    recipient_key: Option<RecipientKey>,
     consumer: Arc<Consumer>,
     assignment: Arc<Assignment>,
     cluster_id: String,
@@ -365,14 +368,14 @@ async fn await_servers(
     stop: &CancellationToken,
 ) -> Result<Option<Reached>, RunError> {
     let found = await_schema(&Servers::clients(clickhouse)?, config, health, stop).await?;
-    let Some((servers, schema)) = found else { return Ok(None) };
+    let Some((servers, schema, recipient_key)) = found else { return Ok(None) };
     let assignment = Arc::new(Assignment::new(Duration::from_millis(config.rebalance.grace_ms)));
     let consumer = consumer::create(config, assignment.clone()).map_err(|error| RunError::Consumer(masked(&error)))?;
     let consumer = Arc::new(consumer);
     let Some(cluster_id) = await_topic(&consumer, config, health, stop).await? else { return Ok(None) };
     see_group(&consumer, config, health).await?;
     let session_timeout = Duration::from_millis(session_timeout_ms(&consumer, config).await);
-    Ok(Some(Reached { servers, schema, consumer, assignment, cluster_id, session_timeout }))
+    Ok(Some(Reached { servers, schema, recipient_key, consumer, assignment, cluster_id, session_timeout }))
 }
 
 /// Phase 3: joins the group, and starts the reader's thread and the tasks that work for all partitions.
@@ -384,11 +387,12 @@ fn start(
     stop: &CancellationToken,
 ) -> Result<Running, RunError> {
     let Local { health, memory, windows } = local;
-    let Reached { servers, schema, consumer, assignment, cluster_id, session_timeout } = reached;
+    let Reached { servers, schema, recipient_key, consumer, assignment, cluster_id, session_timeout } = reached;
     let topic = &config.kafka.topics.events;
     tokio::spawn(gauges::watch_headroom(Arc::clone(&servers), stop.clone()));
     tokio::spawn(Arc::clone(&servers).watch(stop.clone()));
-    let sink = Sink::of_servers(Arc::clone(&servers), schema, session_timeout, config.clickhouse.replicas_confirmed);
+    let sink = Sink::of_servers(Arc::clone(&servers), schema, session_timeout, config.clickhouse.replicas_confirmed)
+        .with_recipients(recipient_key);
     let (commands, commands_for_reader) = channel();
     let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());
     let shared = Arc::new(Shared {

@@ -8,6 +8,7 @@ use super::groups::{Answer, Arriving, Seat, Taken, Wait};
 use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared, gauges};
+use crate::clickhouse::error::UNCONFIRMED;
 use crate::clickhouse::sink::{OpenBatch, RECEIVE_TIMEOUT};
 use crate::config::memory::limit_for_replay;
 use crate::kafka::dead_letters::Letters;
@@ -439,7 +440,7 @@ impl Partition {
                 Some(Outcome::Unconfirmed)
             }
             Err(problem) => {
-                let error = format!("no second replica confirms a batch (clickhouse.replicas_confirmed): {problem}");
+                let error = format!("{UNCONFIRMED}: {problem}");
                 self.failed(CONFIRM, &error).await;
                 // Members insert the lost rows again meanwhile.
                 let lost = self.shared.sink.lost();

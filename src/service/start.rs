@@ -4,6 +4,7 @@
 
 use super::{ANSWER_TIMEOUT, RunError};
 use crate::clickhouse::client::Client;
+use crate::clickhouse::recipients;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::servers::{self, Servers};
 use crate::config::{Config, GroupProtocol};
@@ -17,10 +18,14 @@ use crate::service::health::Health;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::sync::Arc;
+use tallyhouse_core::recipients::RecipientKey;
 use tokio_util::sync::CancellationToken;
 
 /// Kafka's default of `group.consumer.heartbeat.interval.ms`.
 const HEARTBEAT_MS: u64 = 5_000;
+
+/// ClickHouse, found fit: its servers, the form of the tables, and the key of recipients if they are written.
+pub(super) type Fit = (Arc<Servers>, Schema, Option<RecipientKey>);
 
 /// Waits until one of the ClickHouse servers answers, and checks the way to it, this user's settings and the schema. Returns `None`
 /// if it is stopped meanwhile.
@@ -29,18 +34,18 @@ pub(super) async fn await_schema(
     config: &Config,
     health: &Health,
     stop: &CancellationToken,
-) -> Result<Option<(Arc<Servers>, Schema)>, RunError> {
+) -> Result<Option<Fit>, RunError> {
     let mut backoff = Backoff::new(&config.retry);
     loop {
         let checked = tokio::select! {
-            checked = first_fit(clients) => checked,
+            checked = first_fit(clients, config) => checked,
             () = stop.cancelled() => return Ok(None),
         };
         let error = match checked {
-            Ok((servers, schema)) => {
+            Ok((servers, schema, key)) => {
                 tracing::info!(form = %schema.form(), server = servers.in_use().described(), "the schema fits");
                 health.clear("clickhouse");
-                return Ok(Some((Arc::new(servers), schema)));
+                return Ok(Some((servers, schema, key)));
             }
             Err(SchemaProblem::ClickHouse(error)) if error.is_retryable() => error,
             Err(problem) => return Err(problem.into()),
@@ -55,7 +60,7 @@ pub(super) async fn await_schema(
 }
 
 /// Returns the servers, with the first fit one in use. The error of one that may be fit later comes before that of another.
-async fn first_fit(clients: &[Client]) -> Result<(Servers, Schema), SchemaProblem> {
+async fn first_fit(clients: &[Client], config: &Config) -> Result<Fit, SchemaProblem> {
     let mut problems = Vec::new();
     for (number, client) in clients.iter().enumerate() {
         match servers::fit(client).await {
@@ -63,7 +68,13 @@ async fn first_fit(clients: &[Client]) -> Result<(Servers, Schema), SchemaProble
                 let problem = "its tables are not replicated, and clickhouse.url names several servers";
                 return Err(fit.unfit(Advice::new(problem, "Name one server there")).into());
             }
-            Ok((fit, schema, lost)) => return Ok((Servers::new(clients, number, &fit, &schema, lost), schema)),
+            Ok((fit, schema, lost)) => {
+                let key = match config.clickhouse.recipients {
+                    true => Some(recipients::key(&fit).await?),
+                    false => None,
+                };
+                return Ok((Arc::new(Servers::new(clients, number, &fit, &schema, lost)), schema, key));
+            }
             Err(problem) => problems.push(problem),
         }
     }

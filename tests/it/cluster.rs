@@ -65,6 +65,7 @@ fn statements(database: &str) -> Vec<String> {
         (format!(" ON CLUSTER `{CLUSTER}`"), ""),
         (path.replace("{database}", database), "MergeTree"),
         (path.replace("{database}", database).replace("Replicated", "ReplicatedSumming"), "SummingMergeTree"),
+        (path.replace("{database}", database).replace("Replicated", "ReplicatedAggregating"), "AggregatingMergeTree"),
         ("replicated_deduplication_window_seconds = 604800".into(), "min_age_to_force_merge_seconds = 0"),
         ("replicated_deduplication_window".into(), "non_replicated_deduplication_window"),
     ];

@@ -113,6 +113,18 @@ async fn counts(bench: &Bench) -> (Vec<Count>, Vec<Count>) {
     )
 }
 
+/// Returns the number of recipients of each campaign, in order.
+async fn recipients(bench: &Bench) -> Vec<(String, u64)> {
+    bench.rows("SELECT toString(campaign_id) AS campaign, recipients FROM campaign_recipients ORDER BY campaign").await
+}
+
+/// Returns the number of campaigns that still have the person as a recipient.
+async fn recipient_of(bench: &Bench) -> u64 {
+    let hash = |email: &str| format!("sipHash64Keyed((SELECT (any(k0), any(k1)) FROM recipient_key), '{email}')");
+    let hashes = [hash(PERSON), hash(OTHER_ADDRESS)].join(", ");
+    bench.count(&format!("SELECT count() FROM recipients WHERE recipient IN ({hashes})")).await
+}
+
 /// Returns the files below the folder that have these bytes.
 fn files_with(folder: &Path, needle: &[u8]) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -155,7 +167,8 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
     }
     produce(&bench);
     bench.consume(PRODUCED).await;
-    let before = counts(&bench).await;
+    let (before, recipients_before) = (counts(&bench).await, recipients(&bench).await);
+    assert!(recipient_of(&bench).await > 0);
     let folders: Vec<String> = bench
         .rows(&format!(
             "SELECT arrayJoin(data_paths) FROM system.tables WHERE database = '{database}' AND total_rows > 0"
@@ -173,6 +186,7 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
     let numbers = ["events", "mentions", "rejects", "campaigns"].map(|name| plan[name].as_u64().unwrap());
     assert_eq!(status, Some(0));
     assert_eq!(numbers, [EVENTS, MENTIONS, REJECTS, 20], "{plan:#}");
+    assert_eq!(plan["recipients"].as_u64(), Some(30), "two addresses of 10 and 20 campaigns: {plan:#}");
     assert_eq!((&plan["carried_out"], &plan["rows_left"]), (&false.into(), &Value::Null));
     let (status, said) = erase(&bench, &[], &[]);
     assert!(status == Some(0) && said.contains("nothing was changed; --yes carries it out"), "{said}");
@@ -195,7 +209,8 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
         bench.rows::<(u64, u64)>(rejects).await,
         [(REJECTS, PRODUCED - before.1.iter().map(|row| row.3).sum::<u64>())]
     );
-    assert_eq!(counts(&bench).await, before);
+    assert_eq!((counts(&bench).await, recipients(&bench).await), (before, recipients_before));
+    assert_eq!(recipient_of(&bench).await, 0);
     assert_clean(&bench, "after an erasure");
     bench.assert_consistent("after an erasure").await;
     let month = Utc::now().format("%Y%m").to_string();
@@ -296,8 +311,8 @@ pub async fn an_erasure_that_was_killed_is_completed(url: &str, database: &str) 
     let bench = Bench::new(url, database).await;
     produce(&bench);
     bench.consume(PRODUCED).await;
-    let before = counts(&bench).await;
-    for (point, done) in [("erase_begun", 0), ("erase_part_blanked", EVENTS)] {
+    let before = (counts(&bench).await, recipients(&bench).await);
+    for (point, done) in [("erase_begun", 0), ("erase_recipients_added", 0), ("erase_part_blanked", EVENTS)] {
         let (status, said) = erase(&bench, &["--yes"], &[("TALLYHOUSE_FAILPOINT", point)]);
         assert_ne!(status, Some(0), "{said}");
         assert_eq!(bench.count("SELECT count() FROM email_events WHERE email = ''").await, done, "{point}");
@@ -306,9 +321,10 @@ pub async fn an_erasure_that_was_killed_is_completed(url: &str, database: &str) 
     assert_eq!(status, Some(0), "{said}");
     assert_eq!(naming(&bench, database).await, 0);
     let states: Vec<(String, u64)> = lines(&bench).await.into_iter().map(|line| (line.state, line.events)).collect();
-    assert_eq!(states.iter().filter(|(state, _)| state == "begun").count(), 3, "{states:?}");
+    assert_eq!(states.iter().filter(|(state, _)| state == "begun").count(), 4, "{states:?}");
     assert_eq!(states.iter().filter(|(state, _)| state == "done").count(), 1, "{states:?}");
-    assert_eq!(counts(&bench).await, before);
+    assert_eq!((counts(&bench).await, recipients(&bench).await), before, "nobody counts twice");
+    assert_eq!(recipient_of(&bench).await, 0);
     assert_clean(&bench, "after an erasure");
 }
 

@@ -5,6 +5,7 @@ use futures::{StreamExt as _, stream};
 use std::collections::VecDeque;
 use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::error::ClickHouseError;
+use tallyhouse::clickhouse::recipients;
 use tallyhouse::clickhouse::schema::Schema;
 use tallyhouse::clickhouse::sink::{OpenBatch, Sink};
 use tallyhouse_core::batch::{Batch, Part};
@@ -34,7 +35,8 @@ impl Log {
             let payload = match n % 10 {
                 9 => format!("broken {n}"),
                 _ => format!(
-                    r#"{{"campaign_id":"{:032x}","workspace_id":"{:032x}","email":"p{n}@example.com","event_type":"{}","event_time":"2026-{}","metadata":{{"n": {n}}}}}"#,
+                    r#"{{"campaign_id":"{:016x}{:016x}","workspace_id":"{:032x}","email":"P{n}@EXAMPLE.com","event_type":"{}","event_time":"2026-{}","metadata":{{"n": {n}}}}}"#,
+                    workspace,
                     n % 3,
                     workspace,
                     ["delivered", "open", "click"][n as usize % 3],
@@ -204,7 +206,8 @@ fn source(partition: i32) -> Source {
 
 async fn migrated(url: &str, database: &str) -> (Client, Sink) {
     let client = crate::schema::migrated(url, database).await;
-    (client.clone(), Sink::new(client, Schema::single()))
+    let key = recipients::key(&client).await.unwrap();
+    (client.clone(), Sink::new(client, Schema::single()).with_recipients(Some(key)))
 }
 
 async fn run(log: &mut Log, sink: &Sink, source: &Source, fault: Option<(usize, Fault)>) -> Vec<Kind> {
@@ -228,6 +231,15 @@ async fn assert_exact(client: &Client, source: &Source, what: &str) {
         .bind(source.name())
         .bind(format!("{:032x}", source.partition));
     assert_eq!(differences.scalar_u64().await.unwrap(), 0, "{what}: daily is not the GROUP BY of the rows");
+    let recounted = recipients::recount("source = ?");
+    let stored = recipients::stored("startsWith(replaceAll(toString(campaign_id), '-', ''), ?)");
+    let differences = client
+        .query(&format!(
+            "SELECT count() FROM (SELECT * FROM ({recounted} UNION ALL {stored}) GROUP BY ALL HAVING count() != 2)"
+        ))
+        .bind(source.name())
+        .bind(format!("{:016x}", source.partition));
+    assert_eq!(differences.scalar_u64().await.unwrap(), 0, "{what}: recipients is not the GROUP BY of the rows");
 }
 
 /// A member whose lease expires while it sends an insert breaks it off. ClickHouse then applies nothing of it, and takes it later.
@@ -264,7 +276,7 @@ pub async fn a_batch_is_stored_as_it_was_consumed(url: &str, database: &str) {
         .rows()
         .await
         .unwrap();
-    let (email, metadata, event_type) = ("p1@example.com".into(), r#"{"n": 1}"#.into(), "open".into());
+    let (email, metadata, event_type) = ("P1@EXAMPLE.com".into(), r#"{"n": 1}"#.into(), "open".into());
     let (time, campaign) = ("2026-11-01 00:00:00".into(), "00000000-0000-0000-0000-000000000001".into());
     assert_eq!(stored[1], (email, metadata, event_type, time, campaign, 3));
     assert_eq!(stored[0].3, "2026-10-31 23:59:59");

@@ -540,3 +540,139 @@ pub async fn a_browser_shows_the_figures_of_the_json(url: &str, database: &str) 
     }
     assert_eq!(page.evaluate(TOO_WIDE).unwrap(), serde_json::json!([[], 0]));
 }
+
+/// A condition on the flags of a recipient.
+type Holds = fn(u8) -> bool;
+/// The conditions of the figures of recipients, in the order of their names below.
+const FIGURES: [(&str, Holds); 9] = [
+    ("recipients", |_| true),
+    ("delivered", |flags| flags & 1 != 0),
+    ("opened", |flags| flags & 2 != 0),
+    ("clicked", |flags| flags & 4 != 0),
+    ("opened_or_clicked", |flags| flags & 6 != 0),
+    ("bounced", |flags| flags & 8 != 0),
+    ("unsubscribed", |flags| flags & 16 != 0),
+    ("complained", |flags| flags & 64 != 0),
+    ("opened_or_clicked_undelivered", |flags| flags & 6 != 0 && flags & 1 == 0),
+];
+/// The rates of recipients: what is counted, and of whom.
+const RECIPIENT_RATES: [(&str, Holds, Holds); 7] = [
+    ("open_rate_of_delivered", |flags| flags & 3 == 3, |flags| flags & 1 != 0),
+    ("click_rate_of_delivered", |flags| flags & 5 == 5, |flags| flags & 1 != 0),
+    ("open_or_click_rate_of_delivered", |flags| flags & 1 != 0 && flags & 6 != 0, |flags| flags & 1 != 0),
+    ("click_rate_of_opened", |flags| flags & 6 == 6, |flags| flags & 2 != 0),
+    ("unsubscribe_rate_of_delivered", |flags| flags & 17 == 17, |flags| flags & 1 != 0),
+    ("complaint_rate_of_delivered", |flags| flags & 65 == 65, |flags| flags & 1 != 0),
+    ("bounce_rate_of_delivered_or_bounced", |flags| flags & 8 != 0, |flags| flags & 9 != 0),
+];
+
+/// A row of a view: its campaign or day, its numbers and its rates.
+#[derive(clickhouse::Row, serde::Deserialize)]
+struct Viewed {
+    key: String,
+    numbers: Vec<u64>,
+    rates: Vec<Option<f64>>,
+}
+
+/// Every figure of recipients is a plain recount, by campaign and by the days of each zone. `repair recipients` adds them to rows that
+/// were there before, once or several times. No rate is above 1.
+pub async fn recipients_are_a_recount(url: &str, database: &str) {
+    let client = migrated(url, database).await;
+    let mut dice = devstack::dice::Dice::new(23);
+    // The number of a person is its address; person 0 has none.
+    let events: Vec<(u64, Event)> =
+        events_around_changes().into_iter().map(|event| (dice.within(0..=60), event)).collect();
+    let row = |(n, (person, (campaign, event_type, time))): (usize, &(u64, Event))| {
+        let (campaign, event_type) = (CAMPAIGNS[*campaign], TYPES[*event_type].0);
+        let domain = ["example.com", "Example.COM"][n % 2];
+        let email = if *person == 0 { String::new() } else { format!("p{person}@{domain}") };
+        format!("('{campaign}', '{}', '{email}', '{event_type}', {time}, 't/0@id', {n})", WORKSPACES[0])
+    };
+    let rows: Vec<String> = events.iter().enumerate().map(row).collect();
+    let columns = "campaign_id, workspace_id, email, event_type, event_time, source, source_offset";
+    let sql = format!("INSERT INTO email_events ({columns}) SETTINGS async_insert = 0 VALUES {}", rows.join(", "));
+    client.query(&sql).execute().await.unwrap();
+    let counters = "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
+                    SELECT toDate(event_time), event_type, campaign_id, workspace_id, source, count(), max(source_offset) + 1 \
+                    FROM email_events GROUP BY ALL";
+    client.query(counters).execute().await.unwrap();
+    for arguments in [&["--dry-run"][..], &[], &["--campaign", CAMPAIGNS[1]], &[]] {
+        let mut command = Command::new(crate::program());
+        command.env_clear().current_dir(std::env::temp_dir()).args(["repair", "recipients"]).args(arguments);
+        command.env("TALLYHOUSE__CLICKHOUSE__URL", url).env("TALLYHOUSE__CLICKHOUSE__DATABASE", database);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let added = client.query("SELECT count() FROM recipients").scalar_u64().await.unwrap();
+        assert_eq!(added == 0, arguments == ["--dry-run"], "{arguments:?}");
+    }
+    let mut flags: BTreeMap<(usize, u64), u8> = BTreeMap::new();
+    let mut firsts: BTreeMap<(usize, u64, usize), i64> = BTreeMap::new();
+    for &(person, (campaign, event_type, time)) in events.iter().filter(|(person, _)| *person > 0) {
+        *flags.entry((campaign, person)).or_default() |= 1 << event_type;
+        let first = firsts.entry((campaign, person, event_type)).or_insert(time);
+        *first = time.min(*first);
+    }
+    let found = json(url, database, &[]);
+    let figures = FIGURES.map(|(name, _)| name).join(", ");
+    let rates = RECIPIENT_RATES.map(|(name, ..)| name).join(", ");
+    let sql = format!(
+        "SELECT toString(campaign_id) AS key, [{figures}] AS numbers, [{rates}] AS rates FROM campaign_recipients ORDER BY key"
+    );
+    let viewed: Vec<Viewed> = client.query(&sql).rows().await.unwrap();
+    for (campaign, id) in CAMPAIGNS.iter().enumerate().take(2) {
+        let row = found["rows"].as_array().unwrap().iter().find(|row| row["campaign_id"] == *id).unwrap();
+        let count =
+            |holds: fn(u8) -> bool| flags.iter().filter(|((of, _), flags)| *of == campaign && holds(**flags)).count();
+        for (place, (name, holds)) in FIGURES.into_iter().enumerate() {
+            assert_eq!(row["recipients"][name], count(holds), "{name}");
+            assert_eq!(viewed[campaign].numbers[place], count(holds) as u64, "{name}");
+        }
+        for (place, (name, part, whole)) in RECIPIENT_RATES.into_iter().enumerate() {
+            let rate = count(part) as f64 / count(whole) as f64;
+            let (reported, viewed) =
+                (row["recipients"][name].as_f64().unwrap(), viewed[campaign].rates[place].unwrap());
+            assert!(
+                (0.0..=1.0).contains(&rate) && (rate - reported).abs() < 1e-9 && (rate - viewed).abs() < 1e-9,
+                "{name}"
+            );
+        }
+    }
+    let total = |holds: fn(u8) -> bool| flags.values().filter(|flags| holds(**flags)).count();
+    assert!(FIGURES.into_iter().all(|(name, holds)| found["total_recipients"][name] == total(holds)), "{found}");
+    for (zone, first, changes) in ZONES {
+        let mut wanted: BTreeMap<String, [u64; 5]> = BTreeMap::new();
+        for ((.., event_type), time) in firsts.iter().filter(|((.., event_type), _)| *event_type < 5) {
+            let day = recount(&[(0, 0, *time)], first, changes).into_keys().next().unwrap();
+            wanted.entry(day).or_default()[*event_type] += 1;
+        }
+        let found = json(url, database, &["--zone", zone]);
+        let rows = found["rows"].as_array().unwrap().iter().filter(|row| !row["recipients"].is_null());
+        let names = ["delivered", "opened", "clicked", "bounced", "unsubscribed"];
+        let count = |row: &Value| names.map(|name| row["recipients"][name].as_u64().unwrap());
+        let found: BTreeMap<String, [u64; 5]> =
+            rows.map(|row| (row["day"].as_str().unwrap().to_owned(), count(row))).collect();
+        assert_eq!(found, wanted, "{zone}");
+    }
+    let sql = "SELECT toString(day) AS key, [delivered, opened, clicked, bounced, unsubscribed] AS numbers, [NULL, 0.5] AS rates FROM \
+               (SELECT day, sum(delivered) AS delivered, sum(opened) AS opened, sum(clicked) AS clicked, sum(bounced) AS bounced, \
+               sum(unsubscribed) AS unsubscribed FROM campaign_recipients_daily GROUP BY day)";
+    let viewed: Vec<Viewed> = client.query(sql).rows().await.unwrap();
+    let viewed: BTreeMap<String, Vec<u64>> = viewed.into_iter().map(|row| (row.key, row.numbers)).collect();
+    let by_day = json(url, database, &["--by", "day"]);
+    let rows = by_day["rows"].as_array().unwrap().iter().filter(|row| !row["recipients"].is_null());
+    for row in rows {
+        let day = &viewed[row["first_day"].as_str().unwrap()];
+        assert_eq!((&row["recipients"]["opened"], &row["recipients"]["clicked"]), (&day[1].into(), &day[2].into()));
+    }
+    let printed = |arguments: &[&str]| {
+        let (status, output, error) = report(url, database, arguments);
+        assert_eq!(status, Some(0), "{error}");
+        output.replace(database, "campaigns")
+    };
+    insta::assert_snapshot!("report_recipients", printed(&[]));
+    insta::assert_snapshot!("report_recipients_csv", printed(&["--format", "csv"]));
+    insta::assert_snapshot!(
+        "report_recipients_zone",
+        printed(&["--zone", "Europe/Paris", "--since", "2026-10-24", "--until", "2026-10-25"])
+    );
+}

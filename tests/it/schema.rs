@@ -10,8 +10,14 @@ use tallyhouse::clickhouse::error::ClickHouseError;
 use tallyhouse::clickhouse::schema::{Schema, SchemaProblem};
 
 /// Every migration, in order.
-const ALL: [&str; 5] =
-    ["single/0001_tables", "single/0002_views", "single/0003_erasures", "single/0004_marks", "single/0005_event_types"];
+const ALL: [&str; 6] = [
+    "single/0001_tables",
+    "single/0002_views",
+    "single/0003_erasures",
+    "single/0004_marks",
+    "single/0005_event_types",
+    "single/0006_recipients",
+];
 
 fn options(url: &str, database: &str) -> ClickHouseOptions {
     ClickHouseOptions {
@@ -117,6 +123,7 @@ pub async fn migrators_at_once_are_harmless(url: &str, database: &str) {
         report.unwrap();
     }
     schema.check(&client).await.unwrap();
+    assert_eq!(count(&client, "recipient_key").await, 1, "each migrator had a key of its own");
 }
 
 /// A binary runs on a newer schema that allows it: the way back after an upgrade. It changes nothing on any other.

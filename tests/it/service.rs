@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use tallyhouse::clickhouse::client::Client;
 use tallyhouse::clickhouse::error::ClickHouseError;
+use tallyhouse::clickhouse::recipients;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -157,6 +158,11 @@ impl Bench {
             let found = self.count(&format!("SELECT sum(total) FROM daily WHERE level = '{event_type}'")).await;
             assert_eq!(found, wanted, "{what}: {event_type}");
         }
+        let (recounted, stored) = (recipients::recount("true"), recipients::stored("true"));
+        let sql = format!(
+            "SELECT count() FROM (SELECT * FROM ({recounted} UNION ALL {stored}) GROUP BY ALL HAVING count() != 2)"
+        );
+        assert_eq!(self.count(&sql).await, 0, "{what}: recipients is not the GROUP BY of the rows");
     }
 
     /// Checks that no row is there twice, and that the counters are the GROUP BY of the rows.

@@ -13,6 +13,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 const CHUNK_BYTES_MIN: usize = 1 << 10;
 const CHUNK_BYTES_MAX: usize = 1 << 18;
 
+/// Finished chunks of one column. A clone copies handles and no bytes.
+pub type Chunks = Vec<Bytes>;
+
 /// The bytes of one column.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Column {
@@ -81,7 +84,56 @@ impl Column {
     }
 }
 
-/// Reads a finished column's values again, in order.
+/// Reads a finished column's values in order and in place. It copies only values that lie across chunks.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    left: std::slice::Iter<'a, Bytes>,
+    open: &'a [u8],
+    across: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    /// Returns the reader of these chunks.
+    pub fn of(chunks: &'a [Bytes]) -> Reader<'a> {
+        Reader { left: chunks.iter(), open: &[], across: Vec::new() }
+    }
+
+    /// Returns the next `length` bytes, or `None` if fewer remain.
+    fn take(&mut self, length: usize) -> Option<&[u8]> {
+        if let Some(value) = self.open.split_off(..length) {
+            return Some(value);
+        }
+        self.across.clear();
+        while self.across.len() < length {
+            if self.open.is_empty() {
+                self.open = self.left.next()?;
+            }
+            let more = self.open.len().min(length - self.across.len());
+            self.across.extend_from_slice(self.open.split_off(..more)?);
+        }
+        Some(&self.across)
+    }
+
+    /// Returns the next value of a fixed width.
+    pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    /// Returns the next `String` value.
+    pub fn string(&mut self) -> Option<&[u8]> {
+        let mut length = 0;
+        for shift in (0..usize::BITS).step_by(7) {
+            let [byte] = self.array()?;
+            length |= usize::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return self.take(length);
+            }
+        }
+        None
+    }
+}
+
+/// Reads a finished column's values again, in order, as parts of its chunks that outlive it.
 #[derive(Debug)]
 pub struct Values {
     left: std::vec::IntoIter<Bytes>,
@@ -212,11 +264,19 @@ mod tests {
             let chunks = column.finish();
             let whole = Bytes::from(chunks.concat());
             let copied: Vec<Bytes> = whole.chunks(cut).map(Bytes::copy_from_slice).collect();
-            for chunks in [chunks, copied] {
+            for chunks in [chunks.clone(), copied.clone()] {
                 let mut values = Values::of(chunks);
                 for string in &strings {
                     prop_assert_eq!(values.string().unwrap(), Bytes::from(string.clone()));
                     prop_assert_eq!(u64::from_le_bytes(values.number().unwrap()), 7);
+                }
+                prop_assert!(values.take(1).is_none() && values.take(0).is_some());
+            }
+            for chunks in [&chunks, &copied] {
+                let mut values = Reader::of(chunks);
+                for string in &strings {
+                    prop_assert_eq!(values.string().unwrap(), string.as_slice());
+                    prop_assert_eq!(u64::from_le_bytes(values.array().unwrap()), 7);
                 }
                 prop_assert!(values.take(1).is_none() && values.take(0).is_some());
             }

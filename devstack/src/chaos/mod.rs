@@ -338,6 +338,7 @@ fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
     let stored = Stored::of(lane)?;
     violations.extend(verify::rows(&lane.ledger.lock(), &ends, &stored));
     violations.extend(verify::counters(lane)?);
+    violations.extend(verify::recipients(lane)?);
     violations.extend(letters::check(lane, &stored)?);
     violations.extend(revive(lane, &mut ended)?);
     violations.extend(verify::members(lane));

@@ -213,6 +213,28 @@ pub fn counters(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
         .collect())
 }
 
+/// Checks that recipients are the GROUP BY of the rows, with the types and first times of each. ClickHouse computes the hashes here.
+pub fn recipients(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
+    const KINDS: [&str; 5] = ["delivered", "open", "click", "bounce", "unsubscribe"];
+    let recounted = KINDS
+        .map(|kind| format!("min(if(event_type = '{kind}', event_time, toDateTime(4294967295, 'UTC')))"))
+        .join(", ");
+    let stored = KINDS.map(|kind| format!("min(first_{kind})")).join(", ");
+    let differences = lane.ask(&format!(
+        "WITH splitByChar('@', email)[-1] AS domain SELECT campaign_id, recipient, uniqExact(of) AS tables, any(of) AS one FROM \
+         (SELECT 'rows' AS of, campaign_id, sipHash64Keyed((SELECT (any(k0), any(k1)) FROM {{db}}.recipient_key), \
+          substring(email, 1, length(email) - length(domain)) || lower(domain)) AS recipient, \
+          tuple(groupBitOr(bitShiftLeft(toUInt16(1), toUInt8(event_type) - 1)), {recounted}) AS figures \
+          FROM {{db}}.email_events WHERE email != '' GROUP BY campaign_id, recipient \
+          UNION ALL SELECT 'recipients' AS of, campaign_id, recipient, tuple(groupBitOr(flags), {stored}) AS figures \
+          FROM {{db}}.recipients GROUP BY campaign_id, recipient) \
+         GROUP BY campaign_id, recipient, figures HAVING tables != 2 LIMIT {LISTED} FORMAT TSV"
+    ))?;
+    let violation =
+        || format!("recipients is not the GROUP BY of the rows (campaign, recipient, tables, one):\n{differences}");
+    Ok(if differences.is_empty() { Vec::new() } else { vec![violation()] })
+}
+
 /// The members' reports of their memory, the highest of a round.
 #[derive(Debug, Default)]
 pub struct Vitals {

@@ -9,11 +9,18 @@ use super::{Form, Schema, SchemaProblem};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use tallyhouse_core::source::Table;
-use tallyhouse_core::tables::{DEDUPLICATION_WINDOW, Definition};
+use tallyhouse_core::tables::{self, DEDUPLICATION_WINDOW, Definition, RECIPIENT_KEY_NAME, RECIPIENTS_NAME};
 
 /// Objects that the service neither writes nor reads: the views for people and the notes of `tallyhouse erase`. `tallyhouse
 /// report` reads one of the views.
-const VIEWS: [&str; 4] = ["campaign_daily", "campaign_report", "workspace_daily", "erasures"];
+const VIEWS: [&str; 6] = [
+    "campaign_daily",
+    "campaign_report",
+    "workspace_daily",
+    "erasures",
+    "campaign_recipients",
+    "campaign_recipients_daily",
+];
 
 /// A row of `system.tables`.
 #[derive(Row, Deserialize)]
@@ -44,11 +51,11 @@ pub(super) async fn database_exists(client: &Client) -> Result<bool, ClickHouseE
 
 /// Returns the names of expected tables that do not exist.
 pub(super) async fn missing_tables(client: &Client, schema: &Schema) -> Result<Vec<String>, ClickHouseError> {
-    let found = tables(client).await?;
+    let found = found_tables(client).await?;
     let mut wanted = vec!["schema_migrations".to_owned()];
-    for table in Table::ALL {
-        wanted.push(table.name().to_owned());
-        wanted.push(schema.insert_target(table.name()));
+    for name in tables::NAMES.into_iter().chain([RECIPIENT_KEY_NAME]) {
+        wanted.push(name.to_owned());
+        wanted.push(schema.insert_target(name));
     }
     wanted.dedup();
     wanted.retain(|name| !found.iter().any(|table| &table.name == name));
@@ -57,23 +64,24 @@ pub(super) async fn missing_tables(client: &Client, schema: &Schema) -> Result<V
 
 /// Returns the names of expected views that do not exist.
 pub(super) async fn missing_views(client: &Client) -> Result<Vec<String>, ClickHouseError> {
-    let found = tables(client).await?;
+    let found = found_tables(client).await?;
     let is_missing = |name: &&str| !found.iter().any(|table| table.name == *name);
     Ok(VIEWS.iter().copied().filter(is_missing).map(str::to_owned).collect())
 }
 
 /// Compares the tables that INSERTs go to.
 pub(super) async fn tables_fit(client: &Client, schema: &Schema) -> Result<(), SchemaProblem> {
-    let tables = tables(client).await?;
+    let found = found_tables(client).await?;
     let columns: Vec<FoundColumn> = client
         .query("SELECT table, name, type FROM system.columns WHERE database = ?")
         .bind(client.database())
         .rows()
         .await?;
-    for table in Table::ALL {
-        let (name, expected) = (schema.insert_target(table.name()), table.definition());
+    let definitions = Table::ALL.map(|table| (table.name(), table.definition()));
+    for (name, expected) in definitions.into_iter().chain([(RECIPIENTS_NAME, tables::RECIPIENTS)]) {
+        let name = schema.insert_target(name);
         let mut differences = Vec::new();
-        if let Some(found) = tables.iter().find(|table| table.name == name) {
+        if let Some(found) = found.iter().find(|table| table.name == name) {
             differences.extend(engine_differences(&expected, found, &schema.form));
         }
         differences.extend(column_differences(&expected, &name, &columns));
@@ -85,7 +93,7 @@ pub(super) async fn tables_fit(client: &Client, schema: &Schema) -> Result<(), S
     Ok(())
 }
 
-async fn tables(client: &Client) -> Result<Vec<FoundTable>, ClickHouseError> {
+async fn found_tables(client: &Client) -> Result<Vec<FoundTable>, ClickHouseError> {
     client
         .server_query(
             "SELECT name, engine, engine_full, partition_key, sorting_key FROM system.tables WHERE database = ?",
@@ -113,7 +121,9 @@ fn engine_differences(expected: &Definition, found: &FoundTable, form: &Form) ->
     if has_column_list(&found.engine_full) {
         differences.push("ENGINE has a list of columns, which keeps max from merging end_offset".to_owned());
     }
-    differences.extend(window_difference(&found.engine_full, *form != Form::Single));
+    if expected.has_tokens {
+        differences.extend(window_difference(&found.engine_full, *form != Form::Single));
+    }
     differences
 }
 

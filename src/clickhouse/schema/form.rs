@@ -78,6 +78,7 @@ fn of(engines: &Engines) -> Form {
 /// settings differ.
 pub(super) fn replicated(sql: &str) -> String {
     sql.replace("ENGINE = MergeTree", "ENGINE = ReplicatedMergeTree")
+        .replace("ENGINE = AggregatingMergeTree", "ENGINE = ReplicatedAggregatingMergeTree")
         .replace("ENGINE = SummingMergeTree", "ENGINE = ReplicatedSummingMergeTree")
         .replace(
             "non_replicated_deduplication_window = 10000",

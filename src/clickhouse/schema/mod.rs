@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use super::client::{Client, identifier};
 use super::error::ClickHouseError;
+use super::recipients;
 use crate::platform::advice::Advice;
 pub use form::Form;
 
@@ -49,6 +50,7 @@ const SINGLE: &[Migration] = &[
     migration!(3, "single/0003_erasures", 1),
     migration!(4, "single/0004_marks", 1),
     migration!(5, "single/0005_event_types", 5),
+    migration!(6, "single/0006_recipients", 5),
 ];
 const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping", 0);
 const CLUSTER: &[Migration] = &[
@@ -57,6 +59,7 @@ const CLUSTER: &[Migration] = &[
     migration!(3, "cluster/0003_erasures", 1),
     migration!(4, "cluster/0004_marks", 1),
     migration!(5, "cluster/0005_event_types", 5),
+    migration!(6, "cluster/0006_recipients", 5),
 ];
 
 /// The schema in one of its forms.
@@ -98,6 +101,8 @@ pub enum SchemaProblem {
     Newer { found: u32, oldest: u32, known: u32 },
     /// A file differs from the file that was applied under its number.
     Changed { version: u32, applied: String, embedded: String },
+    /// The key of the hashes of recipients is missing, or there are several.
+    RecipientKey { database: String, keys: u64 },
     /// A table is not the one that this binary writes to.
     Mismatch { table: String, differences: Vec<String> },
 }
@@ -140,6 +145,16 @@ impl SchemaProblem {
                      binary, or its choice of single server or cluster, does not belong to this database"
                 ),
                 "Compare with: tallyhouse migrate --dry-run",
+            ),
+            Self::RecipientKey { database, keys: 0 } => Advice::new(
+                format!("{database}.recipient_key is empty, so recipients cannot be hashed"),
+                "Run: tallyhouse migrate",
+            ),
+            Self::RecipientKey { database, keys } => Advice::new(
+                format!(
+                    "{database}.recipient_key has {keys} rows instead of one, so hashes of recipients would differ"
+                ),
+                "Remove all but the key with which recipients was written, or set clickhouse.recipients = false",
             ),
             Self::Mismatch { table, differences } => Advice::new(
                 format!("the table {table} does not fit: {}", differences.join("; ")),
@@ -229,6 +244,7 @@ impl Schema {
             }
             report.applied.push(migration.name);
         }
+        recipients::make_key(client, self).await?;
         Ok(report)
     }
 
@@ -403,7 +419,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use tallyhouse_core::source::Table;
-    use tallyhouse_core::tables::DEDUPLICATION_WINDOW;
+    use tallyhouse_core::tables::{DEDUPLICATION_WINDOW, RECIPIENTS, RECIPIENTS_NAME};
 
     #[test]
     fn the_plan_is_the_sql_of_each_form() {
@@ -477,11 +493,11 @@ mod tests {
         for schema in [Schema::single(), Schema::cluster("main").unwrap()] {
             let replicated = schema.form != Form::Single;
             let made = made(&schema);
-            for table in Table::ALL {
-                let definition = table.definition();
+            let tables = Table::ALL.map(|table| (table.name(), table.definition()));
+            for (name, definition) in tables.into_iter().chain([(RECIPIENTS_NAME, RECIPIENTS)]) {
                 let inserted = definition.columns.iter().map(|column| (column.name, column.table_type));
                 let expected: Vec<(&str, &str)> = inserted.chain(definition.computed).collect();
-                for name in [table.name().to_owned(), schema.insert_target(table.name())] {
+                for name in [name.to_owned(), schema.insert_target(name)] {
                     let found: Vec<(&str, &str)> = made[&name]
                         .columns
                         .iter()
@@ -489,7 +505,7 @@ mod tests {
                         .collect();
                     assert_eq!(found, expected, "{name}");
                 }
-                let found = &made[&schema.insert_target(table.name())];
+                let found = &made[&schema.insert_target(name)];
                 let (engine, window) = match replicated {
                     true => (format!("Replicated{}(", definition.engine), "replicated_deduplication_window"),
                     false => (definition.engine.to_owned(), "non_replicated_deduplication_window"),
@@ -498,7 +514,8 @@ mod tests {
                 assert_eq!(found.clause("PARTITION BY "), definition.partition_key);
                 assert_eq!(found.clause("ORDER BY "), format!("({})", definition.sorting_key));
                 let window = format!("{window} = {DEDUPLICATION_WINDOW}");
-                assert!(found.clause("SETTINGS ").split(", ").any(|setting| setting == window), "{found:?}");
+                let has_window = found.clause("SETTINGS ").split(", ").any(|setting| setting == window);
+                assert_eq!(has_window, definition.has_tokens, "{found:?}");
             }
         }
     }
@@ -516,7 +533,7 @@ mod tests {
         let window =
             "SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800";
         let windows = changed.iter().filter(|(line, _)| !line.starts_with("ENGINE = "));
-        assert!(windows.clone().all(|(_, b)| *b == window) && windows.count() == 3);
+        assert!(windows.clone().all(|(_, b)| *b == window) && windows.count() == 4);
         assert_eq!(single.lines().count(), replicated.lines().count());
     }
 

@@ -20,7 +20,7 @@
 //! compared whole.
 
 use super::finding::{Code, CounterName, Finding};
-use crate::clickhouse::client::Client;
+use crate::clickhouse::client::{Client, Statement};
 use crate::clickhouse::error::ClickHouseError;
 use clickhouse::Row;
 use serde::Deserialize;
@@ -48,6 +48,16 @@ impl Bounds {
             sources: positions.iter().map(|position| position.source.name()).collect(),
             finished: positions.iter().map(Position::finished_up_to).collect(),
         }
+    }
+
+    /// Condition on rows that were finished before the bounds were read, for [`Bounds::bind`].
+    pub const FINISHED: &str = "source_offset < multiIf(toString(source) IN ?, toUInt64(transform(toString(source), ?, ?, 0)), \
+                                startsWith(toString(source), ?), 18446744073709551615, toUInt64(0))";
+
+    /// Binds the values of the bounds to a statement.
+    pub fn bind<'c>(&self, statement: Statement<'c>) -> Statement<'c> {
+        let statement = statement.bind(&self.sources).bind(&self.sources).bind(&self.finished);
+        statement.bind(format!("{}/", self.topic))
     }
 }
 
@@ -132,16 +142,8 @@ async fn look(
         rows = span.of_rows(),
         everything = u64::MAX,
     );
-    let found: Vec<Difference> = client
-        .query(&sql)
-        .optional_setting("enable_shared_storage_snapshot_in_query", "1")
-        .await?
-        .bind(&bounds.sources)
-        .bind(&bounds.sources)
-        .bind(&bounds.finished)
-        .bind(format!("{}/", bounds.topic))
-        .rows()
-        .await?;
+    let query = client.query(&sql).optional_setting("enable_shared_storage_snapshot_in_query", "1").await?;
+    let found: Vec<Difference> = bounds.bind(query).rows().await?;
     let all = found.first().map_or(0, |difference| difference.all);
     Ok((found, all))
 }

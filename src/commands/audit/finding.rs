@@ -15,6 +15,8 @@ pub enum Check {
     Gaps,
     /// `daily` is the GROUP BY of `email_events`.
     Daily,
+    /// `recipients` has the recipients of all rows.
+    Recipients,
     /// Batches that are announced and not yet committed.
     Intents,
     /// Kafka's committed offset fits the tables and the log.
@@ -25,8 +27,15 @@ pub enum Check {
 
 impl Check {
     /// Every check, in the order of the report.
-    pub const ALL: [Check; 6] =
-        [Check::Duplicates, Check::Gaps, Check::Daily, Check::Intents, Check::Offsets, Check::Tokens];
+    pub const ALL: [Check; 7] = [
+        Check::Duplicates,
+        Check::Gaps,
+        Check::Daily,
+        Check::Recipients,
+        Check::Intents,
+        Check::Offsets,
+        Check::Tokens,
+    ];
 
     /// Returns the promise that holds when the check finds nothing.
     pub fn promise(self) -> &'static str {
@@ -34,6 +43,7 @@ impl Check {
             Check::Duplicates => "no offset is stored twice",
             Check::Gaps => "every record up to the committed offset is stored",
             Check::Daily => "daily is the GROUP BY of email_events",
+            Check::Recipients => "recipients has the recipients of all rows",
             Check::Intents => "announced batches and how far they are",
             Check::Offsets => "committed offsets fit the tables and the log",
             Check::Tokens => "repeated inserts are recognised",
@@ -75,6 +85,8 @@ pub enum Code {
     DailyDiffers,
     /// An interrupted (or running) repair has left its constraint or table.
     RepairLeftover,
+    /// Recipients are missing, or show fewer events than their rows.
+    RecipientsMissing,
     /// A batch is announced and not yet committed.
     OpenIntent,
     /// The tables have rows of a partition that has no committed offset.
@@ -98,6 +110,7 @@ impl Code {
                 Check::Gaps
             }
             Code::DailyDiffers | Code::ExpiredDays | Code::RepairLeftover => Check::Daily,
+            Code::RecipientsMissing => Check::Recipients,
             Code::OpenIntent => Check::Intents,
             Code::UnannouncedRows | Code::LostOffset | Code::OffsetBehindMarks | Code::Stops => Check::Offsets,
             Code::TokenHeadroom | Code::TokenWindowOff => Check::Tokens,
@@ -126,6 +139,7 @@ impl Code {
             Code::UnannouncedRows => "unannounced_rows",
             Code::DailyDiffers => "daily_differs",
             Code::RepairLeftover => "repair_leftover",
+            Code::RecipientsMissing => "recipients_missing",
             Code::OpenIntent => "open_intent",
             Code::LostOffset => "lost_offset",
             Code::OffsetBehindMarks => "offset_behind_marks",

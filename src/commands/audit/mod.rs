@@ -22,6 +22,7 @@ pub mod finding;
 mod gaps;
 pub mod judge;
 mod read;
+pub mod recipients;
 pub mod report;
 #[cfg(test)]
 mod tests;
@@ -81,6 +82,8 @@ pub async fn run(
     let gaps = gaps::check(reader, &positions, &span, &retention, limit).await?;
     progress("daily against email_events");
     let daily = daily(config, reader, &positions, &span, &retention, limit).await?;
+    progress("recipients against email_events");
+    let recipients = recipients(config, reader, &positions, &span, &retention, limit).await?;
     progress("deduplication windows");
     let tokens = tokens(reader, limit).await?;
     Ok(Report {
@@ -90,7 +93,7 @@ pub async fn run(
         group_id: group.clone(),
         since: options.since.map(|day| day.to_string()),
         until: options.until.map(|day| day.to_string()),
-        checks: vec![duplicates, gaps, daily, intents, offsets, tokens],
+        checks: vec![duplicates, gaps, daily, recipients, intents, offsets, tokens],
     })
 }
 
@@ -162,6 +165,27 @@ async fn daily(
     let (found, all) = counters::differences(reader.client(), &span, &bounds, limit as u64).await?;
     let listed = found.len() as u64;
     found.iter().for_each(|difference| outcome.add(difference.finding(), limit));
+    outcome.violations += all - listed;
+    Ok(outcome)
+}
+
+async fn recipients(
+    config: &Config,
+    reader: &Reader,
+    positions: &[Position],
+    span: &Span,
+    retention: &Retention,
+    limit: usize,
+) -> Result<Outcome, AuditError> {
+    if !config.clickhouse.recipients {
+        return Ok(Outcome::new(Check::Recipients, "not written: clickhouse.recipients = false".to_owned()));
+    }
+    let mut outcome = Outcome::new(Check::Recipients, "per campaign, by the rows that are kept".to_owned());
+    let (span, _) = span.split_at(retention.first_kept_day().unwrap_or(Day(0)));
+    let bounds = counters::Bounds::new(&config.kafka.topics.events, positions);
+    let (found, all) = recipients::missing(reader.client(), &span, &bounds, limit as u64).await?;
+    let listed = found.len() as u64;
+    found.iter().for_each(|missing| outcome.add(missing.finding(), limit));
     outcome.violations += all - listed;
     Ok(outcome)
 }

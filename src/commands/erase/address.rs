@@ -52,6 +52,12 @@ impl fmt::Debug for Address {
     }
 }
 
+/// Returns the spellings by which recipients are looked for, one a line: as given, and in lower case.
+pub fn spellings(addresses: &[Address]) -> String {
+    let both = addresses.iter().flat_map(|address| [address.0.clone(), address.0.to_lowercase()]);
+    both.map(|spelling| spelling + "\n").collect()
+}
+
 /// Returns a pattern of RE2 that matches every text with one of these addresses in it, in any case. Each character
 /// may stand as itself, as in JSON (`\u0040`, also escaped twice), or as in a URL (`%40`). An address that is only
 /// part of a longer one does not match.

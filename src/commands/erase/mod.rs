@@ -1,12 +1,16 @@
 //! `tallyhouse erase`: blanks a person's data in raw and rejected rows, and leaves the counters as they are.
 //!
 //! ```text
-//!  find (the plan) ─► note "begun" ─► blank by offsets ─► find again ─► note "done"
+//!  find (the plan) ─► note "begun" ─► replace recipients ─► blank by offsets ─► find again ─► note "done"
 //! ```
 //!
 //! **Rows are blanked, not deleted.** `(source, source_offset)` of each row proves that nothing is lost or doubled.
 //! The marks, `audit` and `repair daily` count rows. Deleted rows would look like losses, and a repair would take
 //! them from the counters. The rest of a row (campaign, type, second, offset) names nobody.
+//!
+//! **A recipient is replaced, not deleted**, so the person still counts. It is written again under a number that is made of the
+//! erasure's id, and then the old one is deleted. An erasure that was cut short in between is found by that number: the next one
+//! uses the same id for it, so nobody counts twice. Recipients come first, as the rows show all spellings of the address.
 //!
 //! **The address goes to ClickHouse as data of a temporary table and never in a statement.** The server writes
 //! statements and their parameters into its log, `system.query_log` and `system.processes`. It keeps a mutation in
@@ -31,7 +35,8 @@ use crate::clickhouse::sight;
 use crate::platform::failpoint;
 use crate::platform::output::ProgressFn;
 use plan::Plan;
-use tables::{Line, State, Tables};
+use tables::{Line, State, Tables, Words};
+use uuid::Uuid;
 
 /// The options of an erasure.
 #[derive(Debug)]
@@ -75,7 +80,10 @@ pub async fn run(
     client.prove().await.map_err(EraseError::Looking)?;
     schema.check(client).await?;
     sight::refuse_filters(client).await.map_err(EraseError::Looking)?;
-    let tables = Tables::new(client, schema, address::pattern(&options.addresses));
+    let words =
+        Words { pattern: address::pattern(&options.addresses), spellings: address::spellings(&options.addresses) };
+    let tables = Tables::new(client, schema, words);
+    client.sync().await.map_err(EraseError::Looking)?;
     say("looking for rows; ClickHouse reads the texts of both tables");
     let plan = tables.find().await.map_err(EraseError::Looking)?;
     let counts = plan.counts();
@@ -89,15 +97,30 @@ pub async fn run(
     if !plan.is_empty() {
         tables.write(&note(State::Begun, 0)).await.map_err(EraseError::Looking)?;
         failpoint::hit("erase_begun");
+        replace(&tables, id, &plan, say).await.map_err(EraseError::Blanking)?;
         blank(&tables, &plan, say).await.map_err(EraseError::Blanking)?;
     }
     say("looking again");
     let left = tables.find().await.map_err(EraseError::Blanking)?.rows();
     tables.write(&note(State::Done, left)).await.map_err(EraseError::Blanking)?;
     (summary.carried_out, summary.left) = (true, Some(left));
-    let print::Counts { events, mentions, rejects, .. } = summary.counts;
-    tracing::info!(erasure_id = %id, reference = options.reference, events, mentions, rejects, rows_left = left, "erased");
+    let print::Counts { events, mentions, rejects, recipients, .. } = summary.counts;
+    let reference = &options.reference;
+    tracing::info!(erasure_id = %id, reference, events, mentions, rejects, recipients, rows_left = left, "erased");
     Ok(summary)
+}
+
+/// Replaces the person's recipients.
+async fn replace(tables: &Tables<'_>, id: Uuid, plan: &Plan, say: ProgressFn<'_>) -> Result<(), ClickHouseError> {
+    let hashes: Vec<u64> = plan.recipients.iter().map(|(hash, _)| *hash).collect();
+    if hashes.is_empty() {
+        return Ok(());
+    }
+    say("replacing the person in recipients");
+    let id = tables.id_of_unfinished(&hashes).await?.unwrap_or(id);
+    tables.add_replacements(id, &hashes).await?;
+    failpoint::hit("erase_recipients_added");
+    tables.delete_recipients(&hashes).await
 }
 
 async fn blank(tables: &Tables<'_>, plan: &Plan, say: ProgressFn<'_>) -> Result<(), ClickHouseError> {

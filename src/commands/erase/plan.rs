@@ -47,6 +47,8 @@ pub struct Plan {
     pub events: Vec<FoundEvent>,
     /// Source and offset.
     pub rejects: Vec<(String, u64)>,
+    /// Hashes of the person, each with the number of campaigns of which it is a recipient.
+    pub recipients: Vec<(u64, u64)>,
 }
 
 /// The rows of one statement.
@@ -70,9 +72,13 @@ impl Plan {
         self.rows() == 0
     }
 
-    /// Returns the number of rows of both tables.
+    /// Returns the number of rows of all tables.
     pub fn rows(&self) -> u64 {
-        (self.events.len() + self.rejects.len()) as u64
+        (self.events.len() + self.rejects.len()) as u64 + self.recipient_rows()
+    }
+
+    fn recipient_rows(&self) -> u64 {
+        self.recipients.iter().map(|(_, campaigns)| campaigns).sum()
     }
 
     /// Returns the plan in numbers.
@@ -83,6 +89,7 @@ impl Plan {
             events: events as u64,
             mentions: (self.events.len() - events) as u64,
             rejects: self.rejects.len() as u64,
+            recipients: self.recipient_rows(),
             campaigns: campaigns.len() as u64,
             first_day: self.events.iter().map(|event| event.day.clone()).min(),
             last_day: self.events.iter().map(|event| event.day.clone()).max(),
@@ -132,6 +139,7 @@ mod tests {
                 event("t/0@i", 3, "2026-11-01", true),
             ],
             rejects: vec![("t/0@i".into(), 5)],
+            recipients: vec![(7, 2), (9, 1)],
         };
         let of = |source: &str, offsets: &[u64]| (source.to_owned(), offsets.to_vec());
         assert_eq!(
@@ -144,13 +152,14 @@ mod tests {
         );
         let counts = plan.counts();
         assert_eq!((counts.events, counts.mentions, counts.rejects, counts.campaigns), (3, 1, 1, 2));
+        assert_eq!((counts.recipients, plan.rows()), (3, 8));
         assert_eq!((counts.first_day.as_deref(), counts.last_day.as_deref()), (Some("2026-10-31"), Some("2026-11-02")));
     }
 
     #[test]
     fn a_part_has_a_greatest_size() {
         let events = (0..25_000).map(|offset| event("t/0@i", offset, "2026-11-01", true)).collect();
-        let parts = Plan { events, rejects: Vec::new() }.parts();
+        let parts = Plan { events, ..Plan::default() }.parts();
         assert_eq!(parts.iter().map(Part::rows).collect::<Vec<_>>(), [10_000, 10_000, 5_000]);
         assert!(Plan::default().parts().is_empty());
     }

@@ -7,8 +7,10 @@ use super::plan::{Part, Plan, What};
 use super::print::Counts;
 use crate::clickhouse::client::{Client, Statement};
 use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::recipients::{COLUMNS, HASH};
 use crate::clickhouse::schema::Schema;
 use std::time::{Duration, Instant};
+use tallyhouse_core::tables::RECIPIENTS_NAME;
 use uuid::Uuid;
 
 /// Time between two reports of ClickHouse's progress.
@@ -24,6 +26,13 @@ const THROW_IF: u32 = 395;
 const NOT_ARRIVED: &str = "the pattern did not arrive, though its INSERT was acknowledged: something in between answers in the place of ClickHouse. \
                            Set clickhouse.url to ClickHouse itself";
 
+/// The recipients with some hashes, each with the number that replaces it: its place among those of its campaign, hashed with the
+/// erasure's id. Its values are the id and the hashes.
+const REPLACEMENTS: &str = "SELECT campaign_id, sipHash64(toUUID(?), campaign_id, row_number() OVER (PARTITION BY campaign_id ORDER BY recipient)) AS replacement, \
+    flags, first_delivered, first_open, first_click, first_bounce, first_unsubscribe FROM (SELECT campaign_id, recipient, groupBitOr(flags) AS flags, \
+    min(first_delivered) AS first_delivered, min(first_open) AS first_open, min(first_click) AS first_click, min(first_bounce) AS first_bounce, \
+    min(first_unsubscribe) AS first_unsubscribe FROM recipients WHERE recipient IN ? GROUP BY campaign_id, recipient)";
+
 /// Replaces a server's message about a query that works with the address.
 const HIDDEN: &str = "its message is not shown, as it could repeat the address; the server's log has it";
 
@@ -31,7 +40,15 @@ const HIDDEN: &str = "its message is not shown, as it could repeat the address; 
 pub(super) struct Tables<'a> {
     client: &'a Client,
     schema: &'a Schema,
-    pattern: String,
+    words: Words,
+}
+
+/// The texts that never come into a statement.
+pub(super) struct Words {
+    /// The pattern that finds the addresses in any text.
+    pub(super) pattern: String,
+    /// The spellings by which recipients are looked for, one a line.
+    pub(super) spellings: String,
 }
 
 /// The stage of an erasure: it is about to change rows, or it has looked again.
@@ -51,20 +68,27 @@ pub(super) struct Line<'a> {
 }
 
 impl<'a> Tables<'a> {
-    pub(super) fn new(client: &'a Client, schema: &'a Schema, pattern: String) -> Tables<'a> {
-        Tables { client, schema, pattern }
+    pub(super) fn new(client: &'a Client, schema: &'a Schema, words: Words) -> Tables<'a> {
+        Tables { client, schema, words }
     }
 
-    /// Returns the rows of both tables in which the pattern is found.
+    /// Returns the rows of both tables in which the pattern is found, and the hashes of the addresses in `recipients`.
     ///
-    /// The pattern is the one value of a temporary table. The table ends with its session, and nobody else sees it.
+    /// The pattern is the one value of a temporary table, and the spellings are those of another one. They end with their session, and
+    /// nobody else sees them.
     pub(super) async fn find(&self) -> Result<Plan, ClickHouseError> {
         let session = format!("tallyhouse-erase-{:032x}", rand::random::<u128>());
-        let create = "CREATE TEMPORARY TABLE erase_pattern (pattern String)";
-        self.in_session(create, &session).await?.execute().await?;
-        retry_until(async || self.send_pattern(&session).await).await?;
+        for (table, format, text) in [
+            ("erase_pattern", "RawBLOB", &self.words.pattern),
+            ("erase_spellings", "LineAsString", &self.words.spellings),
+        ] {
+            let create = format!("CREATE TEMPORARY TABLE {table} (email String)");
+            retry_until(async || self.in_session(&create, &session).await?.execute().await).await?;
+            let insert = format!("INSERT INTO {table} FORMAT {format}");
+            retry_until(async || self.send(&insert, text, &session).await).await?;
+        }
         // An empty pattern is in every text, so a pattern that has not arrived is an error.
-        let pattern = "assumeNotNull((SELECT if(throwIf(count() != 1) = 0, any(pattern), '') FROM erase_pattern))";
+        let pattern = "assumeNotNull((SELECT if(throwIf(count() != 1) = 0, any(email), '') FROM erase_pattern))";
         let events = format!(
             "SELECT toString(source) AS source, source_offset AS offset, toString(campaign_id) AS campaign_id, \
              toString(toDate(event_time)) AS day, toBool(match(email, {pattern})) AS is_own \
@@ -77,9 +101,17 @@ impl<'a> Tables<'a> {
         );
         let events = retry_until(async || self.in_session(&events, &session).await?.rows().await).await?;
         let rejects = retry_until(async || self.in_session(&rejects, &session).await?.rows().await).await?;
-        let drop = "DROP TEMPORARY TABLE erase_pattern";
-        retry_until(async || self.in_session(drop, &session).await?.execute().await).await?;
-        Ok(Plan { events, rejects })
+        let recipients = format!(
+            "SELECT recipient, uniqExact(campaign_id) FROM recipients WHERE recipient GLOBAL IN (SELECT {HASH} FROM \
+             (SELECT email FROM erase_spellings UNION ALL SELECT email FROM email_events WHERE match(email, {pattern}))) \
+             GROUP BY recipient ORDER BY recipient"
+        );
+        let recipients = retry_until(async || self.in_session(&recipients, &session).await?.rows().await).await?;
+        for table in ["erase_pattern", "erase_spellings"] {
+            let drop = format!("DROP TEMPORARY TABLE {table}");
+            retry_until(async || self.in_session(&drop, &session).await?.execute().await).await?;
+        }
+        Ok(Plan { events, rejects, recipients })
     }
 
     async fn in_session(&self, sql: &str, session: &str) -> Result<Statement<'_>, ClickHouseError> {
@@ -88,18 +120,51 @@ impl<'a> Tables<'a> {
         query.optional_setting("use_query_condition_cache", "0").await
     }
 
-    async fn send_pattern(&self, session: &str) -> Result<(), ClickHouseError> {
+    async fn send(&self, sql: &str, text: &str, session: &str) -> Result<(), ClickHouseError> {
         let pins = self.client.pins().await?.plain_inserts();
-        let insert = self.client.for_insert().insert_formatted_with("INSERT INTO erase_pattern FORMAT RawBLOB");
+        let insert = self.client.for_insert().insert_formatted_with(sql);
         let mut insert = pins
-            .fold(insert, |insert, (name, value)| insert.with_setting(*name, value))
+            .fold(insert, |insert, (name, value)| insert.with_setting(name, value))
             .with_setting("session_id", session)
             .with_timeouts(Some(self.client.insert_timeout()), Some(self.client.insert_timeout()));
         let sent = async {
-            insert.send(self.pattern.clone().into()).await?;
+            insert.send(text.to_owned().into()).await?;
             insert.end().await
         };
         sent.await.map_err(|error| self.client.classify(&error))
+    }
+
+    /// Returns the id of an erasure that has replaced these recipients and was cut short before it deleted them, if there is one.
+    pub(super) async fn id_of_unfinished(&self, hashes: &[u64]) -> Result<Option<Uuid>, ClickHouseError> {
+        let sql = "SELECT toString(erasure_id) FROM erasures GROUP BY erasure_id HAVING countIf(state = 'done') = 0";
+        for id in self.client.query(sql).rows::<String>().await? {
+            let Ok(id) = id.parse::<Uuid>() else { continue };
+            let sql = format!(
+                "SELECT count() FROM recipients WHERE (campaign_id, recipient) GLOBAL IN (SELECT campaign_id, replacement FROM ({REPLACEMENTS}))"
+            );
+            if self.client.query(&sql).bind(id.to_string()).bind(hashes).scalar_u64().await? > 0 {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes the recipients again, each under a number made of the erasure's id. A second time changes nothing.
+    pub(super) async fn add_replacements(&self, id: Uuid, hashes: &[u64]) -> Result<(), ClickHouseError> {
+        let columns = COLUMNS.join(", ");
+        let sql = format!(
+            "INSERT INTO {} (campaign_id, recipient, {columns}) SELECT campaign_id, replacement, {columns} FROM ({REPLACEMENTS})",
+            self.schema.insert_target(RECIPIENTS_NAME)
+        );
+        let insert = self.client.query(&sql).bind(id.to_string()).bind(hashes);
+        insert.inserting().await?.execute().await
+    }
+
+    /// Deletes the recipients with these hashes, and waits until ClickHouse has done it.
+    pub(super) async fn delete_recipients(&self, hashes: &[u64]) -> Result<(), ClickHouseError> {
+        let target = self.schema.alter_target(self.client.database(), RECIPIENTS_NAME);
+        let delete = self.client.query(&format!("ALTER TABLE {target} DELETE WHERE recipient IN ?"));
+        delete.bind(hashes).setting("mutations_sync", "2").execute().await
     }
 
     /// Blanks rows by their offsets, and waits until ClickHouse has done it.
@@ -140,8 +205,8 @@ impl<'a> Tables<'a> {
     pub(super) async fn write(&self, line: &Line<'_>) -> Result<(), ClickHouseError> {
         let Line { id, state, reference, counts, left } = line;
         let sql = format!(
-            "INSERT INTO {} (erasure_id, state, reference, events, mentions, rejects, campaigns, first_day, last_day, rows_left, \
-             version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO {} (erasure_id, state, reference, events, mentions, rejects, recipients, campaigns, first_day, last_day, \
+             rows_left, version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self.schema.insert_target("erasures")
         );
         let state = match state {
@@ -149,7 +214,8 @@ impl<'a> Tables<'a> {
             State::Done => "done",
         };
         let insert = self.client.query(&sql).bind(id.to_string()).bind(state).bind(reference);
-        let insert = insert.bind(counts.events).bind(counts.mentions).bind(counts.rejects).bind(counts.campaigns);
+        let insert = insert.bind(counts.events).bind(counts.mentions).bind(counts.rejects);
+        let insert = insert.bind(counts.recipients).bind(counts.campaigns);
         let insert = insert.bind(&counts.first_day).bind(&counts.last_day).bind(left).bind(env!("CARGO_PKG_VERSION"));
         insert.inserting().await?.execute().await
     }

@@ -35,6 +35,7 @@
 
 mod error;
 mod fence;
+pub mod recipients;
 mod staging;
 
 pub use error::RepairError;

@@ -106,7 +106,7 @@ impl<'a> Staging<'a> {
              GROUP BY day, event_type, campaign_id, workspace_id, source) \
              GROUP BY day, event_type, campaign_id, workspace_id, named",
             self.table,
-            Table::Daily.column_list(),
+            Table::Daily.definition().column_list(),
             self.month.span().of_rows()
         )
     }
@@ -139,7 +139,7 @@ impl<'a> Staging<'a> {
         if sources.is_empty() {
             return Ok(());
         }
-        let query = self.client.query(&self.insert()).inserting().await?.setting("insert_deduplicate", "0");
+        let query = self.client.query(&self.insert()).inserting().await?;
         let query = query.bind(sources).bind(ends).bind(sources).bind(sources).bind(&starts).bind(sources).bind(ends);
         query.execute().await
     }

@@ -1,16 +1,18 @@
-//! `tallyhouse report`: prints the results of the campaigns, from the view `campaign_daily`.
+//! `tallyhouse report`: prints the results of the campaigns, numbers of recipients first and numbers of events second.
 //!
 //! Must never put a value into SQL but by binding it, and must count as the view `campaign_report` does: a rate
 //! without a denominator is none, not 0.
 
 pub mod depth;
 mod print;
+pub mod recipients;
 pub mod zone;
 
 use crate::clickhouse::client::Client;
 use crate::clickhouse::condition::Condition;
 use crate::clickhouse::error::ClickHouseError;
 use clickhouse::Row;
+use recipients::{FirstEvents, RecipientRates, Recipients};
 use serde::{Deserialize, Serialize};
 use tallyhouse_core::days::Day;
 use uuid::Uuid;
@@ -20,6 +22,12 @@ pub const DENOMINATORS: &str = "\
 Open rate = opens / delivered. Click rate = clicks / delivered. Click-to-open rate = clicks / opens.
 Bounce rate = bounces / (delivered + bounces). Unsubscribe rate = unsubscribes / delivered.
 Opens and clicks are all opens and clicks, not distinct recipients: their rates can be above 100 %.";
+
+/// The definitions of the rates of recipients, below their table.
+pub const RECIPIENT_RATES: &str = "\
+Each recipient counts once in a campaign. Open rate, click rate, open-or-click, unsubscribe and complaint rates are shares of delivered.
+Click of opened is a share of opened. Bounce rate is a share of delivered or bounced. A rate counts only recipients that are in its
+denominator, so none is above 100 %. Events without an address take no part.";
 
 /// The subject of a report's rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -104,6 +112,26 @@ pub struct Line {
     /// Its rates.
     #[serde(flatten)]
     pub rates: Rates,
+    /// Its distinct recipients: by campaign over its life, by day those with a first event on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipients: Option<LineRecipients>,
+}
+
+/// The recipients of one row.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum LineRecipients {
+    /// Those of a campaign.
+    Campaign {
+        /// Their numbers.
+        #[serde(flatten)]
+        numbers: Recipients,
+        /// Their rates.
+        #[serde(flatten)]
+        rates: RecipientRates,
+    },
+    /// Those of a day.
+    Day(FirstEvents),
 }
 
 /// The content of a report.
@@ -117,6 +145,8 @@ pub struct Report {
     pub by: By,
     /// The rows of the report.
     pub lines: Vec<Line>,
+    /// The sum of recipients over campaigns, if they were counted.
+    pub recipients: Option<Recipients>,
 }
 
 #[derive(Row, Deserialize)]
@@ -202,9 +232,42 @@ pub async fn read(client: &Client, filter: Filter, by: By) -> Result<Report, Cli
          FROM campaign_daily AS f WHERE {} GROUP BY {group} ORDER BY {order}",
         condition.sql()
     );
-    let lines =
+    let mut lines: Vec<Line> =
         condition.bind(client.query(&sql)).rows::<Found>().await?.into_iter().map(|found| line(found, by)).collect();
-    Ok(Report { database: client.database().to_owned(), filter, by, lines })
+    let total = match by {
+        By::Campaign => add_recipients(client, &filter, &mut lines).await?,
+        By::Day => {
+            add_first_events(client, &filter, &mut lines).await?;
+            None
+        }
+    };
+    Ok(Report { database: client.database().to_owned(), filter, by, lines, recipients: total })
+}
+
+/// Adds the recipients of each campaign, and returns their sum. They are counted over a campaign's life, so not for some of its days.
+async fn add_recipients(
+    client: &Client,
+    filter: &Filter,
+    lines: &mut [Line],
+) -> Result<Option<Recipients>, ClickHouseError> {
+    if filter.since.is_some() || filter.until.is_some() {
+        return Ok(None);
+    }
+    let of = recipients::by_campaign(client, filter).await?;
+    for line in lines {
+        let found = line.campaign_id.as_ref().and_then(|id| of.get(id)).copied();
+        line.recipients = found.map(|numbers| LineRecipients::Campaign { numbers, rates: numbers.rates() });
+    }
+    Ok((!of.is_empty()).then(|| recipients::total(&of)))
+}
+
+async fn add_first_events(client: &Client, filter: &Filter, lines: &mut [Line]) -> Result<(), ClickHouseError> {
+    let of = recipients::by_day(client, filter, "UTC").await?;
+    for line in lines {
+        let found = line.first_day.parse().ok().and_then(|day| of.get(&day)).copied();
+        line.recipients = found.map(LineRecipients::Day);
+    }
+    Ok(())
 }
 
 fn condition(filter: &Filter) -> Condition {
@@ -227,6 +290,7 @@ fn line(found: Found, by: By) -> Line {
         last_day: last,
         counts,
         rates: Rates::of(&counts),
+        recipients: None,
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Counters are of UTC days. So the days of another zone are counted from raw rows, and a day of which raw rows are missing has no counts.
 
+use super::recipients::{self, FirstEvents};
 use super::{Counts, Filter, condition};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::condition::Condition;
@@ -21,6 +22,8 @@ pub struct ZoneDay {
     pub day: Day,
     /// Its numbers of events; `None` if raw rows of the day are missing.
     pub counts: Option<Counts>,
+    /// Recipients with a first event on the day. They are kept permanently.
+    pub recipients: Option<FirstEvents>,
 }
 
 /// The content of a report by the days of a zone.
@@ -68,6 +71,11 @@ impl ZoneReport {
         self.days.iter().filter_map(|of| of.counts).fold(Counts::default(), Counts::plus)
     }
 
+    /// True if any day has recipients.
+    pub fn has_recipients(&self) -> bool {
+        self.days.iter().any(|of| of.recipients.is_some())
+    }
+
     /// Returns the number of days without counts.
     pub fn days_not_kept(&self) -> usize {
         self.days.iter().filter(|of| of.counts.is_none()).count()
@@ -88,7 +96,7 @@ pub async fn is_known(client: &Client, zone: &str) -> Result<bool, ClickHouseErr
 /// # Errors
 /// Any of [`ClickHouseError`].
 pub async fn read(client: &Client, filter: Filter, zone: String) -> Result<ZoneReport, ClickHouseError> {
-    let days = if UTC.contains(&zone.as_str()) {
+    let mut days = if UTC.contains(&zone.as_str()) {
         days(&filter, &[], &from_counters(client, &filter).await?)
     } else {
         // Rows are inserted before their counters. Asked for in this order, only rows that are gone can be missing.
@@ -96,6 +104,8 @@ pub async fn read(client: &Client, filter: Filter, zone: String) -> Result<ZoneR
         let found = found(client, &filter, &zone).await?;
         days(&filter, &counted, &found)
     };
+    let mut recipients = recipients::by_day(client, &filter, &zone).await?;
+    days.iter_mut().for_each(|of| of.recipients = recipients.remove(&of.day));
     Ok(ZoneReport { database: client.database().to_owned(), filter, zone, days })
 }
 
@@ -160,7 +170,7 @@ fn days(filter: &Filter, counted: &[Counted], found: &[Found]) -> Vec<ZoneDay> {
     let asked_for = |day: &u16| filter.since.is_none_or(|s| s.0 <= *day) && filter.until.is_none_or(|u| u.0 >= *day);
     let all: BTreeSet<u16> = sums.keys().chain(&not_kept).copied().filter(asked_for).collect();
     let counts = |day: u16| sums.get(&day).copied().filter(|_| !not_kept.contains(&day));
-    all.into_iter().map(|day| ZoneDay { day: Day(day), counts: counts(day) }).collect()
+    all.into_iter().map(|day| ZoneDay { day: Day(day), counts: counts(day), recipients: None }).collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,262 @@
+//! The rows of `recipients` of some batches: one for each campaign and recipient, with the types of its events and their first times.
+//!
+//! A row that is written twice changes nothing: flags are joined by OR and times by the least. So these rows need no token and no mark.
+//! The sink writes them before the counters of the same batches, and the mark of the counters vouches for them.
+//!
+//! A recipient is a keyed hash of its address. Must never hold or return an address. `sql/` and `src/clickhouse/recipients.rs`
+//! compute the same hash.
+
+use crate::batch::Batch;
+use crate::decode::event::EventType;
+use crate::tables;
+use crate::window::native::{Chunks, Column, Reader, native_block};
+use bytes::Bytes;
+use foldhash::fast::FixedState;
+use siphasher::sip::SipHasher24;
+use std::collections::HashMap;
+use std::fmt;
+
+/// Number of rows of one block. All rows of an insert are sorted, and blocks bound the memory for their columns.
+const BLOCK_ROWS: usize = 65_536;
+
+/// Types of which a row has the first time, in the order of its columns.
+const TIMED: [EventType; 5] =
+    [EventType::Delivered, EventType::Open, EventType::Click, EventType::Bounce, EventType::Unsubscribe];
+
+/// A first time of a recipient that has no such event: the last second that `DateTime` can hold.
+pub const NEVER: u32 = u32::MAX;
+
+/// The secret key of the hashes. Who has it can find out if an address is in a campaign.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RecipientKey {
+    /// First half of the key of SipHash-2-4.
+    pub k0: u64,
+    /// Second half.
+    pub k1: u64,
+}
+
+impl fmt::Debug for RecipientKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RecipientKey(<hidden>)")
+    }
+}
+
+impl RecipientKey {
+    /// Returns the hash of an address. Upper and lower case are the same in its domain, and differ before the last `@`.
+    pub fn hash(&self, email: &[u8]) -> u64 {
+        let hasher = SipHasher24::new_with_keys(self.k0, self.k1);
+        let domain = email.iter().rposition(|&byte| byte == b'@').unwrap_or(email.len());
+        match email[domain..].iter().any(u8::is_ascii_uppercase) {
+            false => hasher.hash(email),
+            true => {
+                let mut lowered = email.to_vec();
+                lowered[domain..].make_ascii_lowercase();
+                hasher.hash(&lowered)
+            }
+        }
+    }
+}
+
+/// A campaign id as its column has it: the bytes of each half from the least to the greatest.
+type ColumnId = [u8; 16];
+
+/// One event of a recipient.
+#[derive(Clone, Copy)]
+struct Entry {
+    recipient: u64,
+    /// Place of the campaign in [`Recipients::campaigns`].
+    campaign: u32,
+    event_time: u32,
+    type_index: u8,
+}
+
+/// The events of some batches that have an address, in the order of the table.
+pub struct Recipients {
+    campaigns: Vec<ColumnId>,
+    entries: std::iter::Peekable<std::vec::IntoIter<Entry>>,
+}
+
+impl Recipients {
+    /// Returns the events of these batches. It takes 24 bytes for each.
+    pub fn of<'a>(batches: impl IntoIterator<Item = &'a Batch>, key: RecipientKey) -> Recipients {
+        let mut places: HashMap<ColumnId, u32, FixedState> = HashMap::default();
+        let (mut campaigns, mut entries) = (Vec::new(), Vec::new());
+        for columns in batches.into_iter().flat_map(Batch::addressed) {
+            let [mut ids, mut emails, mut types, mut times] = columns.chunks.map(Reader::of);
+            entries.reserve(columns.rows as usize);
+            for _ in 0..columns.rows {
+                let email = emails.string().filter(|email| !email.is_empty()).map(|email| key.hash(email));
+                let (id, event_type, event_time) = (ids.array(), types.array(), times.array());
+                let (Some(recipient), Some(id), Some([event_type]), Some(event_time)) =
+                    (email, id, event_type, event_time)
+                else {
+                    continue;
+                };
+                let campaign = *places.entry(id).or_insert_with(|| {
+                    campaigns.push(id);
+                    campaigns.len() as u32 - 1
+                });
+                let (event_time, type_index) = (u32::from_le_bytes(event_time), event_type - 1);
+                entries.push(Entry { recipient, campaign, event_time, type_index });
+            }
+        }
+        // ClickHouse sorts by the second half of a UUID first. It need not sort again what comes in that order.
+        let mut order: Vec<u32> = (0..campaigns.len() as u32).collect();
+        order.sort_unstable_by_key(|&place| u128::from_le_bytes(campaigns[place as usize]));
+        let mut ranks = vec![0; order.len()];
+        (0..).zip(&order).for_each(|(rank, &place)| ranks[place as usize] = rank);
+        entries.iter_mut().for_each(|entry| entry.campaign = ranks[entry.campaign as usize]);
+        entries.sort_unstable_by_key(|entry| u128::from(entry.campaign) << 64 | u128::from(entry.recipient));
+        let campaigns = order.into_iter().map(|place| campaigns[place as usize]).collect();
+        Recipients { campaigns, entries: entries.into_iter().peekable() }
+    }
+
+    /// True if there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.entries.len() == 0
+    }
+
+    /// Returns the next rows as one Native block, with their number; `None` after the last ones.
+    pub fn next_block(&mut self) -> Option<(u64, Vec<Bytes>)> {
+        let mut rows = 0;
+        let (mut campaign_id, mut recipient, mut flags) = <(Column, Column, Column)>::default();
+        let mut firsts: [Column; TIMED.len()] = Default::default();
+        while rows < BLOCK_ROWS
+            && let Some(first) = self.entries.next()
+        {
+            let (mut bits, mut times) = (0u16, [NEVER; TIMED.len()]);
+            let mut take = |entry: &Entry| {
+                bits |= 1 << entry.type_index;
+                // The types with a time come first in the enumeration.
+                if let Some(time) = times.get_mut(usize::from(entry.type_index)) {
+                    *time = entry.event_time.min(*time);
+                }
+            };
+            take(&first);
+            let is_same = |entry: &Entry| entry.recipient == first.recipient && entry.campaign == first.campaign;
+            while let Some(entry) = self.entries.next_if(is_same) {
+                take(&entry);
+            }
+            rows += 1;
+            campaign_id.put(&self.campaigns[first.campaign as usize]);
+            recipient.put(&first.recipient.to_le_bytes());
+            flags.put(&bits.to_le_bytes());
+            firsts.iter_mut().zip(times).for_each(|(column, time)| column.put(&time.to_le_bytes()));
+        }
+        let columns = [campaign_id, recipient, flags].into_iter().chain(firsts);
+        let definition = tables::RECIPIENTS.columns.iter();
+        let columns: Vec<(&str, &str, Chunks)> =
+            definition.zip(columns).map(|(of, column)| (of.name, of.block_type, column.finish())).collect();
+        (rows > 0).then(|| (rows as u64, native_block(rows as u64, columns)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{TimeBounds, decode};
+    use crate::window::{Record, Window};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const KEY: RecipientKey = RecipientKey { k0: 1, k1: 2 };
+
+    /// Number of a campaign, of a recipient (0: no address), of a type, and a time.
+    type Given = (u8, u8, usize, u32);
+
+    fn batch(events: &[Given]) -> Batch {
+        let mut window = Window::new(0);
+        for (offset, (campaign, person, kind, time)) in (0..).zip(events) {
+            let email = if *person == 0 { String::new() } else { format!("p{person}@Example.com") };
+            let payload = format!(
+                r#"{{"campaign_id":"{campaign:032x}","workspace_id":"{:032x}","email":"{email}","event_type":"{}","event_time":{time}}}"#,
+                1,
+                EventType::ALL[*kind].name()
+            );
+            let payload = Some(payload.as_bytes());
+            let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
+            let record = Record { offset, timestamp_ms: None, key: None, payload };
+            window.push(&record, &decode(payload, None, &bounds));
+        }
+        Batch::freeze(window, 0)
+    }
+
+    /// Returns the rows of all blocks: campaign, hash, flags and first times, by the fixed widths of their columns.
+    fn rows(mut recipients: Recipients) -> Vec<(u128, u64, u16, [u32; 5])> {
+        let mut found = Vec::new();
+        while let Some((rows, block)) = recipients.next_block() {
+            let (rows, block) = (rows as usize, block.concat());
+            let mut end = block.len();
+            let mut column = |width: usize, index: usize| {
+                let definition = &tables::RECIPIENTS.columns[index];
+                let values = block[end - width * rows..end].to_vec();
+                end -= width * rows + definition.name.len() + definition.block_type.len() + 2;
+                values
+            };
+            let times: Vec<Vec<u8>> = (0..5).rev().map(|n| column(4, 3 + n)).collect();
+            let (flags, hashes, ids) = (column(2, 2), column(8, 1), column(16, 0));
+            for n in 0..rows {
+                let time = |which: usize| u32::from_le_bytes(times[4 - which][4 * n..4 * n + 4].try_into().unwrap());
+                found.push((
+                    u128::from_le_bytes(ids[16 * n..16 * n + 16].try_into().unwrap()),
+                    u64::from_le_bytes(hashes[8 * n..8 * n + 8].try_into().unwrap()),
+                    u16::from_le_bytes(flags[2 * n..2 * n + 2].try_into().unwrap()),
+                    std::array::from_fn(time),
+                ));
+            }
+        }
+        found
+    }
+
+    fn wanted(events: &[Given]) -> Vec<(u128, u64, u16, [u32; 5])> {
+        let mut all: BTreeMap<(u128, u64), (u16, [u32; 5])> = BTreeMap::new();
+        for &(campaign, person, kind, time) in events.iter().filter(|(_, person, ..)| *person > 0) {
+            // The number of a campaign lies in the last byte of its id, which is in the more significant half for ClickHouse.
+            let key = (u128::from(campaign) << 64, KEY.hash(format!("p{person}@example.com").as_bytes()));
+            let (flags, times) = all.entry(key).or_insert((0, [NEVER; 5]));
+            *flags |= 1 << kind;
+            if kind < 5 {
+                times[kind] = times[kind].min(time);
+            }
+        }
+        all.into_iter().map(|((campaign, hash), (flags, times))| (campaign, hash, flags, times)).collect()
+    }
+
+    proptest! {
+        /// The rows are the recount of the events of all batches, each campaign and recipient once, in the order of the table.
+        #[test]
+        fn rows_are_the_recount_of_the_events(
+            batches in proptest::collection::vec(proptest::collection::vec((0u8..5, 0u8..9, 0usize..8, 1u32..300_000), 0..60), 1..4)
+        ) {
+            let frozen: Vec<Batch> = batches.iter().map(|events| batch(events)).collect();
+            prop_assert_eq!(rows(Recipients::of(&frozen, KEY)), wanted(&batches.concat()));
+        }
+    }
+
+    #[test]
+    fn more_rows_than_a_block_has_come_in_several() {
+        let events: Vec<Given> =
+            (0..BLOCK_ROWS + 10).map(|n| ((n % 250) as u8, 1 + (n / 250 % 250) as u8, n / 62_500, 7)).collect();
+        let found = rows(Recipients::of([&batch(&events)], KEY));
+        assert_eq!(found, wanted(&events));
+        let mut recipients = Recipients::of([&batch(&events)], KEY);
+        assert!(!recipients.is_empty() && recipients.next_block().is_some() && recipients.next_block().is_none());
+    }
+
+    #[test]
+    fn case_counts_before_the_at_sign_only() {
+        let hash = |email: &str| KEY.hash(email.as_bytes());
+        assert_eq!(hash("Ann@EXAMPLE.com"), hash("Ann@example.com"));
+        assert_ne!(hash("Ann@example.com"), hash("ann@example.com"));
+        assert_eq!(hash("a@b@C"), hash("a@b@c"));
+        assert_ne!(hash("A@B@c"), hash("a@b@c"));
+        assert_ne!(hash("NoAddress"), hash("noaddress"));
+        // The value that `sipHash64Keyed((1, 2), 'Ann@example.com')` has; a test on a real server compares more.
+        assert_ne!(KEY.hash(b"Ann@example.com"), RecipientKey { k0: 1, k1: 3 }.hash(b"Ann@example.com"));
+    }
+
+    #[test]
+    fn the_key_is_never_printed() {
+        assert_eq!(format!("{:?}", RecipientKey { k0: 17, k1: 19 }), "RecipientKey(<hidden>)");
+    }
+}
