@@ -1,4 +1,4 @@
-//! Retired words, each with its replacement, and the comments' openings. CONTRIBUTING.md has the rule on prose.
+//! Retired words, each with its replacement, and the form of comments and sentences. CONTRIBUTING.md has the rule on prose.
 //!
 //! The source is searched whole: `--help`, errors and the log are texts in it.
 
@@ -54,6 +54,19 @@ const PROSE: [(&str, &str); 10] = [
 
 /// Comments that open with one of these words, at most.
 const OPENINGS_MAX: usize = 9;
+
+/// Doc comments of three words or fewer, at most. All are in files that other branches change now.
+const SHORT_MAX: usize = 49;
+
+/// Most words of a sentence.
+const WORDS_MAX: usize = 25;
+
+/// Sentences with more words, at most. Two are lines that `cargo chaos` has printed. Five are comments in files that other
+/// branches change now.
+const LONG_MAX: usize = 7;
+
+/// Folders whose comments are checked.
+const SOURCE: [&str; 4] = ["src", "core/src", "devstack", "benches"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -130,4 +143,83 @@ fn few_comments_open_with_a_noun_clause() {
         }
     }
     assert!(openings.len() <= OPENINGS_MAX, "{}:\n{}", openings.len(), openings.join("\n"));
+}
+
+/// Returns the text of a line that is a comment, without its slashes.
+fn comment(line: &str) -> Option<&str> {
+    ["///", "//!", "//"].iter().find_map(|start| line.trim_start().strip_prefix(start)).map(str::trim)
+}
+
+/// Returns the paragraphs of a text with the number of their first line. `None` is a line without prose. Headings, tables, pictures
+/// and blocks of code are left out.
+fn paragraphs<'a>(lines: impl Iterator<Item = Option<&'a str>>) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let (mut is_open, mut is_fenced) = (false, false);
+    for (number, line) in lines.enumerate() {
+        let is_fence = line.is_some_and(|line| line.starts_with("```"));
+        is_fenced = line.is_some() && is_fenced != is_fence;
+        let prose = line.filter(|line| !is_fence && !is_fenced && !line.is_empty());
+        let Some(prose) = prose.filter(|line| !line.starts_with(['|', '#', '<', '!']) && !line.contains(['─', '│']))
+        else {
+            is_open = false;
+            continue;
+        };
+        let (first, rest) = prose.split_once(' ').unwrap_or((prose, ""));
+        let is_item = ["-", "*"].contains(&first) || first.strip_suffix('.').is_some_and(|n| n.parse::<u32>().is_ok());
+        match found.last_mut().filter(|_| is_open && !is_item) {
+            Some((_, paragraph)) => *paragraph += &format!(" {prose}"),
+            None => found.push((number + 1, if is_item { rest } else { prose }.to_owned())),
+        }
+        is_open = true;
+    }
+    found
+}
+
+/// Returns the numbers of words of a paragraph's sentences. A code span is one word.
+fn sentence_lengths(paragraph: &str) -> Vec<usize> {
+    let outside = paragraph.split('`').enumerate().map(|(part, text)| if part % 2 == 0 { text } else { "code" });
+    let mut lengths = vec![0];
+    for word in outside.collect::<String>().split_whitespace() {
+        *lengths.last_mut().expect("one at least") += usize::from(word.contains(char::is_alphanumeric));
+        if word.trim_end_matches(['"', ')', '*', '_', ']']).ends_with(['.', '!', '?']) {
+            lengths.push(0);
+        }
+    }
+    lengths
+}
+
+#[test]
+fn no_doc_comment_is_too_short_to_say_more_than_a_name() {
+    let mut short = Vec::new();
+    for (path, text) in found(&SOURCE, "rs") {
+        let is_doc = |line: &str| ["///", "//!"].iter().any(|start| line.trim_start().starts_with(start));
+        let lines: Vec<&str> = text.lines().collect();
+        let mut at = 0;
+        for block in lines.chunk_by(|one, next| is_doc(one) == is_doc(next)) {
+            let words: usize = block.iter().filter_map(|line| comment(line)).map(|line| line.split(' ').count()).sum();
+            if is_doc(block[0]) && words <= 3 {
+                short.push(format!("{}:{}: {}", path.display(), at + 1, block[0].trim()));
+            }
+            at += block.len();
+        }
+    }
+    assert!(short.len() <= SHORT_MAX, "{}:\n{}", short.len(), short.join("\n"));
+}
+
+#[test]
+fn sentences_are_short() {
+    assert_eq!(sentence_lengths("Two words. A `code span of words` (in brackets.) And"), [2, 4, 1]);
+    let pages = ["docs", "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"];
+    let pages =
+        found(&pages, "md").into_iter().map(|(path, text)| (path, paragraphs(text.lines().map(|l| Some(l.trim())))));
+    let comments = found(&SOURCE, "rs").into_iter().map(|(path, text)| (path, paragraphs(text.lines().map(comment))));
+    let mut long = Vec::new();
+    for (path, paragraphs) in pages.chain(comments) {
+        for (number, paragraph) in paragraphs {
+            for words in sentence_lengths(&paragraph).into_iter().filter(|words| *words > WORDS_MAX) {
+                long.push(format!("{}:{number}: {words} words", path.display()));
+            }
+        }
+    }
+    assert!(long.len() <= LONG_MAX, "{}:\n{}", long.len(), long.join("\n"));
 }

@@ -53,11 +53,11 @@ impl Table {
 pub struct Source {
     /// Kafka's cluster id; empty if the broker reports none.
     pub cluster: String,
-    /// The topic's name.
+    /// Name of the topic in Kafka.
     pub topic: String,
     /// Kafka's topic id (KIP-516) in its 22-character text form; empty if the broker reports none.
     pub topic_id: String,
-    /// The partition's number.
+    /// Number of the partition, from 0.
     pub partition: i32,
 }
 

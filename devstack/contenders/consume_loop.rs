@@ -23,13 +23,13 @@ struct Arguments {
     /// Brokers: host:port, separated by commas.
     #[arg(long)]
     brokers: String,
-    /// The topic.
+    /// The topic that is read.
     #[arg(long)]
     topic: String,
     /// Number of records to read.
     #[arg(long)]
     events: u64,
-    /// Decode each value.
+    /// Also decode each value, as Tallyhouse does.
     #[arg(long)]
     decode: bool,
 }

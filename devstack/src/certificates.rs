@@ -29,7 +29,7 @@ pub struct Authority {
 /// A certificate with its key, as PEM.
 #[derive(Debug)]
 pub struct Identity {
-    /// The certificate.
+    /// The certificate, signed by the authority.
     pub certificate: String,
     /// Its private key, PKCS #8.
     pub key: String,

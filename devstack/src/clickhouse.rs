@@ -43,7 +43,7 @@ const SERVE: &str = "SELECT sleepEachRow(1) FROM numbers(1000000000) SETTINGS ma
 pub struct ClickHouseOptions {
     /// Folder of data, configuration and log; it is kept. A temporary folder if None.
     pub directory: Option<PathBuf>,
-    /// Users besides `default`.
+    /// Users that the server has besides `default`.
     pub users: Vec<User>,
     /// XML that goes into the server's `<clickhouse>` element, such as `<zookeeper>…</zookeeper>`.
     pub config: String,

@@ -19,7 +19,7 @@ const PREFIX: &str = "tallyhouse-devstack-";
 /// Minimum age of an abandoned folder. Younger folders may be between being made and being locked.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
-/// A data folder.
+/// A data folder, temporary or the caller's.
 #[derive(Debug)]
 pub(crate) enum DataFolder {
     /// A folder of this process: it is removed when dropped.

@@ -22,7 +22,7 @@ impl Dice {
         Dice(mix(seed))
     }
 
-    /// Returns any number.
+    /// Returns the next number of the sequence.
     pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(GAMMA);
         mix(self.0)

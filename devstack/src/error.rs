@@ -55,9 +55,9 @@ pub enum Error {
     CommandFailed {
         /// The command line of the command.
         command: String,
-        /// Its exit status.
+        /// Exit status of the command.
         status: ExitStatus,
-        /// Its output.
+        /// Output of the command.
         output: String,
     },
     /// The program under test could not be built.
@@ -79,7 +79,7 @@ pub enum Error {
     Died {
         /// Name of the process.
         name: String,
-        /// Its exit status.
+        /// Exit status of the process.
         status: ExitStatus,
         /// The end of its output.
         log_tail: String,
@@ -89,7 +89,7 @@ pub enum Error {
     NotHealthy {
         /// Name of the server.
         name: String,
-        /// The time limit.
+        /// The time limit that has passed.
         within: Duration,
         /// The message of the last health check.
         last: String,
@@ -101,7 +101,7 @@ pub enum Error {
     StillRunning {
         /// Name of the process.
         name: String,
-        /// The time limit.
+        /// The time limit that has passed.
         within: Duration,
         /// The end of its output.
         log_tail: String,
@@ -140,7 +140,7 @@ pub enum Error {
     /// Prometheus refused an expression.
     #[error("Prometheus refused `{expression}`: {message}")]
     Expression {
-        /// The refused expression.
+        /// The expression that Prometheus refused.
         expression: String,
         /// Prometheus' own text, or the reason why there was none.
         message: String,
@@ -156,13 +156,13 @@ pub enum Error {
     /// OpenSSL could not make a certificate.
     #[error("a certificate could not be made: {message}")]
     Certificate {
-        /// OpenSSL's message.
+        /// Message of OpenSSL about the cause.
         message: String,
     },
     /// ClickHouse refused a query.
     #[error("ClickHouse refused `{sql}`: {message}")]
     Query {
-        /// The refused query.
+        /// The query that ClickHouse refused.
         sql: String,
         /// ClickHouse's own text, or the reason why there was none.
         message: String,

@@ -103,8 +103,8 @@ pub fn prometheus(cache: &Cache) -> Result<PathBuf> {
     Ok(folder.join("usr/bin"))
 }
 
-/// Returns a command that starts a headless Chromium: the one on the `PATH`, else one fetched from Debian without installing it, with
-/// the libraries that this machine lacks (100 MB to fetch, 300 MB on disk).
+/// Returns a command that starts a headless Chromium: the one on the `PATH`, else one fetched from Debian without installing it.
+/// The libraries that this machine lacks come with it (100 MB to fetch, 300 MB on disk).
 ///
 /// Fails as [`prometheus`] does.
 pub fn chromium(cache: &Cache) -> Result<Command> {

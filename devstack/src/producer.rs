@@ -162,7 +162,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Returns both together.
+    /// Returns the sums of both ledgers.
     pub fn plus(&self, other: &Ledger) -> Ledger {
         Ledger {
             produced: self.produced + other.produced,

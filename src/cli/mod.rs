@@ -133,7 +133,7 @@ enum Command {
     /// Print the page of a code that a message, an alert or a table names.
     #[command(after_help = explain::HELP)]
     Explain(explain::Arguments),
-    /// Inspect the configuration.
+    /// Show each setting with its value and origin.
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Print a script that completes the commands in a shell.
@@ -232,7 +232,7 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// The exit status.
+    /// Returns the exit status of the process.
     pub fn exit_status(&self) -> u8 {
         match self {
             CliError::Set(_) | CliError::Days { .. } | CliError::Config(_) => EXIT_USAGE,
@@ -251,7 +251,7 @@ impl CliError {
 pub struct Done {
     /// The text to print.
     pub output: String,
-    /// The exit status.
+    /// Exit status of the process.
     pub status: u8,
 }
 

@@ -27,7 +27,7 @@ Without --from, replay sends rows with their own bytes. Use that after an upgrad
 rows that this version rejects. Use the configuration of the members. The summary goes to standard output, and all else goes to standard
 error.
 
-Exit status: 0 done, 1 not done, stopped by a signal, or a line of --from was left out, 64 wrong usage or configuration,
+Exit status: 0 done. 1 not done, stopped by a signal, or a line of --from was left out. 64 wrong usage or configuration.
 74 done, but standard output was lost.";
 
 #[derive(Debug, Subcommand)]

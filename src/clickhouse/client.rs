@@ -55,7 +55,7 @@ pub struct ClickHouseOptions {
     /// `http://host:port` or `https://host:port`, without user, password or settings. Several, separated by commas, name replicas in
     /// order of preference; a client is made for each ([`super::servers`]).
     pub url: String,
-    /// ClickHouse user.
+    /// User that logs in to ClickHouse.
     pub user: String,
     /// Password of the user; never printed.
     pub password: String,

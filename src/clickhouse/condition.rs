@@ -7,15 +7,15 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Value {
-    /// Text.
+    /// A text that a column equals.
     Text(String),
-    /// Texts for `IN`.
+    /// A list of texts for `IN`.
     Texts(Vec<&'static str>),
     /// A time in milliseconds.
     Time(i64),
-    /// An offset.
+    /// One Kafka offset for a comparison.
     Offset(u64),
-    /// Offsets for `IN`.
+    /// A list of offsets for `IN`.
     Offsets(Vec<u64>),
 }
 

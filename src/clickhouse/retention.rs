@@ -25,7 +25,7 @@ const DAYS_MAX: u32 = 36_500;
 pub enum Ttl {
     /// Rows are kept permanently.
     None,
-    /// Number of days.
+    /// Rows are kept for this number of days.
     Days(u32),
     /// Expression that somebody else wrote.
     Other(String),

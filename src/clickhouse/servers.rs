@@ -107,7 +107,7 @@ impl Servers {
         &self.list[self.in_use.load(Ordering::Relaxed)]
     }
 
-    /// Returns all servers.
+    /// Returns all servers, in the order of the configuration.
     pub fn all(&self) -> &[Client] {
         &self.list
     }

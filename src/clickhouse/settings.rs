@@ -17,11 +17,11 @@ use std::time::Duration;
 /// The statements that need a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Statements {
-    /// Reads alone.
+    /// Only reads need the setting.
     Reads,
-    /// Inserts alone.
+    /// Only inserts need the setting.
     Inserts,
-    /// Both.
+    /// Reads and inserts need the setting.
     Both,
 }
 
@@ -242,8 +242,8 @@ pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
         || of(MAX_EXECUTION_TIME).and_then(|found| found.value.parse::<f64>().ok()).is_some_and(|limit| limit > 0.0);
     if own.replicated && !is_limited {
         pins.problems.push(format!(
-            "the settings profile of the ClickHouse user does not let {MAX_EXECUTION_TIME} be {}, so an insert into replicated tables \
-             would not end: let it be set",
+            "the settings profile of the ClickHouse user does not let {MAX_EXECUTION_TIME} be {}. An insert into replicated tables \
+             would not end. Let it be set",
             seconds(own.insert_timeout)
         ));
     }

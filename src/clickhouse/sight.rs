@@ -12,11 +12,11 @@ use tallyhouse_core::source::Table;
 /// The rows of a table that this user sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
-    /// Every row.
+    /// The user sees every row.
     Whole,
     /// Row policies hide rows. The list has their names, if the user may see them.
     Filtered(Vec<String>),
-    /// Nobody can know.
+    /// The table is empty, and its plan cannot show a policy.
     Unknown,
 }
 

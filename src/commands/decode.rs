@@ -21,7 +21,7 @@ const LINE_BYTES_MAX: u64 = 16 << 20;
 pub struct Line {
     /// Number of the line, from 1.
     pub line: usize,
-    /// `event` or `reject`.
+    /// The word `event` or `reject`.
     pub outcome: &'static str,
     /// The event's fields; absent for a reject.
     #[serde(skip_serializing_if = "Option::is_none")]

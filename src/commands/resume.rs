@@ -36,7 +36,7 @@ impl Choice {
 /// The commit that is planned for one partition.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
-    /// The partition.
+    /// Number of the partition, from 0.
     pub partition: i32,
     /// The reason of its stop, as a word.
     pub stopped: &'static str,
@@ -44,7 +44,7 @@ pub struct Plan {
     pub reason: String,
     /// The operator's decision about it.
     pub choice: Choice,
-    /// The current commit.
+    /// The current commit; absent if there is none.
     pub committed: Option<Commit>,
     /// The commit to make.
     pub commits: Commit,
@@ -61,7 +61,7 @@ pub struct Plan {
 /// A committed offset, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Commit {
-    /// The committed offset.
+    /// The next offset to read.
     pub offset: u64,
     /// Metadata of the commit.
     pub metadata: String,
@@ -94,7 +94,7 @@ pub enum ResumeError {
     /// A server cannot be asked.
     #[error(transparent)]
     Audit(#[from] AuditError),
-    /// No such partition.
+    /// The topic has no such partition.
     #[error("the topic {topic} has no partition {partition}. Name one that it has")]
     #[expect(missing_docs, reason = "its text says it")]
     NoPartition { topic: String, partition: i32 },

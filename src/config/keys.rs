@@ -12,7 +12,7 @@ use url::Url;
 
 use super::secret::mask;
 
-/// One configuration key.
+/// A configuration key with its default and allowed values.
 #[derive(Debug)]
 pub struct Key {
     /// Dotted name, such as `flush.age_ms`.
@@ -44,13 +44,13 @@ pub enum Kind {
     LogFilter,
     /// One word of a list.
     OneOf(&'static [&'static str]),
-    /// true or false.
+    /// The value true or false.
     Bool,
-    /// A whole number.
+    /// A whole number in this range.
     Integer(RangeInclusive<i64>),
     /// A number of bytes, plain or with a unit.
     Bytes(RangeInclusive<i64>),
-    /// A number.
+    /// A number in this range.
     Float(RangeInclusive<f64>),
     /// A table of librdkafka properties.
     Properties,

@@ -60,7 +60,7 @@ pub struct Sources {
 pub struct FlagValue {
     /// Dotted key, such as `kafka.brokers`.
     pub key: String,
-    /// Value, as text.
+    /// Value as text, not yet parsed.
     pub value: String,
     /// Flag that gave it, such as `--set`; named as the origin.
     pub flag: String,

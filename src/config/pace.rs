@@ -6,7 +6,7 @@ use std::time::Duration;
 /// The pace of one member.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// `flush.age_ms`.
+    /// Value of the key `flush.age_ms`.
     pub flush_age: Duration,
     /// `flush.batches_per_second_max`, of one member.
     pub batches_per_second_max: f64,

@@ -50,13 +50,13 @@ macro_rules! section {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The source.
+    /// The Kafka cluster that is consumed.
     pub kafka: Kafka,
-    /// The sink.
+    /// The ClickHouse server that is written to.
     pub clickhouse: ClickHouse,
     /// When a batch is written.
     pub flush: Flush,
-    /// The memory limit.
+    /// The limit of the process's memory.
     pub memory: Memory,
     /// Which events are accepted.
     pub decode: Decode,
@@ -64,7 +64,7 @@ pub struct Config {
     pub mapping: Mapping,
     /// The HTTP endpoint for operators.
     pub admin: Admin,
-    /// The log.
+    /// Filter and form of the log.
     pub log: Log,
     /// The end of the process.
     pub shutdown: Shutdown,
@@ -105,7 +105,7 @@ pub(super) fn find(name: &str) -> Option<&'static Key> {
 }
 
 section! {
-    /// The Kafka consumer.
+    /// The Kafka consumer and its group.
     Kafka "kafka" {
         /// Brokers to start from: host:port, separated by commas.
         brokers: String = "localhost:9092", Text;
@@ -131,11 +131,11 @@ section! {
         properties: BTreeMap<String, Secret> = "", Properties;
     }
     sections {
-        /// Topic names.
+        /// Names of the topics.
         topics: Topics;
-        /// Encryption.
+        /// Encryption of the connections to Kafka.
         tls: Tls;
-        /// Authentication.
+        /// Authentication at the Kafka brokers.
         sasl: Sasl;
     }
 }
@@ -146,7 +146,7 @@ section! {
 pub enum GroupProtocol {
     /// One of the members.
     Classic,
-    /// The broker (KIP-848).
+    /// The broker assigns the partitions (KIP-848).
     Consumer,
 }
 
@@ -161,7 +161,7 @@ pub enum Assignment {
 }
 
 section! {
-    /// Topic names.
+    /// Names of the topics.
     Topics "kafka.topics" {
         /// Topic of the event stream.
         events: String = "campaign.event_tracking", Topic;
@@ -204,7 +204,7 @@ section! {
     }
 }
 
-/// A SASL mechanism.
+/// A SASL mechanism that `kafka.sasl.mechanism` may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum Mechanism {
     /// User and password as they are: use it over TLS only.
@@ -224,9 +224,9 @@ section! {
         /// Address of the HTTP interface. https is always verified. Several name replicas of one shard in order of preference: a list, or
         /// text with commas. A member uses one at a time.
         url: String = "http://localhost:8123", HttpUrls;
-        /// User.
+        /// User that logs in to ClickHouse.
         user: String = "default", Text;
-        /// Password.
+        /// Password of the ClickHouse user.
         password: Secret = "", Kind::Secret;
         /// Database of the tables.
         database: String = "campaigns", Identifier;
@@ -246,18 +246,18 @@ section! {
         /// Writes the table recipients too, from which unique figures come. It takes ClickHouse and members a little more time for each
         /// event. After a time without it, `tallyhouse repair recipients` adds what is missing.
         recipients: bool = "true", Bool;
-        /// Compression of inserts.
+        /// Compression of the data of inserts.
         compression: Compression = "lz4", OneOf(&["lz4", "none"]);
     }
 }
 
-/// Compression of inserts.
+/// Compression of the data of inserts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
-    /// LZ4.
+    /// Inserts are compressed with LZ4.
     Lz4,
-    /// None.
+    /// Inserts are sent without compression.
     None,
 }
 
@@ -284,7 +284,7 @@ section! {
     Memory "memory" {
         /// Bytes for events: half of it in windows and batches, a quarter in librdkafka, a quarter on their way out. Consumption pauses
         /// at the limit. The process takes up to 96MiB more. In a container with less than 683MiB of memory (cgroup) the default is
-        /// three quarters of that, at least 96MiB less than that, and flush.bytes_max's a quarter of this limit.
+        /// three quarters of that, at least 96MiB less than that. The default of flush.bytes_max is then a quarter of this limit.
         limit_bytes: usize = "512MiB", Bytes(64 << 20..=1 << 40);
     }
 }
@@ -303,8 +303,8 @@ section! {
     /// Names of the producer's fields and words. `tallyhouse decode` tries them, and `tallyhouse explain mapping` has examples. Each
     /// field is a list of paths, such as mail.to.0; the first with a value counts. A last part such as =text is a constant.
     Mapping "mapping" {
-        /// Form of the events: django has the six fields by their names, level has timestamp, level and message, and sendgrid is
-        /// that of its webhook, one event to a record. The keys below replace parts of it.
+        /// Form of the events: django has the six fields by their names, and level has timestamp, level and message. sendgrid is the
+        /// form of its webhook, one event to a record. The keys below replace parts of it.
         preset: Preset = "django", OneOf(&["django", "level", "sendgrid"]);
         /// Paths of campaign_id. Not set: those of the preset.
         campaign_id: Option<String> = "", Text;
@@ -369,9 +369,9 @@ section! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Lines of text for people.
     Text,
-    /// For machines.
+    /// One JSON object for each line.
     Json,
 }
 
@@ -384,7 +384,7 @@ section! {
 }
 
 section! {
-    /// Handing partitions over.
+    /// The handover of partitions in a rebalance.
     Rebalance "rebalance" {
         /// Milliseconds that a revocation waits for the batch in flight. The group waits for a member for this, session_timeout_ms and 30 s (max.poll.interval.ms of kafka.properties).
         grace_ms: u64 = "5000", Integer(0..=600_000);

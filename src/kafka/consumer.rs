@@ -40,7 +40,7 @@ pub trait Rebalances: Send + Sync {
 /// Time after the last report for which a batch still counts as unreadable. librdkafka tries it again twice a second.
 const UNREADABLE_FOR: Duration = Duration::from_secs(10);
 
-/// Receives librdkafka's callbacks.
+/// Receives the callbacks of the consumer from librdkafka.
 pub struct Context {
     owner: Arc<dyn Rebalances>,
     trouble: Mutex<ClientErrors>,

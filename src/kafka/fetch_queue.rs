@@ -22,7 +22,7 @@ use tallyhouse_core::window::Record;
 
 /// An event of a partition.
 pub enum Fetch<'a> {
-    /// The next record.
+    /// The next record of the partition.
     Record(Record<'a>),
     /// All records before this offset have come, and the log has no more for now.
     End(u64),

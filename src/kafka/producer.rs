@@ -32,7 +32,7 @@ pub struct Outgoing<'a> {
     pub payload: Option<&'a [u8]>,
     /// Timestamp in milliseconds since 1970; the moment of sending if there is none.
     pub timestamp_ms: Option<i64>,
-    /// Headers, in order.
+    /// Headers as pairs of name and value, in order.
     pub headers: &'a [(&'a str, &'a [u8])],
 }
 
@@ -46,7 +46,7 @@ pub struct Producer {
 
 type LastError = Arc<Mutex<Option<KafkaError>>>;
 
-/// Receives librdkafka's callbacks.
+/// Receives the callbacks of the producer from librdkafka.
 pub struct Context(LastError);
 
 impl ClientContext for Context {
@@ -127,7 +127,7 @@ impl Producer {
     }
 }
 
-/// Records under way.
+/// Records that librdkafka has taken over, with the deliveries known so far.
 pub struct Sending<'p> {
     producer: &'p Producer,
     waiting: VecDeque<DeliveryFuture>,

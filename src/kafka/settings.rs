@@ -20,9 +20,9 @@ use std::time::Duration;
 /// An object that has settings.
 #[derive(Clone, Copy, Debug)]
 pub enum ConfigResource<'a> {
-    /// A topic.
+    /// A topic, by its name.
     Topic(&'a str),
-    /// A consumer group.
+    /// A consumer group, by its id.
     Group(&'a str),
 }
 

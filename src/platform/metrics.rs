@@ -101,7 +101,7 @@ const fn metric(
     Metric { name, kind, unit, labels, help }
 }
 
-/// All metrics.
+/// All metrics of the process. `docs/metrics.md` lists them.
 pub const METRICS: &[Metric] = &[
     metric(Kind::Counter, CONSUMED, Unit::Count, &[], "Records taken from Kafka"),
     metric(Kind::Counter, DECODED, Unit::Count, &[], "Records that were valid events"),

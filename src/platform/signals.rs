@@ -24,7 +24,7 @@ pub enum Signal {
     Interrupt,
     /// The user pressed Ctrl-\.
     Quit,
-    /// Supervisors send it.
+    /// A supervisor asks the process to end.
     Terminate,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for Signal {
 /// The answer to a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// End in order.
+    /// Begin an orderly end of the process.
     End,
     /// Do nothing: the signal counts as one with the first.
     Nothing,

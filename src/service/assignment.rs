@@ -29,7 +29,7 @@ struct Running {
 pub struct Standing {
     /// Number of the rebalance, counted from 1.
     pub rebalance: u64,
-    /// Partitions, in order.
+    /// Numbers of the partitions, in ascending order.
     pub partitions: Vec<i32>,
 }
 

@@ -44,7 +44,7 @@ impl CommitGate {
 /// A commit of one partition.
 #[derive(Clone, Debug)]
 pub struct Commit {
-    /// The partition.
+    /// Number of the partition, from 0.
     pub partition: i32,
     /// Commit that Kafka must still hold.
     pub expected: Option<Committed>,

@@ -2,7 +2,7 @@
 //!
 //! The tasks of partitions wait here for the batch of their open window. When one window is due, all of them are taken, and their
 //! batches become a group ([`Group`]). A large flush becomes several groups. A window that is full is a batch of its own, and so is
-//! one that is read again: their tasks take them, and insert them alone.
+//! one that is read again. Their tasks take them, and insert them alone.
 //!
 //! Must never let the end of one task cancel an insert that has the rows of others.
 
@@ -218,7 +218,7 @@ pub enum Answer {
     LeaseExpired,
     /// The insert failed, or its outcome is unknown.
     Failed {
-        /// Error of ClickHouse.
+        /// Message of ClickHouse about the failure.
         error: String,
         /// True if ClickHouse refuses the insert permanently.
         for_good: bool,

@@ -367,8 +367,8 @@ impl Reader {
         }
     }
 
-    /// Begins the fills for which there is room, all in one go: a member may get a thousand partitions at once, and a request for each waits
-    /// behind the fetches of those that read already.
+    /// Begins the fills for which there is room, all in one go. A member may get a thousand partitions at once, and a request for each
+    /// waits behind the fetches of those that read already.
     fn begin_fills(&self, state: &mut PollState) {
         state.intake.note_room();
         let mut begun = Vec::new();

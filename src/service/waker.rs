@@ -2,7 +2,7 @@
 //!
 //! librdkafka's fetcher of a broker sleeps for up to a second (`rd_kafka_max_block_ms`) while all its partitions are paused, and nobody
 //! tells it of a resumption. Any request to the broker wakes it; the answer does not matter. But a broker answers a connection's requests
-//! in turn, and this one waits behind a fetch that waits for records (`fetch.wait.max.ms`), so the reader must not wait for it.
+//! in turn, and this one waits behind a fetch that waits for records (`fetch.wait.max.ms`). So the reader must not wait for it.
 //!
 //! Must never let a request time out before such a fetch ends: librdkafka closes the connection then, and all requests on it fail.
 

@@ -67,7 +67,7 @@ impl Live {
 
 /// A batch with its share of the memory, which is given back when the batch is dropped.
 pub struct ReservedBatch {
-    /// Frozen batch.
+    /// The batch that was frozen.
     pub batch: Batch,
     account: Arc<Account>,
 }

@@ -76,7 +76,7 @@ impl EventType {
 /// A UUID as its 16 bytes in text order.
 pub type UuidBytes = [u8; 16];
 
-/// One email event.
+/// An email event, as the raw table stores it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event<'a> {
     /// Id of the campaign.

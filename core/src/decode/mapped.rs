@@ -81,15 +81,15 @@ pub enum OtherIds {
 /// counts. A last part that begins with `=` is a constant for records without a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MappingText<'a> {
-    /// Sources of `campaign_id`.
+    /// Paths to the value of `campaign_id`.
     pub campaign_id: &'a str,
-    /// Sources of `workspace_id`.
+    /// Paths to the value of `workspace_id`.
     pub workspace_id: &'a str,
-    /// Sources of `email`.
+    /// Paths to the value of `email`.
     pub email: &'a str,
-    /// Sources of `event_type`.
+    /// Paths to the value of `event_type`.
     pub event_type: &'a str,
-    /// Sources of `event_time`.
+    /// Paths to the value of `event_time`.
     pub event_time: &'a str,
     /// Sources of `metadata`; [`WHOLE`] is the whole record, and an empty text is none.
     pub metadata: &'a str,

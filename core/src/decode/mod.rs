@@ -205,7 +205,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// `event_time`, parsed.
+/// The parsed `event_time` in seconds since 1970, or its fault.
 struct Time(Result<u32, TimeError>);
 
 impl<'de> Deserialize<'de> for Time {

@@ -45,7 +45,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// All reasons.
+    /// Every reason. A window stores a reason as its index in this list.
     pub const ALL: [Reason; 19] = [
         Reason::Tombstone,
         Reason::Empty,
@@ -97,7 +97,7 @@ impl Reason {
 /// A record that is not an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// Stable reason.
+    /// Reason with a stable code.
     pub reason: Reason,
     /// Description of the fault, for people: at most [`Rejection::ERROR_BYTES_MAX`] bytes. It holds no more of the payload than a
     /// short excerpt.

@@ -1,11 +1,11 @@
 //! A group is a set of batches of several partitions of one member, which one insert per table writes together.
 //!
 //! Each batch keeps its own protocol: its announcement, its marks and its end. The group only joins their inserts. An insert is
-//! sent when every source that is in the group asks for one, so that one insert has the rows of all of them.
+//! sent when every source in the group asks for one. So one insert has the rows of all of them.
 //!
 //! All sources of a group share a token, and nothing in ClickHouse's answer tells a dropped insert from an applied one. A source
-//! that has left the group may have used the token: its next owner completes it under that token, and then the group's own insert
-//! is dropped. So an acknowledgement proves the rows only while the group is whole. Otherwise each source reads its marks.
+//! that has left the group may have used the token: its next owner completes it under that token. Then ClickHouse drops the
+//! group's own insert. So an acknowledgement proves the rows only while the group is whole. Otherwise each source reads its marks.
 //!
 //! Must never be whole again once a source has left it.
 

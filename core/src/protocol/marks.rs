@@ -159,7 +159,7 @@ pub struct Progress {
     pub stored_end: Option<u64>,
 }
 
-/// Returns the offset from which the tables have to be asked about rows, so that their answer includes the greatest mark that is
+/// Returns the offset from which the tables have to be asked about rows. Their answer then includes the greatest mark that is
 /// known to have been shown.
 pub fn down_to_mark(from: u64, marked: Option<u64>) -> u64 {
     marked.map_or(from, |marked| from.min(marked.saturating_sub(1)))

@@ -177,7 +177,7 @@ pub enum Action {
     /// Insert part of a batch that was frozen and is not committed, if the lease holds. Answer: [`Outcome::Inserted`],
     /// [`Outcome::InsertUnproven`], [`Outcome::InsertUnknown`], [`Outcome::InsertTooLarge`] or [`Outcome::LeaseExpired`].
     Insert {
-        /// The batch.
+        /// Offsets of the batch, the end exclusive.
         range: OffsetRange,
         /// The group of the batch.
         group: Option<GroupId>,
@@ -189,7 +189,7 @@ pub enum Action {
     },
     /// Wait until no insert of this batch runs any more, then read the tables. Answer: [`Outcome::Marks`].
     ReadMarks {
-        /// The batch.
+        /// Offsets of the batch, the end exclusive.
         range: OffsetRange,
         /// The group of the batch.
         group: Option<GroupId>,
@@ -259,7 +259,7 @@ pub enum Outcome {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
-    /// Waiting for [`Outcome::Log`].
+    /// Waiting for [`Outcome::Log`] before anything else is decided.
     Reading,
     /// Waiting for [`Outcome::Progress`] to see if an announced batch is the one to complete.
     Judging { log: LogView, intent: Intent },
@@ -298,7 +298,7 @@ enum State {
     Leaving,
     /// Committing an offset up to which the marks show everything applied. Afterwards the partition starts over from it.
     Settling,
-    /// Released or stopped.
+    /// Released or stopped: no action follows.
     Ended,
 }
 

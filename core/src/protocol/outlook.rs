@@ -11,7 +11,7 @@ use crate::source::{OffsetRange, Source};
 /// One partition of the topic, as read. The tables are read before Kafka: a batch that is in the tables was then announced.
 #[derive(Clone, Debug)]
 pub struct Position {
-    /// The partition.
+    /// The partition that was read.
     pub source: Source,
     /// Position of the source in the tables.
     pub progress: Progress,

@@ -30,14 +30,14 @@ pub enum StopReason {
          partition to offset {} with `kafka-consumer-groups.sh --reset-offsets`", range.end
     )]
     IntentGone {
-        /// The batch.
+        /// Offsets of the announced batch.
         range: OffsetRange,
         /// First offset the log still has.
         low: u64,
     },
     /// ClickHouse has rows, or Kafka a committed offset, beyond the end of the log.
     #[error(
-        "{what} is {offset}, but the log ends at {high}: records that were consumed are no longer in the log (an unclean \
+        "{what} is {offset}, but the log ends at {high}. Records that were consumed are no longer in the log (an unclean \
          leader election, or a restored broker), or an offset was committed by hand. New records under used offsets would be \
          taken for old ones, so nothing is consumed. Delete an offset committed by hand with `kafka-consumer-groups.sh \
          --delete-offsets`; after a loss of records re-create the topic (it gets a new topic id)"
@@ -53,11 +53,11 @@ pub enum StopReason {
     /// The committed offset carries metadata that this build cannot read.
     #[error(
         "the committed offset {offset} cannot be trusted: {error}. If another program uses this consumer group, give \
-         Tallyhouse its own; if a newer Tallyhouse wrote it, run that version; otherwise stop all members and delete this \
+         Tallyhouse its own. If a newer Tallyhouse wrote it, run that version. Otherwise stop all members and delete this \
          partition's committed offset with `kafka-consumer-groups.sh --delete-offsets`: the marks then say where to go on"
     )]
     BadMetadata {
-        /// The committed offset.
+        /// The committed offset with the unreadable metadata.
         offset: u64,
         /// Fault in its metadata.
         error: MetadataError,
@@ -69,17 +69,17 @@ pub enum StopReason {
          `kafka-consumer-groups.sh --delete-offsets`"
     )]
     TopicRecreated {
-        /// The open batch.
+        /// Offsets of the open batch in the old topic.
         range: OffsetRange,
     },
     /// The tables hold part of a batch where only all or nothing is possible.
     #[error(
-        "batch {range} has {} rows for partition {} of `{}`, ClickHouse has {}: the table was changed by hand, or another \
+        "batch {range} has {} rows for partition {} of `{}`, ClickHouse has {}. The table was changed by hand, or another \
          program writes under this source. Inspect the rows of these offsets before anything else",
         conflict.expected, conflict.partition, conflict.table.name(), conflict.found
     )]
     Conflict {
-        /// The batch.
+        /// Offsets of the batch whose rows conflict.
         range: OffsetRange,
         /// Table, ClickHouse partition, and numbers of rows.
         conflict: Conflict,
@@ -90,7 +90,7 @@ pub enum StopReason {
         rebuilt.rows, rebuilt.rejects, intent.rows, intent.rejects, differs_in_words(*rebuilt, *intent)
     )]
     RebuiltDiffers {
-        /// The batch.
+        /// Offsets of the rebuilt batch.
         range: OffsetRange,
         /// Counts of the rebuilt batch.
         rebuilt: Counts,
@@ -100,14 +100,14 @@ pub enum StopReason {
     /// ClickHouse acknowledges the rows of a batch and does not show them.
     #[error(
         "batch {range} was inserted into `{}` and acknowledged {inserts} times under tokens of its own, and ClickHouse does not show its \
-         rows. Does a row policy hide them from this user, does a TTL remove them, or does something between this member and ClickHouse answer \
+         rows. Does a row policy hide them from this user, or does a TTL remove them? Does something between this member and ClickHouse answer \
          from a cache? Nothing more is inserted, as each repeat would count the batch once more. `tallyhouse check` names what it finds",
         table.name()
     )]
     NotShown {
-        /// The batch.
+        /// Offsets of the batch whose rows are hidden.
         range: OffsetRange,
-        /// The table.
+        /// Table that does not show the rows.
         table: Table,
         /// Number of acknowledged inserts of the rows.
         inserts: u32,
@@ -119,21 +119,21 @@ pub enum StopReason {
         table.name(), if *records > 1 { "part of it is already in ClickHouse" } else { "it has one record" }
     )]
     InsertTooLarge {
-        /// The batch.
+        /// Offsets of the batch that is refused.
         range: OffsetRange,
         /// Number of its records.
         records: u64,
-        /// The table.
+        /// Table whose insert is refused.
         table: Table,
     },
     /// A member with more memory has begun a batch that does not fit into this member's memory.
     #[error(
-        "batch {range} was begun by a member with a larger memory.limit_bytes, part of it is already in ClickHouse, and the rest does \
+        "batch {range} was begun by a member with a larger memory.limit_bytes. Part of it is already in ClickHouse, and the rest does \
          not fit into this member's memory. Start a member with memory.limit_bytes = {}MiB or more until the batch is committed",
         limit_bytes.div_ceil(1 << 20)
     )]
     ReplayTooLarge {
-        /// The batch.
+        /// Offsets of the batch that does not fit.
         range: OffsetRange,
         /// Value of `memory.limit_bytes` that it needs, estimated from the records that were read.
         limit_bytes: u64,
@@ -148,11 +148,11 @@ pub enum StopReason {
     },
     /// The committed offset was copied from another cluster.
     #[error(
-        "the committed offset {offset} belongs to the Kafka cluster {committed}, this is the cluster {found}: the offsets were copied \
+        "the committed offset {offset} belongs to the Kafka cluster {committed}, this is the cluster {found}. The offsets were copied \
          (MirrorMaker, Cluster Linking), or kafka.brokers names another cluster. Only you know whether its log is the same"
     )]
     OtherCluster {
-        /// The committed offset.
+        /// The committed offset that was copied.
         offset: u64,
         /// Id of the cluster that it belongs to.
         committed: String,
@@ -168,7 +168,7 @@ fn behind_in_words(marked: u64, uncounted: Option<u64>) -> String {
              ClickHouse restored from a backup, or did it lose a part? Nothing is consumed, as what is missing would stay missing"
         ),
         Some(row) => format!(
-            "`daily` has counted this partition's rows up to offset {marked}, and the row at offset {row} is in no counter any more: the \
+            "`daily` has counted this partition's rows up to offset {marked}, and the row at offset {row} is in no counter any more. The \
              counters of its month are gone. `tallyhouse repair daily` counts that month again from the rows"
         ),
     }

@@ -36,7 +36,7 @@ impl Fill {
 /// The state of a partition after a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The partition continues.
+    /// The partition continues to read.
     GoOn,
     /// The partition pauses, and its records are due.
     Pause,

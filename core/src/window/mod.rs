@@ -32,13 +32,13 @@ pub struct Limits {
 /// The parts of one record of the log that a window needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// The record's offset.
+    /// Offset of the record in its partition.
     pub offset: u64,
     /// The record's timestamp in milliseconds since 1970-01-01 UTC, if it has one.
     pub timestamp_ms: Option<i64>,
-    /// The record's key.
+    /// Key of the record, if it has one.
     pub key: Option<&'a [u8]>,
-    /// The record's value.
+    /// Value of the record; `None` for a tombstone.
     pub payload: Option<&'a [u8]>,
 }
 
@@ -68,7 +68,7 @@ pub type Totals = [u64; EventType::ALL.len()];
 /// The raw rows of one day, one column each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RawRows {
-    /// Number of rows.
+    /// Number of rows in each column.
     pub rows: u64,
     pub(super) campaign_id: Column,
     pub(super) workspace_id: Column,
@@ -82,11 +82,11 @@ pub struct RawRows {
 /// The rejected records, one column each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RejectedRows {
-    /// Number of rows.
+    /// Number of rows in each column.
     pub rows: u64,
     pub(super) source_offset: Column,
     pub(super) timestamp_ms: Column,
-    /// Indexes into [`Reason::ALL`].
+    /// Reasons as indexes into [`Reason::ALL`].
     pub(super) reasons: Vec<u8>,
     pub(super) error: Column,
     pub(super) key: Column,

@@ -225,8 +225,8 @@ pub fn low_cardinality(keys: &[&[u8]], indexes: &[u8]) -> Vec<Bytes> {
 
 /// Returns the part of a column before its indexes. `wide`: they have two bytes, for at most 65,536 keys.
 fn low_cardinality_head(keys: &[&[u8]], rows: u64, wide: bool) -> Column {
-    // ClickHouse, SerializationLowCardinality: version 1 (shared dictionaries with additional keys); index type 0 (UInt8) or 1
-    // (UInt16) with the flags "has additional keys" and "needs a new dictionary".
+    // ClickHouse, SerializationLowCardinality: version 1 means shared dictionaries with additional keys. The index type is 0
+    // (UInt8) or 1 (UInt16), with the flags "has additional keys" and "needs a new dictionary".
     const VERSION: u64 = 1;
     const FLAGS: u64 = (1 << 9) | (1 << 10);
     let mut column = Column::default();

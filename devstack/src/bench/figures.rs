@@ -50,7 +50,7 @@ impl Delays {
         self.steps[step] += 1;
     }
 
-    /// Returns both together.
+    /// Returns the delays of both together.
     #[must_use]
     pub fn plus(&self, other: &Delays) -> Delays {
         let at = |delays: &Delays, step: usize| delays.steps.get(step).copied().unwrap_or(0);

@@ -43,7 +43,7 @@ pub struct Member {
 /// The time at which members receive the signal to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// Everything is counted.
+    /// Everything is counted in ClickHouse.
     Counted,
     /// Everything is read: they flush the rest at once.
     Consumed,

@@ -27,16 +27,16 @@ pub enum Scale {
     Log,
 }
 
-/// One axis.
+/// An axis of a chart.
 #[derive(Clone, Debug)]
 pub struct Axis {
     /// The quantity that it shows, with the unit.
     pub name: String,
-    /// Its scale.
+    /// Linear or logarithmic division of the axis.
     pub scale: Scale,
 }
 
-/// One line.
+/// A line in a chart.
 #[derive(Clone, Debug)]
 pub struct Series {
     /// Name of the line, shown in the chart.
@@ -45,16 +45,16 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
 }
 
-/// One chart.
+/// A chart with its axes and lines.
 #[derive(Clone, Debug)]
 pub struct Chart {
-    /// The chart's title.
+    /// Title of the chart, drawn as its caption.
     pub title: String,
     /// The axis from left to right.
     pub x: Axis,
     /// The axis from below to above.
     pub y: Axis,
-    /// The chart's lines.
+    /// Lines of the chart, each with a name.
     pub series: Vec<Series>,
 }
 

@@ -5,7 +5,8 @@
 //!           └──────────── the same looks at ClickHouse all the time ────────────┘
 //! ```
 //!
-//! Must never slow the producer down for a system's sake, nor hand on a figure of a run whose counts are not those of the ledger.
+//! Must never slow the producer down for a system's sake. Must never hand on a figure of a run whose counts are not those of the
+//! ledger.
 
 use super::figures::Delays;
 use super::meter::settle as settle_merges;
@@ -45,20 +46,20 @@ pub struct Load {
     pub flush_age: Duration,
     /// Time before anything counts.
     pub warm_up: Duration,
-    /// Time that counts.
+    /// Time after the warm-up that counts.
     pub measured: Duration,
     /// Time that the idle servers are measured; zero skips it.
     pub idle: Duration,
-    /// Distinct campaigns.
+    /// Number of distinct campaigns in the events.
     pub campaigns: u64,
 }
 
-/// Who consumes.
+/// The system that consumes the events.
 #[derive(Clone, Copy, Debug)]
 pub enum System<'a> {
-    /// Tallyhouse.
+    /// A group of Tallyhouse members.
     Tallyhouse {
-        /// The program.
+        /// Path of the `tallyhouse` program.
         program: &'a Path,
         /// Further settings, as in `tallyhouse run --set`.
         set: &'a [String],
@@ -70,11 +71,11 @@ pub enum System<'a> {
 /// Processor time, each in cores.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cores {
-    /// The members.
+    /// Cores that the members use.
     pub program: f64,
-    /// ClickHouse.
+    /// Cores that the ClickHouse server uses.
     pub clickhouse: f64,
-    /// The brokers.
+    /// Cores that the Kafka brokers use.
     pub kafka: f64,
     /// This process: producer and witness.
     pub own: f64,
@@ -106,9 +107,9 @@ pub struct SteadyRun {
 /// The servers, and whether to go on.
 #[derive(Clone, Copy)]
 pub struct Servers<'a> {
-    /// Kafka.
+    /// Kafka that holds the topics.
     pub kafka: &'a Kafka,
-    /// ClickHouse.
+    /// ClickHouse that both systems write to.
     pub clickhouse: &'a ClickHouse,
     /// For names that nobody else uses.
     pub stack: &'a Stack,

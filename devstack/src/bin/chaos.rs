@@ -14,9 +14,9 @@ use std::sync::atomic::AtomicBool;
 
 /// Hurts a running Tallyhouse in every way this machine allows, and proves after each round that nothing is lost or doubled.
 ///
-/// Starts a Kafka of three nodes, a ClickHouse and groups of three `tallyhouse run`, with TCP proxies in between and a producer
-/// that keeps a ledger of what Kafka acknowledged. Each round draws one to three faults from the seed, carries them out while
-/// records flow, waits until everything is stored, and compares every offset.
+/// Starts a Kafka of three nodes, a ClickHouse and groups of three `tallyhouse run`, with TCP proxies in between. A producer
+/// keeps a ledger of what Kafka acknowledged. Each round draws one to three faults from the seed, and carries them out while
+/// records flow. Then it waits until everything is stored, and compares every offset.
 #[derive(Parser)]
 #[command(
     name = "cargo chaos",
@@ -32,13 +32,13 @@ A round's faults and their times follow from seed and round alone. What they mee
 so a violation may need several attempts to come again. Exit status 0 means that every round held, 1 that one did not."
 )]
 struct Arguments {
-    /// Number of rounds.
+    /// Number of rounds to run.
     #[arg(long, default_value_t = 20)]
     rounds: u64,
     /// Seed of everything random.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Only this round.
+    /// Run this round alone.
     #[arg(long, conflicts_with = "rounds")]
     round: Option<u64>,
     /// Begin with this round, in the group that the rounds before it have left: those of its ten are run first and count too.

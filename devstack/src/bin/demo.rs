@@ -28,8 +28,8 @@ type AnyError = Box<dyn std::error::Error>;
 
 /// Shows Tallyhouse doing its job on this machine, and proves the outcome.
 ///
-/// Starts a real Kafka and a real ClickHouse, makes the tables, produces events as the Django app does (a few percent of
-/// them broken), runs the real program until all is counted, and compares what was produced with what ClickHouse has.
+/// Starts a real Kafka and a real ClickHouse, and makes the tables. It produces events as the Django app does, a few percent
+/// of them broken. It runs the real program until all is counted, and compares what was produced with what ClickHouse has.
 #[derive(Parser)]
 #[command(name = "cargo demo", after_help = "Exit status 0 means that every line of the proof holds.")]
 struct Arguments {
@@ -114,7 +114,7 @@ impl Service {
     }
 }
 
-/// The running program.
+/// The running program, with the address of its HTTP endpoint.
 struct Member {
     server: Server,
     admin: String,

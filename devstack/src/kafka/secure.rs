@@ -27,11 +27,11 @@ use tempfile::TempDir;
 
 /// The SASL user, for SCRAM-SHA-512 and PLAIN. Without ACLs it may do nothing.
 pub const USER: &str = "writer";
-/// Password of [`USER`].
+/// Password of [`USER`], easy to find in logs and answers.
 pub const PASSWORD: &str = "marked-kafka-password-7f3a";
 /// Subject of the client certificate, which may do everything.
 pub const CLIENT: &str = "tallyhouse-client";
-/// Password of [`SecureKafka::encrypted_key`].
+/// Password of [`SecureKafka::encrypted_key`], easy to find in logs and answers.
 pub const KEY_PASSWORD: &str = "marked-key-password-91cd";
 
 const NAME: &str = "localhost";

@@ -23,9 +23,9 @@ use serde::Serialize;
 pub enum Code {
     /// Settings that are allowed but should be known.
     Configuration,
-    /// Brokers answer.
+    /// The brokers of `kafka.brokers` answer.
     Brokers,
-    /// The topic exists.
+    /// The event topic exists in Kafka.
     Topic,
     /// The topic may be read.
     TopicRights,
@@ -92,7 +92,7 @@ pub enum State {
 pub struct Outcome {
     /// The code of the check.
     pub code: Code,
-    /// Its status.
+    /// State that the check found.
     pub status: State,
     /// The observation, in words.
     pub seen: String,
@@ -104,15 +104,15 @@ pub struct Outcome {
 /// The results of all checks.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// `kafka.brokers`.
+    /// Value of the key `kafka.brokers`.
     pub brokers: String,
     /// `clickhouse.url`, which never holds credentials.
     pub url: String,
-    /// ClickHouse database.
+    /// Name of the ClickHouse database.
     pub database: String,
-    /// Topic.
+    /// Name of the event topic.
     pub topic: String,
-    /// Consumer group.
+    /// Consumer group of the members.
     pub group_id: String,
     /// One of each code, in their order.
     pub checks: Vec<Outcome>,

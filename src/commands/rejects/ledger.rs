@@ -58,7 +58,7 @@ impl Ledger {
         self.0.get(&origin.source)?.get(&origin.offset).copied()
     }
 
-    /// Notes a replay.
+    /// Notes that the row of `origin` was replayed.
     pub(super) fn note(&mut self, origin: &Origin, replayed: Replayed) {
         self.0.entry(origin.source.clone()).or_default().insert(origin.offset, replayed);
     }

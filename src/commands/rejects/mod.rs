@@ -1,6 +1,6 @@
 //! `tallyhouse rejects`: shows rejected records, exports them, and replays them.
 //!
-//! Must never put a value into SQL but by binding it, never let bytes from outside move a terminal's cursor, and
+//! Must never put a value into SQL but by binding it. Must never let bytes from outside move a terminal's cursor. Must
 //! never make an event of a row twice ([`replay`]).
 
 mod candidates;
@@ -30,7 +30,7 @@ use tallyhouse_core::decode::time;
 pub struct Origin {
     /// The row's `source`: `topic/partition@topic_id`.
     pub source: String,
-    /// The row's `source_offset`.
+    /// The `source_offset` of the row.
     pub offset: u64,
 }
 
@@ -62,13 +62,13 @@ impl Origin {
 /// A row of `rejected_events`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
-    /// The row's origin.
+    /// Source and offset of the rejected record.
     pub origin: Origin,
     /// The record's timestamp in milliseconds since 1970, if it had one.
     pub timestamp_ms: Option<i64>,
     /// The reason why it was rejected. It is a word of [`Reason::code`], of the version that wrote the row.
     pub reason: String,
-    /// The decoder's message.
+    /// Message of the decoder about the fault.
     pub error: String,
     /// The record's key; empty where it had none.
     pub key: Bytes,
@@ -158,7 +158,7 @@ pub enum RejectsError {
     /// The event topic does not exist.
     #[error("the topic {0} does not exist. Create it, or set kafka.topics.events")]
     NoTopic(String),
-    /// Another replay runs.
+    /// Kafka has fenced this replay, because another one runs or this one stood still.
     #[error(
         "another replay has taken over, or this one stood still for so long that Kafka gave it up. Records that it had committed count. \
          Those under way count once or not at all. Run it again when no other one runs: it replays no record twice"

@@ -26,7 +26,7 @@ pub(super) struct Target {
 /// A row with the value to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Candidate {
-    /// The rejected row.
+    /// The row of `rejected_events`.
     pub row: Rejected,
     /// The value to replay; `None` for a tombstone.
     pub payload: Option<Bytes>,
@@ -75,7 +75,7 @@ impl Target {
     /// Returns the new record's timestamp: normally the row's own. Where the row has none, it is the time of the
     /// replay.
     ///
-    /// It is also the time of the replay if the topic's retention could remove the record before it is consumed: a
+    /// It is also the time of the replay if the topic's retention could remove the record before it is consumed. A
     /// segment may hold only a log's old end.
     pub fn timestamp_ms(&self, row: &Rejected, now_ms: i64) -> i64 {
         let is_young = |time: &i64| self.retention_ms.is_none_or(|kept_ms| now_ms - time < kept_ms / 2);

@@ -123,7 +123,7 @@ fn one_line(bytes: &[u8], chars_max: usize) -> String {
 pub struct Count {
     /// The reason of these rows.
     pub reason: String,
-    /// Number of rows.
+    /// Number of rows with this reason.
     pub rows: u64,
     /// Number of these rows that were replayed; `None` where that is not known.
     pub replayed: Option<u64>,
@@ -202,7 +202,7 @@ impl Counts {
 
 /// One row, with this version's judgement of it.
 pub struct Shown {
-    /// The rejected row.
+    /// The row of `rejected_events`.
     pub row: Rejected,
     /// The decoder of the event topic's records.
     pub decoder: Decoder,

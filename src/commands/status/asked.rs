@@ -109,7 +109,7 @@ impl Asker {
         Asker { client: Client::builder(TokioExecutor::new()).build_http(), topic: topic.to_owned() }
     }
 
-    /// Asks one member.
+    /// Asks one member for its readiness and its metrics.
     pub async fn ask(&self, url: &MemberUrl) -> Asked {
         let answers = async {
             let (_, readiness) = self.get(&format!("{url}/readyz")).await?;

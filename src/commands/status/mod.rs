@@ -2,9 +2,9 @@
 //!
 //! `progress.rs` compares looks that follow each other; `asked.rs` asks the members that are named for causes.
 //!
-//! Must never say that nothing is wrong beside a partition that stands still. Must never change anything, join the
-//! group, or give up as a whole because one of the servers is away: the status shows the other one, and names the
-//! cause.
+//! Must never say that nothing is wrong beside a partition that stands still. Must never change anything or join the
+//! group. Must never give up as a whole because one of the servers is away: the status shows the other one, and names
+//! the cause.
 
 mod asked;
 mod print;
@@ -29,15 +29,15 @@ use tallyhouse_core::source::OffsetRange;
 /// The result of one look at both servers. An `Err` is in words, for people.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// `kafka.brokers`.
+    /// Value of the key `kafka.brokers`.
     pub brokers: String,
     /// `clickhouse.url`, which never holds credentials.
     pub url: String,
-    /// ClickHouse database.
+    /// Name of the ClickHouse database.
     pub database: String,
-    /// Topic.
+    /// Name of the event topic.
     pub topic: String,
-    /// Consumer group.
+    /// Consumer group of the members.
     pub group_id: String,
     /// `Ok` if the dead-letter topic exists, or none is configured.
     pub dead_letter: Result<(), String>,

@@ -50,7 +50,7 @@ struct JsonPartition<'a> {
     lag_records: Option<u64>,
     /// End (exclusive) of the batch that begins at the committed offset.
     intent_end: Option<u64>,
-    /// Index into `members`.
+    /// Index of the owner in `members`.
     member: Option<usize>,
     /// `goes_on`, `stops`, or `unknown` without ClickHouse.
     outlook: &'static str,

@@ -26,7 +26,7 @@ pub struct Motion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Progress {
-    /// Nothing waits.
+    /// No records wait in the partition.
     Idle,
     /// Records wait, and the partition moved or had nothing to do within the time that it may take.
     Moves,

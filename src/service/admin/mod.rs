@@ -34,7 +34,7 @@ pub struct State {
     pub process: Collector,
     /// Readiness of the service.
     pub health: Arc<Health>,
-    /// Live windows.
+    /// Live windows of the assigned partitions.
     pub windows: Arc<Windows>,
 }
 

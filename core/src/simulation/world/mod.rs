@@ -7,8 +7,8 @@
 //!
 //! The world makes the same assumptions as `docs/limits.md`. A token is remembered for longer than a lease lasts and than an
 //! insert is under way. The committed offset is lost only while nobody writes. A commit of an older generation is accepted only
-//! while nobody writes. ClickHouse does not die twice between the token and the rows of one batch and table, nor once with a
-//! batch's own token after somebody has used that of its group. While it shows rows late, it forgets no token, and no late commit is
+//! while nobody writes. ClickHouse does not die twice between the token and the rows of one batch and table. Nor does it die once there
+//! with a batch's own token after somebody has used that of its group. While it shows rows late, it forgets no token, and no late commit is
 //! accepted. It remembers the tokens of rows that were shown and are hidden again. Rows are lost with a disk once. A backup is
 //! restored only while nobody writes. A backup keeps tokens only if each has its rows. A TTL reaches no rows while the committed
 //! offset is lost, or was set back.
@@ -267,7 +267,7 @@ pub enum Move {
     Fault(Fault),
 }
 
-/// A fault.
+/// A fault that the world can inject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// A process dies; its sent requests are on their way.

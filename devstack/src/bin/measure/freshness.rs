@@ -63,7 +63,7 @@ pub struct Arguments {
     /// Members of the group.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16))]
     members: u64,
-    /// Distinct campaigns.
+    /// Number of distinct campaigns in the events.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
     campaigns: u64,
     #[command(flatten)]

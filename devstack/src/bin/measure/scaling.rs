@@ -21,16 +21,16 @@ const SHARED_PARTITIONS: i32 = 12;
 #[command(after_long_help = "\
 Axes:
   members    1, 2 and 4 members share 12 partitions. All run on this machine: where its cores are busy with one member, more of
-             them cannot be faster; the figure to look at is the CPU of an event.
-  campaigns  One member, 4 partitions, the same number of events over more and more campaigns: from nearly all events in few
-             counters to nearly each event in a counter of its own.
+             them cannot be faster. The figure to look at is the CPU of an event.
+  campaigns  One member, 4 partitions, the same number of events over more and more campaigns. It begins with nearly all events
+             in few counters, and ends with nearly each event in a counter of its own.
   payload    One member, 4 partitions, events of more and more bytes; metadata is grown, with text that compresses to about half.
              The events are fewer where they are large, so that no topic has more than --bytes.
 
 CPU is user and system time of all members from start to end, and of ClickHouse until its merges have settled. Memory is the
 greatest resident size of a member; of ClickHouse, what came on top. Figures are medians of the rounds.")]
 pub struct Arguments {
-    /// Which axes.
+    /// Axes along which to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "members,campaigns,payload")]
     only: Vec<Along>,
     /// Events of a point.
@@ -45,7 +45,7 @@ pub struct Arguments {
     /// Numbers of members; each must divide 12.
     #[arg(long, value_delimiter = ',', default_value = "1,2,4", value_parser = ["1", "2", "3", "4", "6", "12"])]
     members: Vec<String>,
-    /// Numbers of campaigns.
+    /// Numbers of campaigns, one for each point.
     #[arg(long, value_delimiter = ',', default_value = "10,1000,10000,100000,1000000")]
     campaigns: Vec<u64>,
     /// Sizes of an event in bytes; 200 leaves metadata out.
@@ -82,7 +82,7 @@ const HEAD: [&str; 8] = [
     "parts",
 ];
 
-/// Measures all points.
+/// Measures all points of the chosen axes.
 pub fn measure(arguments: &Arguments, bench: &Bench) -> Result<Findings, AnyError> {
     let mut points = Vec::new();
     for &along in &arguments.only {

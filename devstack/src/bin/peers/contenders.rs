@@ -38,7 +38,7 @@ pub enum Contender {
     /// Another build of Tallyhouse, as `a`.
     #[value(name = "o")]
     Other,
-    /// ClickHouse's Kafka engine.
+    /// ClickHouse's Kafka engine with materialized views.
     #[value(name = "b")]
     KafkaEngine,
     /// The bare rdkafka loop.
@@ -47,7 +47,7 @@ pub enum Contender {
     /// The loop with Tallyhouse's decoder.
     #[value(name = "d")]
     LoopDecode,
-    /// The Python consumer.
+    /// The consumer in Python.
     #[value(name = "e")]
     Python,
 }

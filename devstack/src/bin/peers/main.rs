@@ -40,8 +40,8 @@ const CONTENDERS: [Contender; 6] = [
 
 /// Measures Tallyhouse against what one would use instead: time, CPU and memory per event.
 ///
-/// Fills a topic in a real Kafka with events of the Django producer (four partitions, lz4, none broken, so that all can
-/// be compared), then lets each contender count them in a fresh database of the same real ClickHouse, in several rounds.
+/// Fills a topic in a real Kafka with events of the Django producer: four partitions, lz4, none broken, so that all can
+/// be compared. Then each contender counts them in a fresh database of the same real ClickHouse, in several rounds.
 /// Before a figure is printed, the counts by event type and the number of rows must be what was produced. With --steady, measures
 /// what Tallyhouse and the Kafka engine take at steady rates instead.
 #[derive(Parser)]
@@ -100,11 +100,11 @@ CPU of ClickHouse includes the merges that follow a run, until they have settled
 written by inserts. Ctrl-C ends everything in order.
 
 With --steady, (a) and (b) run in turn at steady rates, (o) too with --against. The producer is an open loop: event n is due n / rate
-after the start and is sent then, whatever the system does. Both flush at the same age, and their tables have the same columns; the
+after the start and is sent then, whatever the system does. Both flush at the same age, and their tables have the same columns. The
 engine's have neither index nor tokens, and its counters are not kept by source. CPU is in cores over the measured seconds, less what
 the idle servers took before with the same looks at them. `inserts` are those in both tables, `parts` is the greatest number of active
-parts of one ClickHouse partition, p50 and p99 count from when an event was due until one of five looks a second showed it: for
-Tallyhouse in daily, which it writes last, for the engine in email_events.
+parts of one ClickHouse partition. p50 and p99 count from when an event was due until one of five looks a second showed it. The looks
+read daily for Tallyhouse, which writes it last, and email_events for the engine.
 All of it takes half an hour for each round; --scenarios 64x20000 --members 2 --seconds 15 is a short run.
 
 Exit status 0 means that all counts were equal; a missed target does not change it.";

@@ -23,7 +23,7 @@ const HEAD: [&str; 9] = [
 
 /// All runs of one contender.
 pub struct Summary {
-    /// The contender.
+    /// The contender that these runs measured.
     pub contender: Contender,
     /// Its runs, in order.
     pub runs: Vec<Run>,

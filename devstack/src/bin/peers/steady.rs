@@ -85,7 +85,7 @@ const HEAD: [&str; 12] = [
     "producer late, s",
 ];
 
-/// Measures and prints.
+/// Measures the contenders in turn, and prints the tables.
 pub fn peers(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), AnyError> {
     let contenders = contenders(arguments)?;
     let program = progress::during("building Tallyhouse", || build::tallyhouse(&["--release", "--bin", "tallyhouse"]))?;

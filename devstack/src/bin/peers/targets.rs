@@ -18,7 +18,7 @@ const MEMORY_LIMIT_BYTES: u64 = 512 << 20;
 pub struct Target {
     /// The comparison, in words.
     pub what: &'static str,
-    /// The measured figure.
+    /// The figure that was measured.
     pub found: f64,
     /// The bound of the figure.
     pub bound: Bound,

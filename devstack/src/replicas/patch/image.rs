@@ -22,7 +22,7 @@ struct Segment {
     bytes: &'static [u8],
 }
 
-/// The loaded library.
+/// The library as it is loaded in this process.
 pub(super) struct Image {
     constants: Segment,
     code: Segment,

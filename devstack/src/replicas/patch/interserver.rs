@@ -56,7 +56,7 @@ impl CxxString {
     }
 }
 
-/// `std::pair<std::string, UInt16>`.
+/// Has the layout of C++'s `std::pair<std::string, UInt16>`.
 #[repr(C)]
 struct Address {
     host: CxxString,

@@ -2,14 +2,14 @@
 //!
 //! # Reasons
 //!
-//! No package registry has a ClickHouse server that replicates. The library `libchdb.so` contains all the code for it,
-//! but its main program never sets the interserver address, opens no interserver port and makes no worker for ON
+//! No package registry has a ClickHouse server that replicates. The library `libchdb.so` contains all the code for it.
+//! But its main program never sets the interserver address, opens no interserver port and makes no worker for ON
 //! CLUSTER. Its configuration cannot change that. Without replicas, nothing of Tallyhouse's behaviour on them is tested.
 //!
 //! # Form
 //!
-//! A process that hosts ClickHouse overwrites the beginnings of six functions in its own copy of the code, after it has
-//! loaded the library and before it starts the server. No file changes. [`interserver`] finds four of them and [`ddl`]
+//! A process that hosts ClickHouse overwrites the beginnings of six functions in its own copy of the code. It does so after
+//! it has loaded the library and before it starts the server. No file changes. [`interserver`] finds four of them and [`ddl`]
 //! two. Nothing is found by a fixed address: the look-ups follow names of C++ types, error messages and references
 //! between them.
 //!
@@ -87,7 +87,7 @@ fn apply(write: &Write) -> io::Result<()> {
         }
     };
     protect(libc::PROT_READ | libc::PROT_WRITE)?;
-    // SAFETY: the function is at least as long as the code (`Write::of`), its pages are writable now, nothing runs it
+    // SAFETY: the function is at least as long as the code (`Write::of`), and its pages are writable now. Nothing runs it
     // meanwhile, and the image that lends out slices of the code is gone.
     unsafe { ptr::copy_nonoverlapping(write.code.as_ptr(), write.address as *mut u8, write.code.len()) };
     protect(libc::PROT_READ | libc::PROT_EXEC)
