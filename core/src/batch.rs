@@ -41,7 +41,7 @@ struct Rejected {
 
 /// The columns of one day that say whose events there are.
 pub(super) struct Addressed<'a> {
-    /// Number of events.
+    /// Number of events of the day.
     pub rows: u64,
     /// Campaign ids, addresses, types and times.
     pub chunks: [&'a [Bytes]; 4],

@@ -31,7 +31,7 @@ pub const NEVER: u32 = u32::MAX;
 pub struct RecipientKey {
     /// First half of the key of SipHash-2-4.
     pub k0: u64,
-    /// Second half.
+    /// Second half of that key.
     pub k1: u64,
 }
 

@@ -47,7 +47,7 @@ pub(super) enum Command {
     /// Use it after an upgrade from a version without recipients, after a time with clickhouse.recipients = false, or where `audit`
     /// reports recipients_missing. It removes nothing, and it may be interrupted and run again.
     Recipients {
-        /// Only this campaign.
+        /// Add the recipients of this campaign alone.
         #[arg(long, value_name = "UUID")]
         campaign: Option<Uuid>,
         /// Print the statement and the number of days, and change nothing.

@@ -146,12 +146,12 @@ impl Sink {
         id: &str,
         lease_holds: impl Fn() -> bool,
     ) -> Result<u64, ClickHouseError> {
+        self.servers.as_ref().map_or(Ok(()), |servers| servers.refuse_after_loss(self.quarantine))?;
         if let (Table::Daily, Some(key)) = (table, self.recipient_key) {
             self.insert_recipients(parts, key, id).await?;
         }
         let (rows, chunks) = block(table, parts);
         let sql = self.insert_statement(table.name(), &table.definition());
-        self.servers.as_ref().map_or(Ok(()), |servers| servers.refuse_after_loss(self.quarantine))?;
         self.in_use().insert(&sql, &self.query_id(id), token, chunks, lease_holds).await?;
         Ok(rows)
     }
@@ -160,8 +160,8 @@ impl Sink {
         format!("INSERT INTO {} ({}) FORMAT Native", self.schema.insert_target(table), definition.column_list())
     }
 
-    /// Writes the recipients of batches. Where a second replica confirms what is committed, it confirms them before they are vouched
-    /// for: a lost disk could otherwise take them and leave the counters.
+    /// Writes the recipients of batches. Where a second replica confirms what is committed, it confirms them before the counters vouch for
+    /// them. A lost disk could otherwise take them and leave the counters.
     async fn insert_recipients(&self, parts: &[Part<'_>], key: RecipientKey, id: &str) -> Result<(), ClickHouseError> {
         let mut recipients = Recipients::of(parts.iter().map(|part| part.batch), key);
         if recipients.is_empty() {

@@ -23,7 +23,7 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// Returns the finding.
+    /// Returns the finding about the campaign.
     pub fn finding(&self) -> Finding {
         let Missing { campaign_id, recipients, .. } = self;
         let message = format!(

@@ -9,8 +9,8 @@
 //! them from the counters. The rest of a row (campaign, type, second, offset) names nobody.
 //!
 //! **A recipient is replaced, not deleted**, so the person still counts. It is written again under a number that is made of the
-//! erasure's id, and then the old one is deleted. An erasure that was cut short in between is found by that number: the next one
-//! uses the same id for it, so nobody counts twice. Recipients come first, as the rows show all spellings of the address.
+//! erasure's id, and then the old one is deleted. That number finds an erasure that was cut short in between. The next one uses the
+//! same id, so nobody counts twice. Recipients come first, as the rows show all spellings of the address.
 //!
 //! **The address goes to ClickHouse as data of a temporary table and never in a statement.** The server writes
 //! statements and their parameters into its log, `system.query_log` and `system.processes`. It keeps a mutation in

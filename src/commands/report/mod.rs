@@ -123,10 +123,10 @@ pub struct Line {
 pub enum LineRecipients {
     /// Those of a campaign.
     Campaign {
-        /// Their numbers.
+        /// Numbers of these recipients.
         #[serde(flatten)]
         numbers: Recipients,
-        /// Their rates.
+        /// Rates of these recipients.
         #[serde(flatten)]
         rates: RecipientRates,
     },

@@ -166,7 +166,7 @@ impl Recipients {
         }
     }
 
-    /// Returns the rates.
+    /// Returns the rates of these recipients.
     pub fn rates(&self) -> RecipientRates {
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         let Recipients { delivered, opened, bounced, parts, .. } = *self;
@@ -208,7 +208,7 @@ impl RecipientRates {
     }
 }
 
-/// Recipients by campaign.
+/// The recipients of each campaign, by its id.
 pub type ByCampaign = BTreeMap<String, Recipients>;
 
 /// Returns the sum over campaigns. A person in two campaigns counts in both.
@@ -241,7 +241,7 @@ impl FirstEvents {
     }
 }
 
-/// Recipients by day.
+/// The recipients of each day that has any.
 pub type ByDay = BTreeMap<Day, FirstEvents>;
 
 #[derive(Row, Deserialize)]
