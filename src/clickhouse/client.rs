@@ -252,8 +252,8 @@ impl Client {
         self.acknowledged(sql, query_id, &parameters, chunks, self.insert_timeout, may_end).await
     }
 
-    /// Sends an INSERT whose rows change nothing if they are there already. So it has no token, and the server compares it with no
-    /// other insert. Only ClickHouse's own answer counts, as in [`Self::insert`].
+    /// Sends an INSERT whose rows change nothing if they are there already, and have distinct keys. So it has no token, and the server
+    /// compares it with no other insert. Only ClickHouse's own answer counts, as in [`Self::insert`].
     ///
     /// # Errors
     /// Returns any [`ClickHouseError`].
@@ -265,7 +265,8 @@ impl Client {
     ) -> Result<(), ClickHouseError> {
         let pins = self.fit_pins().await?;
         let fixed = [("database", self.database()), ("query_id", query_id)];
-        let parameters: Vec<(&str, &str)> = fixed.into_iter().chain(pins.plain_inserts()).collect();
+        let parameters: Vec<(&str, &str)> =
+            fixed.into_iter().chain(pins.plain_inserts()).chain(pins.distinct_rows()).collect();
         self.acknowledged(sql, query_id, &parameters, chunks, self.insert_timeout, || true).await
     }
 

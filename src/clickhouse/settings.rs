@@ -110,6 +110,8 @@ pub struct Found {
     pub profiles: String,
 }
 
+/// The setting that merges the rows of an insert with equal keys.
+const OPTIMIZE_ON_INSERT: &str = "optimize_on_insert";
 /// The setting that compares tokens and contents of inserts. Only the inserts of batches need it.
 const DEDUPLICATE: &str = "deduplicate_insert";
 /// The same for `INSERT … SELECT`.
@@ -118,8 +120,8 @@ const DEDUPLICATE_SELECT: &str = "deduplicate_insert_select";
 const INSERT_DEDUPLICATE: &str = "insert_deduplicate";
 
 /// Settings of single statements that are right without them. They are sent if the server knows them.
-const OPTIONAL: [&str; 3] =
-    ["enable_shared_storage_snapshot_in_query", "use_query_condition_cache", DEDUPLICATE_SELECT];
+const OPTIONAL: [&str; 4] =
+    ["enable_shared_storage_snapshot_in_query", "use_query_condition_cache", DEDUPLICATE_SELECT, OPTIMIZE_ON_INSERT];
 
 /// Query for every setting that matters.
 pub(super) const QUESTION: &str = "SELECT name, value, readonly, ifNull(min, '') AS min, ifNull(max, '') AS max, \
@@ -170,6 +172,11 @@ impl Pins {
             name => (name, value.as_str()),
         });
         of_inserts.chain(of_selects.map(|name| (*name, "disable")))
+    }
+
+    /// Returns the setting for an INSERT of which no two rows have the same key. ClickHouse would look for such rows once more.
+    pub fn distinct_rows(&self) -> Option<(&'static str, &'static str)> {
+        self.optional.contains(&OPTIMIZE_ON_INSERT).then_some((OPTIMIZE_ON_INSERT, "0"))
     }
 
     /// Returns everything that prevents exactness, with the remedy.

@@ -22,7 +22,7 @@ pub async fn a_steady_rate_is_counted_alike(_url: &str, _database: &str) {
         let (stack, interrupt, program) = (Stack::shared(), Interrupt::never(), crate::program());
         let (kafka, clickhouse) = (stack.kafka().unwrap(), stack.clickhouse().unwrap());
         let servers = Servers { kafka, clickhouse, stack, interrupt: &interrupt };
-        [System::Tallyhouse { program: &program, set: &[] }, System::KafkaEngine]
+        [System::Tallyhouse { program: &program, set: &[] }, System::KafkaEngine { recipients: true }]
             .map(|system| servers.run(&LOAD, system).unwrap())
     });
     for SteadyRun { events, inserts, delays, .. } in runs.await.unwrap() {

@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 
 const TABLES: &str = include_str!("rivals_tables.sql");
 const VIEWS: &str = include_str!("rivals_views.sql");
+/// The engine's table of recipients, and its view from the raw table.
+pub const RECIPIENTS: &str = include_str!("rivals_recipients.sql");
 /// The Kafka table of the engine, from which its views read.
 const QUEUE: &str = include_str!("queue.sql");
 
@@ -65,7 +67,10 @@ pub enum System<'a> {
         set: &'a [String],
     },
     /// ClickHouse's Kafka engine. Its tables have the columns of Tallyhouse's, and neither index nor tokens.
-    KafkaEngine,
+    KafkaEngine {
+        /// True if a third view writes recipients.
+        recipients: bool,
+    },
 }
 
 /// Processor time, each in cores.
@@ -129,7 +134,7 @@ impl Servers<'_> {
         let age = [format!("flush.age_ms={}", load.flush_age.as_millis())];
         let set: Vec<String> = match system {
             System::Tallyhouse { set, .. } => age.into_iter().chain(set.iter().cloned()).collect(),
-            System::KafkaEngine => Vec::new(),
+            System::KafkaEngine { .. } => Vec::new(),
         };
         let deployment = |program| Deployment {
             program,
@@ -141,7 +146,7 @@ impl Servers<'_> {
         };
         match system {
             System::Tallyhouse { program, .. } => deployment(program).migrate()?,
-            System::KafkaEngine => statements(clickhouse, TABLES, &database)?,
+            System::KafkaEngine { .. } => statements(clickhouse, TABLES, &database)?,
         }
         let pace = Pace::new(load.per_second, load.warm_up + load.measured);
         let mut watch = Watch {
@@ -149,7 +154,7 @@ impl Servers<'_> {
             database: &database,
             ends: match system {
                 System::Tallyhouse { .. } => "max(end_offset) FROM {database}.daily WHERE source != '' AND",
-                System::KafkaEngine => "max(source_offset) + 1 FROM {database}.email_events WHERE",
+                System::KafkaEngine { .. } => "max(source_offset) + 1 FROM {database}.email_events WHERE",
             },
             block: 0,
             witness: Witness::new(pace, load.partitions as usize).after_warm_up(load.warm_up),
@@ -164,8 +169,11 @@ impl Servers<'_> {
                 watch.members = (0..load.members).map(|_| deployment(program).start()).collect::<Result<_, _>>()?;
                 settle(&watch.members, load.partitions as usize, interrupt)?;
             }
-            System::KafkaEngine => {
+            System::KafkaEngine { recipients } => {
                 make_queue(clickhouse, &database, kafka.bootstrap(), &topic, load.members, load.flush_age)?;
+                if recipients {
+                    statements(clickhouse, RECIPIENTS, &database)?;
+                }
                 statements(clickhouse, VIEWS, &database)?;
                 watch.settle_engine(load.partitions as u64)?;
             }
@@ -181,7 +189,7 @@ impl Servers<'_> {
         watch.drain(started, sent.ledger.produced)?;
         match system {
             System::Tallyhouse { .. } => end_all(&watch.members)?,
-            System::KafkaEngine => {
+            System::KafkaEngine { .. } => {
                 watch.until("it to be counted", started, || {
                     Ok(counted(clickhouse, &database)? >= sent.ledger.produced)
                 })?;

@@ -5,7 +5,7 @@
 use crate::Programs;
 use crate::run::Run;
 use clap::ValueEnum;
-use devstack::bench::rivals::{make_queue, statements};
+use devstack::bench::rivals::{RECIPIENTS, make_queue, statements};
 use devstack::bench::{
     AnyError, Cost, Deployment, Interrupt, LOOK_INTERVAL, Meter, Topic, Until, catch_up, counted, finish,
 };
@@ -21,6 +21,8 @@ const VIEWS: &str = include_str!("views.sql");
 const ENGINE_CONSUMERS: usize = 2;
 /// Flush age of the Kafka engine, which is ClickHouse's default (`stream_flush_interval_ms`).
 const ENGINE_FLUSH_AGE: Duration = Duration::from_millis(7_500);
+/// Setting of Tallyhouse without recipients.
+pub const WITHOUT_RECIPIENTS: &str = "clickhouse.recipients=false";
 const PLAIN_TABLES: &str = include_str!("tables.sql");
 
 /// A contender, as named on the command line.
@@ -35,12 +37,18 @@ pub enum Contender {
     /// Tallyhouse, as `s`, on a topic half of which is hostile.
     #[value(name = "h")]
     TallyhouseHostile,
+    /// Tallyhouse, as `a`, without recipients.
+    #[value(name = "n")]
+    WithoutRecipients,
     /// Another build of Tallyhouse, as `a`.
     #[value(name = "o")]
     Other,
     /// ClickHouse's Kafka engine with materialized views.
     #[value(name = "b")]
     KafkaEngine,
+    /// The same with a third view, into a table of recipients.
+    #[value(name = "r")]
+    KafkaEngineRecipients,
     /// The bare rdkafka loop.
     #[value(name = "c")]
     Loop,
@@ -59,8 +67,10 @@ impl Contender {
             Contender::Tallyhouse => "(a) Tallyhouse",
             Contender::TallyhouseStopped => "(s) Tallyhouse, stopped once all is read",
             Contender::TallyhouseHostile => "(h) the same, half of the records hostile",
+            Contender::WithoutRecipients => "(n) Tallyhouse without recipients",
             Contender::Other => "(o) the other Tallyhouse",
             Contender::KafkaEngine => "(b) ClickHouse Kafka engine, two views",
+            Contender::KafkaEngineRecipients => "(r) ClickHouse Kafka engine, three views",
             Contender::Loop => "(c) bare rdkafka loop",
             Contender::LoopDecode => "(d) loop and decode",
             Contender::Python => "(e) Python consumer",
@@ -96,14 +106,21 @@ impl Bench<'_> {
     /// Runs one contender on a topic (some have one of their own) and checks its counts.
     pub fn run(&self, contender: Contender, topic: &Topic) -> Result<Run, AnyError> {
         let run = match contender {
-            Contender::Tallyhouse => self.tallyhouse(&self.programs.tallyhouse, topic, Until::Counted),
-            Contender::TallyhouseStopped => self.tallyhouse(&self.programs.tallyhouse, topic, Until::Consumed),
-            Contender::TallyhouseHostile => self.tallyhouse(&self.programs.tallyhouse, &self.hostile, Until::Consumed),
+            Contender::Tallyhouse => self.tallyhouse(&self.programs.tallyhouse, topic, Until::Counted, &[]),
+            Contender::TallyhouseStopped => self.tallyhouse(&self.programs.tallyhouse, topic, Until::Consumed, &[]),
+            Contender::TallyhouseHostile => {
+                self.tallyhouse(&self.programs.tallyhouse, &self.hostile, Until::Consumed, &[])
+            }
+            Contender::WithoutRecipients => {
+                let without = [WITHOUT_RECIPIENTS.to_owned()];
+                self.tallyhouse(&self.programs.tallyhouse, topic, Until::Counted, &without)
+            }
             Contender::Other => match &self.programs.other {
-                Some(program) => self.tallyhouse(program, topic, Until::Counted),
+                Some(program) => self.tallyhouse(program, topic, Until::Counted, &[]),
                 None => return Err("contender o needs --against PROGRAM".into()),
             },
-            Contender::KafkaEngine => self.kafka_engine(topic),
+            Contender::KafkaEngine => self.kafka_engine(topic, false),
+            Contender::KafkaEngineRecipients => self.kafka_engine(topic, true),
             Contender::Loop => self.consume_loop(topic, false),
             Contender::LoopDecode => self.consume_loop(topic, true),
             Contender::Python => self.python(&self.python_part),
@@ -111,14 +128,14 @@ impl Bench<'_> {
         run.map(|run| Run { contender, ..run }).map_err(|error| format!("{}: {error}", contender.name()).into())
     }
 
-    fn tallyhouse(&self, program: &Path, topic: &Topic, until: Until) -> Result<Run, AnyError> {
+    fn tallyhouse(&self, program: &Path, topic: &Topic, until: Until, more: &[String]) -> Result<Run, AnyError> {
         let deployment = Deployment {
             program,
             brokers: self.brokers,
             clickhouse: self.clickhouse,
             topic: &topic.name,
             database: &self.stack.fresh_database_name("peers"),
-            set: &self.set,
+            set: &[&self.set, more].concat(),
         };
         let found = catch_up(&deployment, 1, topic, until, &self.interrupt)?;
         Ok(Run {
@@ -132,12 +149,15 @@ impl Bench<'_> {
         })
     }
 
-    fn kafka_engine(&self, topic: &Topic) -> Result<Run, AnyError> {
+    fn kafka_engine(&self, topic: &Topic, recipients: bool) -> Result<Run, AnyError> {
         let database = self.stack.fresh_database_name("peers");
         statements(self.clickhouse, PLAIN_TABLES, &database)?;
         let meter = Meter::start(self.clickhouse)?;
         let started = Instant::now();
         make_queue(self.clickhouse, &database, self.brokers, &topic.name, ENGINE_CONSUMERS, ENGINE_FLUSH_AGE)?;
+        if recipients {
+            statements(self.clickhouse, RECIPIENTS, &database)?;
+        }
         statements(self.clickhouse, VIEWS, &database)?;
         let server = self.clickhouse.server()?;
         while counted(self.clickhouse, &database)? < topic.ledger.produced {

@@ -3,7 +3,7 @@
 //! Must never print a figure of a run whose counts differ from what was produced.
 
 use crate::Arguments;
-use crate::contenders::Contender;
+use crate::contenders::{Contender, WITHOUT_RECIPIENTS};
 use clap::Args;
 use devstack::bench::figures::{machine, median, thousands};
 use devstack::bench::rivals::{Cores, Load, Servers, SteadyRun, System};
@@ -96,8 +96,11 @@ pub fn peers(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), AnyErro
     let options = KafkaOptions { properties, ..KafkaOptions::default() };
     let kafka = progress::during("starting Kafka", || Kafka::start(options))?;
     let servers = Servers { kafka: &kafka, clickhouse, stack, interrupt };
+    let without = [&arguments.set[..], &[WITHOUT_RECIPIENTS.to_owned()]].concat();
     let system = |contender| match (contender, &arguments.against) {
-        (Contender::KafkaEngine, _) => System::KafkaEngine,
+        (Contender::KafkaEngine, _) => System::KafkaEngine { recipients: false },
+        (Contender::KafkaEngineRecipients, _) => System::KafkaEngine { recipients: true },
+        (Contender::WithoutRecipients, _) => System::Tallyhouse { program: &program, set: &without },
         (Contender::Other, Some(other)) => System::Tallyhouse { program: other, set: &[] },
         _ => System::Tallyhouse { program: &program, set: &arguments.set },
     };
@@ -133,13 +136,14 @@ pub fn peers(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), AnyErro
 
 /// Who runs: Tallyhouse, the other Tallyhouse if there is one, and the engine, unless `--only` names some of them.
 fn contenders(arguments: &Arguments) -> Result<Vec<Contender>, AnyError> {
-    let steady = [Contender::Tallyhouse, Contender::Other, Contender::KafkaEngine];
+    let further = [Contender::WithoutRecipients, Contender::KafkaEngineRecipients];
+    let steady = [Contender::Tallyhouse, further[0], Contender::Other, Contender::KafkaEngine, further[1]];
     if let Some(other) = arguments.only.iter().flatten().find(|contender| !steady.contains(contender)) {
-        return Err(format!("{} does not run with --steady; a, o and b do", other.name()).into());
+        return Err(format!("{} does not run with --steady; a, n, o, b and r do", other.name()).into());
     }
     let has = |contender| match (contender, &arguments.only) {
         (Contender::Other, _) => arguments.against.is_some(),
-        (_, None) => true,
+        (_, None) => !further.contains(&contender),
         (_, Some(only)) => only.contains(&contender),
     };
     Ok(steady.into_iter().filter(|&contender| has(contender)).collect())
@@ -165,6 +169,8 @@ impl Measured {
         let (partitions, per_second) = (thousands(partitions.into()), thousands(per_second as f64));
         let contender = match self.contender {
             Contender::KafkaEngine => "Kafka engine, two views",
+            Contender::KafkaEngineRecipients => "Kafka engine, three views",
+            Contender::WithoutRecipients => "Tallyhouse without recipients",
             Contender::Other => "the other Tallyhouse",
             _ => "Tallyhouse",
         };
@@ -222,13 +228,17 @@ impl Measured {
     }
 }
 
+fn is_engine(contender: Contender) -> bool {
+    matches!(contender, Contender::KafkaEngine | Contender::KafkaEngineRecipients)
+}
+
 /// Under each of Tallyhouse's rows, what it takes of what the engine takes under the same load.
 fn rows(all: &[Measured]) -> Vec<Vec<String>> {
     let engine_of = |one: &Measured| {
         let same = |other: &&Measured| {
-            other.contender == Contender::KafkaEngine && (other.scenario, other.members) == (one.scenario, one.members)
+            is_engine(other.contender) && (other.scenario, other.members) == (one.scenario, one.members)
         };
-        all.iter().find(same).filter(|_| one.contender != Contender::KafkaEngine)
+        all.iter().find(same).filter(|_| !is_engine(one.contender))
     };
     let with_ratio = |one: &Measured| {
         let ratio = engine_of(one).map(|engine| {

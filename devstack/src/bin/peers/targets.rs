@@ -3,7 +3,8 @@
 //! Must never judge what was not run: such a target is left out.
 
 use crate::contenders::Contender::{
-    self, KafkaEngine, LoopDecode, Python, Tallyhouse, TallyhouseHostile, TallyhouseStopped,
+    self, KafkaEngine, KafkaEngineRecipients, LoopDecode, Python, Tallyhouse, TallyhouseHostile, TallyhouseStopped,
+    WithoutRecipients,
 };
 use crate::report::Summary;
 use crate::run::Run;
@@ -67,6 +68,16 @@ pub fn judge(results: &[Summary], large: Option<&Run>) -> Vec<Target> {
             "CPU of Tallyhouse and ClickHouse per event / that of the Kafka engine (a/b)",
             ratio(of(Tallyhouse, whole), of(KafkaEngine, whole)),
             Bound::AtMost(1.0 / 3.0),
+        ),
+        (
+            "CPU of Tallyhouse and ClickHouse per event / that of the Kafka engine with a view for recipients (a/r)",
+            ratio(of(Tallyhouse, whole), of(KafkaEngineRecipients, whole)),
+            Bound::AtMost(0.33),
+        ),
+        (
+            "CPU of Tallyhouse and ClickHouse per event / the same without recipients (a/n)",
+            ratio(of(Tallyhouse, whole), of(WithoutRecipients, whole)),
+            Bound::AtMost(1.25),
         ),
         (
             "Tallyhouse's own CPU per event / that of the loop with decode (a/d)",
