@@ -15,5 +15,6 @@ pub mod protocol;
 #[cfg(test)]
 mod simulation;
 pub mod source;
+pub mod stream;
 pub mod tables;
 pub mod window;

@@ -103,7 +103,7 @@ pub fn problem(states: &[TableState]) -> Option<Advice> {
 const TOKEN_LIFE_DEFAULT_S: u64 = 3_600;
 
 impl Client {
-    /// Returns the state of the three tables on this replica, sorted by name.
+    /// Returns the state of the tables on this replica, sorted by name.
     ///
     /// # Errors
     /// [`ClickHouseError::UnknownTable`] if one of them is not replicated or not there, or any other of [`ClickHouseError`].
@@ -159,8 +159,8 @@ impl Client {
 
     /// The lost parts are counted last, so that none is lost between the count and the sync.
     async fn sync_tables(&self) -> Result<u64, ClickHouseError> {
-        let [raw, rejected, daily] = [Table::Raw, Table::Rejected, Table::Daily].map(|table| self.sync_table(table));
-        tokio::try_join!(raw, rejected, daily)?;
+        let [raw, rejected, lifecycle, daily] = Table::ALL.map(|table| self.sync_table(table));
+        tokio::try_join!(raw, rejected, lifecycle, daily)?;
         let states = self.table_states().await?;
         match states.iter().find(|state| !state.keeper_error.is_empty()) {
             Some(TableState { table, keeper_error, .. }) => Err(ClickHouseError::NotSynced {

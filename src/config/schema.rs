@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::Secret;
 use super::keys::Key;
 use super::keys::Kind::{
-    self, Address, Bool, Bytes, Float, HttpUrls, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic,
+    self, Address, Bool, Bytes, Float, HttpUrls, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic, TopicOrNone,
 };
 
 macro_rules! section {
@@ -165,6 +165,11 @@ section! {
     Topics "kafka.topics" {
         /// Topic of the event stream.
         events: String = "campaign.event_tracking", Topic;
+        /// Topic with one message for each campaign whose audience is ready, counted into campaign_lifecycle. A member waits for it without
+        /// holding up the events. Empty: none.
+        audience_ready: String = "campaign.audience_ready", TopicOrNone;
+        /// Topic with one message for each campaign whose template is ready. Empty: none.
+        template_ready: String = "campaign.template_ready", TopicOrNone;
         /// Topic that gets each rejected record, with headers that say why, before its row is written. Not set: none does. It
         /// should take records at least 1 KiB larger than the event topic does.
         dead_letter: Option<String> = "", Topic;
@@ -280,7 +285,7 @@ section! {
     /// The one memory limit.
     Memory "memory" {
         /// Bytes for events: half of it in windows and batches, a quarter in librdkafka, a quarter on their way out. Consumption pauses
-        /// at the limit. The process takes up to 96MiB more. In a container with less than 683MiB of memory (cgroup) the default is
+        /// at the limit. The process takes up to 96MiB more, and each lifecycle topic a 32nd of it. In a container with less than 683MiB of memory (cgroup) the default is
         /// three quarters of that, at least 96MiB less than that, and flush.bytes_max's a quarter of this limit.
         limit_bytes: usize = "512MiB", Bytes(64 << 20..=1 << 40);
     }

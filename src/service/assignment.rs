@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 struct Running {
     drain: watch::Sender<Drain>,
@@ -79,7 +80,9 @@ impl Assignment {
     }
 
     fn report(&self, assigned: usize) {
-        gauge!(ASSIGNED).set(assigned as f64);
+        if let Some(shared) = self.shared.get() {
+            gauge!(ASSIGNED, "topic" => shared.topic.clone()).set(assigned as f64);
+        }
     }
 
     fn rebalanced_locked(&self) -> MutexGuard<'_, Rebalanced> {
@@ -153,7 +156,7 @@ impl Rebalances for Assignment {
             let (drain, drained) = watch::channel(Drain::No);
             let gate = CommitGate::default();
             let task = Partition::new(Arc::clone(shared), partition, drained, gate.clone());
-            let task = self.runtime.spawn(task.run());
+            let task = self.runtime.spawn(task.run().instrument(shared.span.clone()));
             running.insert(partition, Running { drain, task, gate });
         }
         self.report(running.len());

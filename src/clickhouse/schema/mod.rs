@@ -49,6 +49,7 @@ const SINGLE: &[Migration] = &[
     migration!(3, "single/0003_erasures", 1),
     migration!(4, "single/0004_marks", 1),
     migration!(5, "single/0005_event_types", 5),
+    migration!(6, "single/0006_lifecycle", 5),
 ];
 const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping", 0);
 const CLUSTER: &[Migration] = &[
@@ -57,6 +58,7 @@ const CLUSTER: &[Migration] = &[
     migration!(3, "cluster/0003_erasures", 1),
     migration!(4, "cluster/0004_marks", 1),
     migration!(5, "cluster/0005_event_types", 5),
+    migration!(6, "cluster/0006_lifecycle", 5),
 ];
 
 /// The schema in one of its forms.
@@ -516,7 +518,7 @@ mod tests {
         let window =
             "SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800";
         let windows = changed.iter().filter(|(line, _)| !line.starts_with("ENGINE = "));
-        assert!(windows.clone().all(|(_, b)| *b == window) && windows.count() == 3);
+        assert!(windows.clone().all(|(_, b)| *b == window) && windows.count() == 4);
         assert_eq!(single.lines().count(), replicated.lines().count());
     }
 
