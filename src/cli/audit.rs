@@ -44,7 +44,14 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
             output::note(&format!("audit: {step}"));
         }
     };
-    let report = audit::run(config, &reader, &options, &progress).await?;
+    let mut lifecycle = Vec::new();
+    for (stage, topic) in config.kafka.topics.lifecycle() {
+        if reader.has_lifecycle(topic).await? {
+            let config = config.for_lifecycle(stage, topic);
+            lifecycle.push((topic.to_owned(), self::reader(&config, query_timeout_s).await?));
+        }
+    }
+    let report = audit::run(config, &reader, &lifecycle, &options, &progress).await?;
     let output = if json { report.json()? } else { report.table() };
     Ok(Done { output, status: if report.violations() > 0 { EXIT_VIOLATIONS } else { 0 } })
 }

@@ -5,7 +5,7 @@
 
 use super::memory;
 use super::schema::{Config, Mapping, Preset, Topics};
-use tallyhouse_core::stream::Stage;
+use tallyhouse_core::stream::{Stage, Stream};
 
 impl Topics {
     /// Returns the configured lifecycle topics with the stages that they announce.
@@ -18,7 +18,19 @@ impl Topics {
     }
 }
 
+/// Returns the stage whose topic a member consumes, by its client id; `None` for a member of the event topic.
+pub fn stage_of_client(client_id: &str) -> Option<Stage> {
+    Stage::ALL.into_iter().find(|stage| client_id.ends_with(&format!("-{}", stage.name())))
+}
+
 impl Config {
+    /// Returns the content of the topic that stands in the place of the event topic.
+    pub fn stream(&self) -> Stream {
+        let topics = self.kafka.topics.lifecycle().into_iter();
+        let stage = topics.filter(|(_, topic)| *topic == self.kafka.topics.events).map(|(stage, _)| stage).next();
+        stage.map_or(Stream::Events, Stream::Lifecycle)
+    }
+
     /// Returns the configuration of the pipeline of a lifecycle topic.
     ///
     /// Its consumer is a member of the same group, so a static one needs a name of its own. Its records have no address and no type,
@@ -27,6 +39,7 @@ impl Config {
     pub fn for_lifecycle(&self, stage: Stage, topic: &str) -> Config {
         let mut config = self.clone();
         topic.clone_into(&mut config.kafka.topics.events);
+        config.kafka.client_id = format!("{}-{}", self.kafka.client_id, stage.name());
         config.kafka.group_instance_id =
             self.kafka.group_instance_id.as_ref().map(|name| format!("{name}-{}", stage.name()));
         config.memory.limit_bytes = memory::lifecycle(self.memory.limit_bytes);
@@ -48,6 +61,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use super::stage_of_client;
     use crate::config::{self, Config, Sources};
     use tallyhouse_core::decode::reject::Reason;
     use tallyhouse_core::stream::Stage;
@@ -72,6 +86,8 @@ mod tests {
         let config = config(&["mapping.preset=sendgrid", "kafka.group_instance_id=a", "kafka.assignment=eager"]);
         let lifecycle = config.for_lifecycle(Stage::TemplateReady, "t");
         assert_eq!(lifecycle.kafka.group_instance_id.as_deref(), Some("a-template_ready"));
+        let stages = [&config, &lifecycle].map(|config| stage_of_client(&config.kafka.client_id));
+        assert_eq!(stages, [None, Some(Stage::TemplateReady)]);
         let decoder = lifecycle.decoder();
         let ids = r#""campaign_id":"00000000-0000-0000-0000-000000000001","workspace_id":"00000000-0000-0000-0000-000000000002""#;
         let whole = format!(r#"{{{ids},"event_time":1795501800,"event_type":"audience_ready","metadata":{{"size":3}}}}"#);

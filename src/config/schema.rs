@@ -111,7 +111,8 @@ section! {
         brokers: String = "localhost:9092", Text;
         /// Consumer group. All instances of one pipeline share it.
         group_id: String = "clickhouse-writer", Text;
-        /// Name of this client in the brokers' logs and quotas.
+        /// Name of this client in the brokers' logs and quotas. The consumer of a lifecycle topic has -audience_ready or -template_ready
+        /// behind it.
         client_id: String = "tallyhouse", Text;
         /// Milliseconds without a heartbeat after which the broker gives the partitions to another instance. With
         /// group_protocol = consumer the member asks the broker for its own value, and the smaller one counts.
@@ -123,7 +124,8 @@ section! {
         /// Strategy by which the group shares out partitions. cooperative-sticky moves only those that must move. eager (range) revokes all, and is
         /// needed with group_instance_id. It is the same for all members of a group: stop all of them before you change it.
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
-        /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
+        /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership. The consumer of a lifecycle topic
+        /// has -audience_ready or -template_ready behind it.
         group_instance_id: Option<String> = "", Text;
         /// Other librdkafka properties, which pass through. The configuration refuses those that have a key of their own or belong to the
         /// protocol.

@@ -74,6 +74,15 @@ pub fn standalone_consumer(config: &Config) -> KafkaResult<Consumer> {
     consumer::create_with(config, Arc::new(Nobody), &[])
 }
 
+/// The state of a lifecycle topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LifecycleTopic {
+    /// Number of its partitions.
+    pub partitions: usize,
+    /// Number of records that are not committed.
+    pub lag_records: u64,
+}
+
 impl Observer {
     /// Creates the consumer. It connects in the background.
     ///
@@ -182,12 +191,37 @@ impl Observer {
         topic::may_write(&self.consumer, topic, self.within)
     }
 
-    /// Returns the group and its members.
+    /// Returns the group and its members. The consumers of lifecycle topics are members too.
     ///
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
     pub fn group(&self) -> KafkaResult<Group> {
         members::describe(&self.consumer, self.group_id(), self.topic(), self.within)
+    }
+
+    /// Returns the state of a lifecycle topic; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or answers with an error; the right to read the topic may be missing.
+    pub fn lifecycle(&self, topic: &str) -> KafkaResult<Option<LifecycleTopic>> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), self.within)?;
+        let Some(found) = metadata.topics().first() else { return Ok(None) };
+        match found.error().map(RDKafkaErrorCode::from) {
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
+            Some(error) => return Err(KafkaError::MetadataFetch(error)),
+            None => {}
+        }
+        if let Ok(Some(false)) = topic::may_read(&self.consumer, topic, self.within) {
+            return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed));
+        }
+        let partitions: Vec<i32> = found.partitions().iter().map(|partition| partition.id()).collect();
+        let views = offsets::log_views(&self.consumer, topic, "", &partitions, self.within)?;
+        let mut lag_records = 0;
+        for view in views.into_values() {
+            let view = view?;
+            lag_records += view.high.saturating_sub(view.committed.map_or(0, |committed| committed.offset).max(view.low));
+        }
+        Ok(Some(LifecycleTopic { partitions: partitions.len(), lag_records }))
     }
 
     /// Returns the group's session timeout in milliseconds if the broker decides it (KIP-848); `None` if it reports none.

@@ -361,6 +361,8 @@ pub async fn run(
     let mut running = start(config, Stream::Events, local, reached, left_open)?;
     let mut pipelines = Pipelines::start(config, &running, &schema, &credentials, &reload, &stop);
     let served = tokio::select! {
+        // A pipeline that ends because of `stop` must not keep the events from being flushed.
+        biased;
         served = serve(config, &mut running, &credentials, &reload, &stop) => served.map_err(|error| (error, false)),
         error = pipelines.failed() => Err((error, true)),
     };

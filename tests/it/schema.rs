@@ -10,8 +10,14 @@ use tallyhouse::clickhouse::error::ClickHouseError;
 use tallyhouse::clickhouse::schema::{Schema, SchemaProblem};
 
 /// Every migration, in order.
-const ALL: [&str; 5] =
-    ["single/0001_tables", "single/0002_views", "single/0003_erasures", "single/0004_marks", "single/0005_event_types"];
+const ALL: [&str; 6] = [
+    "single/0001_tables",
+    "single/0002_views",
+    "single/0003_erasures",
+    "single/0004_marks",
+    "single/0005_event_types",
+    "single/0006_lifecycle",
+];
 
 fn options(url: &str, database: &str) -> ClickHouseOptions {
     ClickHouseOptions {

@@ -13,7 +13,7 @@ use tallyhouse_core::tables::{DEDUPLICATION_WINDOW, Definition};
 
 /// Objects that the service neither writes nor reads: the views for people and the notes of `tallyhouse erase`. `tallyhouse
 /// report` reads one of the views.
-const VIEWS: [&str; 4] = ["campaign_daily", "campaign_report", "workspace_daily", "erasures"];
+const VIEWS: [&str; 5] = ["campaign_daily", "campaign_report", "workspace_daily", "campaign_timeline", "erasures"];
 
 /// A row of `system.tables`.
 #[derive(Row, Deserialize)]

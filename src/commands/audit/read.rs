@@ -8,7 +8,7 @@ use crate::clickhouse::sink::Sink;
 use crate::config::Config;
 use crate::kafka;
 use crate::kafka::observer::Observer;
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::sync::Arc;
 use std::time::Duration;
 use tallyhouse_core::decode::mapped::Decoder;
@@ -38,7 +38,7 @@ impl Reader {
     pub fn new(config: &Config, client: Client, schema: Schema) -> Result<Reader, AuditError> {
         Ok(Reader {
             observer: Arc::new(Observer::new(config).map_err(AuditError::Consumer)?),
-            sink: Sink::new(client.clone(), schema.clone()),
+            sink: Sink::new(client.clone(), schema.clone()).for_stream(config.stream()),
             client,
             schema,
             decoder: config.decoder(),
@@ -75,6 +75,19 @@ impl Reader {
             answer.map_err(|error| AuditError::Kafka(observer.describe_error(&error).to_string()))
         };
         tokio::task::spawn_blocking(patient).await?
+    }
+
+    /// True if a lifecycle topic exists and may be read. Members do not consume another one.
+    ///
+    /// # Errors
+    /// Any of [`AuditError`].
+    pub async fn has_lifecycle(&self, topic: &str) -> Result<bool, AuditError> {
+        let topic = topic.to_owned();
+        let asked = self.kafka(move |observer| match observer.lifecycle(&topic) {
+            Err(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed)) => Ok(false),
+            found => found.map(|found| found.is_some()),
+        });
+        asked.await
     }
 
     /// Returns the position of each partition of the topic. It first asks Kafka for the name under which the

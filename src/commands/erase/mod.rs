@@ -76,7 +76,7 @@ pub async fn run(
     schema.check(client).await?;
     sight::refuse_filters(client).await.map_err(EraseError::Looking)?;
     let tables = Tables::new(client, schema, address::pattern(&options.addresses));
-    say("looking for rows; ClickHouse reads the texts of both tables");
+    say("looking for rows; ClickHouse reads the texts of the tables");
     let plan = tables.find().await.map_err(EraseError::Looking)?;
     let counts = plan.counts();
     let mut summary = Summary { counts, carried_out: false, left: None, reference: options.reference.clone() };
@@ -95,8 +95,8 @@ pub async fn run(
     let left = tables.find().await.map_err(EraseError::Blanking)?.rows();
     tables.write(&note(State::Done, left)).await.map_err(EraseError::Blanking)?;
     (summary.carried_out, summary.left) = (true, Some(left));
-    let print::Counts { events, mentions, rejects, .. } = summary.counts;
-    tracing::info!(erasure_id = %id, reference = options.reference, events, mentions, rejects, rows_left = left, "erased");
+    let print::Counts { events, mentions, rejects, lifecycle, .. } = summary.counts;
+    tracing::info!(erasure_id = %id, reference = options.reference, events, mentions, rejects, lifecycle, rows_left = left, "erased");
     Ok(summary)
 }
 

@@ -17,6 +17,8 @@ pub enum What {
     Mention,
     /// Key, payload and error of a rejected record.
     Reject,
+    /// Metadata of a message of a lifecycle topic.
+    Lifecycle,
 }
 
 impl What {
@@ -25,6 +27,7 @@ impl What {
         match self {
             What::Event | What::Mention => "email_events",
             What::Reject => "rejected_events",
+            What::Lifecycle => "campaign_lifecycle",
         }
     }
 }
@@ -47,6 +50,8 @@ pub struct Plan {
     pub events: Vec<FoundEvent>,
     /// Source and offset.
     pub rejects: Vec<(String, u64)>,
+    /// Source and offset of rows of `campaign_lifecycle`.
+    pub lifecycle: Vec<(String, u64)>,
 }
 
 /// The rows of one statement.
@@ -70,9 +75,9 @@ impl Plan {
         self.rows() == 0
     }
 
-    /// Returns the number of rows of both tables.
+    /// Returns the number of rows of all tables.
     pub fn rows(&self) -> u64 {
-        (self.events.len() + self.rejects.len()) as u64
+        (self.events.len() + self.rejects.len() + self.lifecycle.len()) as u64
     }
 
     /// Returns the plan in numbers.
@@ -83,6 +88,7 @@ impl Plan {
             events: events as u64,
             mentions: (self.events.len() - events) as u64,
             rejects: self.rejects.len() as u64,
+            lifecycle: self.lifecycle.len() as u64,
             campaigns: campaigns.len() as u64,
             first_day: self.events.iter().map(|event| event.day.clone()).min(),
             last_day: self.events.iter().map(|event| event.day.clone()).max(),
@@ -95,9 +101,9 @@ impl Plan {
             let what = if event.is_own { What::Event } else { What::Mention };
             (what, event.source.clone(), event.offset)
         };
-        let reject = |(source, offset): &(String, u64)| (What::Reject, source.clone(), *offset);
-        let mut all: Vec<(What, String, u64)> =
-            self.events.iter().map(event).chain(self.rejects.iter().map(reject)).collect();
+        let of = |what: What| move |(source, offset): &(String, u64)| (what, source.clone(), *offset);
+        let others = self.rejects.iter().map(of(What::Reject)).chain(self.lifecycle.iter().map(of(What::Lifecycle)));
+        let mut all: Vec<(What, String, u64)> = self.events.iter().map(event).chain(others).collect();
         all.sort_unstable();
         let mut parts: Vec<Part> = Vec::new();
         for (what, source, offset) in all {
@@ -132,6 +138,7 @@ mod tests {
                 event("t/0@i", 3, "2026-11-01", true),
             ],
             rejects: vec![("t/0@i".into(), 5)],
+            lifecycle: vec![("a/0@i".into(), 8)],
         };
         let of = |source: &str, offsets: &[u64]| (source.to_owned(), offsets.to_vec());
         assert_eq!(
@@ -140,6 +147,7 @@ mod tests {
                 Part { what: What::Event, keys: vec![of("t/0@i", &[3, 9]), of("t/1@i", &[7])] },
                 Part { what: What::Mention, keys: vec![of("t/0@i", &[4])] },
                 Part { what: What::Reject, keys: vec![of("t/0@i", &[5])] },
+                Part { what: What::Lifecycle, keys: vec![of("a/0@i", &[8])] },
             ]
         );
         let counts = plan.counts();
@@ -150,7 +158,7 @@ mod tests {
     #[test]
     fn a_part_has_a_greatest_size() {
         let events = (0..25_000).map(|offset| event("t/0@i", offset, "2026-11-01", true)).collect();
-        let parts = Plan { events, rejects: Vec::new() }.parts();
+        let parts = Plan { events, ..Plan::default() }.parts();
         assert_eq!(parts.iter().map(Part::rows).collect::<Vec<_>>(), [10_000, 10_000, 5_000]);
         assert!(Plan::default().parts().is_empty());
     }

@@ -55,7 +55,7 @@ impl<'a> Tables<'a> {
         Tables { client, schema, pattern }
     }
 
-    /// Returns the rows of both tables in which the pattern is found.
+    /// Returns the rows of all tables in which the pattern is found.
     ///
     /// The pattern is the one value of a temporary table. The table ends with its session, and nobody else sees it.
     pub(super) async fn find(&self) -> Result<Plan, ClickHouseError> {
@@ -75,11 +75,15 @@ impl<'a> Tables<'a> {
             "SELECT toString(source), source_offset FROM rejected_events \
              WHERE match(toValidUTF8(payload), {pattern}) OR match(toValidUTF8(key), {pattern}) OR match(error, {pattern})"
         );
+        let lifecycle = format!(
+            "SELECT toString(source), source_offset FROM campaign_lifecycle WHERE match(metadata, {pattern})"
+        );
         let events = retry_until(async || self.in_session(&events, &session).await?.rows().await).await?;
         let rejects = retry_until(async || self.in_session(&rejects, &session).await?.rows().await).await?;
+        let lifecycle = retry_until(async || self.in_session(&lifecycle, &session).await?.rows().await).await?;
         let drop = "DROP TEMPORARY TABLE erase_pattern";
         retry_until(async || self.in_session(drop, &session).await?.execute().await).await?;
-        Ok(Plan { events, rejects })
+        Ok(Plan { events, rejects, lifecycle })
     }
 
     async fn in_session(&self, sql: &str, session: &str) -> Result<Statement<'_>, ClickHouseError> {
@@ -106,7 +110,7 @@ impl<'a> Tables<'a> {
     pub(super) async fn blank(&self, part: &Part, say: ProgressFn<'_>) -> Result<(), ClickHouseError> {
         let blanks = match part.what {
             What::Event => "email = '', metadata = ''",
-            What::Mention => "metadata = ''",
+            What::Mention | What::Lifecycle => "metadata = ''",
             What::Reject => "key = '', payload = '', error = 'erased'",
         };
         let keys = vec!["(source = ? AND source_offset IN ?)"; part.keys.len()].join(" OR ");
@@ -140,8 +144,8 @@ impl<'a> Tables<'a> {
     pub(super) async fn write(&self, line: &Line<'_>) -> Result<(), ClickHouseError> {
         let Line { id, state, reference, counts, left } = line;
         let sql = format!(
-            "INSERT INTO {} (erasure_id, state, reference, events, mentions, rejects, campaigns, first_day, last_day, rows_left, \
-             version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO {} (erasure_id, state, reference, events, mentions, rejects, lifecycle, campaigns, first_day, last_day, \
+             rows_left, version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self.schema.insert_target("erasures")
         );
         let state = match state {
@@ -149,7 +153,8 @@ impl<'a> Tables<'a> {
             State::Done => "done",
         };
         let insert = self.client.query(&sql).bind(id.to_string()).bind(state).bind(reference);
-        let insert = insert.bind(counts.events).bind(counts.mentions).bind(counts.rejects).bind(counts.campaigns);
+        let insert = insert.bind(counts.events).bind(counts.mentions).bind(counts.rejects);
+        let insert = insert.bind(counts.lifecycle).bind(counts.campaigns);
         let insert = insert.bind(&counts.first_day).bind(&counts.last_day).bind(left).bind(env!("CARGO_PKG_VERSION"));
         insert.inserting().await?.execute().await
     }

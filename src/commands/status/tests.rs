@@ -33,6 +33,7 @@ fn status(members: Vec<Member>, standings: Vec<Standing>) -> Status {
         topic: "events".into(),
         group_id: "writers".into(),
         dead_letter: Ok(()),
+        lifecycle: Vec::new(),
         clickhouse: Ok(()),
         replica: None,
         group: Ok(group(members)),
@@ -319,7 +320,8 @@ fn what_is_not_asked_is_said() {
 #[test]
 fn a_members_answers_are_read() {
     let metrics = "# TYPE tallyhouse_stopped_partitions gauge\n\
-                   tallyhouse_stopped_partitions{reason=\"conflict\"} 2\n\
+                   tallyhouse_stopped_partitions{reason=\"conflict\",topic=\"events\"} 1\n\
+                   tallyhouse_stopped_partitions{reason=\"conflict\",topic=\"campaign.audience_ready\"} 1\n\
                    tallyhouse_stopped_partitions{reason=\"intent_gone\"} 0\n\
                    tallyhouse_flush_age_seconds 16\n\
                    tallyhouse_info{version=\"0.1.0\",topic=\"events\"} 1\n";
