@@ -42,6 +42,8 @@ impl Config {
         config.kafka.client_id = format!("{}-{}", self.kafka.client_id, stage.name());
         config.kafka.group_instance_id =
             self.kafka.group_instance_id.as_ref().map(|name| format!("{name}-{}", stage.name()));
+        // Such a topic has a small share of the memory.
+        config.kafka.properties.remove("queued.max.messages.kbytes");
         config.memory.limit_bytes = memory::lifecycle(self.memory.limit_bytes);
         config.flush.bytes_max = self.flush.bytes_max.min(memory::windows(config.memory.limit_bytes) / 2);
         config.mapping = Mapping {
@@ -90,7 +92,8 @@ mod tests {
         assert_eq!(stages, [None, Some(Stage::TemplateReady)]);
         let decoder = lifecycle.decoder();
         let ids = r#""campaign_id":"00000000-0000-0000-0000-000000000001","workspace_id":"00000000-0000-0000-0000-000000000002""#;
-        let whole = format!(r#"{{{ids},"event_time":1795501800,"event_type":"audience_ready","metadata":{{"size":3}}}}"#);
+        let whole =
+            format!(r#"{{{ids},"event_time":1795501800,"event_type":"audience_ready","metadata":{{"size":3}}}}"#);
         let event = decoder.decode(Some(whole.as_bytes()), None).unwrap();
         assert_eq!((event.event_time, event.metadata, event.email.as_ref()), (1_795_501_800, r#"{"size":3}"#, ""));
         let timeless = format!("{{{ids}}}");

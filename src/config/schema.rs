@@ -11,7 +11,8 @@ use serde::Deserialize;
 use super::Secret;
 use super::keys::Key;
 use super::keys::Kind::{
-    self, Address, Bool, Bytes, Float, HttpUrls, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic, TopicOrNone,
+    self, Address, Bool, Bytes, Float, HttpUrls, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic,
+    TopicOrNone,
 };
 
 macro_rules! section {
@@ -277,7 +278,7 @@ section! {
         bytes_max: usize = "128MiB", Bytes(1 << 10..=1 << 30);
         /// Distinct days in one batch; the first event of one more day closes it. Each day is a part of email_events.
         days_max: usize = "1000", Integer(1..=5_000);
-        /// Flushes of this instance per second at most, so that ClickHouse has time to merge parts. A flush of many
+        /// Flushes of this instance per second and topic at most, so that ClickHouse has time to merge parts. A flush of many
         /// partitions is one insert for each table.
         batches_per_second_max: f64 = "4.0", Float(0.01..=1_000.0);
     }

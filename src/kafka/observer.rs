@@ -219,7 +219,8 @@ impl Observer {
         let mut lag_records = 0;
         for view in views.into_values() {
             let view = view?;
-            lag_records += view.high.saturating_sub(view.committed.map_or(0, |committed| committed.offset).max(view.low));
+            lag_records +=
+                view.high.saturating_sub(view.committed.map_or(0, |committed| committed.offset).max(view.low));
         }
         Ok(Some(LifecycleTopic { partitions: partitions.len(), lag_records }))
     }

@@ -127,13 +127,7 @@ pub const METRICS: &[Metric] = &[
         &["kind"],
         "Offsets that a member passed over between two records, by kind: marker (of a transaction; or compacted away), aborted, lost, unchecked",
     ),
-    metric(
-        Kind::Gauge,
-        INFO,
-        Unit::Count,
-        &["version", "topic"],
-        "Always 1: the running version and its event topic",
-    ),
+    metric(Kind::Gauge, INFO, Unit::Count, &["version", "topic"], "Always 1: the running version and its event topic"),
     metric(
         Kind::Gauge,
         READY,

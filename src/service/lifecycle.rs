@@ -25,6 +25,9 @@ use tallyhouse_core::stream::{Stage, Stream};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+/// A broker with rights hides topics that a user may not see.
+const NO_RIGHT: &str = "it does not exist, or this user may not read it";
+
 /// The pipelines of all lifecycle topics.
 pub(super) struct Pipelines {
     stop: CancellationToken,
@@ -171,5 +174,3 @@ fn look(consumer: &Consumer, name: &str) -> KafkaResult<Option<&'static str>> {
         _ => Ok(None),
     }
 }
-
-const NO_RIGHT: &str = "the user of kafka.sasl or of the certificate may not read it";

@@ -328,7 +328,11 @@ async fn raw_rows(client: &Client) {
 
 /// Inserts messages of the lifecycle topics about the same campaign. Its audience was announced twice.
 async fn announced(client: &Client) {
-    for (n, (stage, after, size)) in [("audience_ready", -600i64, 9), ("audience_ready", -300, 8), ("template_ready", -60, 0)].into_iter().enumerate() {
+    for (n, (stage, after, size)) in
+        [("audience_ready", -600i64, 9), ("audience_ready", -300, 8), ("template_ready", -60, 0)]
+            .into_iter()
+            .enumerate()
+    {
         let sql = "INSERT INTO campaign_lifecycle (campaign_id, workspace_id, stage, event_time, audience_size, source, source_offset, end_offset) \
                    SETTINGS async_insert = 0 VALUES (?, ?, ?, fromUnixTimestamp(?), ?, 'a/0@id', ?, 3)";
         let row = client.query(sql).bind(CAMPAIGNS[0]).bind(WORKSPACES[0]).bind(stage).bind(i64::from(START) + after);

@@ -985,7 +985,8 @@ mod tests {
     fn a_batch_that_is_refused_for_its_size_is_announced_smaller() {
         let (mut protocol, _) = Protocol::start();
         let batch = |end| {
-            let expected = Expected { raw: [(20_261_031, end - 50)].into(), daily: vec![202_610], ..Expected::default() };
+            let expected =
+                Expected { raw: [(20_261_031, end - 50)].into(), daily: vec![202_610], ..Expected::default() };
             Outcome::Batch(Frozen { range: OffsetRange { start: 50, end }, expected, group: None })
         };
         let nothing = || Outcome::Marks(Marks::default());
@@ -1089,7 +1090,8 @@ mod tests {
         };
         assert_eq!(wanted.metadata, b"tallyhouse/2 topic=id marked=40 again=90");
         let batch = |start, end| {
-            let expected = Expected { raw: [(20_261_031, end - start)].into(), daily: vec![202_610], ..Expected::default() };
+            let expected =
+                Expected { raw: [(20_261_031, end - start)].into(), daily: vec![202_610], ..Expected::default() };
             Outcome::Batch(Frozen { range: OffsetRange { start, end }, expected, group: None })
         };
         // A member starts in the middle of it.

@@ -84,7 +84,8 @@ pub async fn run(
         progress(topic);
         let positions = reader.positions().await?;
         let scope = || format!("{} partitions", positions.len());
-        let (mut of_offsets, mut of_intents) = (Outcome::new(Check::Offsets, scope()), Outcome::new(Check::Intents, scope()));
+        let (mut of_offsets, mut of_intents) =
+            (Outcome::new(Check::Offsets, scope()), Outcome::new(Check::Intents, scope()));
         for position in &positions {
             judge::offsets(position, group).into_iter().for_each(|finding| of_offsets.add(finding, limit));
             judge::intent(position).into_iter().for_each(|finding| of_intents.add(finding, limit));

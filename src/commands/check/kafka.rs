@@ -6,7 +6,7 @@ use crate::kafka::observer::{ANSWER_TIMEOUT, LifecycleTopic, describe_dead_lette
 use crate::kafka::refusal::{self, Refusal};
 use crate::kafka::{self, observer::Observer};
 use crate::platform::advice::Advice;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::source::Source;
@@ -111,28 +111,30 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
 /// Looks at the lifecycle topics, if any is configured. A topic that does not exist is no problem: members wait for it.
 fn lifecycle_topics(config: &Config, observer: &Observer) -> Option<Outcome> {
     let topics = config.kafka.topics.lifecycle();
-    let (mut seen, mut refused) = (Vec::new(), None);
+    let (mut seen, mut fix) = (Vec::new(), None);
     for &(_, topic) in &topics {
         seen.push(match observer.lifecycle(topic) {
             Ok(Some(LifecycleTopic { partitions, lag_records })) => {
                 format!("{topic}: partitions {partitions}, records not committed {lag_records}")
             }
             Ok(None) => format!("{topic} does not exist, and members wait for it"),
+            // A broker with rights hides topics that a user may not see.
+            Err(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed)) => {
+                let grant = refusal::grant(config, "topic", topic);
+                fix = Some(format!("as an administrator run: {grant}. Or leave the topic out with an empty name"));
+                format!("{topic} does not exist, or this user may not read it")
+            }
             Err(error) => {
-                refused = refused.or(Some(topic));
-                format!("{topic} is not consumed: {}", kafka::describe_error(&error))
+                fix = Some("see that the group's coordinator and the partitions' leaders run".to_owned());
+                format!("{topic} cannot be asked for: {}", kafka::describe_error(&error))
             }
         });
     }
     let seen = seen.join("; ");
-    Some(match refused {
+    Some(match fix {
         _ if topics.is_empty() => return None,
         None => Outcome::ok(Code::LifecycleTopics, seen),
-        Some(topic) => {
-            let grant = refusal::grant(config, "topic", topic);
-            let fix = format!("as an administrator run: {grant}. Or leave the topic out with an empty name");
-            Outcome::warning(Code::LifecycleTopics, seen, fix)
-        }
+        Some(fix) => Outcome::warning(Code::LifecycleTopics, seen, fix),
     })
 }
 

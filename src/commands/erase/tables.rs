@@ -75,9 +75,8 @@ impl<'a> Tables<'a> {
             "SELECT toString(source), source_offset FROM rejected_events \
              WHERE match(toValidUTF8(payload), {pattern}) OR match(toValidUTF8(key), {pattern}) OR match(error, {pattern})"
         );
-        let lifecycle = format!(
-            "SELECT toString(source), source_offset FROM campaign_lifecycle WHERE match(metadata, {pattern})"
-        );
+        let lifecycle =
+            format!("SELECT toString(source), source_offset FROM campaign_lifecycle WHERE match(metadata, {pattern})");
         let events = retry_until(async || self.in_session(&events, &session).await?.rows().await).await?;
         let rejects = retry_until(async || self.in_session(&rejects, &session).await?.rows().await).await?;
         let lifecycle = retry_until(async || self.in_session(&lifecycle, &session).await?.rows().await).await?;

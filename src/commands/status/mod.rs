@@ -69,7 +69,7 @@ pub struct Lifecycle {
 
 impl Lifecycle {
     /// Describes the state of the topic.
-    pub fn in_words(&self) -> String {
+    pub fn describe(&self) -> String {
         match &self.seen {
             Ok(Some(LifecycleTopic { partitions, lag_records })) => {
                 format!("partitions {partitions}, records not committed {lag_records}")

@@ -181,7 +181,7 @@ impl Status {
         }
         for (number, lifecycle) in self.lifecycle.iter().enumerate() {
             let line = if number == 0 { "\n" } else { "" };
-            let _ = writeln!(text, "{line}topic {}: {}", lifecycle.topic, lifecycle.in_words());
+            let _ = writeln!(text, "{line}topic {}: {}", lifecycle.topic, lifecycle.describe());
         }
         if let Some(rates) = rates {
             let _ = writeln!(text, "\n{}", describe_rates(&rates, self.lag()));

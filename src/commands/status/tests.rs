@@ -1,10 +1,13 @@
 //! Tests the problems, the rates, and the text of a status.
 
 use super::asked::{Cause, MemberAnswer, read};
-use super::{Asked, Code, History, MemberUrl, Motion, Partition, Problem, Progress, Rates, Standing, Status};
+use super::{
+    Asked, Code, History, Lifecycle, MemberUrl, Motion, Partition, Problem, Progress, Rates, Standing, Status,
+};
 use crate::config::pace::Pace;
 use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::{Group, GroupState, Member};
+use crate::kafka::observer::LifecycleTopic;
 use std::time::Duration;
 use tallyhouse_core::protocol::outlook::Outlook;
 use tallyhouse_core::protocol::stop::StopReason;
@@ -315,6 +318,28 @@ fn what_is_not_asked_is_said() {
     assert_eq!(hint(&seen), "1 of 2 members were asked: add --member URL");
     seen.asked = vec![answered(&[], &[]), answered(&[], &[])];
     assert_eq!(hint(&seen), "");
+}
+
+#[test]
+fn lifecycle_topics_have_a_line_each() {
+    let mut seen = healthy_idle();
+    let of = |topic: &str, seen| Lifecycle { topic: topic.to_owned(), seen };
+    seen.lifecycle = vec![
+        of("audience", Ok(Some(LifecycleTopic { partitions: 2, lag_records: 7 }))),
+        of("template", Ok(None)),
+        of("other", Err("no answer".to_owned())),
+    ];
+    let table = seen.table(None);
+    for line in [
+        "topic audience: partitions 2, records not committed 7",
+        "topic template: does not exist; members wait for it",
+        "topic other: cannot be asked for: no answer",
+    ] {
+        assert!(table.lines().any(|found| found == line), "{table}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&seen.json(None, true).unwrap()).unwrap();
+    assert_eq!(json["lifecycle_topics"][0]["lag_records"], 7);
+    assert!(json["lifecycle_topics"][1]["partitions"].is_null() && json["ok"] == true);
 }
 
 #[test]

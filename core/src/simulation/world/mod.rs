@@ -764,7 +764,10 @@ impl World {
                     }
                 }
             }
-            let may_age = self.rules.stream == Stream::Events && !partition.restamped && !partition.sink.restored && partition.committed.is_some();
+            let may_age = self.rules.stream == Stream::Events
+                && !partition.restamped
+                && !partition.sink.restored
+                && partition.committed.is_some();
             if may_age && DAYS.iter().any(|(day, _)| *day > ages) {
                 add(Fault::Age(p));
             }

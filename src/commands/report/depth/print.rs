@@ -97,7 +97,8 @@ impl Depth {
             ("half of the opens", self.timeline.half_of_opens),
         ];
         let timeline = times.iter().filter_map(|(name, time)| Some(row((*name).to_owned(), vec![utc(*time)?])));
-        let audience = self.audience_size.map(|size| row("recipients of the audience".to_owned(), vec![size.to_string()]));
+        let audience =
+            self.audience_size.map(|size| row("recipients of the audience".to_owned(), vec![size.to_string()]));
         let share = self.delivered_of_audience.map(|rate| {
             row("unique delivered, as a share of the audience".to_owned(), vec![format!("{:.2} %", rate * 100.0)])
         });
