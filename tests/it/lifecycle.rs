@@ -1,5 +1,6 @@
 //! Tests the lifecycle topics beside the event topic, on real servers.
 
+use crate::operate::{check, json};
 use crate::service::{Bench, await_http, end, http, kafka};
 use devstack::producer::{Events, Producer, create_topic, uuid};
 use std::time::{Duration, Instant};
@@ -58,6 +59,8 @@ pub async fn campaigns_are_counted_beside_their_events(url: &str, database: &str
     let member = bench.start(&topics);
     bench.await_stored(3_000, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
+    let (_, checked) = json(&bench, "check", &topics);
+    assert_eq!(check(&checked, "lifecycle_topics").0, "ok", "{checked:#}");
     let waits = |log: &str| log.matches("the lifecycle topic is waited for: it does not exist").count();
     assert_eq!(waits(&member.stderr()), 2, "{}", member.stderr());
 
@@ -112,4 +115,23 @@ pub async fn campaigns_are_counted_beside_their_events(url: &str, database: &str
     let ends =
         "SELECT count() FROM campaign_lifecycle WHERE end_offset <= source_offset OR metadata NOT LIKE '{\"size\": %'";
     assert_eq!(bench.count(ends).await, 0);
+
+    // The commands see the topics, and the audit a row that is gone.
+    let (_, status) = json(&bench, "status", &settings);
+    let lags: Vec<_> = status["lifecycle_topics"].as_array().unwrap().iter().map(|one| &one["lag_records"]).collect();
+    assert_eq!(lags, [0, 0], "{status:#}");
+    assert_eq!(json(&bench, "audit", &settings).0, Some(0));
+    bench.execute("DELETE FROM campaign_lifecycle WHERE stage = 'template_ready' AND source_offset = 3").await;
+    let (found, audit) = json(&bench, "audit", &settings);
+    let missing: Vec<&str> = audit["checks"][1]["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|finding| finding["code"] == "missing")
+        .map(|finding| finding["source"].as_str().unwrap())
+        .collect();
+    assert!(
+        found == Some(2) && !missing.is_empty() && missing.iter().all(|source| source.starts_with(&template)),
+        "{audit:#}"
+    );
 }

@@ -326,6 +326,9 @@ async fn raw_rows(client: &Client) {
     }
 }
 
+/// A row of `campaign_timeline`: audience ready, template ready, size, first delivery, half of the opens.
+type TimelineRow = (Option<u32>, Option<u32>, Option<u64>, Option<u32>, Option<u32>);
+
 /// Inserts messages of the lifecycle topics about the same campaign. Its audience was announced twice.
 async fn announced(client: &Client) {
     for (n, (stage, after, size)) in
@@ -365,11 +368,9 @@ pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &
     is("/delivered_of_audience", 0.5.into());
     let view = "SELECT toUInt32(audience_ready), toUInt32(template_ready), audience_size, toUInt32(first_delivery), toUInt32(half_of_opens) \
                 FROM campaign_timeline WHERE campaign_id = toUUID(?)";
-    let rows: Vec<(Option<u32>, Option<u32>, Option<u64>, Option<u32>, Option<u32>)> =
-        client.query(view).bind(CAMPAIGNS[0]).rows().await.unwrap();
+    let rows: Vec<TimelineRow> = client.query(view).bind(CAMPAIGNS[0]).rows().await.unwrap();
     assert_eq!(rows, [(Some(START - 600), Some(START - 60), Some(8), Some(START), Some(START + 100))]);
-    let rows: Vec<(Option<u32>, Option<u32>, Option<u64>, Option<u32>, Option<u32>)> =
-        client.query(view).bind(CAMPAIGNS[1]).rows().await.unwrap();
+    let rows: Vec<TimelineRow> = client.query(view).bind(CAMPAIGNS[1]).rows().await.unwrap();
     assert_eq!(rows, [(None, None, None, Some(START), None)]);
     is(
         "/events",
