@@ -46,9 +46,10 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     };
     let mut lifecycle = Vec::new();
     for (stage, topic) in config.kafka.topics.lifecycle() {
-        if reader.has_lifecycle(topic).await? {
-            let config = config.for_lifecycle(stage, topic);
-            lifecycle.push((topic.to_owned(), self::reader(&config, query_timeout_s).await?));
+        let config = config.for_lifecycle(stage, topic);
+        let reader = self::reader(&config, query_timeout_s).await?;
+        if reader.is_consumed().await? {
+            lifecycle.push((config, reader));
         }
     }
     let report = audit::run(config, &reader, &lifecycle, &options, &progress).await?;

@@ -18,11 +18,6 @@ impl Topics {
     }
 }
 
-/// Returns the stage whose topic a member consumes, by its client id; `None` for a member of the event topic.
-pub fn stage_of_client(client_id: &str) -> Option<Stage> {
-    Stage::ALL.into_iter().find(|stage| client_id.ends_with(&format!("-{}", stage.name())))
-}
-
 impl Config {
     /// Returns the content of the topic that stands in the place of the event topic.
     pub fn stream(&self) -> Stream {
@@ -33,15 +28,13 @@ impl Config {
 
     /// Returns the configuration of the pipeline of a lifecycle topic.
     ///
-    /// Its consumer is a member of the same group, so a static one needs a name of its own. Its records have no address and no type,
-    /// and always the names of the default form.
+    /// Its group is one of its own, so that its rebalances hold up no event. Its records have no address and no type, and always the
+    /// names of the default form.
     #[must_use]
     pub fn for_lifecycle(&self, stage: Stage, topic: &str) -> Config {
         let mut config = self.clone();
         topic.clone_into(&mut config.kafka.topics.events);
-        config.kafka.client_id = format!("{}-{}", self.kafka.client_id, stage.name());
-        config.kafka.group_instance_id =
-            self.kafka.group_instance_id.as_ref().map(|name| format!("{name}-{}", stage.name()));
+        config.kafka.group_id = format!("{}-{}", self.kafka.group_id, stage.name());
         // Such a topic has a small share of the memory.
         config.kafka.properties.remove("queued.max.messages.kbytes");
         config.memory.limit_bytes = memory::lifecycle(self.memory.limit_bytes);
@@ -63,10 +56,9 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use super::stage_of_client;
     use crate::config::{self, Config, Sources};
     use tallyhouse_core::decode::reject::Reason;
-    use tallyhouse_core::stream::Stage;
+    use tallyhouse_core::stream::{Stage, Stream};
 
     fn config(settings: &[&str]) -> Config {
         let flags = settings.iter().map(|flag| flag.parse().unwrap()).collect();
@@ -85,11 +77,14 @@ mod tests {
     /// A lifecycle record has neither address nor type. Fields of these names are ignored as any other.
     #[test]
     fn a_lifecycle_record_needs_four_fields_at_most() {
-        let config = config(&["mapping.preset=sendgrid", "kafka.group_instance_id=a", "kafka.assignment=eager"]);
+        let config = config(&["mapping.preset=sendgrid", "kafka.group_id=g", "kafka.topics.template_ready=t"]);
         let lifecycle = config.for_lifecycle(Stage::TemplateReady, "t");
-        assert_eq!(lifecycle.kafka.group_instance_id.as_deref(), Some("a-template_ready"));
-        let stages = [&config, &lifecycle].map(|config| stage_of_client(&config.kafka.client_id));
-        assert_eq!(stages, [None, Some(Stage::TemplateReady)]);
+        assert_eq!(
+            (lifecycle.kafka.group_id.as_str(), lifecycle.kafka.topics.events.as_str()),
+            ("g-template_ready", "t")
+        );
+        let streams = [config.stream(), lifecycle.stream()];
+        assert_eq!(streams, [Stream::Events, Stream::Lifecycle(Stage::TemplateReady)]);
         let decoder = lifecycle.decoder();
         let ids = r#""campaign_id":"00000000-0000-0000-0000-000000000001","workspace_id":"00000000-0000-0000-0000-000000000002""#;
         let whole =

@@ -36,7 +36,6 @@ use tallyhouse_core::decode::TimeBounds;
 pub use error::{ConfigError, Problem};
 pub use kafka_properties::{SYSTEM_AUTHORITIES, keys_named_in};
 pub use keys::{Key, Kind};
-pub use lifecycle::stage_of_client;
 pub use schema::{
     Admin, Assignment, ClickHouse, Compression, Config, Decode, Flush, GroupProtocol, Kafka, Log, LogFormat, Mapping,
     Mechanism, Memory, OtherIds, Preset, Rebalance, Retry, Sasl, Security, Shutdown, Tls, Topics, keys,

@@ -110,10 +110,10 @@ section! {
     Kafka "kafka" {
         /// Brokers to start from: host:port, separated by commas.
         brokers: String = "localhost:9092", Text;
-        /// Consumer group. All instances of one pipeline share it.
+        /// Consumer group. All instances of one pipeline share it. A lifecycle topic has a group of its own, with -audience_ready or
+        /// -template_ready behind this name.
         group_id: String = "clickhouse-writer", Text;
-        /// Name of this client in the brokers' logs and quotas. The consumer of a lifecycle topic has -audience_ready or -template_ready
-        /// behind it.
+        /// Name of this client in the brokers' logs and quotas.
         client_id: String = "tallyhouse", Text;
         /// Milliseconds without a heartbeat after which the broker gives the partitions to another instance. With
         /// group_protocol = consumer the member asks the broker for its own value, and the smaller one counts.
@@ -125,8 +125,7 @@ section! {
         /// Strategy by which the group shares out partitions. cooperative-sticky moves only those that must move. eager (range) revokes all, and is
         /// needed with group_instance_id. It is the same for all members of a group: stop all of them before you change it.
         assignment: Assignment = "cooperative-sticky", OneOf(&["cooperative-sticky", "eager"]);
-        /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership. The consumer of a lifecycle topic
-        /// has -audience_ready or -template_ready behind it.
+        /// Static membership: a name unique in the group, kept over restarts. Not set: dynamic membership.
         group_instance_id: Option<String> = "", Text;
         /// Other librdkafka properties, which pass through. The configuration refuses those that have a key of their own or belong to the
         /// protocol.

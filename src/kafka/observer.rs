@@ -191,7 +191,7 @@ impl Observer {
         topic::may_write(&self.consumer, topic, self.within)
     }
 
-    /// Returns the group and its members. The consumers of lifecycle topics are members too.
+    /// Returns the group and its members.
     ///
     /// # Errors
     /// Kafka does not answer in time, or answers with an error.
@@ -199,28 +199,31 @@ impl Observer {
         members::describe(&self.consumer, self.group_id(), self.topic(), self.within)
     }
 
-    /// Returns the state of a lifecycle topic; `None` if it does not exist.
+    /// Returns the state of this lifecycle topic; `None` if it does not exist.
     ///
     /// # Errors
-    /// Kafka does not answer in time, or answers with an error; the right to read the topic may be missing.
-    pub fn lifecycle(&self, topic: &str) -> KafkaResult<Option<LifecycleTopic>> {
-        let metadata = self.consumer.fetch_metadata(Some(topic), self.within)?;
+    /// Kafka does not answer in time, or answers with an error; the right to read the topic or its group may be missing.
+    pub fn lifecycle(&self) -> KafkaResult<Option<LifecycleTopic>> {
+        let metadata = self.consumer.fetch_metadata(Some(self.topic()), self.within)?;
         let Some(found) = metadata.topics().first() else { return Ok(None) };
         match found.error().map(RDKafkaErrorCode::from) {
             Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
             Some(error) => return Err(KafkaError::MetadataFetch(error)),
             None => {}
         }
-        if let Ok(Some(false)) = topic::may_read(&self.consumer, topic, self.within) {
+        if self.may_read_topic()? == Some(false) {
             return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed));
         }
+        if self.group()?.may_read == Some(false) {
+            return Err(KafkaError::OffsetFetch(RDKafkaErrorCode::GroupAuthorizationFailed));
+        }
         let partitions: Vec<i32> = found.partitions().iter().map(|partition| partition.id()).collect();
-        let views = offsets::log_views(&self.consumer, topic, "", &partitions, self.within)?;
+        let views = offsets::log_views(&self.consumer, self.topic(), "", &partitions, self.within)?;
         let mut lag_records = 0;
         for view in views.into_values() {
             let view = view?;
-            lag_records +=
-                view.high.saturating_sub(view.committed.map_or(0, |committed| committed.offset).max(view.low));
+            let committed = view.committed.map_or(0, |committed| committed.offset);
+            lag_records += view.high.saturating_sub(committed.max(view.low));
         }
         Ok(Some(LifecycleTopic { partitions: partitions.len(), lag_records }))
     }

@@ -111,7 +111,7 @@ pub const METRICS: &[Metric] = &[
     metric(Kind::Counter, FLUSHED_BATCHES, Unit::Count, &[], "Batches whose end is committed"),
     metric(Kind::Counter, DEAD_LETTERS, Unit::Count, &[], "Rejected records that the dead-letter topic acknowledged"),
     metric(Kind::Counter, PAUSES, Unit::Count, &[], "Times that the memory limit began to pause partitions"),
-    metric(Kind::Counter, REBALANCES, Unit::Count, &["kind"], "Rebalances, by kind (assigned, revoked, lost)"),
+    metric(Kind::Counter, REBALANCES, Unit::Count, &["kind", "topic"], "Rebalances, by kind (assigned, revoked, lost)"),
     metric(Kind::Counter, RETRIES, Unit::Count, &["step"], "Repeated steps after a failure, by step"),
     metric(
         Kind::Counter,

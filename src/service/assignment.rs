@@ -85,6 +85,13 @@ impl Assignment {
         }
     }
 
+    /// Counts a rebalance of this kind.
+    fn count(&self, kind: &'static str) {
+        if let Some(shared) = self.shared.get() {
+            counter!(REBALANCES, "kind" => kind, "topic" => shared.topic.clone()).increment(1);
+        }
+    }
+
     fn rebalanced_locked(&self) -> MutexGuard<'_, Rebalanced> {
         locked(&self.rebalanced)
     }
@@ -148,7 +155,7 @@ async fn drain(running: Vec<Running>, how: Drain, grace: Duration, shared: &Shar
 
 impl Rebalances for Assignment {
     fn assigned(&self, partitions: &[i32]) {
-        counter!(REBALANCES, "kind" => "assigned").increment(1);
+        self.count("assigned");
         tracing::info!(?partitions, "assigned");
         let Some(shared) = self.shared.get() else { return };
         let mut running = self.running_locked();
@@ -167,7 +174,7 @@ impl Rebalances for Assignment {
     }
 
     fn revoked(&self, partitions: &[i32], lost: bool) {
-        counter!(REBALANCES, "kind" => if lost { "lost" } else { "revoked" }).increment(1);
+        self.count(if lost { "lost" } else { "revoked" });
         tracing::info!(?partitions, lost, "revoked");
         self.rebalanced_locked().settled = false;
         if let Some(shared) = self.shared.get() {

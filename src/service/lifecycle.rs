@@ -1,7 +1,7 @@
 //! The pipelines of the lifecycle topics, beside that of the event topic. Each has a consumer, windows and tasks of its own.
 //!
-//! A consumer is a further member of the group that subscribes to its topic alone. So members of an older version, which know no
-//! lifecycle topics, get none of their partitions.
+//! Each has a consumer group of its own. So its rebalances hold up no event, and members of an older version, which know no lifecycle
+//! topics, get none of their partitions.
 //!
 //! Must never keep the event topic from being counted: a topic that does not exist, or may not be read, is waited for.
 
@@ -15,6 +15,8 @@ use crate::clickhouse::schema::Schema;
 use crate::clickhouse::servers::Servers;
 use crate::config::Config;
 use crate::kafka::consumer::{self, Consumer};
+use crate::kafka::members::{self, Group};
+use crate::kafka::refusal::Refusal;
 use crate::kafka::{masked, topic};
 use crate::platform::retry::Backoff;
 use rdkafka::consumer::Consumer as _;
@@ -27,6 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A broker with rights hides topics that a user may not see.
 const NO_RIGHT: &str = "it does not exist, or this user may not read it";
+
+const NO_GROUP: &str = "this user may not read its group";
 
 /// The pipelines of all lifecycle topics.
 pub(super) struct Pipelines {
@@ -134,12 +138,12 @@ async fn run(config: Config, stage: Stage, given: Given, stop: CancellationToken
 
 /// Waits until the topic exists and may be read. Returns `false` if `stop` is cancelled before.
 async fn await_topic(config: &Config, events: &Shared, stop: &CancellationToken) -> bool {
-    let topic = &config.kafka.topics.events;
+    let (topic, group) = (&config.kafka.topics.events, &config.kafka.group_id);
     let (mut backoff, mut known) = (Backoff::new(&config.retry), None);
     loop {
-        let asked = topic.clone();
+        let (asked, of) = (topic.clone(), group.clone());
         let found = tokio::select! {
-            found = events.kafka(move |consumer| look(consumer, &asked)) => found,
+            found = events.kafka(move |consumer| look(consumer, &asked, &of)) => found,
             () = stop.cancelled() => return false,
         };
         let reason = match found {
@@ -150,7 +154,7 @@ async fn await_topic(config: &Config, events: &Shared, stop: &CancellationToken)
         };
         // One line is enough: some producers send no such messages.
         if !reason.is_empty() && known.as_ref() != Some(&reason) {
-            tracing::info!(topic, "the lifecycle topic is waited for: {reason}");
+            tracing::info!(topic, group, "the lifecycle topic is waited for: {reason}");
             known = Some(reason);
         }
         tokio::select! {
@@ -161,7 +165,7 @@ async fn await_topic(config: &Config, events: &Shared, stop: &CancellationToken)
 }
 
 /// Returns the reason why the topic cannot be consumed now. Blocks, and polls nothing.
-fn look(consumer: &Consumer, name: &str) -> KafkaResult<Option<&'static str>> {
+fn look(consumer: &Consumer, name: &str, group: &str) -> KafkaResult<Option<&'static str>> {
     let metadata = consumer.fetch_metadata(Some(name), ANSWER_TIMEOUT)?;
     let error = metadata.topics().iter().find_map(|topic| topic.error()).map(RDKafkaErrorCode::from);
     match error {
@@ -169,8 +173,12 @@ fn look(consumer: &Consumer, name: &str) -> KafkaResult<Option<&'static str>> {
         Some(_) => return Ok(Some("it does not exist")),
         None => {}
     }
-    match topic::may_read(consumer, name, ANSWER_TIMEOUT) {
-        Ok(Some(false)) => Ok(Some(NO_RIGHT)),
+    if let Ok(Some(false)) = topic::may_read(consumer, name, ANSWER_TIMEOUT) {
+        return Ok(Some(NO_RIGHT));
+    }
+    match members::describe(consumer, group, name, ANSWER_TIMEOUT) {
+        Ok(Group { may_read: Some(false), .. }) => Ok(Some(NO_GROUP)),
+        Err(error) if Refusal::from_error(&error) == Some(Refusal::Group) => Ok(Some(NO_GROUP)),
         _ => Ok(None),
     }
 }

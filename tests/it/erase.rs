@@ -178,8 +178,7 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
 
     let (status, plan) = erase(&bench, &["--json"], &[]);
     let plan: Value = serde_json::from_str(&plan).unwrap();
-    let numbers =
-        ["events", "mentions", "rejects", "lifecycle", "campaigns"].map(|name| plan[name].as_u64().unwrap());
+    let numbers = ["events", "mentions", "rejects", "lifecycle", "campaigns"].map(|name| plan[name].as_u64().unwrap());
     assert_eq!(status, Some(0));
     assert_eq!(numbers, [EVENTS, MENTIONS, REJECTS, 1, 20], "{plan:#}");
     assert_eq!((&plan["carried_out"], &plan["rows_left"]), (&false.into(), &Value::Null));

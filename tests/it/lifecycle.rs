@@ -79,6 +79,9 @@ pub async fn campaigns_are_counted_beside_their_events(url: &str, database: &str
         broken += announce(&audience, number * 100..(number + 1) * 100);
         templates += announce(&template, (number - 1) * 100..number * 100);
         bench.die(&with(&[("TALLYHOUSE_FAILPOINT", point)]));
+        for stage in ["audience_ready", "template_ready"] {
+            devstack::kafka::remove_members(kafka(), &format!("{}-{stage}", bench.topic)).unwrap();
+        }
     }
     events.send_events(&Events::default(), 3_000..6_000).unwrap();
     let ledger = events.finish().unwrap();

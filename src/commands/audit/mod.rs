@@ -53,14 +53,14 @@ pub struct Options {
     pub limit: usize,
 }
 
-/// Runs all checks. `lifecycle` has a reader for each lifecycle topic that exists, with its name.
+/// Runs all checks. `lifecycle` has a reader for each lifecycle topic that exists, with the configuration of its pipeline.
 ///
 /// # Errors
 /// [`AuditError`] if a check could not be made; there is then no report.
 pub async fn run(
     config: &Config,
     reader: &Reader,
-    lifecycle: &[(String, Reader)],
+    lifecycle: &[(Config, Reader)],
     options: &Options,
     progress: ProgressFn<'_>,
 ) -> Result<Report, AuditError> {
@@ -80,7 +80,8 @@ pub async fn run(
     progress("gaps");
     let retention = Retention::read(reader.client(), reader.schema()).await?;
     let mut gaps = gaps::check(reader, &positions, &span, &retention, limit).await?;
-    for (topic, reader) in lifecycle {
+    for (config, reader) in lifecycle {
+        let (topic, group) = (&config.kafka.topics.events, &config.kafka.group_id);
         progress(topic);
         let positions = reader.positions().await?;
         let scope = || format!("{} partitions", positions.len());

@@ -8,7 +8,8 @@ use crate::clickhouse::sink::Sink;
 use crate::config::Config;
 use crate::kafka;
 use crate::kafka::observer::Observer;
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use crate::kafka::refusal::Refusal;
+use rdkafka::error::KafkaResult;
 use std::sync::Arc;
 use std::time::Duration;
 use tallyhouse_core::decode::mapped::Decoder;
@@ -77,14 +78,13 @@ impl Reader {
         tokio::task::spawn_blocking(patient).await?
     }
 
-    /// True if a lifecycle topic exists and may be read. Members do not consume another one.
+    /// True if this lifecycle topic exists and may be read. Members do not consume another one.
     ///
     /// # Errors
     /// Any of [`AuditError`].
-    pub async fn has_lifecycle(&self, topic: &str) -> Result<bool, AuditError> {
-        let topic = topic.to_owned();
-        let asked = self.kafka(move |observer| match observer.lifecycle(&topic) {
-            Err(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed)) => Ok(false),
+    pub async fn is_consumed(&self) -> Result<bool, AuditError> {
+        let asked = self.kafka(|observer| match observer.lifecycle() {
+            Err(error) if matches!(Refusal::from_error(&error), Some(Refusal::Topic | Refusal::Group)) => Ok(false),
             found => found.map(|found| found.is_some()),
         });
         asked.await

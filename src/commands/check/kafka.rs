@@ -6,7 +6,7 @@ use crate::kafka::observer::{ANSWER_TIMEOUT, LifecycleTopic, describe_dead_lette
 use crate::kafka::refusal::{self, Refusal};
 use crate::kafka::{self, observer::Observer};
 use crate::platform::advice::Advice;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::source::Source;
@@ -70,7 +70,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             Err(error) => Outcome::failed_with(Code::DeadLetter, error),
         });
     }
-    made.extend(lifecycle_topics(config, observer));
+    made.extend(lifecycle_topics(config));
     made.push(session_timeout(config, observer));
     made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
     // The first question for offsets makes the coordinator in a fresh cluster.
@@ -109,25 +109,37 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
 }
 
 /// Looks at the lifecycle topics, if any is configured. A topic that does not exist is no problem: members wait for it.
-fn lifecycle_topics(config: &Config, observer: &Observer) -> Option<Outcome> {
+fn lifecycle_topics(config: &Config) -> Option<Outcome> {
     let topics = config.kafka.topics.lifecycle();
     let (mut seen, mut fix) = (Vec::new(), None);
-    for &(_, topic) in &topics {
-        seen.push(match observer.lifecycle(topic) {
+    for &(stage, topic) in &topics {
+        let config = config.for_lifecycle(stage, topic);
+        let observer = Observer::with_timeout(&config, ANSWER_TIMEOUT);
+        let found = observer.and_then(|observer| kafka::retry_until(COORDINATOR_TIME, || observer.lifecycle()));
+        let grant = |kind, name| {
+            let grant = refusal::grant(&config, kind, name);
+            Some(format!("as an administrator run: {grant}. Or leave the topic out with an empty name"))
+        };
+        seen.push(match found {
             Ok(Some(LifecycleTopic { partitions, lag_records })) => {
                 format!("{topic}: partitions {partitions}, records not committed {lag_records}")
             }
             Ok(None) => format!("{topic} does not exist, and members wait for it"),
-            // A broker with rights hides topics that a user may not see.
-            Err(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed)) => {
-                let grant = refusal::grant(config, "topic", topic);
-                fix = Some(format!("as an administrator run: {grant}. Or leave the topic out with an empty name"));
-                format!("{topic} does not exist, or this user may not read it")
-            }
-            Err(error) => {
-                fix = Some("see that the group's coordinator and the partitions' leaders run".to_owned());
-                format!("{topic} cannot be asked for: {}", kafka::describe_error(&error))
-            }
+            Err(error) => match Refusal::from_error(&error) {
+                // A broker with rights hides topics that a user may not see.
+                Some(Refusal::Topic) => {
+                    fix = grant("topic", topic);
+                    format!("{topic} does not exist, or this user may not read it")
+                }
+                Some(Refusal::Group) => {
+                    fix = grant("group", &config.kafka.group_id);
+                    format!("{topic} is not consumed, as this user may not read the group {}", config.kafka.group_id)
+                }
+                _ => {
+                    fix = Some("see that the group's coordinator and the partitions' leaders run".to_owned());
+                    format!("{topic} cannot be asked for: {}", kafka::describe_error(&error))
+                }
+            },
         });
     }
     let seen = seen.join("; ");

@@ -7,8 +7,8 @@ use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::replica;
 use crate::clickhouse::schema::{Schema, SchemaProblem};
 use crate::clickhouse::sink::Sink;
+use crate::config::Config;
 use crate::config::pace::Pace;
-use crate::config::{Config, stage_of_client};
 use crate::kafka;
 use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::Group;
@@ -48,7 +48,7 @@ pub struct Watcher {
     client: Client,
     empty: Status,
     dead_letter: Option<String>,
-    lifecycle: Vec<String>,
+    lifecycle: Arc<Vec<(String, Observer)>>,
 }
 
 impl Watcher {
@@ -76,7 +76,12 @@ impl Watcher {
         let asker = Asker::new(&empty.topic);
         let observer = Arc::new(Observer::with_timeout(config, ANSWER_TIMEOUT)?);
         let dead_letter = config.kafka.topics.dead_letter.clone();
-        let lifecycle = config.kafka.topics.lifecycle().into_iter().map(|(_, topic)| topic.to_owned()).collect();
+        let mut lifecycle = Vec::new();
+        for (stage, topic) in config.kafka.topics.lifecycle() {
+            let observer = Observer::with_timeout(&config.for_lifecycle(stage, topic), ANSWER_TIMEOUT)?;
+            lifecycle.push((topic.to_owned(), observer));
+        }
+        let lifecycle = Arc::new(lifecycle);
         let (started, history) = (Instant::now(), History::default());
         Ok(Watcher { started, history, asker, members, observer, client, empty, dead_letter, lifecycle })
     }
@@ -149,11 +154,7 @@ impl Watcher {
         match logs {
             Ok(Logs { sources, views, held_back, group, dead_letter, lifecycle }) => {
                 status.lifecycle = lifecycle;
-                // The consumers of lifecycle topics are members of the same group.
-                status.group = group.map(|mut group| {
-                    group.members.retain(|member| stage_of_client(&member.client_id).is_none());
-                    group
-                });
+                status.group = group;
                 status.dead_letter = dead_letter;
                 let mut partitions = Vec::with_capacity(sources.len());
                 for (source, view) in sources.into_iter().zip(views) {
@@ -187,7 +188,7 @@ impl Watcher {
     }
 
     async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
-        let (dead_letter, lifecycle) = (self.dead_letter.clone(), self.lifecycle.clone());
+        let (dead_letter, lifecycle) = (self.dead_letter.clone(), Arc::clone(&self.lifecycle));
         let read = move |observer: &Observer| {
             let sources = observer.cluster().and_then(|_| kafka::retry_until(ANSWER_TIMEOUT, || observer.sources()));
             let sources = sources.map_err(|error| observer.describe_error(&error).to_string())?;
@@ -206,11 +207,11 @@ impl Watcher {
             let dead_letter =
                 dead_letter.map_or(Ok(()), |topic| describe_dead_letter_error(&topic, observer.may_write(&topic)));
             let dead_letter = dead_letter.map_err(|advice| advice.to_string());
-            let state = |topic: String| {
-                let seen = observer.lifecycle(&topic).map_err(|error| kafka::describe_error(&error));
-                Lifecycle { topic, seen }
+            let state = |(topic, observer): &(String, Observer)| {
+                let seen = kafka::retry_until(ANSWER_TIMEOUT, || observer.lifecycle());
+                Lifecycle { topic: topic.clone(), seen: seen.map_err(|error| kafka::describe_error(&error)) }
             };
-            let lifecycle = lifecycle.into_iter().map(state).collect();
+            let lifecycle = lifecycle.iter().map(state).collect();
             Ok(Logs { sources, views, held_back, group, dead_letter, lifecycle })
         };
         self.blocking(read).await
