@@ -46,9 +46,9 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     };
     let mut lifecycle = Vec::new();
     for (stage, topic) in config.kafka.topics.lifecycle() {
-        let config = config.for_lifecycle(stage, topic);
-        let reader = self::reader(&config, query_timeout_s).await?;
-        if reader.is_consumed().await? {
+        if reader.has_lifecycle(stage, topic).await? {
+            let config = config.for_lifecycle(stage, topic);
+            let reader = self::reader(&config, query_timeout_s).await?;
             lifecycle.push((config, reader));
         }
     }

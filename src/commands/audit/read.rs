@@ -18,6 +18,7 @@ use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, Progress};
 use tallyhouse_core::protocol::outlook::{Before, Position};
 use tallyhouse_core::source::{OffsetRange, Source};
+use tallyhouse_core::stream::Stage;
 
 /// Longest time that a group or partition may be without a broker.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
@@ -78,12 +79,13 @@ impl Reader {
         tokio::task::spawn_blocking(patient).await?
     }
 
-    /// True if this lifecycle topic exists and may be read. Members do not consume another one.
+    /// True if a lifecycle topic exists and may be read. Members do not consume another one.
     ///
     /// # Errors
     /// Any of [`AuditError`].
-    pub async fn is_consumed(&self) -> Result<bool, AuditError> {
-        let asked = self.kafka(|observer| match observer.lifecycle() {
+    pub async fn has_lifecycle(&self, stage: Stage, topic: &str) -> Result<bool, AuditError> {
+        let topic = topic.to_owned();
+        let asked = self.kafka(move |observer| match observer.lifecycle(stage, &topic) {
             Err(error) if matches!(Refusal::from_error(&error), Some(Refusal::Topic | Refusal::Group)) => Ok(false),
             found => found.map(|found| found.is_some()),
         });

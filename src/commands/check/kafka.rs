@@ -70,7 +70,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             Err(error) => Outcome::failed_with(Code::DeadLetter, error),
         });
     }
-    made.extend(lifecycle_topics(config));
+    made.extend(lifecycle_topics(config, observer));
     made.push(session_timeout(config, observer));
     made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
     // The first question for offsets makes the coordinator in a fresh cluster.
@@ -109,13 +109,12 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
 }
 
 /// Looks at the lifecycle topics, if any is configured. A topic that does not exist is no problem: members wait for it.
-fn lifecycle_topics(config: &Config) -> Option<Outcome> {
+fn lifecycle_topics(config: &Config, observer: &Observer) -> Option<Outcome> {
     let topics = config.kafka.topics.lifecycle();
     let (mut seen, mut fix) = (Vec::new(), None);
     for &(stage, topic) in &topics {
         let config = config.for_lifecycle(stage, topic);
-        let observer = Observer::with_timeout(&config, ANSWER_TIMEOUT);
-        let found = observer.and_then(|observer| kafka::retry_until(COORDINATOR_TIME, || observer.lifecycle()));
+        let found = kafka::retry_until(COORDINATOR_TIME, || observer.lifecycle(stage, topic));
         let grant = |kind, name| {
             let grant = refusal::grant(&config, kind, name);
             Some(format!("as an administrator run: {grant}. Or leave the topic out with an empty name"))

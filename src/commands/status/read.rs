@@ -21,6 +21,7 @@ use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::marks::{Progress, down_to_mark};
 use tallyhouse_core::protocol::outlook::{Before, Outlook, Position};
 use tallyhouse_core::source::Source;
+use tallyhouse_core::stream::Stage;
 
 /// Time after which a look asks for no more partitions.
 const LOOK_TIME: Duration = Duration::from_secs(20);
@@ -48,7 +49,7 @@ pub struct Watcher {
     client: Client,
     empty: Status,
     dead_letter: Option<String>,
-    lifecycle: Arc<Vec<(String, Observer)>>,
+    lifecycle: Vec<(Stage, String)>,
 }
 
 impl Watcher {
@@ -76,12 +77,8 @@ impl Watcher {
         let asker = Asker::new(&empty.topic);
         let observer = Arc::new(Observer::with_timeout(config, ANSWER_TIMEOUT)?);
         let dead_letter = config.kafka.topics.dead_letter.clone();
-        let mut lifecycle = Vec::new();
-        for (stage, topic) in config.kafka.topics.lifecycle() {
-            let observer = Observer::with_timeout(&config.for_lifecycle(stage, topic), ANSWER_TIMEOUT)?;
-            lifecycle.push((topic.to_owned(), observer));
-        }
-        let lifecycle = Arc::new(lifecycle);
+        let topics = config.kafka.topics.lifecycle().into_iter();
+        let lifecycle = topics.map(|(stage, topic)| (stage, topic.to_owned())).collect();
         let (started, history) = (Instant::now(), History::default());
         Ok(Watcher { started, history, asker, members, observer, client, empty, dead_letter, lifecycle })
     }
@@ -188,7 +185,7 @@ impl Watcher {
     }
 
     async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
-        let (dead_letter, lifecycle) = (self.dead_letter.clone(), Arc::clone(&self.lifecycle));
+        let (dead_letter, lifecycle) = (self.dead_letter.clone(), self.lifecycle.clone());
         let read = move |observer: &Observer| {
             let sources = observer.cluster().and_then(|_| kafka::retry_until(ANSWER_TIMEOUT, || observer.sources()));
             let sources = sources.map_err(|error| observer.describe_error(&error).to_string())?;
@@ -207,11 +204,11 @@ impl Watcher {
             let dead_letter =
                 dead_letter.map_or(Ok(()), |topic| describe_dead_letter_error(&topic, observer.may_write(&topic)));
             let dead_letter = dead_letter.map_err(|advice| advice.to_string());
-            let state = |(topic, observer): &(String, Observer)| {
-                let seen = kafka::retry_until(ANSWER_TIMEOUT, || observer.lifecycle());
-                Lifecycle { topic: topic.clone(), seen: seen.map_err(|error| kafka::describe_error(&error)) }
+            let state = |(stage, topic): (Stage, String)| {
+                let seen = kafka::retry_until(ANSWER_TIMEOUT, || observer.lifecycle(stage, &topic));
+                Lifecycle { topic, seen: seen.map_err(|error| kafka::describe_error(&error)) }
             };
-            let lifecycle = lifecycle.iter().map(state).collect();
+            let lifecycle = lifecycle.into_iter().map(state).collect();
             Ok(Logs { sources, views, held_back, group, dead_letter, lifecycle })
         };
         self.blocking(read).await
