@@ -4,7 +4,9 @@
     python examples/producer.py --brokers localhost:9092 --events 1000
     python examples/producer.py --events 0 --rate 200      # 200 a second, until Ctrl-C
 
-With --print the payloads go to standard output instead, one a line, and nothing but Python is needed.
+First it announces each campaign once, on the two lifecycle topics. An empty name leaves such a topic out.
+
+With --print the events go to standard output instead, one a line, and nothing but Python is needed.
 """
 
 import argparse
@@ -18,6 +20,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
 TOPIC = "campaign.event_tracking"
+AUDIENCE_TOPIC = "campaign.audience_ready"
+TEMPLATE_TOPIC = "campaign.template_ready"
 # Of a thousand events.
 EVENT_TYPES = {"delivered": 640, "open": 250, "click": 70, "bounce": 30, "unsubscribe": 10}
 CAMPAIGNS_PER_WORKSPACE = 10
@@ -47,6 +51,20 @@ class Campaigns:
         }
 
 
+def announcements(seed: int, campaigns: int) -> Iterator[tuple[str, str]]:
+    """For each campaign, the messages that its audience and its template are ready; each with its topic."""
+    rng = random.Random(seed)
+    started = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(days=DAYS)
+    for campaign, workspace in Campaigns(rng, campaigns).all:
+        message = {"campaign_id": campaign, "workspace_id": workspace}
+        for topic, minutes, metadata in (
+            (AUDIENCE_TOPIC, 90, {"size": rng.randrange(10_000, 50_000)}),
+            (TEMPLATE_TOPIC, 30, {"template": "autumn"}),
+        ):
+            ready = started - timedelta(minutes=minutes, seconds=rng.randrange(600))
+            yield topic, json.dumps({**message, "event_time": ready.isoformat(), "metadata": metadata})
+
+
 def payloads(seed: int, campaigns: int, events: int) -> Iterator[str]:
     """The payloads of so many events, or without end for 0."""
     rng = random.Random(seed)
@@ -66,15 +84,15 @@ def paced(items: Iterator[str], rate: float) -> Iterator[str]:
         yield item
 
 
-def publish(items: Iterator[str], brokers: str, topic: str) -> int:
-    """Publishes until the items end or a signal does; gives how many were not acknowledged."""
+def publish(items: Iterator[tuple[str, str]], brokers: str) -> int:
+    """Publishes items to their topics until they end or a signal does; gives how many were not acknowledged."""
     from confluent_kafka import Producer
 
     producer = Producer({"bootstrap.servers": brokers, "enable.idempotence": True})
     # `docker stop` as Ctrl-C: what was taken is still sent.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for item in items:
+        for topic, item in items:
             while True:
                 try:
                     producer.produce(topic, value=item.encode())
@@ -91,6 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brokers", default="localhost:9092")
     parser.add_argument("--topic", default=TOPIC)
+    parser.add_argument("--audience-topic", default=AUDIENCE_TOPIC)
+    parser.add_argument("--template-topic", default=TEMPLATE_TOPIC)
     parser.add_argument("--events", type=int, default=1000, help="how many; 0: until Ctrl-C (default 1000)")
     parser.add_argument("--rate", type=float, default=0, help="at most so many a second; 0: at once (default)")
     parser.add_argument("--campaigns", type=int, default=100, help="of how many campaigns (default 100)")
@@ -103,7 +123,10 @@ def main() -> None:
         for item in items:
             print(item)
         return
-    left = publish(items, arguments.brokers, arguments.topic)
+    topics = {AUDIENCE_TOPIC: arguments.audience_topic, TEMPLATE_TOPIC: arguments.template_topic}
+    announced = ((topics[topic], item) for topic, item in announcements(arguments.seed, arguments.campaigns) if topics[topic])
+    events = ((arguments.topic, item) for item in items)
+    left = publish(itertools.chain(announced, events), arguments.brokers)
     if left:
         raise SystemExit(f"{left} events were not acknowledged")
 

@@ -11,3 +11,7 @@ GRANT SELECT ON campaigns.workspace_daily TO grafana;
 GRANT SELECT ON campaigns.recipients TO grafana;
 GRANT SELECT ON campaigns.campaign_recipients TO grafana;
 GRANT SELECT ON campaigns.campaign_recipients_daily TO grafana;
+-- For the timeline of a campaign. These columns have no address.
+GRANT SELECT ON campaigns.campaign_timeline TO grafana;
+GRANT SELECT (campaign_id, event_type, event_time) ON campaigns.email_events TO grafana;
+GRANT SELECT (campaign_id, workspace_id, stage, event_time, audience_size) ON campaigns.campaign_lifecycle TO grafana;

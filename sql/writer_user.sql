@@ -9,6 +9,7 @@ GRANT SELECT, INSERT ON campaigns.daily TO tallyhouse;
 GRANT SELECT, INSERT ON campaigns.rejected_events TO tallyhouse;
 GRANT SELECT, INSERT ON campaigns.recipients TO tallyhouse;
 GRANT SELECT ON campaigns.recipient_key TO tallyhouse;
+GRANT SELECT, INSERT ON campaigns.campaign_lifecycle TO tallyhouse;
 GRANT SELECT ON campaigns.schema_migrations TO tallyhouse;
 -- For `report`, and for `check`, which looks whether they are there.
 GRANT SELECT ON campaigns.campaign_daily TO tallyhouse;
@@ -16,6 +17,7 @@ GRANT SELECT ON campaigns.campaign_report TO tallyhouse;
 GRANT SELECT ON campaigns.workspace_daily TO tallyhouse;
 GRANT SELECT ON campaigns.campaign_recipients TO tallyhouse;
 GRANT SELECT ON campaigns.campaign_recipients_daily TO tallyhouse;
+GRANT SELECT ON campaigns.campaign_timeline TO tallyhouse;
 GRANT SELECT ON campaigns.erasures TO tallyhouse;
 -- On Replicated tables (migrate --cluster), also these:
 -- GRANT SELECT, INSERT ON campaigns.email_events_local TO tallyhouse;
@@ -23,6 +25,7 @@ GRANT SELECT ON campaigns.erasures TO tallyhouse;
 -- GRANT SELECT, INSERT ON campaigns.rejected_events_local TO tallyhouse;
 -- GRANT SELECT, INSERT ON campaigns.recipients_local TO tallyhouse;
 -- GRANT SELECT ON campaigns.recipient_key_local TO tallyhouse;
+-- GRANT SELECT, INSERT ON campaigns.campaign_lifecycle_local TO tallyhouse;
 -- GRANT SELECT ON campaigns.schema_migrations_local TO tallyhouse;
 -- GRANT SELECT ON campaigns.erasures_local TO tallyhouse;
 -- GRANT SYSTEM SYNC REPLICA ON campaigns.* TO tallyhouse;

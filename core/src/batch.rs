@@ -10,6 +10,7 @@ use crate::protocol::Frozen;
 use crate::protocol::group::Size;
 use crate::protocol::marks::{Expected, PartitionId};
 use crate::source::{OffsetRange, Table};
+use crate::stream::{Stage, Stream, audience_size};
 use crate::tables;
 use crate::window::native::{Chunks, Column, Values, low_cardinality, low_cardinality_runs, native_block};
 use crate::window::{Arrivals, CounterKey, Totals, Window};
@@ -67,6 +68,7 @@ pub struct RejectedRecord {
 /// A frozen batch: the rows, rejects and counters of a range of offsets.
 #[derive(Debug)]
 pub struct Batch {
+    stream: Stream,
     range: OffsetRange,
     bytes: usize,
     raw: Vec<RawDay>,
@@ -77,8 +79,13 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Closes a window at `end`. `end` is at or after the last offset that the window took.
+    /// Closes a window of events at `end`. `end` is at or after the last offset that the window took.
     pub fn freeze(window: Window, end: u64) -> Batch {
+        Batch::freeze_of(Stream::Events, window, end)
+    }
+
+    /// Does the same as [`Batch::freeze`] for a window of any stream.
+    pub fn freeze_of(stream: Stream, window: Window, end: u64) -> Batch {
         let range = OffsetRange { start: window.start(), end: end.max(window.next()) };
         let bytes = window.bytes();
         let parts = window.into_parts();
@@ -104,7 +111,7 @@ impl Batch {
             key: parts.rejected.key.finish(),
             payload: parts.rejected.payload.finish(),
         };
-        Batch { range, bytes, raw: raw.collect(), counters, rejected, arrivals: parts.arrivals }
+        Batch { stream, range, bytes, raw: raw.collect(), counters, rejected, arrivals: parts.arrivals }
     }
 
     /// Returns the offsets the batch covers.
@@ -174,10 +181,16 @@ impl Batch {
 
     /// Returns the facts about the batch that the protocol needs.
     pub fn frozen(&self) -> Frozen {
+        let rejected = self.rejected.rows;
+        if let Stream::Lifecycle(_) = self.stream {
+            let lifecycle = self.raw.iter().map(|day| day.rows).sum();
+            let expected = Expected { lifecycle, rejected, ..Expected::default() };
+            return Frozen { range: self.range, expected, group: None };
+        }
         let mut daily: Vec<PartitionId> = self.counters.iter().map(|(key, _)| key.day.yyyymm()).collect();
         daily.dedup();
         let raw = self.raw.iter().map(|day| (day.day.yyyymmdd(), day.rows)).collect();
-        Frozen { range: self.range, expected: Expected { raw, daily, rejected: self.rejected.rows }, group: None }
+        Frozen { range: self.range, expected: Expected { raw, daily, rejected, lifecycle: 0 }, group: None }
     }
 
     /// Returns its size, for the bounds of a group.
@@ -204,6 +217,7 @@ pub fn block(table: Table, parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
         Table::Raw => raw_block(parts),
         Table::Daily => daily_block(parts),
         Table::Rejected => rejected_block(parts),
+        Table::Lifecycle => lifecycle_block(parts),
     }
 }
 
@@ -227,6 +241,42 @@ fn raw_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
     ];
     let rows = sources.iter().map(|(_, rows)| rows).sum();
     (rows, native_block(rows, named(&tables::RAW, columns)))
+}
+
+/// Returns the rows of a lifecycle topic. Each one has the end of its batch, which is the mark that the batch is applied.
+///
+/// A window holds a lifecycle record as an event without an address. The column of the type is left out here.
+fn lifecycle_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
+    let (mut all_days, mut sources): (Vec<&RawDay>, Vec<(&str, u64)>) = Default::default();
+    let (mut stage, mut size, mut end_offset) = (Column::default(), Column::default(), Column::default());
+    for Part { batch, source, .. } in parts {
+        let Stream::Lifecycle(of_batch) = batch.stream else { continue };
+        for day in &batch.raw {
+            let mut metadata = Values::of(day.metadata.clone());
+            for _ in 0..day.rows {
+                let text = metadata.string().unwrap_or_default();
+                stage.put(&[of_batch as u8]);
+                size.put(&if of_batch == Stage::AudienceReady { audience_size(&text) } else { 0 }.to_le_bytes());
+                end_offset.put(&batch.range.end.to_le_bytes());
+            }
+        }
+        sources.push((*source, batch.raw.iter().map(|day| day.rows).sum()));
+        all_days.extend(&batch.raw);
+    }
+    let column = |of: fn(&RawDay) -> &Chunks| -> Chunks { all_days.iter().flat_map(|day| of(day)).cloned().collect() };
+    let columns = [
+        column(|d| &d.campaign_id),
+        column(|d| &d.workspace_id),
+        stage.finish(),
+        column(|d| &d.event_time),
+        size.finish(),
+        column(|d| &d.metadata),
+        low_cardinality_runs(&sources),
+        column(|d| &d.source_offset),
+        end_offset.finish(),
+    ];
+    let rows = sources.iter().map(|(_, rows)| rows).sum();
+    (rows, native_block(rows, named(&tables::LIFECYCLE, columns)))
 }
 
 /// Returns the counters of all parts, summed over their sources. The source is empty in such a row.
@@ -567,6 +617,47 @@ mod tests {
             }
             assert_eq!((rows, block.concat()), (1, wanted), "{:?}", insert.table);
         }
+    }
+
+    #[test]
+    fn a_lifecycle_row_has_its_stage_its_size_and_the_end_of_its_batch() {
+        let metadata = r#"{"size":1200}"#;
+        let payload = format!(
+            r#"{{"campaign_id":"{:032x}","workspace_id":"{:032x}","email":"","event_type":"open","event_time":1795501800,"metadata":{metadata}}}"#,
+            1, 2
+        );
+        let bounds = TimeBounds { past_seconds_max: 0, future_seconds_max: 0 };
+        for (stage, size) in [(Stage::AudienceReady, 1_200u64), (Stage::TemplateReady, 0)] {
+            let mut window = Window::new(7);
+            for (offset, payload) in [(7, payload.as_bytes()), (8, b"broken")] {
+                let record = Record { offset, timestamp_ms: None, key: None, payload: Some(payload) };
+                window.push(&record, &decode(record.payload, None, &bounds));
+            }
+            let batch = Batch::freeze_of(Stream::Lifecycle(stage), window, 12);
+            let expected = Expected { lifecycle: 1, rejected: 1, ..Expected::default() };
+            assert_eq!((batch.frozen().expected, batch.months()), (expected, Vec::new()));
+            let mut wanted = vec![tables::LIFECYCLE.len() as u8, 1];
+            let string = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+            for column in tables::LIFECYCLE {
+                wanted.extend([string(column.name), string(column.block_type)].concat());
+                wanted.extend(match column.name {
+                    "campaign_id" => vec![0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
+                    "workspace_id" => vec![0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0],
+                    "stage" => vec![stage as u8],
+                    "event_time" => 1_795_501_800u32.to_le_bytes().to_vec(),
+                    "audience_size" => size.to_le_bytes().to_vec(),
+                    "metadata" => string(metadata),
+                    "source" => low_cardinality_runs(&[("t/0", 1)]).concat(),
+                    "source_offset" => 7u64.to_le_bytes().to_vec(),
+                    _ => 12u64.to_le_bytes().to_vec(),
+                });
+            }
+            let part = Part { batch: &batch, partitions: &[0], source: "t/0" };
+            let (rows, block) = block(Table::Lifecycle, &[part]);
+            assert_eq!((rows, block.concat()), (1, wanted));
+        }
+        let stages = Stage::ALL.map(|stage| format!("'{}' = {}", stage.name(), stage as i8));
+        assert_eq!(tables::STAGE, format!("Enum8({})", stages.join(", ")));
     }
 
     #[test]

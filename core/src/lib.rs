@@ -16,5 +16,6 @@ pub mod recipients;
 #[cfg(test)]
 mod simulation;
 pub mod source;
+pub mod stream;
 pub mod tables;
 pub mod window;

@@ -22,26 +22,30 @@ impl fmt::Display for OffsetRange {
     }
 }
 
-/// The three tables of a batch, in the order in which the member writes to them. The counters come last. So their mark
-/// (`end_offset`) shows that the batch's rows and rejects are there as well.
+/// The tables of batches, in the order in which the member writes to them. The rows with a mark (`end_offset`) come last: the
+/// counters of events, and the rows of a lifecycle topic. So the mark shows that the rest of the batch is there as well. A batch
+/// writes to the tables of its stream ([`Stream::tables`](crate::stream::Stream::tables)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {
     /// `email_events`: one row per event.
     Raw,
     /// `rejected_events`: one row per record that is not an event.
     Rejected,
+    /// `campaign_lifecycle`: one row per record of a lifecycle topic.
+    Lifecycle,
     /// `daily`: one row per counter.
     Daily,
 }
 
 impl Table {
     /// All tables, in the order of writing.
-    pub const ALL: [Table; 3] = [Table::Raw, Table::Rejected, Table::Daily];
+    pub const ALL: [Table; 4] = [Table::Raw, Table::Rejected, Table::Lifecycle, Table::Daily];
 
     /// Returns the table's name in ClickHouse.
     pub fn name(self) -> &'static str {
         match self {
             Table::Raw => "email_events",
+            Table::Lifecycle => "campaign_lifecycle",
             Table::Daily => "daily",
             Table::Rejected => "rejected_events",
         }

@@ -1,4 +1,4 @@
-//! The three tables of a batch, the table of recipients, and their columns. `sql/` makes the tables; a test compares both.
+//! The tables of batches, the table of recipients, and their columns. `sql/` makes the tables; a test compares both.
 //!
 //! The blocks of a batch, the column list of its INSERTs and the check of the schema read this definition.
 
@@ -10,6 +10,8 @@ pub const DEDUPLICATION_WINDOW: u64 = 10_000;
 /// Types of the column `event_type`.
 pub const EVENT_TYPE: &str = "Enum8('delivered' = 1, 'open' = 2, 'click' = 3, 'bounce' = 4, 'unsubscribe' = 5, \
                           'sent' = 6, 'complaint' = 7, 'deferred' = 8)";
+/// Types of the column `stage`.
+pub const STAGE: &str = "Enum8('audience_ready' = 1, 'template_ready' = 2)";
 const LOW_CARDINALITY: &str = "LowCardinality(String)";
 
 /// A column that each insert fills.
@@ -74,6 +76,18 @@ pub const REJECTED: [Column; 7] = [
     column("payload", "String"),
 ];
 
+/// Columns of an insert into `campaign_lifecycle`.
+pub const LIFECYCLE: [Column; 9] = [
+    column("campaign_id", "UUID"),
+    column("workspace_id", "UUID"),
+    column("stage", STAGE),
+    column("event_time", "DateTime('UTC')"),
+    column("audience_size", "UInt64"),
+    column("metadata", "String"),
+    column("source", LOW_CARDINALITY),
+    column("source_offset", "UInt64"),
+    column("end_offset", "UInt64"),
+];
 /// The form of `recipients`, which is written by other rules than the tables of a batch ([`crate::recipients`]).
 pub const RECIPIENTS: Definition = Definition {
     engine: "AggregatingMergeTree",
@@ -96,7 +110,7 @@ pub const RECIPIENTS: Definition = Definition {
 /// Name of the table of recipients.
 pub const RECIPIENTS_NAME: &str = "recipients";
 /// The tables that members write to.
-pub const NAMES: [&str; 4] = ["email_events", "rejected_events", "daily", RECIPIENTS_NAME];
+pub const NAMES: [&str; 5] = ["email_events", "rejected_events", "daily", RECIPIENTS_NAME, "campaign_lifecycle"];
 /// Name of the table with the key of their hashes.
 pub const RECIPIENT_KEY_NAME: &str = "recipient_key";
 
@@ -118,6 +132,14 @@ impl Table {
                 sorting_key: "campaign_id, event_time",
                 has_tokens: true,
                 columns: &RAW,
+                computed: None,
+            },
+            Table::Lifecycle => Definition {
+                engine: "MergeTree",
+                partition_key: "",
+                sorting_key: "campaign_id, event_time",
+                has_tokens: true,
+                columns: &LIFECYCLE,
                 computed: None,
             },
             Table::Daily => Definition {

@@ -78,6 +78,18 @@ impl Events {
         Payload { bytes: json.into_bytes(), event_type: Some(event_type) }
     }
 
+    /// Returns the message of a lifecycle topic about a campaign, as the app publishes it: a stage and its metadata. It lies this
+    /// number of minutes before the first day of the events.
+    pub fn announcement(&self, campaign: u64, minutes_before: u64, metadata: &str) -> String {
+        let first = (self.last_day - Days::new(self.days.saturating_sub(1))).and_time(chrono::NaiveTime::MIN);
+        let time = (first - Duration::from_secs(60 * minutes_before)).format("%Y-%m-%dT%H:%M:%S");
+        let (campaign_id, workspace_id) = (uuid(campaign), uuid(1_000_000 + campaign % 50));
+        format!(
+            "{{\"campaign_id\": \"{campaign_id}\", \"workspace_id\": \"{workspace_id}\", \"event_time\": \"{time}\", \
+             \"metadata\": {metadata}}}"
+        )
+    }
+
     fn json(&self, dice: u64, event_type: &str) -> String {
         let campaign = dice % self.campaigns;
         let day = self.last_day - Days::new(mix(dice) % self.days);

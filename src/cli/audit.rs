@@ -44,7 +44,15 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
             output::note(&format!("audit: {step}"));
         }
     };
-    let report = audit::run(config, &reader, &options, &progress).await?;
+    let mut lifecycle = Vec::new();
+    for (stage, topic) in config.kafka.topics.lifecycle() {
+        if reader.has_lifecycle(stage, topic).await? {
+            let config = config.for_lifecycle(stage, topic);
+            let reader = self::reader(&config, query_timeout_s).await?;
+            lifecycle.push((config, reader));
+        }
+    }
+    let report = audit::run(config, &reader, &lifecycle, &options, &progress).await?;
     let output = if json { report.json()? } else { report.table() };
     Ok(Done { output, status: if report.violations() > 0 { EXIT_VIOLATIONS } else { 0 } })
 }

@@ -69,7 +69,11 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
     partitions.dedup();
     let mut config = config.clone();
     if let Some(topic) = topic {
-        config.kafka.topics.events = topic;
+        let stage = config.kafka.topics.lifecycle().into_iter().find(|(_, name)| *name == topic);
+        match stage.map(|(stage, _)| stage) {
+            Some(stage) => config = config.for_lifecycle(stage, &topic),
+            None => config.kafka.topics.events = topic,
+        }
     }
     let choice = if goes_on { Choice::Continue } else { Choice::CountAnew };
     let reader = audit::reader(&config, query_timeout_s).await?;

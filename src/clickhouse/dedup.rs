@@ -1,4 +1,4 @@
-//! Reads the contents of the deduplication windows of the three tables.
+//! Reads the contents of the deduplication windows of the tables.
 //!
 //! ClickHouse does not show them, so this module estimates them from the existing parts. Must never be a basis of exactly once:
 //! the marks make up for a token that is forgotten.

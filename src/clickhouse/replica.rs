@@ -162,8 +162,8 @@ impl Client {
 
     /// The lost parts are counted last, so that none is lost between the count and the sync.
     async fn sync_tables(&self) -> Result<u64, ClickHouseError> {
-        let [raw, rejected, daily, recipients] = tables::NAMES.map(|table| self.sync_table(table));
-        tokio::try_join!(raw, rejected, daily, recipients)?;
+        let [raw, rejected, daily, recipients, lifecycle] = tables::NAMES.map(|table| self.sync_table(table));
+        tokio::try_join!(raw, rejected, daily, recipients, lifecycle)?;
         let states = self.table_states().await?;
         match states.iter().find(|state| !state.keeper_error.is_empty()) {
             Some(TableState { table, keeper_error, .. }) => Err(ClickHouseError::NotSynced {

@@ -122,6 +122,12 @@ impl Retention {
         }
     }
 
+    /// Returns the retention of the rows of lifecycle topics and of their rejects: those rows are kept permanently.
+    #[must_use]
+    pub fn of_lifecycle(&self) -> Retention {
+        Retention { raw: Ttl::None, ..self.clone() }
+    }
+
     /// Returns the first UTC day of which `email_events` has every row; `None` if rows are kept permanently, or nobody can know.
     pub fn first_kept_day(&self) -> Option<Day> {
         match self.raw {

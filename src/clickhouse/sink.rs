@@ -19,6 +19,7 @@ use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, PartitionId, Progress};
 use tallyhouse_core::recipients::{RecipientKey, Recipients};
 use tallyhouse_core::source::{OffsetRange, Source, Table};
+use tallyhouse_core::stream::Stream;
 use tallyhouse_core::tables::{Definition, RECIPIENTS, RECIPIENTS_NAME};
 
 /// Interval at which `system.processes` is checked for the end of an insert.
@@ -51,6 +52,8 @@ pub struct OpenBatch {
 pub struct Sink {
     client: Client,
     schema: Schema,
+    /// Content of the sources, which decides about the tables that it asks.
+    stream: Stream,
     /// The servers of which one is in use at a time, if there are several.
     servers: Option<Arc<Servers>>,
     /// Time for which nothing is inserted after parts were lost: an insert that was sent before may arrive for that long.
@@ -67,9 +70,22 @@ impl Sink {
         self.client.insert_timeout()
     }
 
-    /// Returns a sink for a database that has this form of the schema.
+    /// Returns a sink for a database that has this form of the schema. It is for events.
     pub fn new(client: Client, schema: Schema) -> Sink {
-        Sink { client, schema, servers: None, quarantine: Duration::ZERO, confirms: false, recipient_key: None }
+        Sink {
+            client,
+            schema,
+            stream: Stream::Events,
+            servers: None,
+            quarantine: Duration::ZERO,
+            confirms: false,
+            recipient_key: None,
+        }
+    }
+
+    /// Returns the same sink for the sources of a stream.
+    pub fn for_stream(self, stream: Stream) -> Sink {
+        Sink { stream, ..self }
     }
 
     /// Returns a sink that uses one of these servers at a time. `sends`: the time for which a member may begin to send an insert after
@@ -77,14 +93,8 @@ impl Sink {
     pub fn of_servers(servers: Arc<Servers>, schema: Schema, sends: Duration, replicas_confirmed: u64) -> Sink {
         let client = servers.in_use().clone();
         let quarantine = sends + RECEIVE_TIMEOUT + client.insert_timeout();
-        Sink {
-            client,
-            schema,
-            servers: Some(servers),
-            quarantine,
-            confirms: replicas_confirmed > 1,
-            recipient_key: None,
-        }
+        let confirms = replicas_confirmed > 1;
+        Sink { servers: Some(servers), quarantine, confirms, ..Sink::new(client, schema) }
     }
 
     /// Lets the sink write recipients.
@@ -115,7 +125,7 @@ impl Sink {
 
     /// Returns a sink on the server in use now, which stays on it.
     fn here(&self) -> Sink {
-        Sink::new(self.in_use().clone(), self.schema.clone())
+        Sink::new(self.in_use().clone(), self.schema.clone()).for_stream(self.stream)
     }
 
     /// Returns a sink that stays on the server in use now, which shows all rows that the shard has. So a sync and the reads after it
@@ -269,13 +279,28 @@ impl Sink {
         let (names, ends): (Vec<&String>, Vec<u64>) =
             starts.iter().zip(asked).map(|((name, _), batch)| (name, batch.range.end)).unzip();
         let within = format!("{} AND source_offset < transform(source, ?, ?, toUInt64(0))", at_least("source_offset"));
+        let of_table = |table: Table| {
+            format!("SELECT toString(source) AS name, count() FROM {} WHERE {within} GROUP BY name", table.name())
+        };
+        let rejected = of_table(Table::Rejected);
+        let rejected = bind_at_least(self.client.deciding(&rejected), &starts).bind(&names).bind(&ends);
+        if self.stream != Stream::Events {
+            let mut marks: BTreeMap<String, Marks> =
+                starts.iter().map(|(name, _)| (name.clone(), Marks::default())).collect();
+            let rows = of_table(self.stream.row_table());
+            let rows = bind_at_least(self.client.deciding(&rows), &starts).bind(&names).bind(&ends);
+            for (name, rows) in rows.rows::<(String, u64)>().await? {
+                marks.entry(name).or_default().lifecycle = rows;
+            }
+            for (name, rows) in rejected.rows::<(String, u64)>().await? {
+                marks.entry(name).or_default().rejected = rows;
+            }
+            return Ok(marks);
+        }
         let raw = format!(
             "SELECT toString(source) AS name, toYYYYMMDD(event_time) AS day, count() FROM email_events WHERE {within} GROUP BY name, day"
         );
         let raw = bind_at_least(self.client.deciding(&raw), &starts).bind(&names).bind(&ends);
-        let rejected =
-            format!("SELECT toString(source) AS name, count() FROM rejected_events WHERE {within} GROUP BY name");
-        let rejected = bind_at_least(self.client.deciding(&rejected), &starts).bind(&names).bind(&ends);
         let months: Option<Vec<&[PartitionId]>> = asked.iter().map(|batch| batch.months.as_deref()).collect();
         let months = months.map(|all| BTreeSet::from_iter(all.concat()).into_iter().collect::<Vec<_>>());
         let expired_before =
@@ -314,10 +339,11 @@ impl Sink {
     pub async fn topic_ids_of(&self, topic: &str, partitions: &[i32]) -> Result<Vec<Vec<String>>, ClickHouseError> {
         let here = self.synced().await?;
         let begin = format!("{topic}/");
-        let of = |table: Table| format!("SELECT DISTINCT source FROM {} WHERE startsWith(source, ?)", table.name());
-        let all = Table::ALL.map(of).join(" UNION ALL ");
+        let tables = self.stream.tables();
+        let of = |table: &Table| format!("SELECT DISTINCT source FROM {} WHERE startsWith(source, ?)", table.name());
+        let all = tables.iter().map(of).collect::<Vec<_>>().join(" UNION ALL ");
         let sql = format!("SELECT DISTINCT toString(source) AS name FROM ({all}) ORDER BY name");
-        let query = Table::ALL.iter().fold(here.client.deciding(&sql), |query, _| query.bind(&begin));
+        let query = tables.iter().fold(here.client.deciding(&sql), |query, _| query.bind(&begin));
         let mut found: BTreeMap<i32, Vec<String>> = BTreeMap::new();
         for (name,) in query.rows::<(String,)>().await? {
             let rest = name.strip_prefix(&begin).unwrap_or_default();
@@ -353,6 +379,9 @@ impl Sink {
     }
 
     async fn progress_of_some(&self, asked: &[(String, u64)]) -> Result<Vec<Progress>, ClickHouseError> {
+        if self.stream != Stream::Events {
+            return self.lifecycle_progress_of_some(asked).await;
+        }
         let ends = self.counted_ends(asked, None).await?;
         let counted_end = |name: &String| ends.get(name)?.iter().map(|(_, end)| *end).max();
         let range = |(name, from): &(String, u64)| {
@@ -391,6 +420,35 @@ impl Sink {
                 rejected_end: rejected.filter(|(before, ..)| *before > 0).map(|(_, last_before, _)| last_before + 1),
                 stored_end: raw.map(|(_, last)| last + 1).max(rejected.map(|(.., last)| last + 1)),
             }
+        };
+        Ok(asked.iter().map(|(name, _)| progress(name)).collect())
+    }
+
+    /// Returns the position of sources of a lifecycle topic. Their rows are the marks. Rejects are written before the rows between
+    /// them, so they prove no `rejected_end`.
+    async fn lifecycle_progress_of_some(&self, asked: &[(String, u64)]) -> Result<Vec<Progress>, ClickHouseError> {
+        let sql = format!(
+            "SELECT toString(source) AS name, max(end_offset) FROM {} WHERE {} GROUP BY name",
+            self.stream.row_table().name(),
+            at_least("end_offset")
+        );
+        let after: Vec<(String, u64)> =
+            asked.iter().map(|(name, from)| (name.clone(), from.saturating_add(1))).collect();
+        let ends = bind_at_least(self.client.deciding(&sql), &after).rows::<(String, u64)>().await?;
+        let ends: BTreeMap<String, u64> = ends.into_iter().collect();
+        let counted_end = |name: &String| ends.get(name).copied();
+        let beyond: Vec<(String, u64)> =
+            asked.iter().map(|(name, from)| (name.clone(), counted_end(name).unwrap_or(0).max(*from))).collect();
+        let sql = format!(
+            "SELECT toString(source) AS name, max(source_offset) FROM rejected_events WHERE {} GROUP BY name",
+            at_least("source_offset")
+        );
+        let last = bind_at_least(self.client.deciding(&sql), &beyond).rows::<(String, u64)>().await?;
+        let last: BTreeMap<String, u64> = last.into_iter().collect();
+        let progress = |name: &String| Progress {
+            counted_end: counted_end(name),
+            stored_end: last.get(name).map(|last| last + 1),
+            ..Progress::default()
         };
         Ok(asked.iter().map(|(name, _)| progress(name)).collect())
     }

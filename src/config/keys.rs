@@ -34,6 +34,8 @@ pub enum Kind {
     Secret,
     /// The name of a Kafka topic.
     Topic,
+    /// The name of a Kafka topic, or empty text for none.
+    TopicOrNone,
     /// A name that can stand in SQL without quoting.
     Identifier,
     /// Http or https addresses without credentials: a list, or text with commas.
@@ -100,6 +102,7 @@ impl Kind {
             Kind::Text => "text, not empty, without control characters".into(),
             Kind::Secret => "text without NUL".into(),
             Kind::Topic => "a Kafka topic name: 1 to 249 of the characters A-Z a-z 0-9 . _ -".into(),
+            Kind::TopicOrNone => format!("{}, or \"\" for none", Kind::Topic.allowed()),
             Kind::Identifier => "a letter or _, then at most 127 letters, digits or _".into(),
             Kind::HttpUrls => {
                 "http://host:port or https://host:port without user, password or query; several as a list or with commas".into()
@@ -135,6 +138,7 @@ impl Kind {
             Kind::Text => text_if(given, |t| !t.is_empty() && !t.contains(char::is_control)),
             Kind::Secret => text_if(given, |t| !t.contains('\0')),
             Kind::Topic => text_if(given, is_topic),
+            Kind::TopicOrNone => text_if(given, |text| text.is_empty() || is_topic(text)),
             Kind::Identifier => text_if(given, is_identifier),
             Kind::HttpUrls => http_urls(given),
             Kind::Address => text_if(given, |t| t.parse::<SocketAddr>().is_ok()),

@@ -5,7 +5,7 @@
 //! 1/4  data that is being sent      1/8  answers of brokers, unpacked
 //! ```
 //!
-//! Beside the limit, the process takes a reserve of at most [`RESERVE_BYTES`]. It is for the program, its threads, memory that
+//! Beside the limit, each lifecycle topic that exists takes a 32nd of it, with the same parts. The process takes a reserve of at most [`RESERVE_BYTES`]. It is for the program, its threads, memory that
 //! the allocator has not given back, and answers that unpack to more than usual. `tests/it/memory.rs` checks both.
 //!
 //! A part is a bound on bytes that are counted. Must never give out more than the whole.
@@ -39,6 +39,19 @@ pub fn limit_within(max_bytes: i64) -> i64 {
 /// Returns the default of `flush.bytes_max` with a lowered limit: two batches fit into the part of windows and batches.
 pub const fn batch(limit_bytes: i64) -> i64 {
     limit_bytes / 4
+}
+
+/// Share of the limit that the pipeline of one lifecycle topic takes in addition.
+const LIFECYCLE_SHARE: usize = 32;
+
+/// Returns the limit of the pipeline of a lifecycle topic, which has few records. The process takes it in addition to its limit.
+pub const fn lifecycle(limit_bytes: usize) -> usize {
+    limit_bytes / LIFECYCLE_SHARE
+}
+
+/// Returns the `memory.limit_bytes` that gives the pipeline of a lifecycle topic this limit.
+pub const fn limit_for_lifecycle(limit_bytes: u64) -> u64 {
+    limit_bytes.saturating_mul(LIFECYCLE_SHARE as u64)
 }
 
 /// Returns the bytes that windows and batches may hold. The oldest replay may borrow an eighth of this more (`tallyhouse_core::window::intake`),

@@ -16,6 +16,7 @@ mod explain;
 mod kafka_properties;
 mod keys;
 mod layers;
+mod lifecycle;
 mod mapping;
 pub mod memory;
 pub mod pace;

@@ -12,6 +12,7 @@ use super::Secret;
 use super::keys::Key;
 use super::keys::Kind::{
     self, Address, Bool, Bytes, Float, HttpUrls, Identifier, Integer, LogFilter, OneOf, Properties, Text, Topic,
+    TopicOrNone,
 };
 
 macro_rules! section {
@@ -109,7 +110,8 @@ section! {
     Kafka "kafka" {
         /// Brokers to start from: host:port, separated by commas.
         brokers: String = "localhost:9092", Text;
-        /// Consumer group. All instances of one pipeline share it.
+        /// Consumer group. All instances of one pipeline share it. A lifecycle topic has a group of its own, with -audience_ready or
+        /// -template_ready behind this name.
         group_id: String = "clickhouse-writer", Text;
         /// Name of this client in the brokers' logs and quotas.
         client_id: String = "tallyhouse", Text;
@@ -165,6 +167,11 @@ section! {
     Topics "kafka.topics" {
         /// Topic of the event stream.
         events: String = "campaign.event_tracking", Topic;
+        /// Topic with one message for each campaign whose audience is ready, counted into campaign_lifecycle. A member waits for it without
+        /// holding up the events. Empty: none.
+        audience_ready: String = "campaign.audience_ready", TopicOrNone;
+        /// Topic with one message for each campaign whose template is ready. Empty: none.
+        template_ready: String = "campaign.template_ready", TopicOrNone;
         /// Topic that gets each rejected record, with headers that say why, before its row is written. Not set: none does. It
         /// should take records at least 1 KiB larger than the event topic does.
         dead_letter: Option<String> = "", Topic;
@@ -273,7 +280,7 @@ section! {
         bytes_max: usize = "128MiB", Bytes(1 << 10..=1 << 30);
         /// Distinct days in one batch; the first event of one more day closes it. Each day is a part of email_events.
         days_max: usize = "1000", Integer(1..=5_000);
-        /// Flushes of this instance per second at most, so that ClickHouse has time to merge parts. A flush of many
+        /// Flushes of this instance per second and topic at most, so that ClickHouse has time to merge parts. A flush of many
         /// partitions is one insert for each table.
         batches_per_second_max: f64 = "4.0", Float(0.01..=1_000.0);
     }
@@ -283,8 +290,8 @@ section! {
     /// The one memory limit.
     Memory "memory" {
         /// Bytes for events: half of it in windows and batches, a quarter in librdkafka, a quarter on their way out. Consumption pauses
-        /// at the limit. The process takes up to 96MiB more. In a container with less than 683MiB of memory (cgroup) the default is
-        /// three quarters of that, at least 96MiB less than that. The default of flush.bytes_max is then a quarter of this limit.
+        /// at the limit. The process takes up to 96MiB more, and each lifecycle topic a 32nd of it. In a container with less than 683MiB of memory
+        /// (cgroup) the default is three quarters of that, at least 96MiB less than that. The default of flush.bytes_max is then a quarter of this limit.
         limit_bytes: usize = "512MiB", Bytes(64 << 20..=1 << 40);
     }
 }

@@ -190,7 +190,18 @@ fn topic_conflicts(config: &Config) -> Vec<Conflict> {
         (replays == events, [REPLAYS, "kafka.topics.events"], "the notes would be consumed as events"),
         (dead_letter == Some(replays), [DEAD_LETTER, REPLAYS], "what was replayed could not be read from it"),
     ];
-    let same = same.into_iter().filter(|(same, ..)| *same);
+    const LIFECYCLE: [&str; 2] = ["kafka.topics.audience_ready", "kafka.topics.template_ready"];
+    let names = [topics.audience_ready.as_str(), topics.template_ready.as_str()];
+    let mut same = same.to_vec();
+    for (key, name) in LIFECYCLE.into_iter().zip(names).filter(|(_, name)| !name.is_empty()) {
+        let why = "its messages would be read in two ways";
+        same.push((name == events, [key, "kafka.topics.events"], why));
+        same.push((name == names[1], [key, LIFECYCLE[1]], why));
+        let why = "the member would consume what it writes";
+        same.push((dead_letter.is_some_and(|topic| topic == name), [DEAD_LETTER, key], why));
+        same.push((replays == name, [REPLAYS, key], why));
+    }
+    let same = same.into_iter().filter(|(same, keys, _)| *same && keys[0] != keys[1]);
     same.map(|(_, keys, why)| (keys, format!("must not be the topic of {}: {why}", keys[1]))).collect()
 }
 

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::{Committed, LogView};
 use tallyhouse_core::source::{OffsetRange, Source};
+use tallyhouse_core::stream::Stage;
 
 /// Longest wait for one answer from either server.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
@@ -72,6 +73,15 @@ impl Rebalances for Nobody {
 /// librdkafka refuses a property.
 pub fn standalone_consumer(config: &Config) -> KafkaResult<Consumer> {
     consumer::create_with(config, Arc::new(Nobody), &[])
+}
+
+/// The state of a lifecycle topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LifecycleTopic {
+    /// Number of its partitions.
+    pub partitions: usize,
+    /// Number of records that are not committed.
+    pub lag_records: u64,
 }
 
 impl Observer {
@@ -188,6 +198,37 @@ impl Observer {
     /// Kafka does not answer in time, or answers with an error.
     pub fn group(&self) -> KafkaResult<Group> {
         members::describe(&self.consumer, self.group_id(), self.topic(), self.within)
+    }
+
+    /// Returns the state of the lifecycle topic of a stage; `None` if it does not exist. This observer is one of the event topic.
+    ///
+    /// # Errors
+    /// Kafka does not answer in time, or answers with an error; the right to read the topic or its group may be missing.
+    pub fn lifecycle(&self, stage: Stage, topic: &str) -> KafkaResult<Option<LifecycleTopic>> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), self.within)?;
+        let Some(found) = metadata.topics().first() else { return Ok(None) };
+        match found.error().map(RDKafkaErrorCode::from) {
+            Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition) => return Ok(None),
+            Some(error) => return Err(KafkaError::MetadataFetch(error)),
+            None => {}
+        }
+        // Its committed offsets are those of another group, which takes a client of its own.
+        let observer = Observer::with_timeout(&self.config.for_lifecycle(stage, topic), self.within)?;
+        if observer.may_read_topic()? == Some(false) {
+            return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::TopicAuthorizationFailed));
+        }
+        if observer.group()?.may_read == Some(false) {
+            return Err(KafkaError::OffsetFetch(RDKafkaErrorCode::GroupAuthorizationFailed));
+        }
+        let partitions: Vec<i32> = found.partitions().iter().map(|partition| partition.id()).collect();
+        let views = offsets::log_views(&observer.consumer, topic, "", &partitions, self.within)?;
+        let mut lag_records = 0;
+        for view in views.into_values() {
+            let view = view?;
+            let committed = view.committed.map_or(0, |committed| committed.offset);
+            lag_records += view.high.saturating_sub(committed.max(view.low));
+        }
+        Ok(Some(LifecycleTopic { partitions: partitions.len(), lag_records }))
     }
 
     /// Returns the group's session timeout in milliseconds if the broker decides it (KIP-848); `None` if it reports none.

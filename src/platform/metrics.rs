@@ -1,6 +1,6 @@
 //! The metrics: every name, unit and help text in one place, and the exporter that renders them.
 //!
-//! Labels must never come from outside: reasons, tables and partitions are bounded, and the only topic is the configured one. A
+//! Labels must never come from outside: reasons, tables and partitions are bounded, and topics are the configured ones. A
 //! name here is a promise to dashboards and alerts: `docs/metrics.md` and `deploy/prometheus/` are checked against it.
 
 #![allow(missing_docs, reason = "the help texts in the table below document the names")]
@@ -104,14 +104,14 @@ const fn metric(
 /// All metrics of the process. `docs/metrics.md` lists them.
 pub const METRICS: &[Metric] = &[
     metric(Kind::Counter, CONSUMED, Unit::Count, &[], "Records taken from Kafka"),
-    metric(Kind::Counter, DECODED, Unit::Count, &[], "Records that were valid events"),
-    metric(Kind::Counter, REJECTED, Unit::Count, &["reason"], "Records that were not valid events, by reason"),
-    metric(Kind::Counter, UNKNOWN_FIELDS, Unit::Count, &[], "Ignored fields of events that are none of the six"),
+    metric(Kind::Counter, DECODED, Unit::Count, &[], "Records that were valid"),
+    metric(Kind::Counter, REJECTED, Unit::Count, &["reason"], "Records that were not valid, by reason"),
+    metric(Kind::Counter, UNKNOWN_FIELDS, Unit::Count, &[], "Ignored fields of records"),
     metric(Kind::Counter, FLUSHED_ROWS, Unit::Count, &["table"], "Rows that ClickHouse acknowledged, by table"),
     metric(Kind::Counter, FLUSHED_BATCHES, Unit::Count, &[], "Batches whose end is committed"),
     metric(Kind::Counter, DEAD_LETTERS, Unit::Count, &[], "Rejected records that the dead-letter topic acknowledged"),
     metric(Kind::Counter, PAUSES, Unit::Count, &[], "Times that the memory limit began to pause partitions"),
-    metric(Kind::Counter, REBALANCES, Unit::Count, &["kind"], "Rebalances, by kind (assigned, revoked, lost)"),
+    metric(Kind::Counter, REBALANCES, Unit::Count, &["kind", "topic"], "Rebalances, by kind (assigned, revoked, lost)"),
     metric(Kind::Counter, RETRIES, Unit::Count, &["step"], "Repeated steps after a failure, by step"),
     metric(
         Kind::Counter,
@@ -127,13 +127,7 @@ pub const METRICS: &[Metric] = &[
         &["kind"],
         "Offsets that a member passed over between two records, by kind: marker (of a transaction; or compacted away), aborted, lost, unchecked",
     ),
-    metric(
-        Kind::Gauge,
-        INFO,
-        Unit::Count,
-        &["version", "topic"],
-        "Always 1: the running version and the topic that it consumes",
-    ),
+    metric(Kind::Gauge, INFO, Unit::Count, &["version", "topic"], "Always 1: the running version and its event topic"),
     metric(
         Kind::Gauge,
         READY,
@@ -145,35 +139,35 @@ pub const METRICS: &[Metric] = &[
         Kind::Gauge,
         LAG_SECONDS,
         Unit::Seconds,
-        &["partition"],
+        &["partition", "topic"],
         "Age of the oldest consumed record that is not stored, by partition; 0 while the window is empty",
     ),
     metric(
         Kind::Gauge,
         POSITION_LAG,
         Unit::Count,
-        &["partition"],
+        &["partition", "topic"],
         "Records in the log that are not consumed yet, by partition",
     ),
     metric(
         Kind::Gauge,
         COMMITTED_LAG,
         Unit::Count,
-        &["partition"],
+        &["partition", "topic"],
         "Records in the log that are not committed yet, by partition",
     ),
     metric(
         Kind::Gauge,
         OPEN_TRANSACTION_RECORDS,
         Unit::Count,
-        &["partition"],
+        &["partition", "topic"],
         "Records in the log that consumers cannot read because of a producer's open transaction, by partition; no lag counts them",
     ),
     metric(
         Kind::Gauge,
         OPEN_TRANSACTION_SECONDS,
         Unit::Seconds,
-        &["partition"],
+        &["partition", "topic"],
         "Time for which the same open transaction has blocked the partition, as this member has seen it",
     ),
     metric(Kind::Gauge, MEMORY_USED, Unit::Bytes, &[], "Memory that windows and batches hold"),
@@ -185,20 +179,20 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Partitions that are paused, because they hold as much memory as is free",
     ),
-    metric(Kind::Gauge, ASSIGNED, Unit::Count, &[], "Partitions of this member"),
+    metric(Kind::Gauge, ASSIGNED, Unit::Count, &["topic"], "Partitions of this member, by topic"),
     metric(
         Kind::Gauge,
         PARTITIONS,
         Unit::Count,
-        &[],
+        &["topic"],
         "Partitions of the topic; the assigned partitions of all members together make this number",
     ),
     metric(
         Kind::Gauge,
         STOPPED,
         Unit::Count,
-        &["reason"],
-        "Stopped partitions of this member, by reason; `tallyhouse explain REASON` prints the remedy",
+        &["reason", "topic"],
+        "Stopped partitions of this member, by reason and topic; `tallyhouse explain REASON` prints the remedy",
     ),
     metric(
         Kind::Gauge,

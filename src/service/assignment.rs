@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tracing::Instrument as _;
 
 struct Running {
     drain: watch::Sender<Drain>,
@@ -79,7 +80,16 @@ impl Assignment {
     }
 
     fn report(&self, assigned: usize) {
-        gauge!(ASSIGNED).set(assigned as f64);
+        if let Some(shared) = self.shared.get() {
+            gauge!(ASSIGNED, "topic" => shared.topic.clone()).set(assigned as f64);
+        }
+    }
+
+    /// Counts a rebalance of this kind.
+    fn count(&self, kind: &'static str) {
+        if let Some(shared) = self.shared.get() {
+            counter!(REBALANCES, "kind" => kind, "topic" => shared.topic.clone()).increment(1);
+        }
     }
 
     fn rebalanced_locked(&self) -> MutexGuard<'_, Rebalanced> {
@@ -145,7 +155,7 @@ async fn drain(running: Vec<Running>, how: Drain, grace: Duration, shared: &Shar
 
 impl Rebalances for Assignment {
     fn assigned(&self, partitions: &[i32]) {
-        counter!(REBALANCES, "kind" => "assigned").increment(1);
+        self.count("assigned");
         tracing::info!(?partitions, "assigned");
         let Some(shared) = self.shared.get() else { return };
         let mut running = self.running_locked();
@@ -153,7 +163,7 @@ impl Rebalances for Assignment {
             let (drain, drained) = watch::channel(Drain::No);
             let gate = CommitGate::default();
             let task = Partition::new(Arc::clone(shared), partition, drained, gate.clone());
-            let task = self.runtime.spawn(task.run());
+            let task = self.runtime.spawn(task.run().instrument(shared.span.clone()));
             running.insert(partition, Running { drain, task, gate });
         }
         self.report(running.len());
@@ -164,7 +174,7 @@ impl Rebalances for Assignment {
     }
 
     fn revoked(&self, partitions: &[i32], lost: bool) {
-        counter!(REBALANCES, "kind" => if lost { "lost" } else { "revoked" }).increment(1);
+        self.count(if lost { "lost" } else { "revoked" });
         tracing::info!(?partitions, lost, "revoked");
         self.rebalanced_locked().settled = false;
         if let Some(shared) = self.shared.get() {

@@ -19,6 +19,7 @@ use rdkafka::statistics::{Broker, Partition, Statistics};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tallyhouse_core::protocol::LogView;
+use tallyhouse_core::stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 /// Interval at which the deduplication windows are read.
@@ -26,22 +27,28 @@ const HEADROOM_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Copies librdkafka's statistics to the gauges.
 pub fn take(shared: &Shared, statistics: &Statistics) {
-    // The bootstrap addresses are listed as brokers with a negative id.
-    statistics.brokers.values().filter(|broker| broker.nodeid >= 0).for_each(take_broker);
-    counter!(RECEIVED_BYTES).absolute(statistics.rx_bytes.unsigned_abs());
+    // The metrics of a client are those of the event topic's.
+    let is_main = shared.stream == Stream::Events;
+    if is_main {
+        // The bootstrap addresses are listed as brokers with a negative id.
+        statistics.brokers.values().filter(|broker| broker.nodeid >= 0).for_each(take_broker);
+        counter!(RECEIVED_BYTES).absolute(statistics.rx_bytes.unsigned_abs());
+    }
     let Some(topic) = statistics.topics.get(&shared.topic) else { return };
     let (mut records, mut bytes) = (0, 0);
     // A partition with number -1 stands for records without a partition, and a deleted one is unknown.
     let real = topic.partitions.values().filter(|partition| partition.partition >= 0 && !partition.unknown);
-    gauge!(PARTITIONS).set(real.count() as f64);
+    gauge!(PARTITIONS, "topic" => shared.topic.clone()).set(real.count() as f64);
     for partition in topic.partitions.values() {
         // Partitions that were taken over share one queue (`kafka/fetch_queue.rs`), and each reports the whole queue.
         records = partition.fetchq_cnt.max(records);
         bytes = partition.fetchq_size.max(bytes);
         take_lags(shared, partition);
     }
-    gauge!(FETCH_QUEUE_RECORDS).set(records as f64);
-    gauge!(FETCH_QUEUE_BYTES).set(bytes as f64);
+    if is_main {
+        gauge!(FETCH_QUEUE_RECORDS).set(records as f64);
+        gauge!(FETCH_QUEUE_BYTES).set(bytes as f64);
+    }
 }
 
 fn take_broker(broker: &Broker) {
@@ -59,28 +66,33 @@ fn take_broker(broker: &Broker) {
 pub fn take_log(shared: &Shared, partition: i32, log: &LogView) {
     let committed = log.committed_offset().unwrap_or(log.low);
     shared.committed.insert(partition, committed);
-    set_committed_lag(partition, log.high, committed);
+    set_committed_lag(shared, partition, log.high, committed);
 }
 
-fn set_committed_lag(partition: i32, end: u64, committed: u64) {
-    gauge!(COMMITTED_LAG, "partition" => partition.to_string()).set(end.saturating_sub(committed) as f64);
+/// Sets a gauge of one partition.
+fn set(shared: &Shared, name: &'static str, partition: i32, value: f64) {
+    gauge!(name, "partition" => partition.to_string(), "topic" => shared.topic.clone()).set(value);
+}
+
+fn set_committed_lag(shared: &Shared, partition: i32, end: u64, committed: u64) {
+    set(shared, COMMITTED_LAG, partition, end.saturating_sub(committed) as f64);
 }
 
 fn take_lags(shared: &Shared, partition: &Partition) {
     let committed = shared.committed.get(&partition.partition).map(|committed| *committed);
     if let (Some(committed), Ok(end)) = (committed, u64::try_from(partition.ls_offset)) {
-        set_committed_lag(partition.partition, end, committed);
+        set_committed_lag(shared, partition.partition, end, committed);
     }
     let Some(next) = shared.windows.next(partition.partition) else { return };
     let end = partition.ls_offset.max(0).unsigned_abs();
-    let label = partition.partition.to_string();
-    gauge!(POSITION_LAG, "partition" => label.clone()).set(end.saturating_sub(next) as f64);
+    let number = partition.partition;
+    set(shared, POSITION_LAG, number, end.saturating_sub(next) as f64);
     let (records, open_for) = shared.open_transactions.note(partition, next, Instant::now());
-    gauge!(OPEN_TRANSACTION_RECORDS, "partition" => label.clone()).set(records as f64);
-    gauge!(OPEN_TRANSACTION_SECONDS, "partition" => label.clone()).set(open_for.as_secs_f64());
-    let oldest_ms = shared.unstored_ms(partition.partition);
+    set(shared, OPEN_TRANSACTION_RECORDS, number, records as f64);
+    set(shared, OPEN_TRANSACTION_SECONDS, number, open_for.as_secs_f64());
+    let oldest_ms = shared.unstored_ms(number);
     let age_ms = oldest_ms.map_or(0, |oldest_ms| (unix_ms() - oldest_ms).max(0));
-    gauge!(LAG_SECONDS, "partition" => label).set(age_ms as f64 / 1_000.0);
+    set(shared, LAG_SECONDS, number, age_ms as f64 / 1_000.0);
 }
 
 /// The transactions that prevent partitions from being read. The map has the last stable offset of each, and the time since which
@@ -112,7 +124,7 @@ pub fn forget(shared: &Shared, partition: i32) {
     shared.open_transactions.0.remove(&partition);
     shared.committed.remove(&partition);
     for lag in [POSITION_LAG, COMMITTED_LAG, LAG_SECONDS, OPEN_TRANSACTION_RECORDS, OPEN_TRANSACTION_SECONDS] {
-        gauge!(lag, "partition" => partition.to_string()).set(0.0);
+        set(shared, lag, partition, 0.0);
     }
 }
 

@@ -367,12 +367,13 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tallyhouse_core::stream::Stream;
 
     /// A task whose window was closed before it could be taken waits again.
     #[test]
     fn the_end_of_a_wait_leaves_a_newer_one_alone() {
         let groups = Arc::new(Groups::default());
-        let windows = Windows::new(Limits { rows_max: 1, bytes_max: 1, days_max: 1 }, Arc::default());
+        let windows = Windows::new(Stream::Events, Limits { rows_max: 1, bytes_max: 1, days_max: 1 }, Arc::default());
         let source = Source { cluster: String::new(), topic: "t".into(), topic_id: String::new(), partition: 3 };
         let older = groups.wait(&source, 1);
         let newer = groups.wait(&source, 2);

@@ -4,7 +4,7 @@
 
 use crate::platform::lock::locked;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The reasons for not being ready, and the reader's pulse.
@@ -14,11 +14,18 @@ pub struct Health {
     /// Time of the last poll. It is `None` until the reader polls for the first time: before that the service waits for servers,
     /// and does not hang.
     pulse: Mutex<Option<Instant>>,
+    /// Health of the pipelines of the lifecycle topics, by topic.
+    parts: Mutex<BTreeMap<String, Arc<Health>>>,
 }
 
 impl Health {
     fn reasons_locked(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         locked(&self.reasons)
+    }
+
+    /// Returns the health of the pipeline of a topic. Its causes are those of the service, with the topic before them.
+    pub fn part(&self, topic: &str) -> Arc<Health> {
+        Arc::clone(locked(&self.parts).entry(topic.to_owned()).or_default())
     }
 
     /// Adds a cause that keeps the service from being ready.
@@ -33,7 +40,12 @@ impl Health {
 
     /// Returns every cause with its reason. If there is none, the service is ready.
     pub fn reasons(&self) -> BTreeMap<String, String> {
-        self.reasons_locked().clone()
+        let mut reasons = self.reasons_locked().clone();
+        for (topic, part) in locked(&self.parts).iter() {
+            let of_topic = |(cause, reason)| (format!("{topic}: {cause}"), reason);
+            reasons.extend(part.reasons().into_iter().map(of_topic));
+        }
+        reasons
     }
 
     /// Notes that the reader has polled.
@@ -41,16 +53,28 @@ impl Health {
         *locked(&self.pulse) = Some(Instant::now());
     }
 
-    /// Returns the time since the reader polled last; zero while it has not started.
+    /// Returns the time since the reader polled last; zero while it has not started. Of several readers, the longest time counts.
     pub fn pulse_age(&self) -> Duration {
         let pulse = *locked(&self.pulse);
-        pulse.map_or(Duration::ZERO, |last| last.elapsed())
+        let of_parts = locked(&self.parts).values().map(|part| part.pulse_age()).max().unwrap_or_default();
+        pulse.map_or(Duration::ZERO, |last| last.elapsed()).max(of_parts)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_service_is_ready_when_all_its_parts_are() {
+        let health = Health::default();
+        let part = health.part("campaign.audience_ready");
+        part.set("partition 0", "no");
+        let reasons: Vec<String> = health.reasons().into_keys().collect();
+        assert_eq!(reasons, ["campaign.audience_ready: partition 0"]);
+        health.part("campaign.audience_ready").clear("partition 0");
+        assert!(health.reasons().is_empty() && part.reasons().is_empty());
+    }
 
     #[test]
     fn the_pulse_ages_only_once_the_reader_has_started() {

@@ -6,6 +6,8 @@
 //!  (reader.rs)       (windows.rs)      (partition.rs, as the core's protocol says)
 //! ```
 //!
+//! The lifecycle topics have pipelines of their own with the same code (`lifecycle.rs`).
+//!
 //! Must never exit because a server is away for a while: it waits and reports that. It ends on a signal. At the start it also
 //! ends for a fault that waiting does not fix.
 
@@ -19,6 +21,7 @@ mod health;
 mod joint;
 mod left_behind;
 mod left_open;
+mod lifecycle;
 mod memory;
 mod partition;
 mod reader;
@@ -48,6 +51,7 @@ use dashmap::DashMap;
 use gaps::Gaps;
 use groups::Groups;
 use joint::{Joint, Questions};
+use lifecycle::Pipelines;
 use memory::Memory;
 use metrics_process::Collector;
 use rdkafka::consumer::Consumer as _;
@@ -65,6 +69,7 @@ use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::stop::StopReason;
 use tallyhouse_core::recipients::RecipientKey;
 use tallyhouse_core::source::Table;
+use tallyhouse_core::stream::Stream;
 use tallyhouse_core::window::Limits;
 use tallyhouse_core::window::intake::Intake;
 use tokio::sync::{oneshot, watch};
@@ -166,18 +171,32 @@ pub enum RunError {
 }
 
 /// The work of one run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Number of records consumed.
     pub consumed: u64,
     /// Number of records that were no events.
     pub rejected: u64,
-    /// Number of raw rows that ClickHouse acknowledged.
+    /// Number of rows for valid records that ClickHouse acknowledged.
     pub rows: u64,
     /// Number of batches committed.
     pub batches: u64,
     /// Time for which it ran.
     pub uptime: Duration,
+}
+
+impl Summary {
+    /// Returns the work of both, which ran at the same time.
+    #[must_use]
+    fn with(self, other: Summary) -> Summary {
+        Summary {
+            consumed: self.consumed + other.consumed,
+            rejected: self.rejected + other.rejected,
+            rows: self.rows + other.rows,
+            batches: self.batches + other.batches,
+            uptime: self.uptime.max(other.uptime),
+        }
+    }
 }
 
 impl fmt::Display for Summary {
@@ -188,8 +207,11 @@ impl fmt::Display for Summary {
     }
 }
 
-/// The objects that all tasks share.
+/// The objects that all tasks of a pipeline share.
 struct Shared {
+    stream: Stream,
+    /// Names the topic in the log, where it is not the event topic.
+    span: tracing::Span,
     /// Consumer. The reference is weak: the reader owns the consumer, and closes it when it ends.
     consumer: Weak<Consumer>,
     sink: Sink,
@@ -252,7 +274,7 @@ impl Shared {
     /// Counts rows that ClickHouse has acknowledged.
     fn note_rows(&self, table: Table, rows: u64) {
         counter!(FLUSHED_ROWS, "table" => table.name()).increment(rows);
-        self.flushed_rows.fetch_add(if table == Table::Raw { rows } else { 0 }, Ordering::Relaxed);
+        self.flushed_rows.fetch_add(if table == self.stream.row_table() { rows } else { 0 }, Ordering::Relaxed);
     }
 
     /// Returns the Kafka timestamp of the oldest record of a partition that is consumed and not stored.
@@ -284,7 +306,9 @@ impl Shared {
         let mut reasons: BTreeMap<&str, u32> = stopped.values().map(|&reason| (reason, 0)).collect();
         change(&mut stopped);
         stopped.values().for_each(|&reason| *reasons.entry(reason).or_default() += 1);
-        reasons.into_iter().for_each(|(reason, count)| gauge!(STOPPED, "reason" => reason.to_owned()).set(count));
+        for (reason, count) in reasons {
+            gauge!(STOPPED, "reason" => reason.to_owned(), "topic" => self.topic.clone()).set(count);
+        }
     }
 }
 
@@ -307,7 +331,7 @@ struct Reached {
     session_timeout: Duration,
 }
 
-/// A service that consumes.
+/// A pipeline that consumes.
 struct Running {
     servers: Arc<Servers>,
     assignment: Arc<Assignment>,
@@ -332,12 +356,28 @@ pub async fn run(
     let credentials = Credentials::read(config);
     let local = prepare(config).await?;
     let Some(reached) = await_servers(config, clickhouse, &local.health, &stop).await? else {
-        return Ok(Summary { consumed: 0, rejected: 0, rows: 0, batches: 0, uptime: started.elapsed() });
+        return Ok(Summary { uptime: started.elapsed(), ..Summary::default() });
     };
-    let mut running = start(config, local, reached, left_open, &stop)?;
-    serve(config, &mut running, &credentials, &reload, &stop).await?;
-    let is_flushed = shut_down(config, &mut running).await;
-    running.sum_up(started, is_flushed)
+    tokio::spawn(gauges::watch_headroom(Arc::clone(&reached.servers), stop.clone()));
+    tokio::spawn(Arc::clone(&reached.servers).watch(stop.clone()));
+    let schema = reached.schema.clone();
+    let mut running = start(config, Stream::Events, local, reached, left_open)?;
+    let mut pipelines = Pipelines::start(config, &running, &schema, &credentials, &reload, &stop);
+    let served = tokio::select! {
+        // A pipeline that ends because of `stop` must not keep the events from being flushed.
+        biased;
+        served = serve(config, &mut running, &credentials, &reload, &stop) => served.map_err(|error| (error, false)),
+        error = pipelines.failed() => Err((error, true)),
+    };
+    if let Err((error, consumes)) = served {
+        if consumes {
+            give_up(Duration::from_millis(config.rebalance.grace_ms), &mut running).await;
+        }
+        let _ = pipelines.end().await;
+        return Err(error);
+    }
+    let (is_flushed, others) = tokio::join!(shut_down(config, &mut running), pipelines.end());
+    Ok(running.sum_up(started, is_flushed)?.with(others?))
 }
 
 /// Phase 1: installs the metrics, and opens the HTTP endpoint.
@@ -347,7 +387,7 @@ async fn prepare(config: &Config) -> Result<Local, RunError> {
     let health = Arc::new(Health::default());
     health.set("assignment", "no partitions are assigned yet");
     let memory = Arc::new(Memory::new(config::memory::windows(config.memory.limit_bytes)));
-    let windows = Arc::new(Windows::new(limits(config), Arc::clone(&memory)));
+    let windows = Arc::new(Windows::new(Stream::Events, limits(config), Arc::clone(&memory)));
     let state = admin::State {
         metrics,
         process: Collector::default(),
@@ -381,21 +421,27 @@ async fn await_servers(
 /// Phase 3: joins the group, and starts the reader's thread and the tasks that work for all partitions.
 fn start(
     config: &Config,
+    stream: Stream,
     local: Local,
     reached: Reached,
     left_open: Arc<LeftOpen>,
-    stop: &CancellationToken,
 ) -> Result<Running, RunError> {
     let Local { health, memory, windows } = local;
     let Reached { servers, schema, recipient_key, consumer, assignment, cluster_id, session_timeout } = reached;
     let topic = &config.kafka.topics.events;
-    tokio::spawn(gauges::watch_headroom(Arc::clone(&servers), stop.clone()));
-    tokio::spawn(Arc::clone(&servers).watch(stop.clone()));
-    let sink = Sink::of_servers(Arc::clone(&servers), schema, session_timeout, config.clickhouse.replicas_confirmed)
+    let replicas_confirmed = config.clickhouse.replicas_confirmed;
+    let sink = Sink::of_servers(Arc::clone(&servers), schema, session_timeout, replicas_confirmed)
+        .for_stream(stream)
         .with_recipients(recipient_key);
+    let span = match stream {
+        Stream::Events => tracing::Span::none(),
+        Stream::Lifecycle(_) => tracing::info_span!("lifecycle", topic),
+    };
     let (commands, commands_for_reader) = channel();
     let commit_within = KAFKA_TIMEOUT.min(Lease::new(session_timeout).length());
     let shared = Arc::new(Shared {
+        stream,
+        span: span.clone(),
         consumer: Arc::downgrade(&consumer),
         dead_letters: DeadLetters::new(config).map_err(|error| RunError::Consumer(masked(&error)))?,
         windows: Arc::clone(&windows),
@@ -422,11 +468,14 @@ fn start(
     });
     // Rebalance callbacks need the tasks, and the tasks need the consumer. The subscription begins the first rebalance.
     assignment.start_with(Arc::clone(&shared));
-    gauge!(FLUSH_AGE).set(shared.flush_ages().most.as_secs_f64());
+    if stream == Stream::Events {
+        gauge!(FLUSH_AGE).set(shared.flush_ages().most.as_secs_f64());
+    }
     tokio::spawn(groups::flush_when_due(Arc::downgrade(&shared), limits(config)));
     consumer.subscribe(&[topic]).map_err(|error| RunError::Consumer(masked(&error)))?;
     let tally = Arc::new(Tally::default());
     let reader = Reader {
+        stream,
         waker: Waker::start(Arc::clone(&consumer), topic.clone()),
         fetched: FetchQueue::new(Arc::clone(&consumer)),
         consumer,
@@ -443,6 +492,7 @@ fn start(
     };
     let (ended, reader_ended) = oneshot::channel();
     std::thread::spawn(move || {
+        let _named = span.enter();
         let _ = ended.send(reader.run());
     });
     tracing::info!(topic, group = config.kafka.group_id, "consuming");

@@ -10,7 +10,7 @@ use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared, gauges};
 use crate::clickhouse::error::UNCONFIRMED;
 use crate::clickhouse::sink::{OpenBatch, RECEIVE_TIMEOUT};
-use crate::config::memory::limit_for_replay;
+use crate::config::memory::{limit_for_lifecycle, limit_for_replay};
 use crate::kafka::dead_letters::Letters;
 use crate::kafka::{self, KAFKA_TIMEOUT, refusal};
 use crate::platform::clock::{boot_time, unix_ms};
@@ -34,6 +34,7 @@ use tallyhouse_core::protocol::{
     Action, Committed, Frozen, LOOKS_MAX, LogView, Outcome, Protocol, Step, vouches_for_rows,
 };
 use tallyhouse_core::source::{OffsetRange, Source, Table};
+use tallyhouse_core::stream::Stream;
 use tallyhouse_core::window::ARRIVAL_STEP_MS;
 use tallyhouse_core::window::buffer::Halt;
 use tallyhouse_core::window::intake::Fill;
@@ -366,7 +367,7 @@ impl Partition {
             let mut look_at = None;
             match windows.halted(number, fill.number) {
                 Some(Halt::PositionLost) => return Outcome::PositionLost,
-                Some(Halt::TooLarge { records, bytes }) => return too_large(fill, records, bytes),
+                Some(Halt::TooLarge { records, bytes }) => return too_large(self.shared.stream, fill, records, bytes),
                 Some(Halt::EndsShort(end)) => {
                     let known = short.filter(|(known, _)| *known == end);
                     let (_, patient_until) = *short.insert(known.unwrap_or((end, Instant::now() + SHORT_PATIENCE)));
@@ -547,6 +548,7 @@ impl Partition {
                 Table::Raw => "raw_inserted",
                 Table::Daily => "daily_inserted",
                 Table::Rejected => "rejected_inserted",
+                Table::Lifecycle => "lifecycle_inserted",
             });
         }
         outcome
@@ -751,8 +753,13 @@ fn no_answer<T>() -> Result<T, String> {
 }
 
 /// Returns the outcome of a replay of which `records` records took `bytes` bytes.
-fn too_large(fill: Fill, records: u64, bytes: usize) -> Outcome {
+fn too_large(stream: Stream, fill: Fill, records: u64, bytes: usize) -> Outcome {
     let offsets = fill.until.unwrap_or(fill.from).saturating_sub(fill.from);
     let whole = u128::from(offsets) * bytes as u128 / u128::from(records.max(1));
-    Outcome::TooLarge { limit_bytes: limit_for_replay(u64::try_from(whole).unwrap_or(u64::MAX)) }
+    let of_pipeline = limit_for_replay(u64::try_from(whole).unwrap_or(u64::MAX));
+    let limit_bytes = match stream {
+        Stream::Events => of_pipeline,
+        Stream::Lifecycle(_) => limit_for_lifecycle(of_pipeline),
+    };
+    Outcome::TooLarge { limit_bytes }
 }

@@ -26,6 +26,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 use tallyhouse_core::decode::mapped::Decoder;
 use tallyhouse_core::decode::reject::Reason;
+use tallyhouse_core::stream::Stream;
 use tallyhouse_core::window::Record;
 use tallyhouse_core::window::intake::{Fill, Intake, Verdict};
 use tokio::sync::{Notify, oneshot};
@@ -72,13 +73,15 @@ pub struct Tally {
 
 /// The state of the reader thread, and the objects that it shares with the tasks.
 pub struct Reader {
+    /// Content of the topic.
+    pub stream: Stream,
     /// Gets a message of each resumption. Ends before the consumer.
     pub waker: Waker,
     /// Queue of fetched records.
     pub fetched: FetchQueue,
     /// Consumer. It is dropped, and so closed, on this thread.
     pub consumer: Arc<Consumer>,
-    /// Name of the event topic.
+    /// Name of the topic.
     pub topic: String,
     /// Windows that take the records.
     pub windows: Arc<Windows>,
@@ -280,7 +283,10 @@ impl Reader {
 
     fn report(&self, state: &mut PollState, begun: Instant) {
         state.busy += begun.elapsed().saturating_sub(std::mem::take(&mut state.waited));
-        counter!(READER_BUSY).absolute(state.busy.as_secs());
+        if self.stream == Stream::Events {
+            counter!(READER_BUSY).absolute(state.busy.as_secs());
+            self.memory.report();
+        }
         if state.consumed > 0 {
             counter!(CONSUMED).increment(state.consumed);
             counter!(DECODED).increment(state.decoded);
@@ -289,7 +295,13 @@ impl Reader {
             self.tally.rejected.fetch_add(state.consumed - state.decoded, Ordering::Relaxed);
             (state.consumed, state.decoded, state.unknown_fields) = (0, 0, 0);
         }
-        self.memory.report();
+    }
+
+    /// Sets the gauge of the paused partitions of the event topic.
+    fn report_paused(&self, state: &PollState) {
+        if self.stream == Stream::Events {
+            gauge!(PAUSED).set(state.paused.len() as f64);
+        }
     }
 
     /// Carries out the verdict on memory after a record.
@@ -322,7 +334,7 @@ impl Reader {
                 self.windows.give_up(partition);
             }
         }
-        gauge!(PAUSED).set(state.paused.len() as f64);
+        self.report_paused(state);
     }
 
     /// Resumes partitions for which there is memory again.
@@ -347,7 +359,7 @@ impl Reader {
         if state.paused.is_empty() {
             tracing::info!(used_bytes = self.memory.used_bytes(), "memory is free again: consumption goes on");
         }
-        gauge!(PAUSED).set(state.paused.len() as f64);
+        self.report_paused(state);
     }
 
     /// Gives the permit of the oldest replay to another one if it makes no progress. Its broker may be away for a long time.

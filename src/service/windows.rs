@@ -17,6 +17,7 @@ use tallyhouse_core::batch::Batch;
 use tallyhouse_core::decode::event::{Event, EventType};
 use tallyhouse_core::decode::reject::Rejection;
 use tallyhouse_core::source::OffsetRange;
+use tallyhouse_core::stream::Stream;
 use tallyhouse_core::window::buffer::{Buffer, Halt};
 use tallyhouse_core::window::intake::Fill;
 use tallyhouse_core::window::{Limits, Record};
@@ -124,14 +125,15 @@ pub struct WindowSnapshot {
 /// The live windows, by partition.
 pub struct Windows {
     live: DashMap<i32, Live>,
+    stream: Stream,
     limits: Limits,
     memory: Arc<Memory>,
 }
 
 impl Windows {
-    /// Creates the map without windows.
-    pub fn new(limits: Limits, memory: Arc<Memory>) -> Windows {
-        Windows { live: DashMap::new(), limits, memory }
+    /// Creates the map without windows, for a stream.
+    pub fn new(stream: Stream, limits: Limits, memory: Arc<Memory>) -> Windows {
+        Windows { live: DashMap::new(), stream, limits, memory }
     }
 
     /// Starts a partition's window, in place of an earlier one. `wake` is notified of changes.
@@ -189,7 +191,7 @@ impl Windows {
             }
             (window, end, Arc::clone(&live.account))
         };
-        Some(ReservedBatch { batch: Batch::freeze(window, end), account })
+        Some(ReservedBatch { batch: Batch::freeze_of(self.stream, window, end), account })
     }
 
     /// Returns the time at which the open window of this fill becomes due; `None` while it is empty or replaying.
@@ -290,7 +292,7 @@ mod tests {
     const FILL: Fill = Fill { partition: 0, number: 1, from: 0, until: None, records_max: None };
 
     fn windows(rows_max: u64) -> Windows {
-        Windows::new(Limits { rows_max, bytes_max: 1 << 20, days_max: 9 }, Arc::default())
+        Windows::new(Stream::Events, Limits { rows_max, bytes_max: 1 << 20, days_max: 9 }, Arc::default())
     }
 
     fn push(windows: &Windows, partition: i32, offsets: std::ops::Range<u64>) {

@@ -162,11 +162,19 @@ async fn lines(bench: &Bench) -> Vec<Line> {
 /// still counted.
 pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
-    for table in ["email_events", "rejected_events"] {
+    for table in ["email_events", "rejected_events", "campaign_lifecycle"] {
         bench.execute(&format!("ALTER TABLE {table} MODIFY SETTING old_parts_lifetime = 1")).await;
     }
     produce(&bench);
     bench.consume(PRODUCED).await;
+    for (offset, name) in [(0, PERSON), (1, "somebody@example.com")] {
+        let metadata = format!(r#"{{"reply_to": "{name}"}}"#);
+        let sql = format!(
+            "INSERT INTO campaign_lifecycle (stage, metadata, source, source_offset, end_offset) SETTINGS async_insert = 0 \
+             VALUES ('audience_ready', '{metadata}', 'audience/0', {offset}, 2)"
+        );
+        bench.execute(&sql).await;
+    }
     let (before, recipients_before) = (counts(&bench).await, recipients(&bench).await);
     assert!(recipient_of(&bench).await > 0);
     let folders: Vec<String> = bench
@@ -183,9 +191,9 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
 
     let (status, plan) = erase(&bench, &["--json"], &[]);
     let plan: Value = serde_json::from_str(&plan).unwrap();
-    let numbers = ["events", "mentions", "rejects", "campaigns"].map(|name| plan[name].as_u64().unwrap());
+    let numbers = ["events", "mentions", "rejects", "lifecycle", "campaigns"].map(|name| plan[name].as_u64().unwrap());
     assert_eq!(status, Some(0));
-    assert_eq!(numbers, [EVENTS, MENTIONS, REJECTS, 20], "{plan:#}");
+    assert_eq!(numbers, [EVENTS, MENTIONS, REJECTS, 1, 20], "{plan:#}");
     assert_eq!(plan["recipients"].as_u64(), Some(30), "two addresses of 10 and 20 campaigns: {plan:#}");
     assert_eq!((&plan["carried_out"], &plan["rows_left"]), (&false.into(), &Value::Null));
     let (status, said) = erase(&bench, &[], &[]);
@@ -204,6 +212,8 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
     let blank =
         "SELECT countIf(email = '' AND metadata = '') , countIf(email != '' AND metadata = '') FROM email_events";
     assert_eq!(bench.rows::<(u64, u64)>(blank).await, [(EVENTS, MENTIONS)], "nobody else's row was touched");
+    let lifecycle = "SELECT countIf(metadata = ''), count() FROM campaign_lifecycle";
+    assert_eq!(bench.rows::<(u64, u64)>(lifecycle).await, [(1, 2)]);
     let rejects = "SELECT countIf(payload = '' AND key = '' AND error = 'erased'), count() FROM rejected_events";
     assert_eq!(
         bench.rows::<(u64, u64)>(rejects).await,

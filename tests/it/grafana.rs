@@ -130,6 +130,12 @@ pub async fn every_panel_and_rule_has_an_answer(url: &str, database: &str) {
         assert!(result_count(&answer) > 0 && !answer.contains("\"metric\":{}"), "{name}: {answer}");
     }
     bench.await_stored(ledger.produced, &[&member]).await;
+    bench
+        .execute(
+            "INSERT INTO campaign_lifecycle (campaign_id, workspace_id, stage, event_time) SETTINGS async_insert = 0 \
+             SELECT campaign_id, workspace_id, 'audience_ready', event_time FROM email_events LIMIT 1",
+        )
+        .await;
     let dashboard = "grafana/dashboards/campaigns.json";
     let variables = asked_beside(dashboard, "templating", "/query/rawSql");
     for (title, sql) in asked(dashboard, "rawSql").into_iter().chain(variables) {

@@ -60,7 +60,8 @@ async fn assigned(member: &Server) -> u32 {
         return 0;
     }
     let metrics = http(member, "/metrics").await;
-    let count = metrics.lines().find_map(|line| line.strip_prefix("tallyhouse_assigned_partitions "));
+    let line = metrics.lines().find(|line| line.starts_with("tallyhouse_assigned_partitions{"));
+    let count = line.and_then(|line| line.rsplit(' ').next());
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 

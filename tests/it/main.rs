@@ -24,6 +24,7 @@ mod gaps;
 mod grafana;
 mod group;
 mod hostile;
+mod lifecycle;
 mod mapping;
 mod memory;
 mod operate;
@@ -143,6 +144,7 @@ fn main() -> ExitCode {
         service::the_python_producers_bytes_are_read,
         service::the_edges_of_a_day_are_that_days,
         service::a_zombie_that_wakes_up_doubles_nothing,
+        lifecycle::campaigns_are_counted_beside_their_events,
         recovery::a_lost_committed_offset_is_found_in_the_marks,
         recovery::a_lost_intent_is_completed_from_the_marks,
         recovery::a_member_ended_in_a_replay_leaves_it_to_the_next,

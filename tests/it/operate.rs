@@ -56,7 +56,7 @@ pub async fn a_good_stack_is_all_ok(url: &str, database: &str) {
     for _ in 0..2 {
         let (status, report) = json(&bench, "check", &[]);
         let checks = report["checks"].as_array().unwrap();
-        assert!(checks.len() == 24 && checks.iter().all(|check| check["status"] == "ok"), "{report:#}");
+        assert!(checks.len() == 25 && checks.iter().all(|check| check["status"] == "ok"), "{report:#}");
         assert_eq!((status, &report["version"], &report["ok"]), (Some(0), &1.into(), &true.into()));
         if bench.committed(0).is_none() {
             bench.produce(2_000);

@@ -203,11 +203,11 @@ pub const APPLIED: &str = "SELECT count() FROM daily WHERE {source} AND end_offs
 pub async fn await_stop(member: &Server, code: &str, text: &str) {
     await_http(member, "/readyz", text).await;
     await_http(member, "/readyz", &format!("Step by step: `tallyhouse explain {code}`")).await;
-    let gauge = format!("tallyhouse_stopped_partitions{{reason=\"{code}\"}} ");
+    let gauge = format!("tallyhouse_stopped_partitions{{reason=\"{code}\",");
     await_http(member, "/metrics", &gauge).await;
     let metrics = http(member, "/metrics").await;
-    let stopped =
-        metrics.lines().find_map(|line| line.strip_prefix(&gauge)).and_then(|count| count.parse::<u32>().ok());
+    let line = metrics.lines().find(|line| line.starts_with(&gauge));
+    let stopped = line.and_then(|line| line.rsplit(' ').next()?.parse::<u32>().ok());
     assert!(stopped >= Some(1), "{metrics}");
     let log = member.stderr();
     assert!(log.contains("partition stopped") && log.contains(&format!("tallyhouse explain {code}")), "{log}");

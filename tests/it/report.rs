@@ -326,15 +326,52 @@ async fn raw_rows(client: &Client) {
     }
 }
 
+/// A row of `campaign_timeline`: audience ready, template ready, size, first delivery, half of the opens.
+type TimelineRow = (Option<u32>, Option<u32>, Option<u64>, Option<u32>, Option<u32>);
+
+/// Inserts messages of the lifecycle topics about the same campaign. Its audience was announced twice.
+async fn announced(client: &Client) {
+    for (n, (stage, after, size)) in
+        [("audience_ready", -600i64, 9), ("audience_ready", -300, 8), ("template_ready", -60, 0)]
+            .into_iter()
+            .enumerate()
+    {
+        let sql = "INSERT INTO campaign_lifecycle (campaign_id, workspace_id, stage, event_time, audience_size, source, source_offset, end_offset) \
+                   SETTINGS async_insert = 0 VALUES (?, ?, ?, fromUnixTimestamp(?), ?, 'a/0@id', ?, 3)";
+        let row = client.query(sql).bind(CAMPAIGNS[0]).bind(WORKSPACES[0]).bind(stage).bind(i64::from(START) + after);
+        row.bind(size).bind(n as u64).execute().await.unwrap();
+    }
+}
+
 /// Every figure of the known rows, in JSON, in the page and in CSV. Another campaign's rows are in none of them.
 pub async fn a_campaign_in_depth_is_a_recount_of_its_rows(url: &str, database: &str) {
-    raw_rows(&migrated(url, database).await).await;
+    let client = migrated(url, database).await;
+    raw_rows(&client).await;
+    announced(&client).await;
     let arguments = ["--campaign", CAMPAIGNS[0], "--in-depth"];
     let found = json(url, database, &arguments);
     let is = |pointer: &str, wanted: Value| assert_eq!(found.pointer(pointer), Some(&wanted), "{pointer}: {found:#}");
     is("/rows", 16.into());
     is("/counted", 0.into());
     is("/first_delivery", START.into());
+    // Of the opens after 5, 40, 90, 100, 100, 3620 and 7200 s, the fourth is the first with half of them.
+    is(
+        "/timeline",
+        serde_json::json!({
+            "audience_ready": START - 600,
+            "template_ready": START - 60,
+            "first_delivery": START,
+            "half_of_opens": START + 100,
+        }),
+    );
+    is("/audience_size", 8.into());
+    is("/delivered_of_audience", 0.5.into());
+    let view = "SELECT toUInt32(audience_ready), toUInt32(template_ready), audience_size, toUInt32(first_delivery), toUInt32(half_of_opens) \
+                FROM campaign_timeline WHERE campaign_id = toUUID(?)";
+    let rows: Vec<TimelineRow> = client.query(view).bind(CAMPAIGNS[0]).rows().await.unwrap();
+    assert_eq!(rows, [(Some(START - 600), Some(START - 60), Some(8), Some(START), Some(START + 100))]);
+    let rows: Vec<TimelineRow> = client.query(view).bind(CAMPAIGNS[1]).rows().await.unwrap();
+    assert_eq!(rows, [(None, None, None, Some(START), None)]);
     is(
         "/events",
         serde_json::json!([
@@ -456,6 +493,7 @@ fn expected(found: &Value, list: &str, figures: &[&str]) -> Vec<Vec<String>> {
 pub async fn a_browser_shows_the_figures_of_the_json(url: &str, database: &str) {
     let client = migrated(url, database).await;
     raw_rows(&client).await;
+    announced(&client).await;
     // The chart has to shorten this link.
     let link = format!(r#"{{"url": "https://example.com/{}"}}"#, "W".repeat(80));
     let sql = "INSERT INTO email_events (campaign_id, workspace_id, event_type, event_time, metadata, source, source_offset) \
@@ -495,7 +533,21 @@ pub async fn a_browser_shows_the_figures_of_the_json(url: &str, database: &str) 
     let ends = ends.map(|(name, figure, unit)| {
         vec![name.to_owned(), format!("{}{unit}", times[figure]), format!("{}{unit}", times_unnamed[figure])]
     });
+    let time = |name: &str| {
+        let seconds = found["timeline"][name].as_i64().unwrap();
+        tallyhouse_core::days::utc_text(seconds * 1_000)
+    };
+    let timeline = [
+        ("audience ready", time("audience_ready")),
+        ("template ready", time("template_ready")),
+        ("first delivery", time("first_delivery")),
+        ("half of the opens", time("half_of_opens")),
+        ("recipients of the audience", found["audience_size"].to_string()),
+        ("unique delivered, as a share of the audience", "50.00 %".to_owned()),
+    ];
+    let timeline = timeline.map(|(name, value)| vec![name.to_owned(), value]);
     let wanted = [
+        ("timeline", timeline.to_vec()),
         ("events", expected(&found, "events", &["event_type", "events", "recipients"])),
         ("recipients", [expected(&all, "recipients", &figures), expected(&found, "providers", &figures)].concat()),
         ("hours", expected(&found, "hours", &["hour", "opens", "machine_opens", "clicks"])),

@@ -10,13 +10,14 @@ use tallyhouse::clickhouse::error::ClickHouseError;
 use tallyhouse::clickhouse::schema::{Schema, SchemaProblem};
 
 /// Every migration, in order.
-const ALL: [&str; 6] = [
+const ALL: [&str; 7] = [
     "single/0001_tables",
     "single/0002_views",
     "single/0003_erasures",
     "single/0004_marks",
     "single/0005_event_types",
     "single/0006_recipients",
+    "single/0007_lifecycle",
 ];
 
 fn options(url: &str, database: &str) -> ClickHouseOptions {

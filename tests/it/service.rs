@@ -248,7 +248,12 @@ pub async fn what_is_produced_is_counted(url: &str, database: &str) {
     await_http(&member, "/metrics", "tallyhouse_rejected_records_total{reason=\"unknown_event_type\"}").await;
     await_http(&member, "/metrics", "tallyhouse_event_to_queryable_seconds_bucket").await;
     await_http(&member, "/windows", "\"start\"").await;
-    await_http(&member, "/metrics", "tallyhouse_committed_lag_records{partition=\"0\"} 0").await;
+    await_http(
+        &member,
+        "/metrics",
+        &format!("tallyhouse_committed_lag_records{{partition=\"0\",topic=\"{}\"}} 0", bench.topic),
+    )
+    .await;
     assert_dashboard_is_served(&http(&member, "/metrics").await);
     let summary = end(&member);
     assert!(summary.contains(&format!("consumed {}, rejected {}", ledger.produced, ledger.broken)), "{summary}");

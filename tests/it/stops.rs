@@ -72,8 +72,12 @@ pub async fn an_announced_batch_that_is_gone_stops(url: &str, database: &str) {
         // The rejects of a half applied batch are lost.
         bench.await_stored(RECORDS - lost.max(100), &[&member]).await;
         await_http(&member, "/readyz", "\"ready\":true").await;
-        await_http(&member, "/metrics", &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\"}} 0"))
-            .await;
+        await_http(
+            &member,
+            "/metrics",
+            &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\",topic=\"{}\"}} 0", bench.topic),
+        )
+        .await;
         end(&member);
         bench.assert_consistent(point).await;
         assert!(bench.stored().await <= RECORDS - lost);
@@ -137,7 +141,12 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     }
     let member = bench.start(&rows_max);
     await_stop(&member, "sink_behind", "up to offset 4000, and shows them no more").await;
-    await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 3").await;
+    await_http(
+        &member,
+        "/metrics",
+        &format!("tallyhouse_stopped_partitions{{reason=\"sink_behind\",topic=\"{}\"}} 3", bench.topic),
+    )
+    .await;
     end(&member);
     // The other commands foretell it as well.
     let (status, audit, error) = bench.run(&["audit", "--json"], &[]);
@@ -151,8 +160,12 @@ pub async fn a_restored_backup_stops(url: &str, database: &str) {
     await_http(&member, "/readyz", "\"ready\":true").await;
     // Partition 2 has nothing to commit, and reports its lag as well.
     for partition in 0..PARTITIONS {
-        await_http(&member, "/metrics", &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\"}} 0"))
-            .await;
+        await_http(
+            &member,
+            "/metrics",
+            &format!("tallyhouse_committed_lag_records{{partition=\"{partition}\",topic=\"{}\"}} 0", bench.topic),
+        )
+        .await;
     }
     end(&member);
     bench.assert_consistent("after a restored backup").await;
@@ -181,13 +194,23 @@ pub async fn lost_counters_of_a_month_stop(url: &str, database: &str) {
     }
     let member = bench.start(&one_batch);
     await_stop(&member, "sink_behind", "`tallyhouse repair daily` counts that month again").await;
-    await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 2").await;
+    await_http(
+        &member,
+        "/metrics",
+        &format!("tallyhouse_stopped_partitions{{reason=\"sink_behind\",topic=\"{}\"}} 2", bench.topic),
+    )
+    .await;
     end(&member);
     bench.resume("0", "--continue").await;
     let (status, said, error) = bench.run(&["resume", "--partition", "1", "--count-anew"], &[]);
     assert!(status == Some(1) && error.contains("`tallyhouse repair daily`"), "{status:?} {said}{error}");
     let member = bench.start(&one_batch);
-    await_http(&member, "/metrics", "tallyhouse_stopped_partitions{reason=\"sink_behind\"} 1").await;
+    await_http(
+        &member,
+        "/metrics",
+        &format!("tallyhouse_stopped_partitions{{reason=\"sink_behind\",topic=\"{}\"}} 1", bench.topic),
+    )
+    .await;
     end(&member);
     for month in months {
         let (status, said, error) = bench.run(&["repair", "daily", "--month", &month.to_string()], &[]);

@@ -34,7 +34,7 @@ const IGNORABLE: &str = "x-";
 pub struct Intent {
     /// Offsets that the batch covers; `start` is the committed offset itself.
     pub range: OffsetRange,
-    /// Numbers of rows for `email_events` and for `rejected_events`. `None` if the intent was deduced from the marks after the
+    /// Numbers of rows for the stream's own table and for `rejected_events`. `None` if the intent was deduced from the marks after the
     /// committed offset was lost.
     pub counts: Option<Counts>,
     /// The group of the batch. Its inserts may have used the group's token.
@@ -44,7 +44,7 @@ pub struct Intent {
 /// Numbers of rows of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Counts {
-    /// Number of rows for `email_events`.
+    /// Number of rows for `email_events`, or for `campaign_lifecycle`.
     pub rows: u64,
     /// Number of rows for `rejected_events`.
     pub rejects: u64,

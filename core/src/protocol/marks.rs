@@ -1,7 +1,7 @@
 //! The marks show which batches are applied, and which parts of one are missing. They are read from the rows in ClickHouse.
 //!
-//! Every row carries its origin, in the same part as the data: `source_offset` in raw and rejected rows, `end_offset` in
-//! counters. ClickHouse applies an insert atomically per ClickHouse partition, so each (table, partition) of a batch is applied
+//! Every row carries its origin, in the same part as the data: `source_offset` in raw, rejected and lifecycle rows, `end_offset` in
+//! counters and lifecycle rows. ClickHouse applies an insert atomically per ClickHouse partition, so each (table, partition) of a batch is applied
 //! whole or not at all. Anything between is a conflict and must never be "repaired" by guessing.
 
 use crate::guard::{self, Guard};
@@ -9,7 +9,7 @@ use crate::protocol::intent::Counts;
 use crate::source::{OffsetRange, Table};
 use std::collections::BTreeMap;
 
-/// A ClickHouse partition: `yyyymmdd` for `email_events`, `yyyymm` for `daily`, 0 for `rejected_events`.
+/// A ClickHouse partition: `yyyymmdd` for `email_events`, `yyyymm` for `daily`, 0 for `rejected_events` and `campaign_lifecycle`.
 pub type PartitionId = u32;
 
 /// Rows that one batch must leave in the tables once it is applied.
@@ -21,23 +21,26 @@ pub struct Expected {
     pub daily: Vec<PartitionId>,
     /// Number of rows of `rejected_events`.
     pub rejected: u64,
+    /// Number of rows of `campaign_lifecycle`. A batch of a lifecycle topic has neither rows of `email_events` nor counters.
+    pub lifecycle: u64,
 }
 
 impl Expected {
-    /// Returns the number of rows of `email_events` over all days.
+    /// Returns the number of rows for valid records.
     pub fn rows(&self) -> u64 {
-        self.raw.values().sum()
+        self.raw.values().sum::<u64>() + self.lifecycle
     }
 
     /// True if the batch leaves no rows: its offsets hold no records.
     pub fn is_empty(&self) -> bool {
-        self.raw.is_empty() && self.rejected == 0
+        self.rows() == 0 && self.rejected == 0
     }
 
     /// Returns every insert that the batch needs, in order: a table and its ClickHouse partitions.
     pub fn inserts(&self) -> Vec<Insert> {
-        let rejected = if self.rejected > 0 { vec![0] } else { vec![] };
-        in_order(self.raw.keys().copied().collect(), rejected, self.daily.clone())
+        let whole = |rows: u64| if rows > 0 { vec![0] } else { vec![] };
+        let raw = self.raw.keys().copied().collect();
+        in_order(raw, whole(self.rejected), whole(self.lifecycle), self.daily.clone())
     }
 }
 
@@ -60,6 +63,8 @@ pub struct Marks {
     pub daily: BTreeMap<PartitionId, u64>,
     /// Number of rows of `rejected_events` with an offset in the range.
     pub rejected: u64,
+    /// Number of rows of `campaign_lifecycle` with an offset in the range.
+    pub lifecycle: u64,
     /// A TTL removes rows of `email_events` of days before this one, sooner or later. It is 0 without a TTL.
     pub expired_before: PartitionId,
 }
@@ -67,7 +72,7 @@ pub struct Marks {
 impl Marks {
     /// Returns the numbers of rows and rejects that the tables hold of the batch.
     pub fn counts(&self) -> Counts {
-        Counts { rows: self.raw.values().sum(), rejects: self.rejected }
+        Counts { rows: self.raw.values().sum::<u64>() + self.lifecycle, rejects: self.rejected }
     }
 
     /// True if nothing of a batch is applied: no row, no reject, and no counter that ends after its start.
@@ -117,13 +122,20 @@ pub fn missing(expected: &Expected, range: OffsetRange, marks: &Marks) -> Result
     }
     let unmarked = |month: &&PartitionId| marks.daily.get(month).is_none_or(|&end| end < range.end);
     let daily = expected.daily.iter().filter(unmarked).copied().collect();
-    let rejected = if applied(Table::Rejected, 0, expected.rejected, marks.rejected)? { vec![] } else { vec![0] };
-    Ok(in_order(raw, rejected, daily))
+    let whole = |table, expected, found| Ok(if applied(table, 0, expected, found)? { vec![] } else { vec![0] });
+    let rejected = whole(Table::Rejected, expected.rejected, marks.rejected)?;
+    let lifecycle = whole(Table::Lifecycle, expected.lifecycle, marks.lifecycle)?;
+    Ok(in_order(raw, rejected, lifecycle, daily))
 }
 
 /// Returns the inserts that are not empty, in the order of [`Table::ALL`].
-fn in_order(raw: Vec<PartitionId>, rejected: Vec<PartitionId>, daily: Vec<PartitionId>) -> Vec<Insert> {
-    let all = Table::ALL.into_iter().zip([raw, rejected, daily]);
+fn in_order(
+    raw: Vec<PartitionId>,
+    rejected: Vec<PartitionId>,
+    lifecycle: Vec<PartitionId>,
+    daily: Vec<PartitionId>,
+) -> Vec<Insert> {
+    let all = Table::ALL.into_iter().zip([raw, rejected, lifecycle, daily]);
     let mut all: Vec<Insert> = all
         .filter(|(_, partitions)| !partitions.is_empty())
         .map(|(table, partitions)| Insert { table, partitions })
@@ -143,6 +155,10 @@ fn applied(table: Table, partition: PartitionId, expected: u64, found: u64) -> R
 }
 
 /// Position of a source in the tables. It is read if the committed offset alone does not show it.
+///
+/// The rows of a lifecycle topic take the place of the counters. They are written last, in one ClickHouse partition, and each has the
+/// `end_offset` of its batch. So their greatest `end_offset` proves the same as that of counters. But rejects are the first
+/// insert of such a batch. They prove nothing about the rows between them, so a lifecycle topic has no `rejected_end`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Progress {
     /// Greatest `end_offset` of the source in `daily`, if it lies after the requested offset. Counters are written last, so every
@@ -168,19 +184,36 @@ pub fn down_to_mark(from: u64, marked: Option<u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::{Stage, Stream};
     use proptest::prelude::*;
 
     const RANGE: OffsetRange = OffsetRange { start: 100, end: 200 };
 
     fn expected() -> Expected {
-        Expected { raw: [(20261031, 3), (20261101, 4)].into(), daily: vec![202610, 202611], rejected: 2 }
+        let raw = [(20261031, 3), (20261101, 4)].into();
+        Expected { raw, daily: vec![202610, 202611], rejected: 2, lifecycle: 0 }
     }
 
     #[test]
     fn nothing_applied_means_all_inserts_in_order() {
         assert_eq!(missing(&expected(), RANGE, &Marks::default()), Ok(expected().inserts()));
         let tables: Vec<_> = expected().inserts().iter().map(|i| i.table).collect();
-        assert_eq!(tables, Table::ALL);
+        assert_eq!(tables, Stream::Events.tables());
+        let lifecycle = Expected { lifecycle: 3, rejected: 1, ..Expected::default() };
+        let inserts = missing(&lifecycle, RANGE, &Marks::default()).unwrap();
+        let tables: Vec<_> = inserts.iter().map(|i| i.table).collect();
+        assert_eq!(tables, Stream::Lifecycle(Stage::AudienceReady).tables());
+    }
+
+    #[test]
+    fn rows_of_a_lifecycle_topic_are_all_there_or_none_is() {
+        let expected = Expected { lifecycle: 3, rejected: 1, ..Expected::default() };
+        let found = |lifecycle| Marks { lifecycle, rejected: 1, ..Marks::default() };
+        assert_eq!(missing(&expected, RANGE, &found(3)), Ok(Vec::new()));
+        assert!(found(3).show_applied(RANGE, Counts { rows: 3, rejects: 1 }) && !found(3).show_nothing(RANGE));
+        let left = missing(&expected, RANGE, &found(0)).unwrap();
+        assert_eq!(left, [Insert { table: Table::Lifecycle, partitions: vec![0] }]);
+        assert_eq!(missing(&expected, RANGE, &found(2)).unwrap_err().table, Table::Lifecycle);
     }
 
     #[test]

@@ -23,7 +23,7 @@
 //!
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert without an intent that it knows to be
 //! committed. It must never write counters before the batch's rows and rejects. It must never commit an end before all inserts of
-//! the batch are known to be applied.
+//! the batch are known to be applied. In a lifecycle topic, its rows take the place of the counters ([`Progress`]).
 //!
 //! Dead letters are no step of the protocol. They are delivered as the beginning of the insert into `rejected_events`. So the
 //! proof of the insert is also the proof of the letters, and a delivery that failed is an insert that did not happen.
@@ -985,7 +985,8 @@ mod tests {
     fn a_batch_that_is_refused_for_its_size_is_announced_smaller() {
         let (mut protocol, _) = Protocol::start();
         let batch = |end| {
-            let expected = Expected { raw: [(20_261_031, end - 50)].into(), daily: vec![202_610], rejected: 0 };
+            let expected =
+                Expected { raw: [(20_261_031, end - 50)].into(), daily: vec![202_610], ..Expected::default() };
             Outcome::Batch(Frozen { range: OffsetRange { start: 50, end }, expected, group: None })
         };
         let nothing = || Outcome::Marks(Marks::default());
@@ -1022,7 +1023,7 @@ mod tests {
             let (mut protocol, _) = Protocol::start();
             protocol.on_outcome(Outcome::Log(plain(Metadata { topic_id: "id".into(), ..Metadata::default() }, "")));
             protocol.on_outcome(Outcome::Progress(Progress::default()));
-            let expected = Expected { raw: raw.into(), daily: vec![202_610, 202_611], rejected: 0 };
+            let expected = Expected { raw: raw.into(), daily: vec![202_610, 202_611], ..Expected::default() };
             protocol.on_outcome(Outcome::Batch(Frozen {
                 range: OffsetRange { start: 50, end: 56 },
                 expected,
@@ -1089,7 +1090,8 @@ mod tests {
         };
         assert_eq!(wanted.metadata, b"tallyhouse/2 topic=id marked=40 again=90");
         let batch = |start, end| {
-            let expected = Expected { raw: [(20_261_031, end - start)].into(), daily: vec![202_610], rejected: 0 };
+            let expected =
+                Expected { raw: [(20_261_031, end - start)].into(), daily: vec![202_610], ..Expected::default() };
             Outcome::Batch(Frozen { range: OffsetRange { start, end }, expected, group: None })
         };
         // A member starts in the middle of it.

@@ -14,6 +14,7 @@ mod sink;
 mod world;
 
 use crate::guard::{Guard, with_off};
+use crate::stream::{Stage, Stream};
 use log::{DAYS, EMAIL_MAX, Log, Record};
 use rand::distr::weighted::WeightedIndex;
 use rand::{Rng, SeedableRng, distr::Distribution};
@@ -192,7 +193,12 @@ fn without_any_one_guard_a_violation_is_found() {
     let replicas = Rules { replicas: 2, ..plenty };
     let confirms = Rules { confirms: true, ..replicas };
     let for_good = Rules { hides: Hides::ForGood, ..real };
-    let ours: [(Guard, Rules, &'static [&'static str]); 33] = [
+    let lifecycle = Rules { stream: Stream::Lifecycle(Stage::AudienceReady), ..real };
+    let ours: [(Guard, Rules, &'static [&'static str]); 37] = [
+        (Guard::Mark, lifecycle, &[]),
+        (Guard::Behind, lifecycle, &["Restore", "Crash"]),
+        (Guard::CountersLast, lifecycle, &["LoseCommitted", "Crash"]),
+        (Guard::Overtaken, Rules { memory: Memory::Plenty, ..lifecycle }, &["Restamp", "Revoke"]),
         (Guard::Intent, real, &[]),
         (Guard::Token, real, &[]),
         (Guard::Mark, real, &[]),
@@ -308,6 +314,21 @@ fn every_seed_is_exact_on_replicas() {
 fn every_seed_is_exact_if_a_second_replica_confirms() {
     let rules = Rules { replicas: 2, confirms: true, ..Rules::REAL };
     assert_every_seed_is_exact(rules, "every_seed_is_exact_if_a_second_replica_confirms");
+}
+
+/// A lifecycle topic has no counters. Its rows are written last, and each has the end of its batch.
+#[test]
+fn every_seed_is_exact_on_a_lifecycle_topic() {
+    let rules = Rules { stream: Stream::Lifecycle(Stage::AudienceReady), ..Rules::REAL };
+    assert_every_seed_is_exact(rules, "every_seed_is_exact_on_a_lifecycle_topic");
+}
+
+/// The same with groups of all partitions of a member.
+#[test]
+fn every_seed_is_exact_on_a_lifecycle_topic_with_groups() {
+    let stream = Stream::Lifecycle(Stage::AudienceReady);
+    let rules = Rules { stream, memory: Memory::Plenty, gathers: true, ..Rules::REAL };
+    assert_every_seed_is_exact(rules, "every_seed_is_exact_on_a_lifecycle_topic_with_groups");
 }
 
 #[test]

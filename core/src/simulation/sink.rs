@@ -7,6 +7,7 @@
 use super::log::{Log, Record};
 use crate::protocol::marks::{Marks, PartitionId, Progress};
 use crate::source::{OffsetRange, Table};
+use crate::stream::Stream;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,16 +21,18 @@ pub struct Content {
 /// The rows, as the number of times that each offset is in each table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Rows {
+    /// Rows of `email_events`, or of `campaign_lifecycle`.
     raw: Vec<u8>,
     rejected: Vec<u8>,
     counted: Vec<u8>,
-    /// The ends of the batches that have counters in each month.
+    /// The ends of the batches that have counters in each month, or rows in `campaign_lifecycle`.
     ends: BTreeMap<PartitionId, BTreeSet<u64>>,
 }
 
 /// One source's rows in ClickHouse.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sink {
+    stream: Stream,
     rows: Rows,
     /// The rows that each replica has fetched; empty if there is only one server.
     replicas: Vec<Rows>,
@@ -76,6 +79,10 @@ impl Rows {
                 self.ends.entry(partition).or_default().insert(range.end);
             }
             Table::Rejected => rejects.iter().for_each(|at| self.rejected[*at as usize] += 1),
+            Table::Lifecycle => {
+                rows.iter().for_each(|(_, at)| self.raw[*at as usize] += 1);
+                self.ends.entry(partition).or_default().insert(range.end);
+            }
         }
     }
 
@@ -92,11 +99,12 @@ impl Rows {
 }
 
 impl Sink {
-    pub fn new(offsets: usize, replicas: usize) -> Sink {
+    pub fn new(stream: Stream, offsets: usize, replicas: usize) -> Sink {
         let none = vec![0; offsets];
         let (raw, rejected, counted) = (none.clone(), none.clone(), none);
         let rows = Rows { raw, rejected, counted, ends: BTreeMap::new() };
         Sink {
+            stream,
             replicas: vec![rows.clone(); replicas],
             asked: 0,
             phantoms: Vec::new(),
@@ -127,6 +135,10 @@ impl Sink {
             Table::Raw => rows.raw.fill(0),
             Table::Rejected => rows.rejected.fill(0),
             Table::Daily => rows.ends.clear(),
+            Table::Lifecycle => {
+                rows.raw.fill(0);
+                rows.ends.clear();
+            }
         }
         self.show(rows, looks);
     }
@@ -315,6 +327,10 @@ impl Sink {
     pub fn raw_marks(&self, range: OffsetRange, log: &Log, marks: &mut Marks) {
         marks.expired_before = self.expired_before;
         let shown = self.shown();
+        if self.stream != Stream::Events {
+            marks.lifecycle = (range.start..range.end).map(|offset| u64::from(shown.raw[offset as usize])).sum();
+            return;
+        }
         for offset in range.start..range.end {
             if let (Record::Event { day }, rows @ 1..) = (log.record(offset), shown.raw[offset as usize]) {
                 *marks.raw.entry(day).or_default() += u64::from(rows);
@@ -323,7 +339,10 @@ impl Sink {
     }
 
     pub fn daily_marks(&self, marks: &mut Marks) {
-        marks.daily = self.ends();
+        // A lifecycle topic has no counters, and its marks are the number of its rows.
+        if self.stream == Stream::Events {
+            marks.daily = self.ends();
+        }
     }
 
     pub fn rejected_marks(&self, range: OffsetRange, marks: &mut Marks) {
@@ -339,7 +358,9 @@ impl Sink {
     /// Returns the position of the source, with the counters' ends as they were read a moment ago.
     pub fn progress(&self, from: u64, ends: &BTreeMap<PartitionId, u64>, log: &Log) -> Progress {
         let is_counted = |offset: u64| match log.record(offset) {
-            Record::Event { day } => ends.get(&(day / 100)).is_some_and(|&end| offset < end),
+            Record::Event { day } if self.stream == Stream::Events => {
+                ends.get(&(day / 100)).is_some_and(|&end| offset < end)
+            }
             _ => true,
         };
         let shown = self.shown();
@@ -349,7 +370,9 @@ impl Sink {
         let uncounted = (from..counted_end.unwrap_or(0)).find(|o| stored(&shown.raw, o) && !is_counted(*o));
         let from = from.max(counted_end.unwrap_or(0));
         let first_raw = (from..all).find(|offset| stored(&shown.raw, offset)).unwrap_or(all);
-        let rejected_end = (from..first_raw).rfind(|offset| stored(&shown.rejected, offset)).map(|offset| offset + 1);
+        // Rejects of a lifecycle topic are written before the rows between them.
+        let mut before_rows = if self.stream == Stream::Events { from..first_raw } else { 0..0 };
+        let rejected_end = before_rows.rfind(|offset| stored(&shown.rejected, offset)).map(|offset| offset + 1);
         let is_stored = |offset: &u64| stored(&shown.raw, offset) || stored(&shown.rejected, offset);
         let stored_end = (from..all).rfind(is_stored).map(|offset| offset + 1);
         Progress { counted_end, uncounted, rejected_end, stored_end }
@@ -370,8 +393,10 @@ impl Sink {
         (0..end).find_map(|offset| {
             let at = offset as usize;
             let table = match log.record(offset) {
-                Record::Event { day } if self.rows.raw[at] == 0 && day >= self.expired_before => "email_events",
-                Record::Event { .. } if self.rows.counted[at] == 0 => "daily",
+                Record::Event { day } if self.rows.raw[at] == 0 && day >= self.expired_before => {
+                    self.stream.row_table().name()
+                }
+                Record::Event { .. } if self.rows.counted[at] == 0 && self.stream == Stream::Events => "daily",
                 Record::Broken if self.rows.rejected[at] == 0 => "rejected_events",
                 _ => return None,
             };

@@ -17,6 +17,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 const TOPIC: &str = "campaign.event_tracking";
+const LIFECYCLE_TOPICS: [&str; 2] = ["campaign.audience_ready", "campaign.template_ready"];
 const DATABASE: &str = "campaigns";
 const PARTITIONS: i32 = 4;
 /// Time without anything new after which the demo gives up.
@@ -61,6 +62,9 @@ fn demo(arguments: &Arguments) -> Result<bool, AnyError> {
     let service = Service { program, brokers: kafka.bootstrap().to_owned(), url: clickhouse.url().to_owned() };
     service.migrate()?;
     create_topic(kafka.bootstrap(), TOPIC, PARTITIONS)?;
+    for topic in LIFECYCLE_TOPICS {
+        create_topic(kafka.bootstrap(), topic, 1)?;
+    }
 
     let member = service.start()?;
     let started = Instant::now();
@@ -124,19 +128,22 @@ struct Member {
 fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &ClickHouse) -> Result<Ledger, AnyError> {
     let brokers = brokers.to_owned();
     let producing = std::thread::spawn(move || {
+        announce(&brokers)?;
         let mut producer = Producer::new(&brokers, TOPIC, PARTITIONS)?;
         producer.send_events(&Events::default(), 0..events)?;
         producer.finish()
     });
-    let bar = ProgressBar::new(events);
+    let announced = 2 * Events::default().campaigns;
+    let bar = ProgressBar::new(events + announced);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} stored, {per_sec}, {msg}")?);
     let (mut stored, mut changed) = (0, Instant::now());
-    while stored < events {
+    while stored < events + announced {
         if !member.server.is_alive() {
             return Err(format!("tallyhouse ended: {}", member.server.stderr()).into());
         }
         // Counters are written last, so a counted event is stored as well.
-        let sql = "(SELECT sum(total) FROM campaigns.daily) + (SELECT count() FROM campaigns.rejected_events)";
+        let sql = "(SELECT sum(total) FROM campaigns.daily) + (SELECT count() FROM campaigns.rejected_events) \
+                   + (SELECT count() FROM campaigns.campaign_lifecycle)";
         let now = clickhouse.number(&format!("SELECT {sql}"))?;
         if now != stored {
             (stored, changed) = (now, Instant::now());
@@ -144,14 +151,31 @@ fn produce_and_watch(events: u64, brokers: &str, member: &Member, clickhouse: &C
             return Err(format!("no progress for {STALL_TIMEOUT:?}: {}", member.server.stderr()).into());
         }
         bar.set_position(stored);
-        bar.set_message(progress(member, events));
+        bar.set_message(progress(member, events + announced));
         if !std::io::stderr().is_terminal() {
-            eprintln!("{stored}/{events} stored, {}", progress(member, events));
+            eprintln!("{stored}/{} stored, {}", events + announced, progress(member, events + announced));
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
     bar.finish();
     Ok(producing.join().map_err(|_| "the producer panicked")??)
+}
+
+/// Announces each campaign once on both lifecycle topics.
+fn announce(brokers: &str) -> Result<(), rdkafka::error::KafkaError> {
+    let events = Events::default();
+    for (topic, minutes_before) in LIFECYCLE_TOPICS.into_iter().zip([90, 30]) {
+        let mut producer = Producer::new(brokers, topic, 1)?;
+        for campaign in 0..events.campaigns {
+            let metadata = match minutes_before {
+                90 => format!("{{\"size\": {}}}", 1_000 + campaign),
+                _ => "{\"template\": \"autumn\"}".to_owned(),
+            };
+            producer.send(Some(events.announcement(campaign, minutes_before, &metadata).as_bytes()))?;
+        }
+        producer.finish()?;
+    }
+    Ok(())
 }
 
 /// Returns consumed records, lag and counters, as the member's own endpoint reports them.
@@ -169,7 +193,7 @@ fn stop(member: &Member) -> Result<(), AnyError> {
     if status.success() { Ok(()) } else { Err(member.server.stderr().into()) }
 }
 
-/// Prints the counts by event type, and the two queries for which the tables are made, with their answers.
+/// Prints the counts by event type, the two queries for which the tables are made, and a timeline, with their answers.
 fn report(clickhouse: &ClickHouse) -> Result<(), AnyError> {
     let campaign = uuid(0);
     for sql in [
@@ -178,6 +202,7 @@ fn report(clickhouse: &ClickHouse) -> Result<(), AnyError> {
             "SELECT email, event_time FROM email_events WHERE campaign_id = '{campaign}' AND event_type = 'open' \
              ORDER BY event_time DESC"
         ),
+        format!("SELECT * EXCEPT campaign_id FROM campaign_timeline WHERE campaign_id = '{campaign}'"),
     ] {
         println!("{sql}");
         let limited = if sql.contains("ORDER BY") { format!("{sql} LIMIT 5") } else { sql };
@@ -214,13 +239,18 @@ fn prove(clickhouse: &ClickHouse, ledger: &Ledger) -> Result<bool, AnyError> {
         ("sum(total) = rows".to_owned(), rows, total),
         ("distinct (source, source_offset) = rows".to_owned(), rows, distinct),
     ];
+    let announced = 2 * Events::default().campaigns;
+    let distinct = ask("SELECT uniqExact(campaign_id, stage) FROM campaigns.campaign_lifecycle")?;
+    lines.push(("campaigns announced = distinct lifecycle rows".to_owned(), announced, distinct));
+    let rows = ask("SELECT count() FROM campaigns.campaign_lifecycle")?;
+    lines.push(("campaigns announced = lifecycle rows".to_owned(), announced, rows));
     for (event_type, wanted) in EVENT_TYPES.iter().zip(ledger.by_type) {
         let found = ask(&format!("SELECT sum(total) FROM campaigns.daily WHERE level = '{event_type}'"))?;
         lines.push((format!("{event_type}: produced = sum(total)"), wanted, found));
     }
     println!("The proof");
     for (what, wanted, found) in &lines {
-        println!("  {}  {what:<42} {wanted:>12} = {found}", if wanted == found { "holds" } else { "FAILS" });
+        println!("  {}  {what:<46} {wanted:>12} = {found}", if wanted == found { "holds" } else { "FAILS" });
     }
     Ok(lines.iter().all(|(_, wanted, found)| wanted == found))
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// Maximum number of records that are removed.
 const REMOVED_MAX: i64 = 500;
-const STOPPED: &str = "tallyhouse_stopped_partitions{reason=\"retention_gap\"} ";
+const STOPPED: &str = "tallyhouse_stopped_partitions{reason=\"retention_gap\"";
 /// Longest wait until the group finds the gap. The group has to form, and a static member's session may have to end
 /// before.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -72,8 +72,8 @@ fn await_stop(lane: &Lane<'_>) -> bool {
     let deadline = Instant::now() + STOP_TIMEOUT;
     let has_stopped = |slot: &super::lane::Slot| {
         let metrics = slot.http("/metrics").unwrap_or_default();
-        let stopped = metrics.lines().find_map(|line| line.strip_prefix(STOPPED));
-        stopped.is_some_and(|count| count != "0")
+        let stopped = metrics.lines().find(|line| line.starts_with(STOPPED));
+        stopped.is_some_and(|line| !line.ends_with(" 0"))
     };
     while Instant::now() < deadline {
         if lane.slots.iter().any(has_stopped) {

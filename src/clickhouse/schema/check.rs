@@ -13,13 +13,14 @@ use tallyhouse_core::tables::{self, DEDUPLICATION_WINDOW, Definition, RECIPIENT_
 
 /// Objects that the service neither writes nor reads: the views for people and the notes of `tallyhouse erase`. `tallyhouse
 /// report` reads one of the views.
-const VIEWS: [&str; 6] = [
+const VIEWS: [&str; 7] = [
     "campaign_daily",
     "campaign_report",
     "workspace_daily",
-    "erasures",
     "campaign_recipients",
     "campaign_recipients_daily",
+    "campaign_timeline",
+    "erasures",
 ];
 
 /// A row of `system.tables`.

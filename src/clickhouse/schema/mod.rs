@@ -51,6 +51,7 @@ const SINGLE: &[Migration] = &[
     migration!(4, "single/0004_marks", 1),
     migration!(5, "single/0005_event_types", 5),
     migration!(6, "single/0006_recipients", 5),
+    migration!(7, "single/0007_lifecycle", 5),
 ];
 const CLUSTER_BOOKKEEPING: Migration = migration!(0, "cluster/0000_bookkeeping", 0);
 const CLUSTER: &[Migration] = &[
@@ -60,6 +61,7 @@ const CLUSTER: &[Migration] = &[
     migration!(4, "cluster/0004_marks", 1),
     migration!(5, "cluster/0005_event_types", 5),
     migration!(6, "cluster/0006_recipients", 5),
+    migration!(7, "cluster/0007_lifecycle", 5),
 ];
 
 /// The schema in one of its forms.
@@ -533,7 +535,7 @@ mod tests {
         let window =
             "SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800";
         let windows = changed.iter().filter(|(line, _)| !line.starts_with("ENGINE = "));
-        assert!(windows.clone().all(|(_, b)| *b == window) && windows.count() == 4);
+        assert!(windows.clone().all(|(_, b)| *b == window) && windows.count() == 5);
         assert_eq!(single.lines().count(), replicated.lines().count());
     }
 

@@ -163,7 +163,7 @@ fn report(outcome: &mut Outcome, name: &str, looked_up: LookedUp, limit: usize) 
     for range in missing.ranges {
         let records = range.end - range.start;
         let message = format!(
-            "Kafka has records at the offsets {range}, which are committed, but neither email_events nor rejected_events has them"
+            "Kafka has records at the offsets {range}, which are committed, but neither the table of their stream nor rejected_events has them"
         );
         let mut finding = Finding::new(Code::Missing, message).of(name).at(range.start, range.end);
         finding.rows = Some(records);

@@ -54,13 +54,14 @@ pub struct Options {
     pub limit: usize,
 }
 
-/// Runs all checks.
+/// Runs all checks. `lifecycle` has a reader for each lifecycle topic that exists, with the configuration of its pipeline.
 ///
 /// # Errors
 /// [`AuditError`] if a check could not be made; there is then no report.
 pub async fn run(
     config: &Config,
     reader: &Reader,
+    lifecycle: &[(Config, Reader)],
     options: &Options,
     progress: ProgressFn<'_>,
 ) -> Result<Report, AuditError> {
@@ -79,7 +80,23 @@ pub async fn run(
     let duplicates = duplicates(reader, &span, limit).await?;
     progress("gaps");
     let retention = Retention::read(reader.client(), reader.schema()).await?;
-    let gaps = gaps::check(reader, &positions, &span, &retention, limit).await?;
+    let mut gaps = gaps::check(reader, &positions, &span, &retention, limit).await?;
+    for (config, reader) in lifecycle {
+        let (topic, group) = (&config.kafka.topics.events, &config.kafka.group_id);
+        progress(topic);
+        let positions = reader.positions().await?;
+        let scope = || format!("{} partitions", positions.len());
+        let (mut of_offsets, mut of_intents) =
+            (Outcome::new(Check::Offsets, scope()), Outcome::new(Check::Intents, scope()));
+        for position in &positions {
+            judge::offsets(position, group).into_iter().for_each(|finding| of_offsets.add(finding, limit));
+            judge::intent(position).into_iter().for_each(|finding| of_intents.add(finding, limit));
+        }
+        let of_gaps = gaps::check(reader, &positions, &span, &retention.of_lifecycle(), limit).await?;
+        for (outcome, of) in [(&mut offsets, of_offsets), (&mut intents, of_intents), (&mut gaps, of_gaps)] {
+            outcome.absorb(of, topic, limit);
+        }
+    }
     progress("daily against email_events");
     let daily = daily(config, reader, &positions, &span, &retention, limit).await?;
     progress("recipients against email_events");
@@ -109,12 +126,12 @@ pub async fn rows(reader: &Reader, span: &Span, limit: usize) -> Result<[Outcome
 }
 
 async fn duplicates(reader: &Reader, span: &Span, limit: usize) -> Result<Outcome, AuditError> {
-    let mut outcome = Outcome::new(Check::Duplicates, "email_events and rejected_events".to_owned());
+    let mut outcome = Outcome::new(Check::Duplicates, "the tables with offsets".to_owned());
     let (found, all) = tables::duplicates(reader.client(), span, limit as u64).await?;
     let listed = found.len() as u64;
     for duplicate in found {
         let message = format!(
-            "offset {} has {} rows in email_events and {} in rejected_events instead of one",
+            "offset {} has {} rows in the table of its stream and {} in rejected_events instead of one",
             duplicate.offset, duplicate.raw, duplicate.rejected
         );
         let mut finding = Finding::new(Code::Duplicate, message).of(duplicate.source);
@@ -191,7 +208,7 @@ async fn recipients(
 }
 
 async fn tokens(reader: &Reader, limit: usize) -> Result<Outcome, AuditError> {
-    let mut outcome = Outcome::new(Check::Tokens, "the deduplication windows of the three tables".to_owned());
+    let mut outcome = Outcome::new(Check::Tokens, "the deduplication windows of the tables".to_owned());
     for window in dedup::windows(reader.client()).await? {
         let headroom_s = window.headroom_s();
         let dedup::Window { table, blocks, recent, at_least_s } = window;

@@ -8,6 +8,7 @@ use crate::clickhouse::sink::Sink;
 use crate::config::Config;
 use crate::kafka;
 use crate::kafka::observer::Observer;
+use crate::kafka::refusal::Refusal;
 use rdkafka::error::KafkaResult;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tallyhouse_core::protocol::group::GroupId;
 use tallyhouse_core::protocol::marks::{Marks, Progress};
 use tallyhouse_core::protocol::outlook::{Before, Position};
 use tallyhouse_core::source::{OffsetRange, Source};
+use tallyhouse_core::stream::Stage;
 
 /// Longest time that a group or partition may be without a broker.
 const TAKE_OVER_TIME: Duration = Duration::from_secs(30);
@@ -38,7 +40,7 @@ impl Reader {
     pub fn new(config: &Config, client: Client, schema: Schema) -> Result<Reader, AuditError> {
         Ok(Reader {
             observer: Arc::new(Observer::new(config).map_err(AuditError::Consumer)?),
-            sink: Sink::new(client.clone(), schema.clone()),
+            sink: Sink::new(client.clone(), schema.clone()).for_stream(config.stream()),
             client,
             schema,
             decoder: config.decoder(),
@@ -75,6 +77,19 @@ impl Reader {
             answer.map_err(|error| AuditError::Kafka(observer.describe_error(&error).to_string()))
         };
         tokio::task::spawn_blocking(patient).await?
+    }
+
+    /// True if a lifecycle topic exists and may be read. Members do not consume another one.
+    ///
+    /// # Errors
+    /// Any of [`AuditError`].
+    pub async fn has_lifecycle(&self, stage: Stage, topic: &str) -> Result<bool, AuditError> {
+        let topic = topic.to_owned();
+        let asked = self.kafka(move |observer| match observer.lifecycle(stage, &topic) {
+            Err(error) if matches!(Refusal::from_error(&error), Some(Refusal::Topic | Refusal::Group)) => Ok(false),
+            found => found.map(|found| found.is_some()),
+        });
+        asked.await
     }
 
     /// Returns the position of each partition of the topic. It first asks Kafka for the name under which the

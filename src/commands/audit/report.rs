@@ -77,6 +77,16 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Adds what the same check has found of a lifecycle topic.
+    pub fn absorb(&mut self, of: Outcome, topic: &str, limit: usize) {
+        let (violations, notices) = (self.violations + of.violations, self.notices + of.notices);
+        of.findings.into_iter().for_each(|finding| self.add(finding, limit));
+        (self.violations, self.notices) = (violations, notices);
+        self.scope = format!("{}; {topic}: {}", self.scope, of.scope);
+    }
+}
+
 impl Report {
     /// Returns the number of violations over all checks.
     pub fn violations(&self) -> u64 {

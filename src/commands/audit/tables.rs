@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 use tallyhouse_core::days::Span;
 use tallyhouse_core::source::{OffsetRange, Table};
 
+/// The tables of which each row has the offset of its record. A record is in one of them.
+const WITH_OFFSETS: [Table; 3] = [Table::Raw, Table::Rejected, Table::Lifecycle];
+
 /// One offset with more than one row.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
 pub struct Duplicate {
@@ -18,15 +21,15 @@ pub struct Duplicate {
     pub source: String,
     /// Offset that has more than one row.
     pub offset: u64,
-    /// Number of its rows in `email_events`.
+    /// Number of its rows in `email_events` or `campaign_lifecycle`.
     pub raw: u64,
     /// Number of its rows in `rejected_events`.
     pub rejected: u64,
     all: u64,
 }
 
-/// Returns the offsets with more than one row: the first `limit`, and their whole number. It looks at `email_events`
-/// of these days, and at all of `rejected_events`, as rejected records have no day.
+/// Returns the offsets with more than one row: the first `limit`, and their whole number. It looks at `email_events` and
+/// `campaign_lifecycle` of these days, and at all of `rejected_events`, as rejected records have no day.
 ///
 /// It first counts distinct offsets with bitmaps per [`BUCKET`], which take one bit an offset. Only buckets with a
 /// surplus are looked at row by row.
@@ -36,7 +39,9 @@ pub struct Duplicate {
 pub async fn duplicates(client: &Client, span: &Span, limit: u64) -> Result<(Vec<Duplicate>, u64), ClickHouseError> {
     let stored = format!(
         "(SELECT source, source_offset, 1 AS is_raw FROM email_events WHERE {} \
+         UNION ALL SELECT source, source_offset, 1 FROM campaign_lifecycle WHERE {} \
          UNION ALL SELECT source, source_offset, 0 FROM rejected_events)",
+        span.of_rows(),
         span.of_rows()
     );
     let buckets = format!(
@@ -56,7 +61,7 @@ pub async fn duplicates(client: &Client, span: &Span, limit: u64) -> Result<(Vec
     Ok((rows, all))
 }
 
-/// Returns the first offset of each source in `email_events` or `rejected_events`.
+/// Returns the first offset of each source in the tables with offsets.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
@@ -64,8 +69,10 @@ pub async fn first_offsets(client: &Client, sources: &[String]) -> Result<BTreeM
     let sql = "SELECT toString(source), min(first) FROM (\
                SELECT source, min(source_offset) AS first FROM email_events WHERE source IN ? GROUP BY source \
                UNION ALL \
+               SELECT source, min(source_offset) FROM campaign_lifecycle WHERE source IN ? GROUP BY source \
+               UNION ALL \
                SELECT source, min(source_offset) FROM rejected_events WHERE source IN ? GROUP BY source) GROUP BY source";
-    let rows = client.query(sql).bind(sources).bind(sources).rows::<(String, u64)>().await?;
+    let rows = client.query(sql).bind(sources).bind(sources).bind(sources).rows::<(String, u64)>().await?;
     Ok(rows.into_iter().collect())
 }
 
@@ -89,12 +96,11 @@ pub async fn stored_by_bucket(
     };
     let sql = format!(
         "SELECT toString(source), intDiv(source_offset, {BUCKET}) AS bucket, groupBitmap(source_offset) \
-         FROM ({} UNION ALL {}) GROUP BY source, bucket",
-        of(Table::Raw.name()),
-        of(Table::Rejected.name())
+         FROM ({}) GROUP BY source, bucket",
+        WITH_OFFSETS.map(|table| of(table.name())).join(" UNION ALL ")
     );
     let mut query = client.query(&sql);
-    for _ in 0..2 {
+    for _ in WITH_OFFSETS {
         query = query.bind(&names).bind(&names).bind(&starts).bind(&names).bind(&ends);
     }
     let mut stored: BTreeMap<String, BTreeMap<u64, u64>> = BTreeMap::new();
@@ -119,13 +125,13 @@ pub async fn missing(client: &Client, source: &str, range: OffsetRange) -> Resul
     let sql = format!(
         "SELECT toUInt64(o + 1), toUInt64(next) FROM (\
          SELECT o, leadInFrame(o, 1, toInt64({end})) OVER (ORDER BY o ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS next \
-         FROM ({} UNION ALL {} UNION ALL SELECT toInt64({start}) - 1)) \
+         FROM ({} UNION ALL SELECT toInt64({start}) - 1)) \
          WHERE next > o + 1 ORDER BY o LIMIT {}",
-        of(Table::Raw.name()),
-        of(Table::Rejected.name()),
+        WITH_OFFSETS.map(|table| of(table.name())).join(" UNION ALL "),
         Runs::RANGES_MAX
     );
-    let rows = client.query(&sql).bind(source).bind(source).rows::<(u64, u64)>().await?;
+    let query = WITH_OFFSETS.iter().fold(client.query(&sql), |query, _| query.bind(source));
+    let rows = query.rows::<(u64, u64)>().await?;
     Ok(rows.into_iter().map(|(start, end)| OffsetRange { start, end }).collect())
 }
 

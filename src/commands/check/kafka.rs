@@ -2,8 +2,9 @@
 
 use super::{Code, Outcome, judge, with_skipped};
 use crate::config::{Config, GroupProtocol};
-use crate::kafka::observer::{ANSWER_TIMEOUT, describe_dead_letter_error};
-use crate::kafka::{self, observer::Observer, refusal::Refusal};
+use crate::kafka::observer::{ANSWER_TIMEOUT, LifecycleTopic, describe_dead_letter_error};
+use crate::kafka::refusal::{self, Refusal};
+use crate::kafka::{self, observer::Observer};
 use crate::platform::advice::Advice;
 use rdkafka::error::KafkaError;
 use std::time::{Duration, Instant};
@@ -69,6 +70,7 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
             Err(error) => Outcome::failed_with(Code::DeadLetter, error),
         });
     }
+    made.extend(lifecycle_topics(config, observer));
     made.push(session_timeout(config, observer));
     made.push(judge::memory(config.memory.limit_bytes, config.flush.bytes_max, sources.len()));
     // The first question for offsets makes the coordinator in a fresh cluster.
@@ -104,6 +106,47 @@ fn made(config: &Config, observer: &Observer) -> Vec<Outcome> {
         }
     }
     made
+}
+
+/// Looks at the lifecycle topics, if any is configured. A topic that does not exist is no problem: members wait for it.
+fn lifecycle_topics(config: &Config, observer: &Observer) -> Option<Outcome> {
+    let topics = config.kafka.topics.lifecycle();
+    let (mut seen, mut fix) = (Vec::new(), None);
+    for &(stage, topic) in &topics {
+        let config = config.for_lifecycle(stage, topic);
+        let found = kafka::retry_until(COORDINATOR_TIME, || observer.lifecycle(stage, topic));
+        let grant = |kind, name| {
+            let grant = refusal::grant(&config, kind, name);
+            Some(format!("as an administrator run: {grant}. Or leave the topic out with an empty name"))
+        };
+        seen.push(match found {
+            Ok(Some(LifecycleTopic { partitions, lag_records })) => {
+                format!("{topic}: partitions {partitions}, records not committed {lag_records}")
+            }
+            Ok(None) => format!("{topic} does not exist, and members wait for it"),
+            Err(error) => match Refusal::from_error(&error) {
+                // A broker with rights hides topics that a user may not see.
+                Some(Refusal::Topic) => {
+                    fix = grant("topic", topic);
+                    format!("{topic} does not exist, or this user may not read it")
+                }
+                Some(Refusal::Group) => {
+                    fix = grant("group", &config.kafka.group_id);
+                    format!("{topic} is not consumed, as this user may not read the group {}", config.kafka.group_id)
+                }
+                _ => {
+                    fix = Some("see that the group's coordinator and the partitions' leaders run".to_owned());
+                    format!("{topic} cannot be asked for: {}", kafka::describe_error(&error))
+                }
+            },
+        });
+    }
+    let seen = seen.join("; ");
+    Some(match fix {
+        _ if topics.is_empty() => return None,
+        None => Outcome::ok(Code::LifecycleTopics, seen),
+        Some(fix) => Outcome::warning(Code::LifecycleTopics, seen, fix),
+    })
 }
 
 fn session_timeout(config: &Config, observer: &Observer) -> Outcome {

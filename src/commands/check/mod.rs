@@ -31,6 +31,8 @@ pub enum Code {
     TopicRights,
     /// The dead-letter topic exists and may be written to; only where one is configured.
     DeadLetter,
+    /// The lifecycle topics that exist may be read; only where one is configured.
+    LifecycleTopics,
     /// The group may be described and read.
     GroupRights,
     /// The group's members share partitions in the same way as this configuration.

@@ -84,7 +84,7 @@ pub async fn run(
         Words { pattern: address::pattern(&options.addresses), spellings: address::spellings(&options.addresses) };
     let tables = Tables::new(client, schema, words);
     client.sync().await.map_err(EraseError::Looking)?;
-    say("looking for rows; ClickHouse reads the texts of both tables");
+    say("looking for rows; ClickHouse reads the texts of the tables");
     let plan = tables.find().await.map_err(EraseError::Looking)?;
     let counts = plan.counts();
     let mut summary = Summary { counts, carried_out: false, left: None, reference: options.reference.clone() };
@@ -104,9 +104,9 @@ pub async fn run(
     let left = tables.find().await.map_err(EraseError::Blanking)?.rows();
     tables.write(&note(State::Done, left)).await.map_err(EraseError::Blanking)?;
     (summary.carried_out, summary.left) = (true, Some(left));
-    let print::Counts { events, mentions, rejects, recipients, .. } = summary.counts;
+    let print::Counts { events, mentions, rejects, lifecycle, recipients, .. } = summary.counts;
     let reference = &options.reference;
-    tracing::info!(erasure_id = %id, reference, events, mentions, rejects, recipients, rows_left = left, "erased");
+    tracing::info!(erasure_id = %id, reference, events, mentions, rejects, lifecycle, recipients, rows_left = left, "erased");
     Ok(summary)
 }
 

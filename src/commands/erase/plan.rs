@@ -17,6 +17,8 @@ pub enum What {
     Mention,
     /// Key, payload and error of a rejected record.
     Reject,
+    /// Metadata of a message of a lifecycle topic.
+    Lifecycle,
 }
 
 impl What {
@@ -25,6 +27,7 @@ impl What {
         match self {
             What::Event | What::Mention => "email_events",
             What::Reject => "rejected_events",
+            What::Lifecycle => "campaign_lifecycle",
         }
     }
 }
@@ -47,6 +50,8 @@ pub struct Plan {
     pub events: Vec<FoundEvent>,
     /// Source and offset.
     pub rejects: Vec<(String, u64)>,
+    /// Source and offset of rows of `campaign_lifecycle`.
+    pub lifecycle: Vec<(String, u64)>,
     /// Hashes of the person, each with the number of campaigns of which it is a recipient.
     pub recipients: Vec<(u64, u64)>,
 }
@@ -74,7 +79,7 @@ impl Plan {
 
     /// Returns the number of rows of all tables.
     pub fn rows(&self) -> u64 {
-        (self.events.len() + self.rejects.len()) as u64 + self.recipient_rows()
+        (self.events.len() + self.rejects.len() + self.lifecycle.len()) as u64 + self.recipient_rows()
     }
 
     fn recipient_rows(&self) -> u64 {
@@ -89,6 +94,7 @@ impl Plan {
             events: events as u64,
             mentions: (self.events.len() - events) as u64,
             rejects: self.rejects.len() as u64,
+            lifecycle: self.lifecycle.len() as u64,
             recipients: self.recipient_rows(),
             campaigns: campaigns.len() as u64,
             first_day: self.events.iter().map(|event| event.day.clone()).min(),
@@ -102,9 +108,9 @@ impl Plan {
             let what = if event.is_own { What::Event } else { What::Mention };
             (what, event.source.clone(), event.offset)
         };
-        let reject = |(source, offset): &(String, u64)| (What::Reject, source.clone(), *offset);
-        let mut all: Vec<(What, String, u64)> =
-            self.events.iter().map(event).chain(self.rejects.iter().map(reject)).collect();
+        let of = |what: What| move |(source, offset): &(String, u64)| (what, source.clone(), *offset);
+        let others = self.rejects.iter().map(of(What::Reject)).chain(self.lifecycle.iter().map(of(What::Lifecycle)));
+        let mut all: Vec<(What, String, u64)> = self.events.iter().map(event).chain(others).collect();
         all.sort_unstable();
         let mut parts: Vec<Part> = Vec::new();
         for (what, source, offset) in all {
@@ -139,6 +145,7 @@ mod tests {
                 event("t/0@i", 3, "2026-11-01", true),
             ],
             rejects: vec![("t/0@i".into(), 5)],
+            lifecycle: vec![("a/0@i".into(), 8)],
             recipients: vec![(7, 2), (9, 1)],
         };
         let of = |source: &str, offsets: &[u64]| (source.to_owned(), offsets.to_vec());
@@ -148,11 +155,12 @@ mod tests {
                 Part { what: What::Event, keys: vec![of("t/0@i", &[3, 9]), of("t/1@i", &[7])] },
                 Part { what: What::Mention, keys: vec![of("t/0@i", &[4])] },
                 Part { what: What::Reject, keys: vec![of("t/0@i", &[5])] },
+                Part { what: What::Lifecycle, keys: vec![of("a/0@i", &[8])] },
             ]
         );
         let counts = plan.counts();
         assert_eq!((counts.events, counts.mentions, counts.rejects, counts.campaigns), (3, 1, 1, 2));
-        assert_eq!((counts.recipients, plan.rows()), (3, 8));
+        assert_eq!((counts.recipients, plan.rows()), (3, 9));
         assert_eq!((counts.first_day.as_deref(), counts.last_day.as_deref()), (Some("2026-10-31"), Some("2026-11-02")));
     }
 

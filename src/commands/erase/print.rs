@@ -26,6 +26,8 @@ pub struct Counts {
     pub mentions: u64,
     /// Rows of `rejected_events`.
     pub rejects: u64,
+    /// Rows of `campaign_lifecycle` with the address in their metadata.
+    pub lifecycle: u64,
     /// Campaigns of which the person is a recipient, by the table `recipients`.
     pub recipients: u64,
     /// Distinct campaigns of the rows of `email_events`.
@@ -79,8 +81,8 @@ impl Summary {
 
     /// Returns the plan: the rows to blank, and the places that are not reached.
     pub fn plan_text(&self) -> String {
-        let Counts { events, mentions, rejects, recipients, campaigns, first_day, last_day } = &self.counts;
-        if events + mentions + rejects + recipients == 0 {
+        let Counts { events, mentions, rejects, lifecycle, recipients, campaigns, first_day, last_day } = &self.counts;
+        if events + mentions + rejects + lifecycle + recipients == 0 {
             return format!("nothing was found: no row has the address\n\n{}", not_reached());
         }
         let mut table = table::new(&["table", "rows", "what is blanked"]);
@@ -88,6 +90,8 @@ impl Summary {
         let mention = "metadata: the address is in it, the row is another recipient's";
         table.add_row(["email_events".to_owned(), mentions.to_string(), mention.to_owned()]);
         table.add_row(["rejected_events".to_owned(), rejects.to_string(), "key, payload, error".to_owned()]);
+        let of_campaign = "metadata: the address is in a message about a campaign";
+        table.add_row(["campaign_lifecycle".to_owned(), lifecycle.to_string(), of_campaign.to_owned()]);
         let replaced = "recipient: another number takes its place, so the person still counts";
         table.add_row(["recipients".to_owned(), recipients.to_string(), replaced.to_owned()]);
         let days = match (first_day, last_day) {
@@ -100,8 +104,8 @@ impl Summary {
 
     /// Returns the result of the erasure in words.
     pub fn verdict(&self) -> String {
-        let Counts { events, mentions, rejects, recipients, .. } = self.counts;
-        match (self.left, events + mentions + rejects + recipients) {
+        let Counts { events, mentions, rejects, lifecycle, recipients, .. } = self.counts;
+        match (self.left, events + mentions + rejects + lifecycle + recipients) {
             (None, 0) => "nothing to do\n".to_owned(),
             (None, _) => "nothing was changed; --yes carries it out\n".to_owned(),
             (Some(0), rows) => format!("{rows} rows are blanked or replaced; no row has the address any more\n"),
@@ -128,6 +132,7 @@ mod tests {
             events: 120,
             mentions: 3,
             rejects: 2,
+            lifecycle: 1,
             recipients: 12,
             campaigns: 12,
             first_day: day("2026-10-01"),

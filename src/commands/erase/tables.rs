@@ -72,7 +72,7 @@ impl<'a> Tables<'a> {
         Tables { client, schema, words }
     }
 
-    /// Returns the rows of both tables in which the pattern is found, and the hashes of the addresses in `recipients`.
+    /// Returns the rows of all tables in which the pattern is found, and the hashes of the addresses in `recipients`.
     ///
     /// The pattern is the one value of a temporary table, and the spellings are those of another one. They end with their session, and
     /// nobody else sees them.
@@ -99,8 +99,11 @@ impl<'a> Tables<'a> {
             "SELECT toString(source), source_offset FROM rejected_events \
              WHERE match(toValidUTF8(payload), {pattern}) OR match(toValidUTF8(key), {pattern}) OR match(error, {pattern})"
         );
+        let lifecycle =
+            format!("SELECT toString(source), source_offset FROM campaign_lifecycle WHERE match(metadata, {pattern})");
         let events = retry_until(async || self.in_session(&events, &session).await?.rows().await).await?;
         let rejects = retry_until(async || self.in_session(&rejects, &session).await?.rows().await).await?;
+        let lifecycle = retry_until(async || self.in_session(&lifecycle, &session).await?.rows().await).await?;
         let recipients = format!(
             "SELECT recipient, uniqExact(campaign_id) FROM recipients WHERE recipient GLOBAL IN (SELECT {HASH} FROM \
              (SELECT email FROM erase_spellings UNION ALL SELECT email FROM email_events WHERE match(email, {pattern}))) \
@@ -111,7 +114,7 @@ impl<'a> Tables<'a> {
             let drop = format!("DROP TEMPORARY TABLE {table}");
             retry_until(async || self.in_session(&drop, &session).await?.execute().await).await?;
         }
-        Ok(Plan { events, rejects, recipients })
+        Ok(Plan { events, rejects, lifecycle, recipients })
     }
 
     async fn in_session(&self, sql: &str, session: &str) -> Result<Statement<'_>, ClickHouseError> {
@@ -171,7 +174,7 @@ impl<'a> Tables<'a> {
     pub(super) async fn blank(&self, part: &Part, say: ProgressFn<'_>) -> Result<(), ClickHouseError> {
         let blanks = match part.what {
             What::Event => "email = '', metadata = ''",
-            What::Mention => "metadata = ''",
+            What::Mention | What::Lifecycle => "metadata = ''",
             What::Reject => "key = '', payload = '', error = 'erased'",
         };
         let keys = vec!["(source = ? AND source_offset IN ?)"; part.keys.len()].join(" OR ");
@@ -205,8 +208,8 @@ impl<'a> Tables<'a> {
     pub(super) async fn write(&self, line: &Line<'_>) -> Result<(), ClickHouseError> {
         let Line { id, state, reference, counts, left } = line;
         let sql = format!(
-            "INSERT INTO {} (erasure_id, state, reference, events, mentions, rejects, recipients, campaigns, first_day, last_day, \
-             rows_left, version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO {} (erasure_id, state, reference, events, mentions, rejects, lifecycle, recipients, campaigns, first_day, last_day, \
+             rows_left, version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self.schema.insert_target("erasures")
         );
         let state = match state {
@@ -215,7 +218,7 @@ impl<'a> Tables<'a> {
         };
         let insert = self.client.query(&sql).bind(id.to_string()).bind(state).bind(reference);
         let insert = insert.bind(counts.events).bind(counts.mentions).bind(counts.rejects);
-        let insert = insert.bind(counts.recipients).bind(counts.campaigns);
+        let insert = insert.bind(counts.lifecycle).bind(counts.recipients).bind(counts.campaigns);
         let insert = insert.bind(&counts.first_day).bind(&counts.last_day).bind(left).bind(env!("CARGO_PKG_VERSION"));
         insert.inserting().await?.execute().await
     }

@@ -149,14 +149,18 @@ pub fn read(readiness: &str, metrics: &str, topic: &str) -> Result<MemberAnswer,
         Some(_) => {}
         None => return Err("something other than a member of Tallyhouse answers".to_owned()),
     }
-    let stopped = samples(metrics, STOPPED).filter(|&(_, count)| count >= 1.0);
-    let stopped = stopped.filter_map(|(labels, count)| Some((label(labels, "reason")?.to_owned(), count as u64)));
+    let mut stopped: BTreeMap<String, u64> = BTreeMap::new();
+    for (labels, count) in samples(metrics, STOPPED).filter(|&(_, count)| count >= 1.0) {
+        if let Some(reason) = label(labels, "reason") {
+            *stopped.entry(reason.to_owned()).or_default() += count as u64;
+        }
+    }
     let flush_age = samples(metrics, FLUSH_AGE).next();
     // A problem is one line, even if a server's own text in it has several.
     let one_line = |text: String| text.replace(table::is_odd, " ");
     Ok(MemberAnswer {
         reasons: readiness.reasons.into_iter().map(|(name, reason)| (one_line(name), one_line(reason))).collect(),
-        stopped: stopped.collect(),
+        stopped,
         flush_age: flush_age.and_then(|(_, seconds)| Duration::try_from_secs_f64(seconds).ok()),
     })
 }

@@ -19,6 +19,7 @@ pub use read::Watcher;
 
 use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::{Group, GroupState, Member};
+use crate::kafka::observer::LifecycleTopic;
 use asked::Cause;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ pub struct Status {
     pub group_id: String,
     /// `Ok` if the dead-letter topic exists, or none is configured.
     pub dead_letter: Result<(), String>,
+    /// The lifecycle topics that are configured.
+    pub lifecycle: Vec<Lifecycle>,
     /// `Ok` if ClickHouse answers and has the tables.
     pub clickhouse: Result<(), String>,
     /// Problem of the replica that answered, if it has one.
@@ -53,6 +56,28 @@ pub struct Status {
     pub pace: crate::config::pace::Pace,
     /// The members that were asked for causes.
     pub asked: Vec<Asked>,
+}
+
+/// One lifecycle topic.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    /// Name of the topic.
+    pub topic: String,
+    /// Its state, which is `None` if it does not exist. An `Err` is in words.
+    pub seen: Result<Option<LifecycleTopic>, String>,
+}
+
+impl Lifecycle {
+    /// Describes the state of the topic.
+    pub fn describe(&self) -> String {
+        match &self.seen {
+            Ok(Some(LifecycleTopic { partitions, lag_records })) => {
+                format!("partitions {partitions}, records not committed {lag_records}")
+            }
+            Ok(None) => "does not exist; members wait for it".to_owned(),
+            Err(error) => format!("cannot be asked for: {error}"),
+        }
+    }
 }
 
 /// One partition of the topic.

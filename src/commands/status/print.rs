@@ -3,7 +3,7 @@
 //! The JSON's names are stable: names are added, never changed. Texts of members and brokers never reach a terminal
 //! with their control characters.
 
-use super::{Asked, Problem, Progress, Rates, Standing, Status};
+use super::{Asked, Lifecycle, Problem, Progress, Rates, Standing, Status};
 use crate::commands::table;
 use crate::kafka::members::{GroupState, Member};
 use comfy_table::{Cell, CellAlignment, Table};
@@ -27,8 +27,18 @@ struct Json<'a> {
     members: Option<&'a [Member]>,
     lag_records: u64,
     partitions: Vec<JsonPartition<'a>>,
+    lifecycle_topics: Vec<JsonLifecycle<'a>>,
     rates: Option<Rates>,
     members_asked: Vec<JsonAsked<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonLifecycle<'a> {
+    topic: &'a str,
+    error: Option<&'a str>,
+    /// `null` where the topic does not exist, or could not be asked for.
+    partitions: Option<usize>,
+    lag_records: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -89,6 +99,7 @@ impl Status {
             members: group.map(|group| &group.members[..]),
             lag_records: self.lag(),
             partitions: partitions.map(|of| self.json_partition(of.number, of.seen.as_ref())).collect(),
+            lifecycle_topics: self.lifecycle.iter().map(json_lifecycle).collect(),
             rates,
             members_asked: self.asked.iter().map(json_asked).collect(),
         };
@@ -167,6 +178,10 @@ impl Status {
         }
         if self.partitions.as_ref().is_ok_and(|partitions| !partitions.is_empty()) {
             let _ = writeln!(text, "\n{}", self.partitions_table());
+        }
+        for (number, lifecycle) in self.lifecycle.iter().enumerate() {
+            let line = if number == 0 { "\n" } else { "" };
+            let _ = writeln!(text, "{line}topic {}: {}", lifecycle.topic, lifecycle.describe());
         }
         if let Some(rates) = rates {
             let _ = writeln!(text, "\n{}", describe_rates(&rates, self.lag()));
@@ -267,6 +282,16 @@ impl Status {
             member,
             outlook,
         ]
+    }
+}
+
+fn json_lifecycle(lifecycle: &Lifecycle) -> JsonLifecycle<'_> {
+    let state = lifecycle.seen.as_ref().ok().copied().flatten();
+    JsonLifecycle {
+        topic: &lifecycle.topic,
+        error: lifecycle.seen.as_ref().err().map(String::as_str),
+        partitions: state.map(|state| state.partitions),
+        lag_records: state.map(|state| state.lag_records),
     }
 }
 

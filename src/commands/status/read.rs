@@ -1,7 +1,7 @@
 //! Looks at both servers, and at members that are named. Must never write, nor wait long for one that is away.
 
 use super::asked::{Asked, Asker, MemberUrl};
-use super::{History, Motion, Partition, Standing, Status};
+use super::{History, Lifecycle, Motion, Partition, Standing, Status};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use crate::clickhouse::replica;
@@ -21,6 +21,7 @@ use tallyhouse_core::protocol::LogView;
 use tallyhouse_core::protocol::marks::{Progress, down_to_mark};
 use tallyhouse_core::protocol::outlook::{Before, Outlook, Position};
 use tallyhouse_core::source::Source;
+use tallyhouse_core::stream::Stage;
 
 /// Time after which a look asks for no more partitions.
 const LOOK_TIME: Duration = Duration::from_secs(20);
@@ -35,6 +36,7 @@ struct Logs {
     held_back: BTreeMap<i32, HeldBack>,
     group: Result<Group, String>,
     dead_letter: Result<(), String>,
+    lifecycle: Vec<Lifecycle>,
 }
 
 /// Connections to both servers and to members, and the results of earlier looks.
@@ -47,6 +49,7 @@ pub struct Watcher {
     client: Client,
     empty: Status,
     dead_letter: Option<String>,
+    lifecycle: Vec<(Stage, String)>,
 }
 
 impl Watcher {
@@ -63,6 +66,7 @@ impl Watcher {
             topic: config.kafka.topics.events.clone(),
             group_id: config.kafka.group_id.clone(),
             dead_letter: Ok(()),
+            lifecycle: Vec::new(),
             clickhouse: Ok(()),
             replica: None,
             group: Err(String::new()),
@@ -73,8 +77,10 @@ impl Watcher {
         let asker = Asker::new(&empty.topic);
         let observer = Arc::new(Observer::with_timeout(config, ANSWER_TIMEOUT)?);
         let dead_letter = config.kafka.topics.dead_letter.clone();
+        let topics = config.kafka.topics.lifecycle().into_iter();
+        let lifecycle = topics.map(|(stage, topic)| (stage, topic.to_owned())).collect();
         let (started, history) = (Instant::now(), History::default());
-        Ok(Watcher { started, history, asker, members, observer, client, empty, dead_letter })
+        Ok(Watcher { started, history, asker, members, observer, client, empty, dead_letter, lifecycle })
     }
 
     /// Looks at everything, and compares it with the looks before. The status itself names the servers that could not
@@ -143,7 +149,8 @@ impl Watcher {
         };
         status.clickhouse = answered;
         match logs {
-            Ok(Logs { sources, views, held_back, group, dead_letter }) => {
+            Ok(Logs { sources, views, held_back, group, dead_letter, lifecycle }) => {
+                status.lifecycle = lifecycle;
                 status.group = group;
                 status.dead_letter = dead_letter;
                 let mut partitions = Vec::with_capacity(sources.len());
@@ -178,7 +185,7 @@ impl Watcher {
     }
 
     async fn logs(&self, deadline: Instant) -> Result<Logs, String> {
-        let dead_letter = self.dead_letter.clone();
+        let (dead_letter, lifecycle) = (self.dead_letter.clone(), self.lifecycle.clone());
         let read = move |observer: &Observer| {
             let sources = observer.cluster().and_then(|_| kafka::retry_until(ANSWER_TIMEOUT, || observer.sources()));
             let sources = sources.map_err(|error| observer.describe_error(&error).to_string())?;
@@ -197,7 +204,12 @@ impl Watcher {
             let dead_letter =
                 dead_letter.map_or(Ok(()), |topic| describe_dead_letter_error(&topic, observer.may_write(&topic)));
             let dead_letter = dead_letter.map_err(|advice| advice.to_string());
-            Ok(Logs { sources, views, held_back, group, dead_letter })
+            let state = |(stage, topic): (Stage, String)| {
+                let seen = kafka::retry_until(ANSWER_TIMEOUT, || observer.lifecycle(stage, &topic));
+                Lifecycle { topic, seen: seen.map_err(|error| kafka::describe_error(&error)) }
+            };
+            let lifecycle = lifecycle.into_iter().map(state).collect();
+            Ok(Logs { sources, views, held_back, group, dead_letter, lifecycle })
         };
         self.blocking(read).await
     }

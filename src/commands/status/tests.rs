@@ -1,10 +1,13 @@
 //! Tests the problems, the rates, and the text of a status.
 
 use super::asked::{Cause, MemberAnswer, read};
-use super::{Asked, Code, History, MemberUrl, Motion, Partition, Problem, Progress, Rates, Standing, Status};
+use super::{
+    Asked, Code, History, Lifecycle, MemberUrl, Motion, Partition, Problem, Progress, Rates, Standing, Status,
+};
 use crate::config::pace::Pace;
 use crate::kafka::held_back::HeldBack;
 use crate::kafka::members::{Group, GroupState, Member};
+use crate::kafka::observer::LifecycleTopic;
 use std::time::Duration;
 use tallyhouse_core::protocol::outlook::Outlook;
 use tallyhouse_core::protocol::stop::StopReason;
@@ -33,6 +36,7 @@ fn status(members: Vec<Member>, standings: Vec<Standing>) -> Status {
         topic: "events".into(),
         group_id: "writers".into(),
         dead_letter: Ok(()),
+        lifecycle: Vec::new(),
         clickhouse: Ok(()),
         replica: None,
         group: Ok(group(members)),
@@ -317,9 +321,32 @@ fn what_is_not_asked_is_said() {
 }
 
 #[test]
+fn lifecycle_topics_have_a_line_each() {
+    let mut seen = healthy_idle();
+    let of = |topic: &str, seen| Lifecycle { topic: topic.to_owned(), seen };
+    seen.lifecycle = vec![
+        of("audience", Ok(Some(LifecycleTopic { partitions: 2, lag_records: 7 }))),
+        of("template", Ok(None)),
+        of("other", Err("no answer".to_owned())),
+    ];
+    let table = seen.table(None);
+    for line in [
+        "topic audience: partitions 2, records not committed 7",
+        "topic template: does not exist; members wait for it",
+        "topic other: cannot be asked for: no answer",
+    ] {
+        assert!(table.lines().any(|found| found == line), "{table}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&seen.json(None, true).unwrap()).unwrap();
+    assert_eq!(json["lifecycle_topics"][0]["lag_records"], 7);
+    assert!(json["lifecycle_topics"][1]["partitions"].is_null() && json["ok"] == true);
+}
+
+#[test]
 fn a_members_answers_are_read() {
     let metrics = "# TYPE tallyhouse_stopped_partitions gauge\n\
-                   tallyhouse_stopped_partitions{reason=\"conflict\"} 2\n\
+                   tallyhouse_stopped_partitions{reason=\"conflict\",topic=\"events\"} 1\n\
+                   tallyhouse_stopped_partitions{reason=\"conflict\",topic=\"campaign.audience_ready\"} 1\n\
                    tallyhouse_stopped_partitions{reason=\"intent_gone\"} 0\n\
                    tallyhouse_flush_age_seconds 16\n\
                    tallyhouse_info{version=\"0.1.0\",topic=\"events\"} 1\n";

@@ -540,7 +540,7 @@ impl World {
             let Some(task) = self.partitions[p].tasks.iter_mut().find(|task| task.member == m) else { continue };
             let fill = task.fill;
             let window = task.buffer.as_mut().and_then(|buffer| buffer.take(fill, |_| true));
-            taken.extend(window.map(|(window, end)| (p, Batch::freeze(window, end))));
+            taken.extend(window.map(|(window, end)| (p, Batch::freeze_of(self.rules.stream, window, end))));
         }
         let in_group = |(_, batch): &&(usize, Batch)| !batch.is_empty();
         let names: Vec<(usize, String, OffsetRange)> = taken
@@ -652,7 +652,7 @@ impl World {
         let fill = task.fill;
         let taken = task.buffer.as_mut().and_then(|buffer| buffer.take(fill, |_| true));
         let Some((window, end)) = taken else { return };
-        self.freeze(p, t, &Batch::freeze(window, end), None);
+        self.freeze(p, t, &Batch::freeze_of(self.rules.stream, window, end), None);
     }
 
     fn begin(&mut self, i: usize) {

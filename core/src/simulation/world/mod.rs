@@ -25,6 +25,7 @@ use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, PartitionId};
 use crate::protocol::{Action, Committed, Frozen, LOOKS_MAX, Protocol};
 use crate::source::{OffsetRange, Source, Table};
+use crate::stream::Stream;
 use crate::window::Limits;
 use crate::window::buffer::{Buffer, Halt};
 use crate::window::intake::{Fill, Intake};
@@ -58,6 +59,8 @@ pub struct Rules {
     pub outlasts_keeper: bool,
     /// A second replica confirms what is committed, and a replica may lose its disk.
     pub confirms: bool,
+    /// Content of the topic.
+    pub stream: Stream,
 }
 
 impl Rules {
@@ -73,6 +76,7 @@ impl Rules {
         replicas: 0,
         outlasts_keeper: true,
         confirms: false,
+        stream: Stream::Events,
     };
 }
 
@@ -369,7 +373,7 @@ impl World {
             owner: None,
             tasks: Vec::new(),
             commits: Vec::new(),
-            sink: Sink::new(log.end() as usize, rules.replicas),
+            sink: Sink::new(rules.stream, log.end() as usize, rules.replicas),
             restamped: false,
             set_back: false,
             cut_short: false,
@@ -733,7 +737,7 @@ impl World {
             let may_hide_old = may_hide && !partition.restamped;
             if may_hide_old && !partition.sink.has_forgotten && partition.committed.is_some() {
                 partition.sink.older().into_iter().for_each(|end| add(Fault::ShowOld(p, end)));
-                Table::ALL.into_iter().for_each(|table| add(Fault::HideTable(p, table)));
+                self.rules.stream.tables().iter().for_each(|&table| add(Fault::HideTable(p, table)));
             }
             match &partition.committed {
                 Some(committed) if committed.offset > partition.log.low && !partition.sink.restored => {
@@ -760,7 +764,10 @@ impl World {
                     }
                 }
             }
-            let may_age = !partition.restamped && !partition.sink.restored && partition.committed.is_some();
+            let may_age = self.rules.stream == Stream::Events
+                && !partition.restamped
+                && !partition.sink.restored
+                && partition.committed.is_some();
             if may_age && DAYS.iter().any(|(day, _)| *day > ages) {
                 add(Fault::Age(p));
             }

@@ -44,6 +44,12 @@ pub struct Depth {
     pub has_delivered: bool,
     /// Time of the last event, in epoch seconds.
     pub last_event: Option<u32>,
+    /// Times of the campaign's stages.
+    pub timeline: Timeline,
+    /// Number of recipients by the lifecycle topic; `None` if no message has it.
+    pub audience_size: Option<u64>,
+    /// Unique delivered as a share of the audience. `None` without an audience, or if more recipients than it has were reached.
+    pub delivered_of_audience: Option<f64>,
     /// Rows that `email_events` has of the campaign. The figures are of these.
     pub rows: u64,
     /// Events that `daily` counts. More than `rows`: rows have expired, or a batch is half written.
@@ -66,6 +72,19 @@ pub struct Depth {
     pub bounces: Vec<Bounces>,
     /// Time from the first delivery to the first open of each recipient: of all opens, then of those that no rule names.
     pub time_to_open: [TimeToOpen; 2],
+}
+
+/// Times of a campaign's stages, in epoch seconds; `None` where nothing shows the stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Timeline {
+    /// First message that the audience is ready.
+    pub audience_ready: Option<u32>,
+    /// First message that the template is ready.
+    pub template_ready: Option<u32>,
+    /// First event of the type delivered.
+    pub first_delivery: Option<u32>,
+    /// Time at which half of the opens had happened, of those that have a row.
+    pub half_of_opens: Option<u32>,
 }
 
 /// Events of one type.
@@ -221,12 +240,32 @@ impl Reached {
     }
 }
 
-#[derive(Row, Deserialize)]
+#[derive(Default, Row, Deserialize)]
 struct Bounds {
     rows: u64,
     first: u32,
     first_delivered: u32,
     last: u32,
+    half_of_opens: u32,
+}
+
+/// The messages about a campaign; 0 stands for none.
+#[derive(Default, Row, Deserialize)]
+struct Announced {
+    audience_ready: u32,
+    template_ready: u32,
+    audience_size: u64,
+}
+
+impl Announced {
+    async fn read(client: &Client, campaign: &str) -> Result<Announced, ClickHouseError> {
+        let sql = "SELECT toUInt32(minIf(event_time, stage = 'audience_ready')) AS audience_ready, \
+                   toUInt32(minIf(event_time, stage = 'template_ready')) AS template_ready, \
+                   argMaxIf(audience_size, event_time, audience_size > 0) AS audience_size \
+                   FROM campaign_lifecycle WHERE campaign_id = toUUID(?)";
+        let found: Vec<Announced> = client.query(sql).bind(campaign).rows().await?;
+        Ok(found.into_iter().next().unwrap_or_default())
+    }
 }
 
 #[derive(Row, Deserialize)]
@@ -350,13 +389,14 @@ pub async fn read(client: &Client, campaign: Uuid, rules: &Rules) -> Result<Dept
     let bounds: Vec<Bounds> = questions
         .ask(
             "count() AS rows, min(event_time) AS first, minIf(event_time, event_type = 'delivered') AS first_delivered, \
-             max(event_time) AS last",
+             max(event_time) AS last, \
+             toUInt32(quantileExactLowIf(0.5)(event_time, event_type = 'open')) AS half_of_opens",
             &[],
             "",
         )
         .await?;
-    let none = Bounds { rows: 0, first: 0, first_delivered: 0, last: 0 };
-    let Bounds { rows, first, first_delivered, last } = bounds.into_iter().next().unwrap_or(none);
+    let Bounds { rows, first, first_delivered, last, half_of_opens } = bounds.into_iter().next().unwrap_or_default();
+    let announced = Announced::read(client, &questions.campaign).await?;
     let has_delivered = first_delivered > 0;
     let start = if has_delivered { first_delivered } else { first };
     let counted = client.query("SELECT toUInt64(sum(total)) FROM daily WHERE campaign_id = toUUID(?)");
@@ -397,6 +437,15 @@ pub async fn read(client: &Client, campaign: Uuid, rules: &Rules) -> Result<Dept
     let bounces = questions.ask(&select, &[("kind", &rules.bounce())], &rest).await?;
     let providers = questions.providers(rules).await?;
     let reached = providers.iter().map(|provider| provider.recipients.reached).fold(Reached::default(), Reached::plus);
+    let known = |time: u32| (time > 0).then_some(time);
+    let timeline = Timeline {
+        audience_ready: known(announced.audience_ready),
+        template_ready: known(announced.template_ready),
+        first_delivery: known(first_delivered),
+        half_of_opens: known(half_of_opens),
+    };
+    let audience_size = Some(announced.audience_size).filter(|&size| size > 0);
+    let of_audience = audience_size.filter(|&size| reached.delivered <= size);
     Ok(Depth {
         version: 1,
         database: client.database().to_owned(),
@@ -404,6 +453,9 @@ pub async fn read(client: &Client, campaign: Uuid, rules: &Rules) -> Result<Dept
         first_delivery: (rows > 0).then_some(start),
         has_delivered,
         last_event: (rows > 0).then_some(last),
+        timeline,
+        audience_size,
+        delivered_of_audience: of_audience.map(|size| reached.delivered as f64 / size as f64),
         rows,
         counted,
         events: events.into_iter().map(of_type).collect(),

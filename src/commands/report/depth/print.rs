@@ -72,7 +72,7 @@ impl Depth {
             let _ = writeln!(text, "email_events has no rows of this campaign; daily counts {} events", self.counted);
             return text;
         }
-        let time = |seconds: Option<u32>| seconds.map_or(String::new(), |s| utc_text(i64::from(s) * 1_000));
+        let time = |seconds: Option<u32>| utc(seconds).unwrap_or_default();
         let first = if self.has_delivered { "first delivery" } else { "first event (none is a delivery)" };
         let _ = writeln!(text, "{first} {}, last event {}", time(self.first_delivery), time(self.last_event));
         let _ = write!(text, "{} rows", self.rows);
@@ -90,9 +90,27 @@ impl Depth {
         let numbers = |values: &[u64]| values.iter().map(u64::to_string).collect::<Vec<_>>();
         let row = |name: String, values: Vec<String>| [vec![name], values].concat();
         let more = if self.has_more_links { format!(", the {LINKS_MAX} with most clicks") } else { String::new() };
+        let times = [
+            ("audience ready", self.timeline.audience_ready),
+            ("template ready", self.timeline.template_ready),
+            ("first delivery", self.timeline.first_delivery),
+            ("half of the opens", self.timeline.half_of_opens),
+        ];
+        let timeline = times.iter().filter_map(|(name, time)| Some(row((*name).to_owned(), vec![utc(*time)?])));
+        let audience =
+            self.audience_size.map(|size| row("recipients of the audience".to_owned(), vec![size.to_string()]));
+        let share = self.delivered_of_audience.map(|rate| {
+            row("unique delivered, as a share of the audience".to_owned(), vec![format!("{:.2} %", rate * 100.0)])
+        });
         let recipients_of = [("all".to_owned(), &self.recipients)];
         let providers = self.providers.iter().map(|of| (of.provider.clone(), &of.recipients));
         let sections = [
+            Section {
+                name: "timeline",
+                title: "Timeline".to_owned(),
+                columns: vec!["stage", "time in UTC, or figure"],
+                rows: timeline.chain(audience).chain(share).collect(),
+            },
             Section {
                 name: "events",
                 title: "Events by type".to_owned(),
@@ -175,6 +193,10 @@ impl Depth {
         ];
         within.chain(ends).map(Vec::from).collect()
     }
+}
+
+fn utc(seconds: Option<u32>) -> Option<String> {
+    seconds.map(|seconds| utc_text(i64::from(seconds) * 1_000))
 }
 
 fn reached(of: &Recipients) -> Vec<String> {
