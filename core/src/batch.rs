@@ -203,7 +203,7 @@ impl Batch {
 /// The rows of one batch in an insert.
 #[derive(Clone, Copy, Debug)]
 pub struct Part<'a> {
-    /// The batch.
+    /// The batch that the rows belong to.
     pub batch: &'a Batch,
     /// ClickHouse partitions of the table that the insert writes.
     pub partitions: &'a [PartitionId],

@@ -31,7 +31,7 @@ impl Stage {
 /// The content of a topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Stream {
-    /// Events of emails.
+    /// Events of emails, the topic `kafka.topics.events`.
     #[default]
     Events,
     /// Campaigns that have reached this stage.

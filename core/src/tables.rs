@@ -32,7 +32,7 @@ pub struct Definition {
     pub engine: &'static str,
     /// Partition key; empty if there is none.
     pub partition_key: &'static str,
-    /// Sorting key.
+    /// Sorting key of the table.
     pub sorting_key: &'static str,
     /// True if the table must remember the tokens of inserts.
     pub has_tokens: bool,

@@ -19,7 +19,7 @@ Examples:
 An erasure blanks e-mail, metadata and rejected payloads. Rows and counters stay. `tallyhouse explain privacy` lists the copies that it
 does not reach.
 
-Exit status: 0 planned, or done and no row is left; 2 rows are left: run the command again; 1 not done; 64 wrong usage or configuration;
+Exit status: 0 planned, or done and no row is left. 2 rows are left: run the command again. 1 not done. 64 wrong usage or configuration.
 74 as 0, but standard output was lost.";
 
 #[derive(Debug, Args)]

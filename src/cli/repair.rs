@@ -13,7 +13,7 @@ use uuid::Uuid;
 const DAILY_HELP: &str = "\
 A signal ends the repair in order, and members can count again. A second signal, a second later or more, ends it at once.
 
-Exit status: 0 no counter differs any more, 2 a counter differs, 1 the repair was not done, 74 as 0, but standard output was lost.";
+Exit status: 0 no counter differs any more. 2 a counter differs. 1 the repair was not done. 74 as 0, but standard output was lost.";
 
 /// Longest wait, after a second signal, until members can count the month again.
 const LEAVE_MAX: Duration = Duration::from_secs(10);

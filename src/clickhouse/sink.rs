@@ -486,8 +486,8 @@ impl Sink {
 
     /// Returns what [`Sink::uncounted`] does, of the sources that have such a row.
     ///
-    /// One statement finds the last row of each month among the last offsets of all sources. It settles a source if each of these
-    /// rows is counted, and if the offsets have as many rows as a batch or are the whole range.
+    /// One statement finds the last row of each month among the last offsets of all sources. It settles a source if two things hold. Each
+    /// of these rows is counted, and the offsets have as many rows as a batch or are the whole range.
     async fn uncounted_of(
         &self,
         ranges: Vec<(String, OffsetRange)>,

@@ -87,7 +87,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The way in which a partition's task is to end, if at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Drain {
-    /// Continue.
+    /// The task continues to work.
     No,
     /// Finish the batch in flight and drop the rest. The next owner reads the rest again.
     Abandon,
@@ -128,7 +128,7 @@ pub enum RunError {
     Grace {
         /// Names of the open batches.
         open: String,
-        /// Work until then.
+        /// Totals of the work until then.
         summary: Summary,
     },
     /// Not everything was flushed, and waiting would not have changed that. Nothing is lost.
@@ -139,7 +139,7 @@ pub enum RunError {
     Refused {
         /// Names of the open batches, with their refusals.
         open: String,
-        /// Work until then.
+        /// Totals of the work until then.
         summary: Summary,
     },
     /// Kafka permanently refuses this member.

@@ -1,5 +1,5 @@
-//! Measures the batches that members announce in a round, by the metadata of the committed offsets: the largest, the largest group,
-//! and the batches of groups.
+//! Measures the batches that members announce in a round, by the metadata of the committed offsets. It finds the largest one, the
+//! largest group, and the batches of groups.
 
 use super::AnyError;
 use super::lane::Lane;

@@ -191,7 +191,7 @@ impl Topic {
         })
     }
 
-    /// Deletes the topic.
+    /// Deletes the topic, and tries again while that fails.
     pub fn delete(&self) -> Result<(), AnyError> {
         retry_until(|| Ok(self.runtime.block_on(self.admin.delete_topics(&[&self.name], &options())).map(drop)?))
     }

@@ -27,7 +27,7 @@ const RUN: u64 = 500;
 pub struct SharedLedger(Arc<Mutex<Ledger>>);
 
 impl SharedLedger {
-    /// Locks the ledger.
+    /// Locks the ledger, even after a thread panicked with the lock.
     pub fn lock(&self) -> MutexGuard<'_, Ledger> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -116,17 +116,17 @@ impl Slot {
 pub struct Lane<'a> {
     /// The servers, which other lanes use as well.
     pub servers: &'a Servers,
-    /// The members' settings.
+    /// Settings of the members, the same for all rounds of an epoch.
     pub membership: Membership,
     /// True if its batches are large.
     pub is_large: bool,
-    /// The topic.
+    /// The topic of the events.
     pub topic: Topic,
     /// The dead-letter topic, which receives rejected records once more.
     pub dead_letters: Topic,
     /// The proxy between the members and ClickHouse.
     pub clickhouse_proxy: Proxy,
-    /// The members.
+    /// The members, one in each slot.
     pub slots: Vec<Slot>,
     feed: Mutex<Feed>,
     /// The fate that each record must have.
@@ -343,7 +343,7 @@ impl<'a> Lane<'a> {
         self.slots.iter().map(|slot| fs::metadata(&slot.log).map_or(0, |log| log.len())).collect()
     }
 
-    /// Locks the producer.
+    /// Locks the producer, even after a thread panicked with the lock.
     pub fn feed(&self) -> MutexGuard<'_, Feed> {
         self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }

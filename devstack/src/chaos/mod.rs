@@ -80,7 +80,7 @@ pub struct Options {
     pub seed: u64,
     /// Number of the first round.
     pub first: u64,
-    /// Number of rounds.
+    /// Number of rounds to run.
     pub rounds: u64,
     /// Number of pipelines that run side by side on the same servers.
     pub lanes: u64,

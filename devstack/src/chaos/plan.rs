@@ -102,7 +102,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind of fault.
     pub const ALL: &[Kind] = &[
         Kind::KillAtPoint,
         Kind::KillMember,
@@ -285,7 +285,7 @@ fn draw(kind: Kind, dice: &mut Dice) -> Fault {
 /// The members' settings, the same for all rounds of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Membership {
-    /// `kafka.assignment`.
+    /// Value of the key `kafka.assignment`.
     pub assignment: &'static str,
     /// True if each member has a `kafka.group_instance_id`.
     pub is_static: bool,

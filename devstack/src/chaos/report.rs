@@ -214,10 +214,10 @@ impl fmt::Display for Report {
         let mib = |bytes: u64| bytes >> 20;
         write!(
             f,
-            "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s; a partition with records stood still for at most \
+            "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s. A partition with records stood still for at most \
              {:.1} s after a round's last fault, of {:.0} s allowed ({:.0} s with large batches). Windows and batches held at most {} MiB, a member's resident memory \
-             was at most {} MiB. ClickHouse ended by itself {} times; {} static members were fenced and started again; {} members were \
-             left behind by librdkafka, ended and were started again; {} dead letters were delivered again.",
+             was at most {} MiB. ClickHouse ended by itself {} times. {} static members were fenced and started again. {} members were \
+             left behind by librdkafka, ended and were started again. {} dead letters were delivered again.",
             self.rounds,
             self.records,
             self.violated,

@@ -121,7 +121,7 @@ impl Schema {
         }
     }
 
-    /// Returns the form.
+    /// Returns the form of the tables.
     pub fn form(&self) -> &Form {
         &self.form
     }

@@ -222,8 +222,8 @@ impl Schema {
     /// Creates the database and migrates its tables to this binary's version. A second run, or two at once, are harmless. If a
     /// table or view is missing, it runs all files again.
     ///
-    /// On the database, the user needs the grants CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP VIEW, ALTER INDEX, ALTER ADD COLUMN,
-    /// ALTER MODIFY COLUMN, ALTER COMMENT COLUMN, SELECT and INSERT. On a cluster, it needs CLUSTER as well.
+    /// On the database, the user needs the grants CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP VIEW, SELECT and INSERT. It also needs
+    /// ALTER INDEX, ALTER ADD COLUMN, ALTER MODIFY COLUMN and ALTER COMMENT COLUMN. On a cluster, it needs CLUSTER as well.
     ///
     /// # Errors
     /// [`SchemaProblem::Newer`] and [`SchemaProblem::Changed`], before any table is touched;

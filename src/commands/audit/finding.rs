@@ -153,7 +153,7 @@ impl Code {
 /// One counter: the key of `daily`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CounterName {
-    /// UTC day, `2026-11-24`.
+    /// UTC day as text, such as `2026-11-24`.
     pub day: String,
     /// `delivered`, `open`, `click`, `bounce` or `unsubscribe`.
     pub event_type: String,
@@ -170,9 +170,9 @@ pub struct Finding {
     pub check: Check,
     /// The kind of the finding.
     pub code: Code,
-    /// Its severity.
+    /// Severity of the finding.
     pub severity: Severity,
-    /// `topic/partition@topic_id`.
+    /// Source as text, such as `topic/partition@topic_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// First offset that the finding concerns.
@@ -219,7 +219,7 @@ impl Finding {
         }
     }
 
-    /// Names the source.
+    /// Adds the name of the source.
     pub fn of(mut self, source: impl Into<String>) -> Finding {
         self.source = Some(source.into());
         self

@@ -52,7 +52,7 @@ impl Reader {
         &self.client
     }
 
-    /// Returns the schema.
+    /// Returns the schema of the tables.
     pub fn schema(&self) -> &Schema {
         &self.schema
     }

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 /// The result of one check.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// The check.
+    /// The check that was made.
     pub check: Check,
     /// The scope of the check, in words.
     pub scope: String,
@@ -27,9 +27,9 @@ pub struct Outcome {
 /// The report of an audit.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// ClickHouse database.
+    /// Name of the ClickHouse database.
     pub database: String,
-    /// Event topic.
+    /// Name of the event topic.
     pub topic: String,
     /// The topic's id today.
     pub topic_id: String,

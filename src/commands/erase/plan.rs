@@ -38,7 +38,7 @@ pub struct FoundEvent {
     pub source: String,
     pub offset: u64,
     pub campaign_id: String,
-    /// UTC day, `2026-11-24`.
+    /// UTC day as text, such as `2026-11-24`.
     pub day: String,
     /// True if it is the person's own row, and false if it is a mention.
     pub is_own: bool,
@@ -48,7 +48,7 @@ pub struct FoundEvent {
 #[derive(Debug, Default)]
 pub struct Plan {
     pub events: Vec<FoundEvent>,
-    /// Source and offset.
+    /// Source and offset of each row of `rejected_events`.
     pub rejects: Vec<(String, u64)>,
     /// Source and offset of rows of `campaign_lifecycle`.
     pub lifecycle: Vec<(String, u64)>,

@@ -24,7 +24,7 @@ pub struct Counts {
     pub events: u64,
     /// Other rows of `email_events` with the address in their metadata.
     pub mentions: u64,
-    /// Rows of `rejected_events`.
+    /// The person's rows of `rejected_events`.
     pub rejects: u64,
     /// Rows of `campaign_lifecycle` with the address in their metadata.
     pub lifecycle: u64,

@@ -1,6 +1,6 @@
 //! `tallyhouse report`: prints the results of the campaigns, numbers of recipients first and numbers of events second.
 //!
-//! Must never put a value into SQL but by binding it, and must count as the view `campaign_report` does: a rate
+//! Must never put a value into SQL but by binding it. Must count as the view `campaign_report` does: a rate
 //! without a denominator is none, not 0.
 
 pub mod depth;
@@ -53,23 +53,23 @@ pub struct Filter {
     pub until: Option<Day>,
 }
 
-/// Numbers of events.
+/// Numbers of events by type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// E-mails that were delivered.
     pub delivered: u64,
-    /// Opens.
+    /// Number of open events.
     pub opens: u64,
-    /// Clicks.
+    /// Number of click events.
     pub clicks: u64,
     /// E-mails that came back.
     pub bounces: u64,
-    /// Unsubscriptions.
+    /// Number of unsubscribe events.
     pub unsubscribes: u64,
     /// E-mails that were handed over for delivery; absent in JSON if there are none, as the two below.
     #[serde(skip_serializing_if = "is_zero")]
     pub sent: u64,
-    /// Reports as spam.
+    /// Reports of an e-mail as spam.
     #[serde(skip_serializing_if = "is_zero")]
     pub complaints: u64,
     /// Attempts that the recipients' servers put off.
@@ -109,7 +109,7 @@ pub struct Line {
     /// Its numbers of events.
     #[serde(flatten)]
     pub counts: Counts,
-    /// Its rates.
+    /// Rates made of these numbers.
     #[serde(flatten)]
     pub rates: Rates,
     /// Its distinct recipients: by campaign over its life, by day those with a first event on it.
@@ -137,7 +137,7 @@ pub enum LineRecipients {
 /// The content of a report.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// ClickHouse database.
+    /// Name of the ClickHouse database.
     pub database: String,
     /// The condition on the events that were counted.
     pub filter: Filter,

@@ -18,7 +18,7 @@ const UTC: [&str; 2] = ["UTC", "Etc/UTC"];
 /// One day of a zone.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ZoneDay {
-    /// The day.
+    /// The day in the zone's own calendar.
     pub day: Day,
     /// Its numbers of events; `None` if raw rows of the day are missing.
     pub counts: Option<Counts>,
@@ -29,7 +29,7 @@ pub struct ZoneDay {
 /// The content of a report by the days of a zone.
 #[derive(Clone, Debug)]
 pub struct ZoneReport {
-    /// ClickHouse database.
+    /// Name of the ClickHouse database.
     pub database: String,
     /// The condition on the events that were counted. Its days are days of the zone.
     pub filter: Filter,
@@ -147,7 +147,7 @@ async fn found(client: &Client, filter: &Filter, zone: &str) -> Result<Vec<Found
     condition.bind(client.query(&sql).bind(zone)).rows().await
 }
 
-/// Returns the filter with one more UTC day at each end: a zone's day begins up to 14 hours before the UTC day, or 12 after it.
+/// Returns the filter with one more UTC day at each end. A zone's day begins up to 14 hours before the UTC day, or 12 after it.
 fn with_neighbours(filter: &Filter) -> Filter {
     Filter {
         since: filter.since.map(|day| Day(day.0.saturating_sub(1))),

@@ -58,7 +58,7 @@ pub struct Status {
     pub asked: Vec<Asked>,
 }
 
-/// One lifecycle topic.
+/// The state of one lifecycle topic.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     /// Name of the topic.

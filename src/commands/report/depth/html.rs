@@ -41,7 +41,7 @@ svg .name { font-family: ui-monospace, monospace; }
 "#;
 
 impl Depth {
-    /// Returns the page.
+    /// Returns the report as one HTML page.
     pub fn html(&self) -> String {
         let mut text = HEAD.to_owned();
         let mut lines = self.heading().lines().map(escaped).collect::<Vec<_>>().into_iter();

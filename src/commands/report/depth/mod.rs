@@ -60,7 +60,7 @@ pub struct Depth {
     pub recipients: Recipients,
     /// Opens and clicks by the hour since the first delivery.
     pub hours: Vec<Hour>,
-    /// Clicks by link.
+    /// Clicks by link, the most clicked first.
     pub links: Vec<Link>,
     /// True if there are more links.
     pub has_more_links: bool,
@@ -68,7 +68,7 @@ pub struct Depth {
     pub providers: Vec<Provider>,
     /// Opens by the machine rule that fits; the empty name is that of opens that no rule names.
     pub opens_by_machine: Vec<Machine>,
-    /// Bounces by kind.
+    /// Bounces and their recipients by kind.
     pub bounces: Vec<Bounces>,
     /// Time from the first delivery to the first open of each recipient: of all opens, then of those that no rule names.
     pub time_to_open: [TimeToOpen; 2],
@@ -90,15 +90,15 @@ pub struct Timeline {
 /// Events of one type.
 #[derive(Debug, Serialize)]
 pub struct OfType {
-    /// The type.
+    /// Type of the events.
     pub event_type: String,
-    /// Number of events.
+    /// Number of events of this type.
     pub events: u64,
     /// Number of recipients with such an event.
     pub recipients: u64,
 }
 
-/// Numbers of recipients.
+/// Numbers of recipients by the type of their events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 #[expect(
     missing_docs,
@@ -139,11 +139,11 @@ pub struct Recipients {
 pub struct Hour {
     /// Number of the hour, from 0.
     pub hour: i32,
-    /// Opens.
+    /// Number of opens in this hour.
     pub opens: u64,
     /// Opens that a machine rule names; part of `opens`.
     pub machine_opens: u64,
-    /// Clicks.
+    /// Number of clicks in this hour.
     pub clicks: u64,
 }
 
@@ -152,7 +152,7 @@ pub struct Hour {
 pub struct Link {
     /// The link; empty if the metadata has none.
     pub link: String,
-    /// Clicks.
+    /// Number of clicks on the link.
     pub clicks: u64,
     /// Recipients who clicked on it.
     pub recipients: u64,
@@ -163,7 +163,7 @@ pub struct Link {
 pub struct Provider {
     /// Name of the provider, or `other`.
     pub provider: String,
-    /// Its recipients.
+    /// Recipients whose mailboxes this provider has.
     #[serde(flatten)]
     pub recipients: Recipients,
 }
@@ -175,7 +175,7 @@ pub struct Machine {
     pub rule: String,
     /// Origin of the rule.
     pub source: String,
-    /// Opens.
+    /// Number of opens that the rule names.
     pub opens: u64,
     /// Recipients with such an open.
     pub recipients: u64,
@@ -186,7 +186,7 @@ pub struct Machine {
 pub struct Bounces {
     /// `hard`, `soft`, or `other` if the metadata does not say.
     pub kind: String,
-    /// Bounces.
+    /// Number of bounces of this kind.
     pub bounces: u64,
     /// Recipients with such a bounce.
     pub recipients: u64,

@@ -9,7 +9,7 @@ use tallyhouse_core::days::utc_text;
 
 /// A part of the report: its title, the names of its columns, and its rows. The first column is text.
 pub(super) struct Section {
-    /// Name in CSV.
+    /// Name of the part in CSV.
     pub name: &'static str,
     pub title: String,
     pub columns: Vec<&'static str>,

@@ -66,7 +66,7 @@ pub enum RulesError {
 pub struct Expression {
     /// SQL with a `?` for each text.
     pub sql: String,
-    /// Texts to bind.
+    /// Texts to bind, one for each `?`.
     pub texts: Vec<String>,
 }
 
