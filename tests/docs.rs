@@ -190,7 +190,7 @@ fn columns_of(view: &str) -> BTreeSet<(String, String)> {
     files(&root().join("sql/single"), "sql", &mut migrations);
     migrations.sort();
     let sql: String = migrations.iter().map(|path| read(path)).collect();
-    let (_, definition) = sql.rsplit_once(&format!("VIEW {{database}}.{view}\n(\n")).unwrap();
+    let (_, definition) = sql.rsplit_once(&format!(" {{database}}.{view}\n(\n")).unwrap();
     let columns = definition.lines().take_while(|line| *line != ")");
     let column = |line: &str| {
         let (name, rest) = line.trim().split_once(' ').unwrap();
@@ -206,7 +206,8 @@ fn fields_of(models: &str, class: &str) -> BTreeSet<(String, String)> {
         let (name, field) = line.trim().split_once(" = models.")?;
         let (kind, arguments) = field.split_once("Field(")?;
         let column = if arguments == "null=True)" { format!("Nullable({kind})") } else { kind.to_owned() };
-        Some((name.to_owned(), column))
+        // A column of times has the zone in its type.
+        Some((name.to_owned(), column.replace("DateTime", "DateTime('UTC')")))
     });
     fields.collect()
 }
@@ -223,5 +224,12 @@ fn the_django_models_have_the_columns_of_the_views() {
     ] {
         let fields: BTreeSet<_> = counts.union(&fields_of(&models, class)).cloned().collect();
         assert_eq!(fields, columns_of(view), "{class} and {view}");
+    }
+    for (view, class) in [
+        ("campaign_recipients", "CampaignRecipients"),
+        ("campaign_recipients_daily", "CampaignRecipientsDaily"),
+        ("campaign_timeline", "CampaignTimeline"),
+    ] {
+        assert_eq!(fields_of(&models, class), columns_of(view), "{class} and {view}");
     }
 }

@@ -193,7 +193,7 @@ fn stop(member: &Member) -> Result<(), AnyError> {
     if status.success() { Ok(()) } else { Err(member.server.stderr().into()) }
 }
 
-/// Prints the counts by event type, the two queries for which the tables are made, and a timeline, with their answers.
+/// Prints the counts by event type, the two queries for which the tables are made, unique figures and a timeline, with their answers.
 fn report(clickhouse: &ClickHouse) -> Result<(), AnyError> {
     let campaign = uuid(0);
     for sql in [
@@ -201,6 +201,10 @@ fn report(clickhouse: &ClickHouse) -> Result<(), AnyError> {
         format!(
             "SELECT email, event_time FROM email_events WHERE campaign_id = '{campaign}' AND event_type = 'open' \
              ORDER BY event_time DESC"
+        ),
+        format!(
+            "SELECT delivered, opened, clicked, open_rate_of_delivered, click_rate_of_delivered FROM campaign_recipients \
+             WHERE campaign_id = '{campaign}'"
         ),
         format!("SELECT * EXCEPT campaign_id FROM campaign_timeline WHERE campaign_id = '{campaign}'"),
     ] {
@@ -233,11 +237,14 @@ fn prove(clickhouse: &ClickHouse, ledger: &Ledger) -> Result<bool, AnyError> {
     let rejected = ask("SELECT count() FROM campaigns.rejected_events")?;
     let total = ask("SELECT sum(total) FROM campaigns.daily")?;
     let distinct = ask("SELECT uniqExact(source, source_offset) FROM campaigns.email_events")?;
+    let addresses = ask("SELECT uniqExact(campaign_id, email) FROM campaigns.email_events")?;
+    let recipients = ask("SELECT sum(recipients) FROM campaigns.campaign_recipients")?;
     let mut lines = vec![
         ("produced = rows + rejected".to_owned(), ledger.produced, rows + rejected),
         ("rejected = produced broken".to_owned(), ledger.broken, rejected),
         ("sum(total) = rows".to_owned(), rows, total),
         ("distinct (source, source_offset) = rows".to_owned(), rows, distinct),
+        ("recipients = distinct (campaign, address)".to_owned(), addresses, recipients),
     ];
     let announced = 2 * Events::default().campaigns;
     let distinct = ask("SELECT uniqExact(campaign_id, stage) FROM campaigns.campaign_lifecycle")?;

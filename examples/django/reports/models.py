@@ -1,6 +1,6 @@
-"""Tallyhouse's views as unmanaged models: `sql/single/0005_event_types.sql` says what each column means.
+"""Tallyhouse's views as unmanaged models: the files of `sql/single` say what each column means.
 
-The views are already summed, one row for each key. Counts are of events, not of distinct recipients.
+The views are already summed, one row for each key. Counts of the first three are of events; those of the next two are of distinct recipients.
 """
 
 from clickhouse_backend import models
@@ -65,3 +65,61 @@ class WorkspaceDaily(Counts):
     class Meta:
         managed = False
         db_table = "workspace_daily"
+
+
+class CampaignRecipients(models.ClickhouseModel):
+    """Distinct recipients of a campaign over its life. No rate is above 1; one whose denominator is 0 is None."""
+
+    campaign_id = models.UUIDField(primary_key=True)
+    recipients = models.UInt64Field()
+    delivered = models.UInt64Field()
+    opened = models.UInt64Field()
+    clicked = models.UInt64Field()
+    opened_or_clicked = models.UInt64Field()
+    bounced = models.UInt64Field()
+    unsubscribed = models.UInt64Field()
+    complained = models.UInt64Field()
+    opened_or_clicked_undelivered = models.UInt64Field()
+    open_rate_of_delivered = models.Float64Field(null=True)
+    click_rate_of_delivered = models.Float64Field(null=True)
+    open_or_click_rate_of_delivered = models.Float64Field(null=True)
+    click_rate_of_opened = models.Float64Field(null=True)
+    unsubscribe_rate_of_delivered = models.Float64Field(null=True)
+    complaint_rate_of_delivered = models.Float64Field(null=True)
+    bounce_rate_of_delivered_or_bounced = models.Float64Field(null=True)
+
+    class Meta:
+        managed = False
+        db_table = "campaign_recipients"
+
+
+class CampaignRecipientsDaily(models.ClickhouseModel):
+    """Distinct recipients of a campaign by the UTC day of their first event of a type."""
+
+    pk = CompositePrimaryKey("day", "campaign_id")
+    day = models.DateField()
+    campaign_id = models.UUIDField()
+    delivered = models.UInt64Field()
+    opened = models.UInt64Field()
+    clicked = models.UInt64Field()
+    bounced = models.UInt64Field()
+    unsubscribed = models.UInt64Field()
+
+    class Meta:
+        managed = False
+        db_table = "campaign_recipients_daily"
+
+
+class CampaignTimeline(models.ClickhouseModel):
+    """When the stages of a campaign were reached, in UTC. A stage that nothing shows is None."""
+
+    campaign_id = models.UUIDField(primary_key=True)
+    audience_ready = models.DateTimeField(null=True)
+    template_ready = models.DateTimeField(null=True)
+    audience_size = models.UInt64Field(null=True)
+    first_delivery = models.DateTimeField(null=True)
+    half_of_opens = models.DateTimeField(null=True)
+
+    class Meta:
+        managed = False
+        db_table = "campaign_timeline"

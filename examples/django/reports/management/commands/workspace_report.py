@@ -6,7 +6,7 @@ from uuid import UUID
 from django.core.management.base import BaseCommand
 from django.db.models import Sum
 
-from reports.models import CampaignDaily, CampaignReport, WorkspaceDaily
+from reports.models import CampaignDaily, CampaignRecipients, CampaignReport, WorkspaceDaily
 
 COUNTS = ["delivered", "opens", "clicks", "bounces", "unsubscribes"]
 
@@ -35,11 +35,15 @@ class Command(BaseCommand):
         total = daily.aggregate(**sums)
         self.row("total", "", *(total[f"{count}_sum"] for count in COUNTS))
 
-        self.stdout.write("\nthe ten largest campaigns, over all days\n\n")
+        self.stdout.write("\nrecipients of the ten largest campaigns, over all days\n\n")
         self.row("campaign", "first day", "delivered", "open rate", "click rate", "bounce rate", widths=[36])
-        for campaign in CampaignReport.objects.filter(workspace_id=workspace).order_by("-delivered", "campaign_id")[:10]:
-            rates = [campaign.open_rate, campaign.click_rate, campaign.bounce_rate]
-            self.row(campaign.campaign_id, campaign.first_day, campaign.delivered, *map(percent, rates), widths=[36])
+        largest = CampaignReport.objects.filter(workspace_id=workspace).order_by("-delivered", "campaign_id")[:10]
+        largest = {campaign.campaign_id: campaign.first_day for campaign in largest}
+        recipients = {of.campaign_id: of for of in CampaignRecipients.objects.filter(campaign_id__in=list(largest))}
+        for campaign, first_day in largest.items():
+            if of := recipients.get(campaign):
+                rates = [of.open_rate_of_delivered, of.click_rate_of_delivered, of.bounce_rate_of_delivered_or_bounced]
+                self.row(campaign, first_day, of.delivered, *map(percent, rates), widths=[36])
 
     def largest_workspace(self, since: date) -> UUID:
         by_workspace = WorkspaceDaily.objects.filter(day__gte=since).values("workspace_id")
