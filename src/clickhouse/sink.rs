@@ -298,7 +298,8 @@ impl Sink {
             return Ok(marks);
         }
         let raw = format!(
-            "SELECT toString(source) AS name, toYYYYMMDD(event_time) AS day, count() FROM email_events WHERE {within} GROUP BY name, day"
+            "SELECT toString(source) AS name, toYYYYMMDD(event_time) AS day, count(), max(source_offset) FROM email_events \
+             WHERE {within} GROUP BY name, day"
         );
         let raw = bind_at_least(self.client.deciding(&raw), &starts).bind(&names).bind(&ends);
         let months: Option<Vec<&[PartitionId]>> = asked.iter().map(|batch| batch.months.as_deref()).collect();
@@ -308,8 +309,10 @@ impl Sink {
         let of_none = Marks { expired_before, ..Marks::default() };
         let mut marks: BTreeMap<String, Marks> =
             starts.iter().map(|(name, _)| (name.clone(), of_none.clone())).collect();
-        for (name, day, rows) in raw.rows::<(String, u32, u64)>().await? {
-            marks.entry(name).or_default().raw.insert(day, rows);
+        for (name, day, rows, last) in raw.rows::<(String, u32, u64, u64)>().await? {
+            let marks = marks.entry(name).or_default();
+            marks.raw.insert(day, rows);
+            marks.last_rows.insert(day, last);
         }
         for (name, rows) in rejected.rows::<(String, u64)>().await? {
             marks.entry(name).or_default().rejected = rows;

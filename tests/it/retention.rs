@@ -58,7 +58,7 @@ pub async fn expired_days_are_no_violations(url: &str, database: &str) {
     let ledger = producer.finish().unwrap();
     bench.consume(ledger.produced).await;
     let before = total(&bench).await;
-    assert_eq!(audit(&bench), (0, vec!["token_headroom".to_owned(); 3]));
+    assert_eq!(audit(&bench), (0, vec!["token_headroom".to_owned(); 4]));
     assert_eq!(check(&bench).0, "ok");
     // With this number of days, the first day kept and the last one expired are of one month.
     let today = Utc::now().date_naive();

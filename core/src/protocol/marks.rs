@@ -58,6 +58,8 @@ pub struct Insert {
 pub struct Marks {
     /// Number of rows of `email_events` with an offset in the range, by day.
     pub raw: BTreeMap<PartitionId, u64>,
+    /// Offset of the last one of these rows, by day.
+    pub last_rows: BTreeMap<PartitionId, u64>,
     /// Greatest `end_offset` in `daily`, by month. It covers only the batch's months, and only ends that lie after the batch's
     /// start.
     pub daily: BTreeMap<PartitionId, u64>,
@@ -78,6 +80,11 @@ impl Marks {
     /// True if nothing of a batch is applied: no row, no reject, and no counter that ends after its start.
     pub fn show_nothing(&self, range: OffsetRange) -> bool {
         self.counts().records() == 0 && self.daily.values().all(|&end| end <= range.start)
+    }
+
+    /// True if each row is counted: the counters of its month end after it.
+    pub fn are_counted(&self) -> bool {
+        self.last_rows.iter().all(|(day, &last)| self.daily.get(&(day / 100)).is_some_and(|&end| end > last))
     }
 
     /// True if a batch is applied of which only the counts are known. Then all its rows are there, and so are the counters of

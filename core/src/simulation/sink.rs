@@ -334,6 +334,7 @@ impl Sink {
         for offset in range.start..range.end {
             if let (Record::Event { day }, rows @ 1..) = (log.record(offset), shown.raw[offset as usize]) {
                 *marks.raw.entry(day).or_default() += u64::from(rows);
+                marks.last_rows.insert(day, offset);
             }
         }
     }
