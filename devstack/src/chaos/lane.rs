@@ -273,6 +273,8 @@ impl<'a> Lane<'a> {
         let mut command = self.command(&["run"], &urls.join(","));
         if self.servers.clickhouse.is_cluster() {
             command.env("TALLYHOUSE__CLICKHOUSE__REPLICAS_CONFIRMED", "2");
+            // A sync has a second less.
+            command.env("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "4000");
         }
         command.env("TALLYHOUSE__ADMIN__LISTEN", self.endpoint(number).to_string());
         command.envs(fail_point.map(|point| ("TALLYHOUSE_FAILPOINT", point)));

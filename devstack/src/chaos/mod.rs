@@ -246,7 +246,7 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let is_over = AtomicBool::new(false);
     let (outcome, seen) = thread::scope(|scope| {
         let announced = scope.spawn(|| announced::watch(lane, &is_over));
-        let outcome = hurt_and_check(plan, lane);
+        let outcome = hurt_and_check(plan, lane, &log_lengths);
         is_over.store(true, Ordering::Relaxed);
         (outcome, announced.join())
     });
@@ -266,6 +266,7 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
         took,
         both_written,
         changed_server: logged(replicas::CHANGED) > 0,
+        lost_parts: logged(replicas::LOST) > 0,
         still: checked.still,
         fenced: checked.ended.fenced,
         left_behind: checked.ended.left_behind,
@@ -281,7 +282,7 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
 }
 
 /// Carries the faults out while records flow, and checks everything that must hold then.
-fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Checked), AnyError> {
+fn hurt_and_check(plan: &Plan, lane: &Lane<'_>, log_lengths: &[u64]) -> Result<(Vec<bool>, Vitals, Checked), AnyError> {
     let mut vitals = Vitals::default();
     let has_backlog = plan.faults.iter().any(|fault| fault.has_backlog);
     if plan.is_large {
@@ -315,10 +316,9 @@ fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Ch
     })?;
     // This measures from the end of the last fault on, beside the checks and until everything is committed.
     let is_checked = AtomicBool::new(false);
-    let most = still::most(lane.is_large, &lane.servers.clickhouse, &plan.faults);
     let (outcome, still) = thread::scope(|scope| {
-        let watching = scope.spawn(|| still::watch(lane, most, &is_checked));
-        let outcome = check(lane, most);
+        let watching = scope.spawn(|| still::watch(lane, log_lengths, &is_checked));
+        let outcome = check(lane);
         is_checked.store(true, Ordering::Relaxed);
         (outcome, watching.join())
     });
@@ -340,15 +340,15 @@ struct Checked {
     still: Duration,
 }
 
-/// Checks everything that must hold once the faults are over, on each server. `still_max`: the longest time that a partition may stand
-/// still.
-fn check(lane: &Lane<'_>, still_max: Duration) -> Result<Checked, AnyError> {
+/// Checks everything that must hold once the faults are over, on each server.
+fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
     let mut ended = Ended::default();
     let mut violations = revive(lane, &mut ended)?;
     let sent = lane.feed().settle()?;
     let ends = verify::ends(lane)?;
     verify::resolve(lane, &ends)?;
-    let within = verify::PROGRESS_TIMEOUT + still_max.saturating_sub(still::STILL_MAX_LARGE);
+    let may_lose = if lane.servers.clickhouse.is_cluster() { still::AFTER_LOSS } else { Duration::ZERO };
+    let within = verify::PROGRESS_TIMEOUT + may_lose;
     for tables in lane.tables() {
         let mut found = verify::await_stored(lane, &tables, &ends, within)?;
         tables.sync()?;

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// A member's line about a change of its server.
 pub const CHANGED: &str = "the member now uses the ClickHouse server";
+/// A member's line about parts that ClickHouse has lost. It inserts nothing for a time then.
+pub const LOST: &str = "parts of the tables were lost with the only replica";
 /// Longest wait until an insert or a fetch meets a fault.
 const MEET_TIMEOUT: Duration = Duration::from_secs(8);
 /// Longest wait until a member has changed its server.

@@ -23,6 +23,8 @@ pub(super) struct RoundResult {
     pub both_written: bool,
     /// True if a member changed to another ClickHouse server.
     pub changed_server: bool,
+    /// True if ClickHouse lost parts with the only replica that had them.
+    pub lost_parts: bool,
     /// The longest time that a partition with records stood still after the last fault.
     pub still: Duration,
     /// Number of static members that Kafka fenced.
@@ -63,6 +65,7 @@ pub struct Report {
     is_cluster: bool,
     both_written: u64,
     changed_server: u64,
+    lost_parts: u64,
     kinds: BTreeMap<Kind, Tally>,
     rounds: u64,
     violated: u64,
@@ -100,6 +103,7 @@ impl Report {
             is_cluster,
             both_written: 0,
             changed_server: 0,
+            lost_parts: 0,
             kinds: kinds.iter().map(|&kind| (kind, Tally::default())).collect(),
             rounds: 0,
             violated: 0,
@@ -151,6 +155,7 @@ impl Report {
         self.inherited_groups += u64::from(result.inherited.of_groups > 0);
         self.both_written += u64::from(result.both_written);
         self.changed_server += u64::from(result.changed_server);
+        self.lost_parts += u64::from(result.lost_parts);
         self.in_a_row += u64::from(result.inherited.in_a_row > 0);
         self.late_inserts += u64::from(result.late_inserts > 0);
         self.large_and_paused += u64::from(is_large && is_paused);
@@ -262,6 +267,7 @@ impl Report {
         if self.is_cluster {
             writeln!(f, "| both replicas took inserts of batches in the same second | {} |", self.both_written)?;
             writeln!(f, "| a member changed to another replica | {} |", self.changed_server)?;
+            writeln!(f, "| parts were lost with the only replica that had them | {} |", self.lost_parts)?;
         }
         writeln!(f)?;
         if self.large > 0 {

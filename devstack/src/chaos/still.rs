@@ -2,8 +2,8 @@
 
 use super::AnyError;
 use super::lane::Lane;
-use super::plan::{Fault, Kind, REBALANCE_GRACE_MS, SESSION_TIMEOUT_MS};
-use super::store::Store;
+use super::plan::{REBALANCE_GRACE_MS, SESSION_TIMEOUT_MS};
+use super::replicas;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -15,27 +15,25 @@ pub const STILL_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + REBAL
 /// for each other.
 pub const STILL_MAX_LARGE: Duration = Duration::from_millis(STILL_MAX.as_millis() as u64 + 10_000);
 /// Time that replicas take longer, once the last fault is over. Keeper may have to end a session of 5 s. A member's look at its server
-/// may take 5 s, and its attempt to use another one 10 s. A replica postpones a fetch that failed for as long as fetches have
-/// failed, 10 s at most here, and then has 10 s for it.
+/// may take 5 s, and its attempt to use another one 10 s. Such an attempt may come once more, as a member returns. A fetch that failed
+/// waits 5 s, and has 5 s then.
 const REPLICAS_TAKE: Duration = Duration::from_secs(40);
 /// Time for which members insert nothing after parts were lost, with the longest insert timeout here: 6 s for the session, 30 s until
 /// ClickHouse gives a sender up, and 8 s. A member may see the loss up to 10 s after the fault.
-const AFTER_LOSS: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 30_000 + 8_000 + 10_000);
+pub const AFTER_LOSS: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 30_000 + 8_000 + 10_000);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Returns the longest time that a partition may stand still after these faults.
-pub fn most(is_large: bool, store: &Store, faults: &[Fault]) -> Duration {
-    let replicas = if store.is_cluster() { REPLICAS_TAKE } else { Duration::ZERO };
-    let has_lost = faults.iter().any(|fault| fault.kind == Kind::LoseDisk);
-    let loss = if has_lost { AFTER_LOSS } else { Duration::ZERO };
-    replicas + loss + if is_large { STILL_MAX_LARGE } else { STILL_MAX }
+/// Returns the longest time that a partition may stand still, if no parts were lost.
+pub fn most(lane: &Lane<'_>) -> Duration {
+    let replicas = if lane.servers.clickhouse.is_cluster() { REPLICAS_TAKE } else { Duration::ZERO };
+    replicas + if lane.is_large { STILL_MAX_LARGE } else { STILL_MAX }
 }
 
 /// Returns the allowed times in words.
 pub fn described(is_cluster: bool) -> String {
     let more = if is_cluster { REPLICAS_TAKE } else { Duration::ZERO };
     let [small, large] = [STILL_MAX + more, STILL_MAX_LARGE + more];
-    let loss = if is_cluster { format!("; {AFTER_LOSS:?} more after a lost disk") } else { String::new() };
+    let loss = if is_cluster { format!("; {AFTER_LOSS:?} more after lost parts") } else { String::new() };
     format!("{small:?} allowed ({large:?} with large batches{loss})")
 }
 
@@ -87,8 +85,9 @@ impl Still {
 }
 
 /// Looks until everything in the log is committed once the checks are over, or has stood still for too long.
-pub fn watch(lane: &Lane<'_>, most: Duration, checked: &AtomicBool) -> Result<Still, AnyError> {
-    let mut still = Still::new(most);
+/// `lengths`: of the members' logs before the round.
+pub fn watch(lane: &Lane<'_>, lengths: &[u64], checked: &AtomicBool) -> Result<Still, AnyError> {
+    let mut still = Still::new(most(lane));
     loop {
         // This comes before the look, so that the last look sees all that the checks saw.
         let last = checked.load(Ordering::Relaxed);
@@ -99,6 +98,9 @@ pub fn watch(lane: &Lane<'_>, most: Duration, checked: &AtomicBool) -> Result<St
             let end = end.min(lane.ledger.lock().stored_end(partition));
             let committed = committed.get(&partition).copied().unwrap_or(low);
             still.look(partition, committed, end, Instant::now());
+        }
+        if still.is_too_long() && lane.logged_since(lengths, replicas::LOST) > 0 {
+            still.most = most(lane) + AFTER_LOSS;
         }
         if last && (!still.is_behind() || still.is_too_long()) {
             return Ok(still);
