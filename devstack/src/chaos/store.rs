@@ -12,8 +12,8 @@ const REPLICAS: usize = 2;
 /// Time limit for an answer: a fault or another lane may have killed ClickHouse just now.
 const ASK_TIMEOUT: Duration = Duration::from_secs(120);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// Longest time for which a replica postpones a fetch that failed. The default of 60 s would only make rounds longer: as long takes a
-/// replica to see that a part is lost.
+/// Longest time for which a replica postpones a fetch that failed. With the default of 60 s a replica takes as long to see that a part
+/// is lost, and rounds are only longer.
 const POSTPONE: &str = "<replicated_merge_tree><max_postpone_time_for_failed_replicated_fetches_ms>5000\
     </max_postpone_time_for_failed_replicated_fetches_ms></replicated_merge_tree>";
 /// Lets each replica note in memory the inserts that it took. A replica that dies loses its notes. The library could not open a table on
