@@ -1,7 +1,7 @@
 //! A TCP proxy between the service and a server. It can be made to hurt the bytes that pass through it.
 //!
 //! ```text
-//! client ──chunk──► [ delay │ cut │ half │ hold │ answer │ remember ] ──► server
+//! client ──chunk──► [ delay │ cut │ half │ hold │ answer │ remember │ lose commit ] ──► server
 //! client ◄───────── [ delay │ cut │ lost ] ◄──chunk── server
 //! ```
 //!
@@ -47,6 +47,8 @@ pub enum Trouble {
     Half,
     /// The server's answer is dropped and the connection closed: the request was received whole.
     LoseAnswer,
+    /// A transaction of ClickHouse with a log entry reaches ZooKeeper, and the connection closes before the answer.
+    LoseCommit,
     /// An HTTP request does not reach the server. The proxy answers with status 200, and `Ok.` or nothing, as a maintenance page does.
     Answer,
     /// A read of tables gets the answer that the same read got before, if that is no older than this. A read with
@@ -166,6 +168,7 @@ impl Shared {
             Trouble::Cut | Trouble::Delay(_) => true,
             Trouble::Half => to_server,
             Trouble::LoseAnswer => !to_server,
+            Trouble::LoseCommit => to_server && is_commit(bytes),
             Trouble::Answer => to_server && is_request(bytes),
             Trouble::Remember(_) => to_server && is_read(bytes),
             Trouble::Hold(_) => to_server && is_request(bytes) && contains(bytes, b"query=INSERT"),
@@ -202,6 +205,13 @@ impl Shared {
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// True if a request for several changes at once begins here, and one of them adds an entry to a replicated table's log. That is a
+/// commit of an insert, most of the time. A request begins with its length, its number and its type.
+fn is_commit(bytes: &[u8]) -> bool {
+    const MULTI: [u8; 4] = 14_u32.to_be_bytes();
+    bytes.get(8..12) == Some(&MULTI) && contains(bytes, b"/log/log-")
 }
 
 /// True if an HTTP request begins here: a client begins each one in a write of its own.
@@ -310,6 +320,13 @@ fn pump(mut from: TcpStream, mut to: TcpStream, to_server: bool, shared: &Shared
                         false
                     }
                     Some(Trouble::Cut | Trouble::LoseAnswer) => false,
+                    Some(Trouble::LoseCommit) => {
+                        // The client is gone first, so no answer can reach it. The server reads everything before the end.
+                        let _ = from.shutdown(Shutdown::Both);
+                        let _ = to.write_all(bytes);
+                        let _ = to.shutdown(Shutdown::Write);
+                        return;
+                    }
                     Some(Trouble::Answer) => {
                         answer(&mut from, if dice.percent(50) { "Ok.\n" } else { "" });
                         false
@@ -454,6 +471,19 @@ mod tests {
         assert!(request(&proxy, &read_of("daily", 1)).starts_with("HTTP/1.1 200 OK"));
         assert_eq!((inbox.recv_timeout(Duration::from_secs(60)).unwrap(), proxy.hits()), (Vec::new(), 1));
         assert_eq!((request(&proxy, "question"), proxy.hits()), ("answer".to_owned(), 1));
+    }
+
+    #[test]
+    fn a_commit_reaches_keeper_and_its_answer_is_lost() {
+        let (address, inbox) = server();
+        let proxy = Proxy::new(1).unwrap();
+        proxy.lead_to(address);
+        proxy.begin(Trouble::LoseCommit, 100);
+        let of_type = |code: u8| format!("\0\0\0\x40\0\0\0\x07\0\0\0{}/replicas/log/log-", char::from(code));
+        assert_eq!((request(&proxy, &of_type(1)), proxy.hits()), ("answer".to_owned(), 0));
+        assert_eq!(inbox.recv_timeout(Duration::from_secs(60)).unwrap(), of_type(1).as_bytes());
+        assert_eq!((request(&proxy, &of_type(14)), proxy.hits()), (String::new(), 1));
+        assert_eq!(inbox.recv_timeout(Duration::from_secs(60)).unwrap(), of_type(14).as_bytes());
     }
 
     #[test]

@@ -8,10 +8,11 @@ use super::error::ClickHouseError;
 use super::retention::Retention;
 use super::schema::{Schema, SchemaProblem};
 use super::servers::Servers;
+use crate::platform::lock::locked;
 use crate::platform::metrics::{FLUSHED_ROWS, INSERT_SECONDS};
 use metrics::{counter, histogram};
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::{Part, block};
 use tallyhouse_core::days::Day;
@@ -62,6 +63,9 @@ pub struct Sink {
     confirms: bool,
     /// The key of the hashes of recipients; `None` if recipients are left out.
     recipient_key: Option<RecipientKey>,
+    /// Batches whose counters are not written yet and whose recipients are, by source. They are confirmed if that is configured. The number
+    /// is that of lost parts then.
+    with_recipients: Arc<Mutex<HashMap<String, (OffsetRange, u64)>>>,
 }
 
 impl Sink {
@@ -80,6 +84,7 @@ impl Sink {
             quarantine: Duration::ZERO,
             confirms: false,
             recipient_key: None,
+            with_recipients: Arc::default(),
         }
     }
 
@@ -163,6 +168,12 @@ impl Sink {
         let (rows, chunks) = block(table, parts);
         let sql = self.insert_statement(table.name(), &table.definition());
         self.in_use().insert(&sql, &self.query_id(id), token, chunks, lease_holds).await?;
+        if table == Table::Daily {
+            let mut with_recipients = locked(&self.with_recipients);
+            for part in parts {
+                with_recipients.remove(part.source);
+            }
+        }
         Ok(rows)
     }
 
@@ -172,12 +183,18 @@ impl Sink {
 
     /// Writes the recipients of batches. Where a second replica confirms what is committed, it confirms them before the counters vouch for
     /// them. A lost disk could otherwise take them and leave the counters.
+    ///
+    /// If the insert of the counters fails, this is not done again for the same batches. A confirmation may take longer than a lease, and
+    /// the counters would never have their turn.
     async fn insert_recipients(&self, parts: &[Part<'_>], key: RecipientKey, id: &str) -> Result<(), ClickHouseError> {
-        let mut recipients = Recipients::of(parts.iter().map(|part| part.batch), key);
+        let (started, lost) = (Instant::now(), self.lost());
+        let is_open =
+            |part: &&Part<'_>| locked(&self.with_recipients).get(part.source) != Some(&(part.batch.range(), lost));
+        let open: Vec<&Part<'_>> = parts.iter().filter(is_open).collect();
+        let mut recipients = Recipients::of(open.iter().map(|part| part.batch), key);
         if recipients.is_empty() {
             return Ok(());
         }
-        let (started, lost) = (Instant::now(), self.lost());
         let mut all_rows = 0;
         let blocks = std::iter::from_fn(|| {
             let (rows, block) = recipients.next_block()?;
@@ -190,7 +207,11 @@ impl Sink {
         counter!(FLUSHED_ROWS, "table" => RECIPIENTS_NAME).increment(all_rows);
         histogram!(INSERT_SECONDS, "table" => RECIPIENTS_NAME).record(started.elapsed());
         match self.confirm().await {
-            Ok(parts) if parts == lost => Ok(()),
+            Ok(parts) if parts == lost => {
+                let done = open.iter().map(|part| (part.source.to_owned(), (part.batch.range(), lost)));
+                locked(&self.with_recipients).extend(done);
+                Ok(())
+            }
             Ok(_) => {
                 Err(ClickHouseError::Unconfirmed { message: "parts of the tables were lost meanwhile".to_owned() })
             }

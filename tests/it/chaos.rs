@@ -23,6 +23,7 @@ pub async fn every_kind_of_fault_once(_url: &str, database: &str) {
         rounds: ROUNDS.end - ROUNDS.start,
         lanes: 1,
         kinds: Kind::ALL.to_vec(),
+        is_cluster: false,
         from_deck: FROM_DECK,
         folder: std::env::temp_dir().join(database),
         stop: Arc::new(AtomicBool::new(false)),

@@ -14,9 +14,9 @@ use std::sync::atomic::AtomicBool;
 
 /// Hurts a running Tallyhouse in every way this machine allows, and proves after each round that nothing is lost or doubled.
 ///
-/// Starts a Kafka of three nodes, a ClickHouse and groups of three `tallyhouse run`, with TCP proxies in between. A producer
-/// keeps a ledger of what Kafka acknowledged. Each round draws one to three faults from the seed, and carries them out while
-/// records flow. Then it waits until everything is stored, and compares every offset.
+/// Starts a Kafka of three nodes, a ClickHouse (or two replicas of it) and groups of three `tallyhouse run`, with TCP proxies in
+/// between. A producer keeps a ledger of what Kafka acknowledged. Each round draws one to three faults from the seed, and carries
+/// them out while records flow. Then it waits until everything is stored, and compares every offset.
 #[derive(Parser)]
 #[command(
     name = "cargo chaos",
@@ -27,6 +27,7 @@ Examples:
   cargo chaos --seed 7 --round 412                the faults of one round again, on a fresh group
   cargo chaos --seed 7 --from 412 --rounds 1      the same on the group that rounds 410 and 411 have left
   cargo chaos --kinds zombie,kill-broker          only these
+  cargo chaos --cluster --rounds 40               on two replicas of ClickHouse with ZooKeeper
 
 A round's faults and their times follow from seed and round alone. What they meet does not: the processes are real and race,
 so a violation may need several attempts to come again. Exit status 0 means that every round held, 1 that one did not."
@@ -47,6 +48,9 @@ struct Arguments {
     /// Groups that run side by side on the same servers, each with rounds of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16))]
     lanes: u64,
+    /// Write to a shard of two ClickHouse replicas, each batch confirmed by both, instead of one server. Members prefer different ones.
+    #[arg(long)]
+    cluster: bool,
     /// Only these kinds of faults, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "KIND", hide_possible_values = true)]
     kinds: Vec<Kind>,
@@ -65,7 +69,7 @@ fn main() -> ExitCode {
     devstack::init();
     let arguments = Arguments::parse();
     if arguments.list {
-        Kind::ALL.iter().for_each(|kind| println!("{:<18} {}", kind.name(), kind.help()));
+        Kind::ALL.iter().chain(Kind::OF_REPLICAS).for_each(|kind| println!("{:<18} {}", kind.name(), kind.help()));
         return ExitCode::SUCCESS;
     }
     match chaos(arguments) {
@@ -100,13 +104,19 @@ fn chaos(arguments: Arguments) -> Result<bool, AnyError> {
         (None, Some(from)) => (epoch_start(from), from - epoch_start(from) + arguments.rounds),
         (None, None) => (0, arguments.rounds),
     };
+    let possible = Kind::all(arguments.cluster, arguments.lanes);
+    if let Some(kind) = arguments.kinds.iter().find(|kind| !possible.contains(kind)) {
+        let here = if arguments.cluster { "with --cluster and these --lanes" } else { "without --cluster" };
+        return Err(format!("the kind {} is not possible {here}", kind.name()).into());
+    }
     let options = Options {
         program: program.canonicalize()?,
         seed: arguments.seed,
         first,
         rounds,
         lanes: arguments.lanes,
-        kinds: if arguments.kinds.is_empty() { Kind::ALL.to_vec() } else { arguments.kinds },
+        kinds: if arguments.kinds.is_empty() { possible } else { arguments.kinds },
+        is_cluster: arguments.cluster,
         from_deck: 1,
         folder,
         stop,

@@ -4,7 +4,7 @@
 
 use super::lane::{Lane, PARTITIONS, Slot};
 use super::plan::{BROKERS, Fault, Kind};
-use super::{AnyError, RESTART_TIMEOUT, gap, large, letters, transactions};
+use super::{AnyError, RESTART_TIMEOUT, gap, large, letters, replicas, transactions};
 use crate::process::Server;
 use crate::proxy::{Proxy, Trouble};
 use std::sync::PoisonError;
@@ -30,7 +30,7 @@ const NOTICES: [&str; 3] = ["lost=true", "the lease has expired", "changed by an
 pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     let lasts = Duration::from_millis(fault.lasts_ms);
     let slot = &lane.slots[fault.victim % lane.slots.len()];
-    let clickhouse = [&lane.clickhouse_proxy];
+    let clickhouse = some_of(fault, &lane.clickhouse_proxies);
     let kafka: Vec<&Proxy> = lane.servers.kafka_proxies.iter().collect();
     let delay = Trouble::Delay(Duration::from_millis(fault.lasts_ms / 2));
     sleep(Duration::from_millis(fault.at_ms));
@@ -48,12 +48,12 @@ pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
         Kind::Pause => pause(&slot.lock(), lasts),
         Kind::Storm => storm(fault, lane),
         Kind::KillClickhouse => {
-            let _alone = lane.servers.hurting_clickhouse.lock().unwrap_or_else(PoisonError::into_inner);
-            kill_and_restart(lane.servers.clickhouse.server()?, lasts)
+            let _alone = lane.servers.hurt_clickhouse();
+            kill_and_restart_all(&clickhouse_servers(lane)?, lasts)
         }
         Kind::PauseClickhouse => {
-            let _alone = lane.servers.hurting_clickhouse.lock().unwrap_or_else(PoisonError::into_inner);
-            pause(lane.servers.clickhouse.server()?, lasts)
+            let _alone = lane.servers.hurt_clickhouse();
+            pause_all(&clickhouse_servers(lane)?, lasts)
         }
         Kind::KillBroker => {
             let _alone = lane.servers.hurting_broker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,6 +88,21 @@ pub fn inject(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
         Kind::RefuseDeadLetters => letters::refuse(fault, lane),
         Kind::SlowConsumers => large::slow_consumers(fault, lane),
         Kind::InheritBatches => large::inherit_batches(fault, lane),
+        Kind::KillReplica => {
+            let _alone = lane.servers.hurt_clickhouse();
+            kill_and_restart(replicas::victim(fault, lane)?.server()?, lasts)
+        }
+        Kind::PauseReplica => {
+            let _alone = lane.servers.hurt_clickhouse();
+            pause(replicas::victim(fault, lane)?.server()?, lasts)
+        }
+        Kind::CutReplica => Ok(replicas::cut(fault, lane, lasts)),
+        Kind::StopFetches => replicas::stop_fetches(fault, lane, lasts),
+        Kind::KillKeeper => replicas::kill_keeper(lane, lasts),
+        Kind::CutKeeper => replicas::cut_keeper(fault, lane, lasts),
+        Kind::SwitchServer => Ok(replicas::switch_server(fault, lane)),
+        Kind::KillUnfetched => replicas::kill_unfetched(fault, lane, lasts),
+        Kind::LoseDisk => replicas::lose_disk(fault, lane),
     }
 }
 
@@ -116,9 +131,11 @@ fn kill_at_point(
 fn forget_tokens(lane: &Lane<'_>) -> Result<bool, AnyError> {
     for window in [0, 10_000] {
         for table in ["email_events", "rejected_events", "daily"] {
-            lane.ask(&format!(
-                "ALTER TABLE {{db}}.{table} MODIFY SETTING non_replicated_deduplication_window = {window}"
-            ))?;
+            for server in lane.tables() {
+                server.ask(&format!(
+                    "ALTER TABLE {{db}}.{table} MODIFY SETTING non_replicated_deduplication_window = {window}"
+                ))?;
+            }
         }
     }
     Ok(true)
@@ -150,20 +167,36 @@ fn zombie(fault: &Fault, lane: &Lane<'_>, slot: &Slot, lasts: Duration) -> Resul
     Ok(notices() > before)
 }
 
-/// Stops a server for this time. It has no effect on a server that has ended by itself; that shows elsewhere.
-fn pause(server: &Server, lasts: Duration) -> Result<bool, AnyError> {
-    if server.stop().is_err() {
-        return Ok(false);
-    }
-    sleep(lasts);
-    Ok(server.cont().is_ok())
+/// Returns the proxies that a trouble hits: the only one, one of two, or both.
+fn some_of<'a>(fault: &Fault, proxies: &'a [Proxy]) -> Vec<&'a Proxy> {
+    let is_hit = |number: usize| proxies.get(fault.victim).is_none() || number == fault.victim;
+    proxies.iter().enumerate().filter(|(number, _)| is_hit(*number)).map(|(_, proxy)| proxy).collect()
 }
 
-fn kill_and_restart(server: &Server, lasts: Duration) -> Result<bool, AnyError> {
-    server.kill9()?;
+fn clickhouse_servers<'a>(lane: &'a Lane<'_>) -> crate::Result<Vec<&'a Server>> {
+    lane.servers.clickhouse.servers().into_iter().map(|server| server.server()).collect()
+}
+
+fn pause(server: &Server, lasts: Duration) -> Result<bool, AnyError> {
+    pause_all(&[server], lasts)
+}
+
+/// Stops servers for this time. It has no effect on a server that has ended by itself; that shows elsewhere.
+fn pause_all(servers: &[&Server], lasts: Duration) -> Result<bool, AnyError> {
+    let stopped: Vec<&&Server> = servers.iter().filter(|server| server.stop().is_ok()).collect();
     sleep(lasts);
-    server.restart()?;
-    server.wait_healthy(RESTART_TIMEOUT)?;
+    Ok(stopped.into_iter().filter(|server| server.cont().is_ok()).count() == servers.len())
+}
+
+pub fn kill_and_restart(server: &Server, lasts: Duration) -> Result<bool, AnyError> {
+    kill_and_restart_all(&[server], lasts)
+}
+
+fn kill_and_restart_all(servers: &[&Server], lasts: Duration) -> Result<bool, AnyError> {
+    servers.iter().try_for_each(|server| server.kill9())?;
+    sleep(lasts);
+    servers.iter().try_for_each(|server| server.restart())?;
+    servers.iter().try_for_each(|server| server.wait_healthy(RESTART_TIMEOUT))?;
     Ok(true)
 }
 
@@ -180,7 +213,7 @@ fn storm(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     Ok(true)
 }
 
-fn trouble(proxies: &[&Proxy], trouble: Trouble, percent: u64, lasts: Duration) -> bool {
+pub fn trouble(proxies: &[&Proxy], trouble: Trouble, percent: u64, lasts: Duration) -> bool {
     let hits = || proxies.iter().map(|proxy| proxy.hits()).sum::<u64>();
     let before = hits();
     let begun: Vec<u64> = proxies.iter().map(|proxy| proxy.begin(trouble, percent)).collect();

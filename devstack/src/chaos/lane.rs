@@ -6,13 +6,14 @@ use super::cluster::Topic;
 use super::feed::{Feed, SharedLedger};
 use super::letters::Letters;
 use super::plan::{MEMBERS, Membership, REBALANCE_GRACE_MS, SESSION_TIMEOUT_MS};
+use super::store::Tables;
 use super::verify::metric;
 use super::{AnyError, Servers};
 use crate::dice::mix;
 use crate::http;
 use crate::ports::PortBlock;
 use crate::process::{self, Output, Server, Signal};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Trouble};
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,8 +27,8 @@ use std::time::{Duration, Instant};
 pub const PARTITIONS: i32 = 12;
 /// Number of partitions of a large group. Its batches are full, and a full batch is inserted alone.
 const PARTITIONS_LARGE: i32 = 3;
-/// Time limit for an answer: another lane may have killed ClickHouse just now.
-const ASK_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time limit for the tables to be made: another lane may have killed ClickHouse just now.
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(120);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum length of a member's log, in bytes. A longer one is put aside between rounds, and the one put aside before
@@ -124,8 +125,8 @@ pub struct Lane<'a> {
     pub topic: Topic,
     /// The dead-letter topic, which receives rejected records once more.
     pub dead_letters: Topic,
-    /// The proxy between the members and ClickHouse.
-    pub clickhouse_proxy: Proxy,
+    /// The proxies between the members and ClickHouse, one in front of each server.
+    pub clickhouse_proxies: Vec<Proxy>,
     /// The members, one in each slot.
     pub slots: Vec<Slot>,
     feed: Mutex<Feed>,
@@ -161,8 +162,12 @@ impl<'a> Lane<'a> {
         let name = format!("chaos_{seed}_{epoch}");
         let folder = folder.join(&name);
         fs::create_dir_all(&folder)?;
-        let clickhouse_proxy = Proxy::new(mix(seed ^ mix(epoch)))?;
-        clickhouse_proxy.lead_to(servers.clickhouse.http_addr()?.parse()?);
+        let mut clickhouse_proxies = Vec::new();
+        for (number, server) in (0..).zip(servers.clickhouse.servers()) {
+            let proxy = Proxy::new(mix(seed ^ mix(epoch)) ^ number)?;
+            proxy.lead_to(server.http_addr()?.parse()?);
+            clickhouse_proxies.push(proxy);
+        }
         let bootstrap = servers.kafka.bootstrap();
         let ledger = SharedLedger::default();
         let mut lane = Lane {
@@ -171,7 +176,7 @@ impl<'a> Lane<'a> {
             is_large,
             topic: Topic::create(bootstrap, &name, if is_large { PARTITIONS_LARGE } else { PARTITIONS })?,
             dead_letters: Topic::create(bootstrap, &format!("{name}.dead"), 1)?,
-            clickhouse_proxy,
+            clickhouse_proxies,
             slots: Vec::new(),
             feed: Mutex::new(Feed::new(bootstrap, &name, seed, is_large, &ledger)?),
             ledger,
@@ -194,10 +199,10 @@ impl<'a> Lane<'a> {
         Ok(lane)
     }
 
-    fn command(&self, subcommand: &str, url: &str) -> Command {
+    fn command(&self, arguments: &[&str], url: &str) -> Command {
         let mut command = Command::new(&self.program);
         let brokers: Vec<String> = self.servers.kafka_proxies.iter().map(|proxy| proxy.address().to_string()).collect();
-        command.env_clear().current_dir(std::env::temp_dir()).arg(subcommand);
+        command.env_clear().current_dir(std::env::temp_dir()).args(arguments);
         let session_timeout_ms = SESSION_TIMEOUT_MS.to_string();
         let own = [
             ("KAFKA__BROKERS", brokers.join(",")),
@@ -217,9 +222,11 @@ impl<'a> Lane<'a> {
     }
 
     fn migrate(&self) -> Result<(), AnyError> {
-        let deadline = Instant::now() + ASK_TIMEOUT;
+        let deadline = Instant::now() + MIGRATE_TIMEOUT;
+        let store = &self.servers.clickhouse;
+        let url = store.servers().first().map_or("", |server| server.url());
         loop {
-            let output = self.command("migrate", self.servers.clickhouse.url()).output()?;
+            let output = self.command(store.migrate(), url).output()?;
             if output.status.success() {
                 return Ok(());
             }
@@ -228,6 +235,26 @@ impl<'a> Lane<'a> {
             }
             std::thread::sleep(RETRY_INTERVAL);
         }
+    }
+
+    /// Returns the number of the server that a member prefers. Members prefer different ones.
+    pub fn preferred(&self, member: usize) -> usize {
+        member % self.clickhouse_proxies.len()
+    }
+
+    /// Begins a trouble in front of every ClickHouse server. Returns its number at each proxy.
+    pub fn begin_everywhere(&self, trouble: Trouble) -> Vec<u64> {
+        self.clickhouse_proxies.iter().map(|proxy| proxy.begin(trouble, 100)).collect()
+    }
+
+    /// Ends the troubles with these numbers.
+    pub fn end_everywhere(&self, numbers: &[u64]) {
+        self.clickhouse_proxies.iter().zip(numbers).for_each(|(proxy, &number)| proxy.end(number));
+    }
+
+    /// Returns the database on each server.
+    pub fn tables(&self) -> Vec<Tables<'_>> {
+        self.servers.clickhouse.tables(&self.name)
     }
 
     /// True if its members are static ones.
@@ -240,7 +267,15 @@ impl<'a> Lane<'a> {
     }
 
     fn spawn(&self, number: usize, log: &Path, fail_point: Option<&str>) -> Result<Server, AnyError> {
-        let mut command = self.command("run", &format!("http://{}", self.clickhouse_proxy.address()));
+        let mut urls: Vec<String> =
+            self.clickhouse_proxies.iter().map(|proxy| format!("http://{}", proxy.address())).collect();
+        urls.rotate_left(self.preferred(number));
+        let mut command = self.command(&["run"], &urls.join(","));
+        if self.servers.clickhouse.is_cluster() {
+            command.env("TALLYHOUSE__CLICKHOUSE__REPLICAS_CONFIRMED", "2");
+            // A sync has a second less.
+            command.env("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "4000");
+        }
         command.env("TALLYHOUSE__ADMIN__LISTEN", self.endpoint(number).to_string());
         command.envs(fail_point.map(|point| ("TALLYHOUSE_FAILPOINT", point)));
         if self.membership.is_static {
@@ -348,28 +383,6 @@ impl<'a> Lane<'a> {
         self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks ClickHouse directly, in the lane's database as `{db}`. Waits while ClickHouse is away.
-    pub fn ask(&self, sql: &str) -> Result<String, AnyError> {
-        self.retry_until(sql, |sql| self.servers.clickhouse.query(sql))
-    }
-
-    /// Asks the same for an answer in bytes, which need not be text.
-    pub fn ask_bytes(&self, sql: &str) -> Result<Vec<u8>, AnyError> {
-        self.retry_until(sql, |sql| self.servers.clickhouse.query_bytes(sql))
-    }
-
-    fn retry_until<T>(&self, sql: &str, ask: impl Fn(&str) -> crate::Result<T>) -> Result<T, AnyError> {
-        let sql = sql.replace("{db}", &self.name);
-        let deadline = Instant::now() + ASK_TIMEOUT;
-        loop {
-            match ask(&sql) {
-                Ok(answer) => return Ok(answer),
-                Err(error) if Instant::now() > deadline => return Err(error.into()),
-                Err(_) => std::thread::sleep(RETRY_INTERVAL),
-            }
-        }
-    }
-
     /// Keeps the members' logs from growing without end.
     pub fn trim_logs(&self) {
         for slot in &self.slots {
@@ -389,7 +402,9 @@ impl<'a> Lane<'a> {
             return Ok(());
         }
         // Everything goes with the servers. This only keeps a long run small.
-        self.ask("DROP DATABASE IF EXISTS {db}")?;
+        if let Some(tables) = self.tables().first() {
+            tables.ask(&self.servers.clickhouse.drop_statement())?;
+        }
         self.topic.delete()?;
         self.dead_letters.delete()?;
         fs::remove_dir_all(&self.folder)?;

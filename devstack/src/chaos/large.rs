@@ -32,14 +32,13 @@ const INHERITS: &str = "completing an announced batch";
 /// Produces a backlog for the members while ClickHouse takes it slowly. Returns true if a member paused.
 pub fn slow_consumers(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     let lengths = lane.log_lengths();
-    let proxy = &lane.clickhouse_proxy;
-    let trouble = proxy.begin(Trouble::Delay(SLOWNESS), 100);
+    let troubles = lane.begin_everywhere(Trouble::Delay(SLOWNESS));
     if fault.has_backlog {
         let members = lane.lock_all();
         lane.produce_backlog_unseen(&members, BACKLOG)?;
     }
     sleep(Duration::from_millis(fault.lasts_ms));
-    proxy.end(trouble);
+    lane.end_everywhere(&troubles);
     Ok(lane.logged_since(&lengths, PAUSES) > 0)
 }
 
@@ -51,7 +50,7 @@ pub fn inherit_batches(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError>
     let assigned: Vec<f64> = lane.slots.iter().map(Slot::assigned).collect();
     let turns = (0..assigned.len()).map(|number| (fault.victim + number) % assigned.len());
     let heir = turns.min_by(|&one, &other| assigned[one].total_cmp(&assigned[other])).unwrap_or(0);
-    let trouble = lane.clickhouse_proxy.begin(Trouble::Delay(STANDSTILL), 100);
+    let troubles = lane.begin_everywhere(Trouble::Delay(STANDSTILL));
     lane.produce_backlog_unseen(&members, BACKLOG_INHERITED)?;
     let is_open = await_open(lane)?;
     for (number, member) in members.iter().enumerate() {
@@ -59,7 +58,7 @@ pub fn inherit_batches(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError>
             member.kill9()?;
         }
     }
-    lane.clickhouse_proxy.end(trouble);
+    lane.end_everywhere(&troubles);
     let lengths = lane.log_lengths();
     let inherited = || lane.slots[heir].log_from(lengths[heir]).matches(INHERITS).count();
     let deadline = Instant::now() + INHERIT_TIMEOUT;

@@ -2,7 +2,7 @@
 //! record is there exactly once.
 //!
 //! ```text
-//! producer ──► Kafka, 3 nodes ──proxies──► 3 members ──proxy──► ClickHouse
+//! producer ──► Kafka, 3 nodes ──proxies──► 3 members ──proxy──► ClickHouse, or two replicas of it
 //!    │ ledger        ▲                         ▲                    ▲
 //!    └─► verify ◄── faults of the round's plan ┴────────────────────┘
 //! ```
@@ -23,25 +23,28 @@ mod large;
 mod ledger;
 mod letters;
 pub mod plan;
+mod replicas;
 mod report;
 mod still;
+mod store;
 mod transactions;
 mod verify;
 
-use crate::clickhouse::{ClickHouse, ClickHouseOptions};
 use crate::dice::mix;
 use crate::kafka::{Kafka, KafkaOptions};
+use crate::process::Server;
 use crate::proxy::Proxy;
 use lane::Lane;
 use plan::{BROKERS, Kind, Plan, ROUNDS_PER_EPOCH};
 pub use report::Report;
 use report::RoundResult;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use store::Store;
 use verify::{Stored, Vitals};
 
 /// Any error of the harness itself. A violation is not an error.
@@ -86,6 +89,8 @@ pub struct Options {
     pub lanes: u64,
     /// The kinds of faults.
     pub kinds: Vec<Kind>,
+    /// True if the members write to a shard of replicas and not to one server.
+    pub is_cluster: bool,
     /// Number of kinds in each round; with 1, up to two more are drawn freely.
     pub from_deck: u64,
     /// A new folder for data and logs; it stays if there is a violation.
@@ -97,7 +102,7 @@ pub struct Options {
 /// The servers that all lanes share.
 pub struct Servers {
     kafka: Kafka,
-    clickhouse: ClickHouse,
+    clickhouse: Store,
     /// One in front of each node.
     kafka_proxies: Vec<Proxy>,
     /// The lock of the fault that hurts ClickHouse.
@@ -110,9 +115,10 @@ pub struct Servers {
 
 impl Servers {
     /// Starts the servers. Data and logs lie in the folder.
-    fn start(seed: u64, folder: &Path) -> Result<Servers, AnyError> {
+    fn start(options: &Options) -> Result<Servers, AnyError> {
+        let Options { seed, folder, is_cluster, .. } = options;
         let proxies: Vec<Proxy> =
-            (0..BROKERS as u64).map(|node| Proxy::new(mix(seed ^ node))).collect::<crate::Result<_>>()?;
+            (0..BROKERS as u64).map(|node| Proxy::new(mix(*seed ^ node))).collect::<crate::Result<_>>()?;
         let properties = [("min.insync.replicas", "2"), ("log.retention.check.interval.ms", "600000")];
         let kafka = Kafka::start(KafkaOptions {
             nodes: BROKERS,
@@ -124,13 +130,9 @@ impl Servers {
         for (index, proxy) in proxies.iter().enumerate() {
             proxy.lead_to(kafka.behind_proxy(index)?);
         }
-        let clickhouse = ClickHouse::start(ClickHouseOptions {
-            directory: Some(folder.join("clickhouse")),
-            ..ClickHouseOptions::default()
-        })?;
         Ok(Servers {
             kafka,
-            clickhouse,
+            clickhouse: Store::start(*is_cluster, folder)?,
             kafka_proxies: proxies,
             hurting_clickhouse: Mutex::default(),
             clickhouse_deaths: AtomicU64::new(0),
@@ -138,14 +140,20 @@ impl Servers {
         })
     }
 
+    /// Locks ClickHouse and ZooKeeper for a fault that kills or stops one of them.
+    fn hurt_clickhouse(&self) -> MutexGuard<'_, ()> {
+        self.hurting_clickhouse.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Restarts ClickHouse when it ends by itself, as a supervisor does, until `ended` is set. ClickHouse 26.7.2 as a
     /// library aborts at times when a connection is closed while it answers ("Terminate called for uncaught
     /// exception: Broken pipe").
     fn supervise(&self, ended: &AtomicBool) -> Result<(), AnyError> {
-        let server = self.clickhouse.server()?;
+        let servers: Vec<&Server> =
+            self.clickhouse.servers().into_iter().map(|server| server.server()).collect::<crate::Result<_>>()?;
         while !ended.load(Ordering::Relaxed) {
-            {
-                let _alone = self.hurting_clickhouse.lock().unwrap_or_else(PoisonError::into_inner);
+            for server in &servers {
+                let _alone = self.hurt_clickhouse();
                 if !server.is_alive() {
                     self.clickhouse_deaths.fetch_add(1, Ordering::Relaxed);
                     server.restart()?;
@@ -164,8 +172,8 @@ impl Servers {
 /// The harness itself fails: servers that do not start, say.
 pub fn run(options: &Options) -> Result<Report, AnyError> {
     fs::create_dir_all(&options.folder)?;
-    let servers = Servers::start(options.seed, &options.folder)?;
-    let report = Mutex::new(Report::new(&options.kinds));
+    let servers = Servers::start(options)?;
+    let report = Mutex::new(Report::new(&options.kinds, options.is_cluster));
     let last = options.first + options.rounds;
     let next_epoch = AtomicU64::new(options.first / ROUNDS_PER_EPOCH);
     let ended = AtomicBool::new(false);
@@ -238,7 +246,7 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let is_over = AtomicBool::new(false);
     let (outcome, seen) = thread::scope(|scope| {
         let announced = scope.spawn(|| announced::watch(lane, &is_over));
-        let outcome = hurt_and_check(plan, lane);
+        let outcome = hurt_and_check(plan, lane, &log_lengths);
         is_over.store(true, Ordering::Relaxed);
         (outcome, announced.join())
     });
@@ -247,13 +255,18 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
     let mut violations = checked.violations;
     violations.extend(vitals.violations);
     violations.extend(lane.reported());
+    let took = started.elapsed();
+    let both_written = lane.servers.clickhouse.both_inserted(&lane.name, took)?;
     let logs = lane.logs_from(&log_lengths);
     let logged = |text: &str| logs.iter().map(|log| log.matches(text).count() as u64).sum();
     Ok(RoundResult {
         effects,
         violations,
         records: checked.sent - sent_before,
-        took: started.elapsed(),
+        took,
+        both_written,
+        changed_server: logged(replicas::CHANGED) > 0,
+        lost_parts: logged(replicas::LOST) > 0,
         still: checked.still,
         fenced: checked.ended.fenced,
         left_behind: checked.ended.left_behind,
@@ -269,7 +282,7 @@ fn run_round(plan: &Plan, lane: &Lane<'_>) -> Result<RoundResult, AnyError> {
 }
 
 /// Carries the faults out while records flow, and checks everything that must hold then.
-fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Checked), AnyError> {
+fn hurt_and_check(plan: &Plan, lane: &Lane<'_>, log_lengths: &[u64]) -> Result<(Vec<bool>, Vitals, Checked), AnyError> {
     let mut vitals = Vitals::default();
     let has_backlog = plan.faults.iter().any(|fault| fault.has_backlog);
     if plan.is_large {
@@ -304,7 +317,7 @@ fn hurt_and_check(plan: &Plan, lane: &Lane<'_>) -> Result<(Vec<bool>, Vitals, Ch
     // This measures from the end of the last fault on, beside the checks and until everything is committed.
     let is_checked = AtomicBool::new(false);
     let (outcome, still) = thread::scope(|scope| {
-        let watching = scope.spawn(|| still::watch(lane, &is_checked));
+        let watching = scope.spawn(|| still::watch(lane, log_lengths, &is_checked));
         let outcome = check(lane);
         is_checked.store(true, Ordering::Relaxed);
         (outcome, watching.join())
@@ -327,19 +340,25 @@ struct Checked {
     still: Duration,
 }
 
-/// Checks everything that must hold once the faults are over.
+/// Checks everything that must hold once the faults are over, on each server.
 fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
     let mut ended = Ended::default();
     let mut violations = revive(lane, &mut ended)?;
     let sent = lane.feed().settle()?;
     let ends = verify::ends(lane)?;
     verify::resolve(lane, &ends)?;
-    violations.extend(verify::await_stored(lane, &ends)?);
-    let stored = Stored::of(lane)?;
-    violations.extend(verify::rows(&lane.ledger.lock(), &ends, &stored));
-    violations.extend(verify::counters(lane)?);
-    violations.extend(verify::recipients(lane)?);
-    violations.extend(letters::check(lane, &stored)?);
+    let may_lose = if lane.servers.clickhouse.is_cluster() { still::AFTER_LOSS } else { Duration::ZERO };
+    let within = verify::PROGRESS_TIMEOUT + may_lose;
+    for tables in lane.tables() {
+        let mut found = verify::await_stored(lane, &tables, &ends, within)?;
+        tables.sync()?;
+        let stored = Stored::of(&tables)?;
+        found.extend(verify::rows(&lane.ledger.lock(), &ends, &stored));
+        found.extend(verify::counters(&tables)?);
+        found.extend(verify::recipients(&tables)?);
+        found.extend(letters::check(lane, &stored)?);
+        violations.extend(tables.named(found));
+    }
     violations.extend(revive(lane, &mut ended)?);
     violations.extend(verify::members(lane));
     Ok(Checked { violations, ended, sent, still: Duration::ZERO })

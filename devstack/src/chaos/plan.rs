@@ -99,10 +99,28 @@ pub enum Kind {
     SlowConsumers,
     /// Two of three members die with large batches announced, and one member completes them (large groups only)
     InheritBatches,
+    /// kill -9 of one of two replicas, then a restart on its data (--cluster)
+    KillReplica,
+    /// One of two replicas is stopped (--cluster)
+    PauseReplica,
+    /// Members do not reach one of two replicas (--cluster)
+    CutReplica,
+    /// A replica cannot fetch the other one's parts (--cluster)
+    StopFetches,
+    /// kill -9 of ZooKeeper, then a restart on its data (--cluster)
+    KillKeeper,
+    /// Keeper gets a commit, its answer is lost, and Keeper is away for longer than an insert takes (--cluster)
+    CutKeeper,
+    /// A member leaves its preferred server while an insert is on the way there, which arrives later (--cluster)
+    SwitchServer,
+    /// kill -9 of a replica with parts that the other one has not fetched, then a restart on its data (--cluster)
+    KillUnfetched,
+    /// A replica dies with parts that the other one has not fetched, loses its disk, and is made anew (--cluster, one lane)
+    LoseDisk,
 }
 
 impl Kind {
-    /// Every kind of fault.
+    /// Every kind that one ClickHouse server can meet.
     pub const ALL: &[Kind] = &[
         Kind::KillAtPoint,
         Kind::KillMember,
@@ -133,6 +151,32 @@ impl Kind {
         Kind::SlowConsumers,
         Kind::InheritBatches,
     ];
+
+    /// The kinds that need two replicas.
+    pub const OF_REPLICAS: &[Kind] = &[
+        Kind::KillReplica,
+        Kind::PauseReplica,
+        Kind::CutReplica,
+        Kind::StopFetches,
+        Kind::KillKeeper,
+        Kind::CutKeeper,
+        Kind::SwitchServer,
+        Kind::KillUnfetched,
+        Kind::LoseDisk,
+    ];
+
+    /// Returns every kind for one server, or for replicas. Tokens of replicas are in Keeper, and ClickHouse forgets them only in a
+    /// clean-up that nobody can await. A disk is lost for all databases on it, so that needs one lane.
+    pub fn all(is_cluster: bool, lanes: u64) -> Vec<Kind> {
+        let of_replicas = if is_cluster { Kind::OF_REPLICAS } else { &[] };
+        let all = Kind::ALL.iter().chain(of_replicas).copied();
+        all.filter(|kind| match kind {
+            Kind::EvictTokens => !is_cluster,
+            Kind::LoseDisk => lanes == 1,
+            _ => true,
+        })
+        .collect()
+    }
 
     /// Returns its name on the command line and in the table.
     pub fn name(self) -> String {
@@ -168,6 +212,8 @@ impl Kind {
             // They have all members to themselves, one after the other.
             RetentionGap => matches!(other, SlowConsumers | InheritBatches),
             InheritBatches => matches!(other, SlowConsumers | RefuseDeadLetters),
+            // The rows that are left are on one replica, and nothing may be said of a second fault.
+            LoseDisk => true,
             _ => false,
         }
     }
@@ -265,6 +311,13 @@ fn draw(kind: Kind, dice: &mut Dice) -> Fault {
         Kind::PauseClickhouse | Kind::PauseBroker => dice.within(1_000..=5_000),
         Kind::SlowConsumers | Kind::AnswerForClickhouse | Kind::StaleClickhouse => dice.within(3_000..=5_000),
         Kind::HoldClickhouse => dice.within(4_000..=6_000),
+        // A member changes its server after three looks without an answer. Each takes a second, or five while a server is stopped.
+        Kind::KillReplica | Kind::KillKeeper => dice.within(0..=8_000),
+        Kind::PauseReplica => dice.within(1_000..=10_000),
+        Kind::CutReplica => dice.within(3_000..=9_000),
+        Kind::StopFetches => dice.within(1_000..=6_000),
+        // An insert takes 3 s at most, and Keeper ends a session after 5 s.
+        Kind::CutKeeper => dice.within(4_000..=10_000),
         _ => dice.within(300..=2_500),
     };
     let point = if kind == Kind::EvictTokens { dice.pick(&POINTS_WITHIN) } else { dice.pick(&POINTS) };
@@ -319,6 +372,17 @@ mod tests {
         let drawn: BTreeSet<Kind> = plans(3, 30).iter().flat_map(|plan| &plan.faults).map(|fault| fault.kind).collect();
         assert_eq!(drawn.len(), Kind::ALL.len());
         assert!(plans(1, 300).iter().all(|plan| (1..=3).contains(&plan.faults.len())));
+    }
+
+    #[test]
+    fn a_disk_is_lost_in_a_round_of_its_own() {
+        let kinds = Kind::all(true, 1);
+        assert!(!kinds.contains(&Kind::EvictTokens) && !Kind::all(true, 2).contains(&Kind::LoseDisk));
+        let plans: Vec<Plan> = (0..200).map(|round| Plan::of(1, round, &kinds, 1)).collect();
+        let drawn: BTreeSet<Kind> = plans.iter().flat_map(|plan| &plan.faults).map(|fault| fault.kind).collect();
+        assert_eq!(drawn.len(), kinds.len());
+        let loses = |plan: &&Plan| plan.faults.iter().any(|fault| fault.kind == Kind::LoseDisk);
+        assert!(plans.iter().filter(loses).all(|plan| plan.faults.len() == 1));
     }
 
     /// A third of the rounds is large, most of them have a kind that needs it, and one fault at most makes the backlog.

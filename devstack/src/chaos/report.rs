@@ -4,7 +4,7 @@ use super::announced::Seen;
 use super::inherited::Inherited;
 use super::lane::Lane;
 use super::plan::{Fault, Kind, LARGE_BATCH, Plan};
-use super::still::{STILL_MAX, STILL_MAX_LARGE};
+use super::still;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -19,6 +19,12 @@ pub(super) struct RoundResult {
     pub records: u64,
     /// Time from the first fault to the last check.
     pub took: Duration,
+    /// True if two replicas took inserts of batches in the same second.
+    pub both_written: bool,
+    /// True if a member changed to another ClickHouse server.
+    pub changed_server: bool,
+    /// True if ClickHouse lost parts with the only replica that had them.
+    pub lost_parts: bool,
     /// The longest time that a partition with records stood still after the last fault.
     pub still: Duration,
     /// Number of static members that Kafka fenced.
@@ -56,6 +62,10 @@ struct Tally {
 /// The result of all rounds.
 #[derive(Debug)]
 pub struct Report {
+    is_cluster: bool,
+    both_written: u64,
+    changed_server: u64,
+    lost_parts: u64,
     kinds: BTreeMap<Kind, Tally>,
     rounds: u64,
     violated: u64,
@@ -88,8 +98,12 @@ pub struct Report {
 }
 
 impl Report {
-    pub(super) fn new(kinds: &[Kind]) -> Report {
+    pub(super) fn new(kinds: &[Kind], is_cluster: bool) -> Report {
         Report {
+            is_cluster,
+            both_written: 0,
+            changed_server: 0,
+            lost_parts: 0,
             kinds: kinds.iter().map(|&kind| (kind, Tally::default())).collect(),
             rounds: 0,
             violated: 0,
@@ -139,6 +153,9 @@ impl Report {
         self.grouped += u64::from(result.seen.sources >= LARGE_GROUP);
         self.broken_groups += u64::from(result.broken_groups > 0);
         self.inherited_groups += u64::from(result.inherited.of_groups > 0);
+        self.both_written += u64::from(result.both_written);
+        self.changed_server += u64::from(result.changed_server);
+        self.lost_parts += u64::from(result.lost_parts);
         self.in_a_row += u64::from(result.inherited.in_a_row > 0);
         self.late_inserts += u64::from(result.late_inserts > 0);
         self.large_and_paused += u64::from(is_large && is_paused);
@@ -215,7 +232,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} rounds, {} records, {} rounds with a violation. Slowest round {:.1} s. A partition with records stood still for at most \
-             {:.1} s after a round's last fault, of {:.0} s allowed ({:.0} s with large batches). Windows and batches held at most {} MiB, a member's resident memory \
+             {:.1} s after a round's last fault, of {}. Windows and batches held at most {} MiB, a member's resident memory \
              was at most {} MiB. ClickHouse ended by itself {} times. {} static members were fenced and started again. {} members were \
              left behind by librdkafka, ended and were started again. {} dead letters were delivered again.",
             self.rounds,
@@ -223,8 +240,7 @@ impl fmt::Display for Report {
             self.violated,
             self.slowest.as_secs_f64(),
             self.still.as_secs_f64(),
-            STILL_MAX.as_secs_f64(),
-            STILL_MAX_LARGE.as_secs_f64(),
+            still::described(self.is_cluster),
             mib(self.held_bytes),
             mib(self.rss_bytes),
             self.clickhouse_deaths,
@@ -247,7 +263,13 @@ impl Report {
         writeln!(f, "| a partition left its group before its end | {} |", self.broken_groups)?;
         writeln!(f, "| a next owner completed a batch of a group | {} |", self.inherited_groups)?;
         writeln!(f, "| owners in a row began to complete one batch | {} |", self.in_a_row)?;
-        writeln!(f, "| a member that woke up broke its insert off | {} |\n", self.late_inserts)?;
+        writeln!(f, "| a member that woke up broke its insert off | {} |", self.late_inserts)?;
+        if self.is_cluster {
+            writeln!(f, "| both replicas took inserts of batches in the same second | {} |", self.both_written)?;
+            writeln!(f, "| a member changed to another replica | {} |", self.changed_server)?;
+            writeln!(f, "| parts were lost with the only replica that had them | {} |", self.lost_parts)?;
+        }
+        writeln!(f)?;
         if self.large > 0 {
             let mean = self.large_took.as_secs_f64() / self.large as f64;
             writeln!(

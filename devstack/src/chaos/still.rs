@@ -3,6 +3,7 @@
 use super::AnyError;
 use super::lane::Lane;
 use super::plan::{REBALANCE_GRACE_MS, SESSION_TIMEOUT_MS};
+use super::replicas;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +14,28 @@ pub const STILL_MAX: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + REBAL
 /// The same for large batches. One may wait for an insert of which nothing is known, and be read again. Two may wait
 /// for each other.
 pub const STILL_MAX_LARGE: Duration = Duration::from_millis(STILL_MAX.as_millis() as u64 + 10_000);
+/// Time that replicas take longer, once the last fault is over. Keeper may have to end a session of 5 s. A member's look at its server
+/// may take 5 s, and its attempt to use another one 10 s. Such an attempt may come once more, as a member returns. A fetch that failed
+/// waits 5 s, and has 5 s then.
+const REPLICAS_TAKE: Duration = Duration::from_secs(40);
+/// Time for which members insert nothing after parts were lost. It is 6 s for the session, 30 s until ClickHouse gives a sender up, and 8 s
+/// for the longest insert timeout here. A member may see the loss up to 10 s after the fault.
+pub const AFTER_LOSS: Duration = Duration::from_millis(SESSION_TIMEOUT_MS + 30_000 + 8_000 + 10_000);
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Returns the longest time that a partition may stand still, if no parts were lost.
+pub fn most(lane: &Lane<'_>) -> Duration {
+    let replicas = if lane.servers.clickhouse.is_cluster() { REPLICAS_TAKE } else { Duration::ZERO };
+    replicas + if lane.is_large { STILL_MAX_LARGE } else { STILL_MAX }
+}
+
+/// Returns the allowed times in words.
+pub fn described(is_cluster: bool) -> String {
+    let more = if is_cluster { REPLICAS_TAKE } else { Duration::ZERO };
+    let [small, large] = [STILL_MAX + more, STILL_MAX_LARGE + more];
+    let loss = if is_cluster { format!("; {AFTER_LOSS:?} more after lost parts") } else { String::new() };
+    format!("{small:?} allowed ({large:?} with large batches{loss})")
+}
 
 /// The longest time that a partition stood still.
 #[derive(Debug, Default)]
@@ -63,8 +85,9 @@ impl Still {
 }
 
 /// Looks until everything in the log is committed once the checks are over, or has stood still for too long.
-pub fn watch(lane: &Lane<'_>, checked: &AtomicBool) -> Result<Still, AnyError> {
-    let mut still = Still::new(if lane.is_large { STILL_MAX_LARGE } else { STILL_MAX });
+/// `lengths`: of the members' logs before the round.
+pub fn watch(lane: &Lane<'_>, lengths: &[u64], checked: &AtomicBool) -> Result<Still, AnyError> {
+    let mut still = Still::new(most(lane));
     loop {
         // This comes before the look, so that the last look sees all that the checks saw.
         let last = checked.load(Ordering::Relaxed);
@@ -75,6 +98,9 @@ pub fn watch(lane: &Lane<'_>, checked: &AtomicBool) -> Result<Still, AnyError> {
             let end = end.min(lane.ledger.lock().stored_end(partition));
             let committed = committed.get(&partition).copied().unwrap_or(low);
             still.look(partition, committed, end, Instant::now());
+        }
+        if still.is_too_long() && lane.logged_since(lengths, replicas::LOST) > 0 {
+            still.most = most(lane) + AFTER_LOSS;
         }
         if last && (!still.is_behind() || still.is_too_long()) {
             return Ok(still);

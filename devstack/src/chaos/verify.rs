@@ -3,13 +3,14 @@
 use super::AnyError;
 use super::lane::Lane;
 use super::ledger::{ABSENT, EVENT, Fate, Ledger, PRESENT, REJECT, UNKNOWN};
+use super::store::Tables;
 use rdkafka::message::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Time after the last fault within which every record must be stored.
-const PROGRESS_TIMEOUT: Duration = Duration::from_secs(90);
+pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(90);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum number of offsets that a message lists.
 const LISTED: usize = 8;
@@ -63,17 +64,23 @@ pub fn resolve(lane: &Lane<'_>, ends: &Ends) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Waits until everything in the log is counted or rejected.
-pub fn await_stored(lane: &Lane<'_>, ends: &Ends) -> Result<Vec<String>, AnyError> {
+/// Waits until everything in the log is counted or rejected on a server.
+pub fn await_stored(
+    lane: &Lane<'_>,
+    tables: &Tables<'_>,
+    ends: &Ends,
+    within: Duration,
+) -> Result<Vec<String>, AnyError> {
     let wanted: i64 = {
         let ledger = lane.ledger.lock();
         ends.iter().map(|(&partition, &end)| ledger.wanted_below(partition, end)).sum()
     };
-    let deadline = Instant::now() + PROGRESS_TIMEOUT;
+    let deadline = Instant::now() + within;
     loop {
         // Counters are written last, so a counted event is stored as well.
-        let sql = "SELECT (SELECT sum(total) FROM {db}.daily) + (SELECT count() FROM {db}.rejected_events)";
-        let stored: i64 = lane.ask(sql)?.parse()?;
+        let sql =
+            "SELECT (SELECT sum(total) FROM {db}.daily{local}) + (SELECT count() FROM {db}.rejected_events{local})";
+        let stored: i64 = tables.ask(sql)?.parse()?;
         if stored >= wanted {
             return Ok(Vec::new());
         }
@@ -81,7 +88,7 @@ pub fn await_stored(lane: &Lane<'_>, ends: &Ends) -> Result<Vec<String>, AnyErro
             let ready: Vec<String> = lane.slots.iter().map(readiness).collect();
             let ready = ready.join("\n  ");
             return Ok(vec![format!(
-                "no progress: {stored} of {wanted} records are stored {PROGRESS_TIMEOUT:?} after the last fault\n  {ready}"
+                "no progress: {stored} of {wanted} records are stored {within:?} after the last fault\n  {ready}"
             )]);
         }
         std::thread::sleep(LOOK_INTERVAL);
@@ -148,12 +155,12 @@ pub struct Stored(BTreeMap<i32, Vec<Fate>>);
 
 impl Stored {
     /// Reads every row of both tables.
-    pub fn of(lane: &Lane<'_>) -> Result<Stored, AnyError> {
+    pub fn of(tables: &Tables<'_>) -> Result<Stored, AnyError> {
         let place = "toUInt8(extract(source, '/(\\d+)@')), toUInt32(source_offset)";
         let types = "['delivered', 'open', 'click', 'bounce', 'unsubscribe']";
-        let answer = lane.ask_bytes(&format!(
-            "SELECT {place}, toUInt8(indexOf({types}, toString(event_type))) FROM {{db}}.email_events \
-             UNION ALL SELECT {place}, toUInt8({REJECT}) FROM {{db}}.rejected_events FORMAT RowBinary"
+        let answer = tables.ask_bytes(&format!(
+            "SELECT {place}, toUInt8(indexOf({types}, toString(event_type))) FROM {{db}}.email_events{{local}} \
+             UNION ALL SELECT {place}, toUInt8({REJECT}) FROM {{db}}.rejected_events{{local}} FORMAT RowBinary"
         ))?;
         let mut stored = Stored::default();
         let rows = answer.chunks_exact(ROW_BYTES);
@@ -187,19 +194,19 @@ impl Stored {
 }
 
 /// Checks that the counters are the GROUP BY of the rows, and that the mark of each source and month lies behind its rows.
-pub fn counters(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
+pub fn counters(tables: &Tables<'_>) -> Result<Vec<String>, AnyError> {
     let key = "day, event_type, campaign_id, workspace_id";
-    let differences = lane.ask(&format!(
+    let differences = tables.ask(&format!(
         "SELECT day, event_type, campaign_id, r.n AS rows, d.n AS total FROM \
          (SELECT toDate(event_time) AS day, event_type, campaign_id, workspace_id, count() AS n \
-          FROM {{db}}.email_events GROUP BY ALL) AS r \
-         FULL JOIN (SELECT {key}, sum(total) AS n FROM {{db}}.daily GROUP BY ALL) AS d USING ({key}) \
+          FROM {{db}}.email_events{{local}} GROUP BY ALL) AS r \
+         FULL JOIN (SELECT {key}, sum(total) AS n FROM {{db}}.daily{{local}} GROUP BY ALL) AS d USING ({key}) \
          WHERE r.n != d.n LIMIT {LISTED} FORMAT TSV"
     ))?;
-    let low = lane.ask(&format!(
+    let low = tables.ask(&format!(
         "SELECT source, month, last, mark FROM (SELECT source, toYYYYMM(event_time) AS month, max(source_offset) AS last \
-         FROM {{db}}.email_events GROUP BY ALL) AS r \
-         LEFT JOIN (SELECT source, toYYYYMM(day) AS month, max(end_offset) AS mark FROM {{db}}.daily GROUP BY ALL) AS d \
+         FROM {{db}}.email_events{{local}} GROUP BY ALL) AS r \
+         LEFT JOIN (SELECT source, toYYYYMM(day) AS month, max(end_offset) AS mark FROM {{db}}.daily{{local}} GROUP BY ALL) AS d \
          USING (source, month) WHERE mark <= last LIMIT {LISTED} FORMAT TSV"
     ))?;
     let violations = [
@@ -214,20 +221,20 @@ pub fn counters(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
 }
 
 /// Checks that recipients are the GROUP BY of the rows, with the types and first times of each. ClickHouse computes the hashes here.
-pub fn recipients(lane: &Lane<'_>) -> Result<Vec<String>, AnyError> {
+pub fn recipients(tables: &Tables<'_>) -> Result<Vec<String>, AnyError> {
     const KINDS: [&str; 5] = ["delivered", "open", "click", "bounce", "unsubscribe"];
     let recounted = KINDS
         .map(|kind| format!("min(if(event_type = '{kind}', event_time, toDateTime(4294967295, 'UTC')))"))
         .join(", ");
     let stored = KINDS.map(|kind| format!("min(first_{kind})")).join(", ");
-    let differences = lane.ask(&format!(
+    let differences = tables.ask(&format!(
         "WITH splitByChar('@', email)[-1] AS domain SELECT campaign_id, recipient, uniqExact(of) AS tables, any(of) AS one FROM \
-         (SELECT 'rows' AS of, campaign_id, sipHash64Keyed((SELECT (any(k0), any(k1)) FROM {{db}}.recipient_key), \
+         (SELECT 'rows' AS of, campaign_id, sipHash64Keyed((SELECT (any(k0), any(k1)) FROM {{db}}.recipient_key{{local}}), \
           substring(email, 1, length(email) - length(domain)) || lower(domain)) AS recipient, \
           tuple(groupBitOr(bitShiftLeft(toUInt16(1), toUInt8(event_type) - 1)), {recounted}) AS figures \
-          FROM {{db}}.email_events WHERE email != '' GROUP BY campaign_id, recipient \
+          FROM {{db}}.email_events{{local}} WHERE email != '' GROUP BY campaign_id, recipient \
           UNION ALL SELECT 'recipients' AS of, campaign_id, recipient, tuple(groupBitOr(flags), {stored}) AS figures \
-          FROM {{db}}.recipients GROUP BY campaign_id, recipient) \
+          FROM {{db}}.recipients{{local}} GROUP BY campaign_id, recipient) \
          GROUP BY campaign_id, recipient, figures HAVING tables != 2 LIMIT {LISTED} FORMAT TSV"
     ))?;
     let violation =

@@ -43,6 +43,11 @@ const HTTP_HANDLERS: &str = "<http_handlers><rule><methods>POST</methods><header
     </User-Agent><Content-Length>0</Content-Length></headers><handler><type>webterminal</type></handler></rule>\
     <defaults/></http_handlers>";
 
+/// Threads for the queues of replicated tables and for fetches. The library has two and one, a packaged server 512 and 16. With so few
+/// a replica was seen to lag by minutes on a busy machine.
+const POOLS: &str = "<background_schedule_pool_size>16</background_schedule_pool_size>\
+    <background_fetches_pool_size>8</background_fetches_pool_size>";
+
 /// The name of the cluster of a replica alone. A statement ON this CLUSTER makes the replica's worker.
 const ALONE: &str = "alone";
 
@@ -216,7 +221,7 @@ impl Plan<'_> {
         let macros = format!("<macros><shard>{}</shard><replica>{}</replica></macros>", shard + 1, letter(number));
         let alone = clickhouse::cluster_xml(ALONE, &[vec![tcp]]);
         format!(
-            "{}<display_name>{name}</display_name>{zookeeper}{macros}<remote_servers>{peers}{alone}</remote_servers>\
+            "{}<display_name>{name}</display_name>{POOLS}{zookeeper}{macros}<remote_servers>{peers}{alone}</remote_servers>\
              <distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>{HTTP_HANDLERS}",
             options.config
         )
