@@ -7,7 +7,7 @@ use super::plan::{Part, Plan, What};
 use super::print::Counts;
 use crate::clickhouse::client::{Client, Statement};
 use crate::clickhouse::error::ClickHouseError;
-use crate::clickhouse::recipients::{COLUMNS, HASH};
+use crate::clickhouse::recipients::{COLUMNS, HASH, stored};
 use crate::clickhouse::schema::Schema;
 use std::time::{Duration, Instant};
 use tallyhouse_core::tables::RECIPIENTS_NAME;
@@ -26,12 +26,16 @@ const THROW_IF: u32 = 395;
 const NOT_ARRIVED: &str = "the pattern did not arrive, though its INSERT was acknowledged: something in between answers in the place of ClickHouse. \
                            Set clickhouse.url to ClickHouse itself";
 
-/// The recipients with some hashes, each with the number that replaces it: its place among those of its campaign, hashed with the
-/// erasure's id. Its values are the id and the hashes.
-const REPLACEMENTS: &str = "SELECT campaign_id, sipHash64(toUUID(?), campaign_id, row_number() OVER (PARTITION BY campaign_id ORDER BY recipient)) AS replacement, \
-    flags, first_delivered, first_open, first_click, first_bounce, first_unsubscribe FROM (SELECT campaign_id, recipient, groupBitOr(flags) AS flags, \
-    min(first_delivered) AS first_delivered, min(first_open) AS first_open, min(first_click) AS first_click, min(first_bounce) AS first_bounce, \
-    min(first_unsubscribe) AS first_unsubscribe FROM recipients WHERE recipient IN ? GROUP BY campaign_id, recipient)";
+/// Returns the statement for the recipients with some hashes, each with the number that replaces it. That is its place among those of
+/// its campaign, hashed with the erasure's id. The values to bind are the id and the hashes.
+fn replacements() -> String {
+    format!(
+        "SELECT campaign_id, sipHash64(toUUID(?), campaign_id, row_number() OVER (PARTITION BY campaign_id ORDER BY recipient)) \
+         AS replacement, {} FROM ({})",
+        COLUMNS.join(", "),
+        stored("recipient IN ?")
+    )
+}
 
 /// Replaces a server's message about a query that works with the address.
 const HIDDEN: &str = "its message is not shown, as it could repeat the address; the server's log has it";
@@ -143,7 +147,8 @@ impl<'a> Tables<'a> {
         for id in self.client.query(sql).rows::<String>().await? {
             let Ok(id) = id.parse::<Uuid>() else { continue };
             let sql = format!(
-                "SELECT count() FROM recipients WHERE (campaign_id, recipient) GLOBAL IN (SELECT campaign_id, replacement FROM ({REPLACEMENTS}))"
+                "SELECT count() FROM recipients WHERE (campaign_id, recipient) GLOBAL IN (SELECT campaign_id, replacement FROM ({}))",
+                replacements()
             );
             if self.client.query(&sql).bind(id.to_string()).bind(hashes).scalar_u64().await? > 0 {
                 return Ok(Some(id));
@@ -156,8 +161,9 @@ impl<'a> Tables<'a> {
     pub(super) async fn add_replacements(&self, id: Uuid, hashes: &[u64]) -> Result<(), ClickHouseError> {
         let columns = COLUMNS.join(", ");
         let sql = format!(
-            "INSERT INTO {} (campaign_id, recipient, {columns}) SELECT campaign_id, replacement, {columns} FROM ({REPLACEMENTS})",
-            self.schema.insert_target(RECIPIENTS_NAME)
+            "INSERT INTO {} (campaign_id, recipient, {columns}) SELECT campaign_id, replacement, {columns} FROM ({})",
+            self.schema.insert_target(RECIPIENTS_NAME),
+            replacements()
         );
         let insert = self.client.query(&sql).bind(id.to_string()).bind(hashes);
         insert.inserting().await?.execute().await
