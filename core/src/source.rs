@@ -42,7 +42,7 @@ impl Table {
     pub const ALL: [Table; 4] = [Table::Raw, Table::Rejected, Table::Lifecycle, Table::Daily];
 
     /// Returns the table's name in ClickHouse.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Table::Raw => "email_events",
             Table::Lifecycle => "campaign_lifecycle",

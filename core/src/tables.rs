@@ -110,7 +110,8 @@ pub const RECIPIENTS: Definition = Definition {
 /// Name of the table of recipients.
 pub const RECIPIENTS_NAME: &str = "recipients";
 /// The tables that members write to.
-pub const NAMES: [&str; 5] = ["email_events", "rejected_events", "daily", RECIPIENTS_NAME, "campaign_lifecycle"];
+pub const NAMES: [&str; 5] =
+    [Table::Raw.name(), Table::Rejected.name(), Table::Daily.name(), RECIPIENTS_NAME, Table::Lifecycle.name()];
 /// Name of the table with the key of their hashes.
 pub const RECIPIENT_KEY_NAME: &str = "recipient_key";
 

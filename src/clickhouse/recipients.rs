@@ -16,28 +16,28 @@ pub const HASH: &str = "sipHash64Keyed((SELECT (any(k0), any(k1)) FROM recipient
                         concat(substring(email, 1, length(email) - length(splitByChar('@', email)[-1])), lower(splitByChar('@', email)[-1])))";
 
 /// Columns of `recipients` beside its key.
-pub const COLUMNS: [&str; 6] =
-    ["flags", "first_delivered", "first_open", "first_click", "first_bounce", "first_unsubscribe"];
+pub const COLUMNS: [&str; 6] = ["flags", FIRSTS[0], FIRSTS[1], FIRSTS[2], FIRSTS[3], FIRSTS[4]];
+
+/// Columns with the first time of a type.
+pub const FIRSTS: [&str; 5] = ["first_delivered", "first_open", "first_click", "first_bounce", "first_unsubscribe"];
 
 /// Returns the statement that counts the recipients of raw rows again, in the form of the rows of `recipients`. `condition` chooses the
 /// raw rows, and its values are bound later.
 pub fn recount(condition: &str) -> String {
-    let column = |name: &str| match name.strip_prefix("first_") {
-        Some(kind) => format!("min(if(event_type = '{kind}', event_time, toDateTime({NEVER}, 'UTC'))) AS {name}"),
-        None => format!("groupBitOr(bitShiftLeft(toUInt16(1), toUInt8(event_type) - 1)) AS {name}"),
+    let first = |name: &str| {
+        let kind = name.trim_start_matches("first_");
+        format!("min(if(event_type = '{kind}', event_time, toDateTime({NEVER}, 'UTC'))) AS {name}")
     };
     format!(
-        "SELECT campaign_id, {HASH} AS recipient, {} \
+        "SELECT campaign_id, {HASH} AS recipient, groupBitOr(bitShiftLeft(toUInt16(1), toUInt8(event_type) - 1)) AS flags, {} \
          FROM email_events WHERE email != '' AND {condition} GROUP BY campaign_id, recipient",
-        COLUMNS.map(column).join(", ")
+        FIRSTS.map(first).join(", ")
     )
 }
 
 /// Returns the statement for the rows of `recipients`, each campaign and recipient once.
 pub fn stored(condition: &str) -> String {
-    let merged = |column: &str| format!("min({column}) AS {column}");
-    let firsts =
-        ["first_delivered", "first_open", "first_click", "first_bounce", "first_unsubscribe"].map(merged).join(", ");
+    let firsts = FIRSTS.map(|name| format!("min({name}) AS {name}")).join(", ");
     format!(
         "SELECT campaign_id, recipient, groupBitOr(flags) AS flags, {firsts} FROM recipients WHERE {condition} GROUP BY campaign_id, recipient"
     )

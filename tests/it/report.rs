@@ -195,6 +195,17 @@ fn sum<'d>(days: impl IntoIterator<Item = &'d [u64; 8]>) -> [u64; 8] {
     days.into_iter().fold([0; 8], |sum, day| std::array::from_fn(|n| sum[n] + day[n]))
 }
 
+/// Inserts raw rows, and their counters.
+async fn store(client: &Client, rows: Vec<String>) {
+    let columns = "campaign_id, workspace_id, email, event_type, event_time, source, source_offset";
+    let sql = format!("INSERT INTO email_events ({columns}) SETTINGS async_insert = 0 VALUES {}", rows.join(", "));
+    client.query(&sql).execute().await.unwrap();
+    let counters = "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
+                    SELECT toDate(event_time), event_type, campaign_id, workspace_id, source, count(), max(source_offset) + 1 \
+                    FROM email_events GROUP BY ALL";
+    client.query(counters).execute().await.unwrap();
+}
+
 /// The counts of each zone's days are those of a plain recount over both changes of daylight saving. Days with expired rows have none.
 pub async fn days_of_any_zone_are_a_recount(url: &str, database: &str) {
     let client = migrated(url, database).await;
@@ -203,14 +214,7 @@ pub async fn days_of_any_zone_are_a_recount(url: &str, database: &str) {
         let (campaign, event_type) = (CAMPAIGNS[*campaign], TYPES[*event_type].0);
         format!("('{campaign}', '{}', 'a@b.c', '{event_type}', {time}, 't/0@id', {n})", WORKSPACES[0])
     };
-    let rows: Vec<String> = events.iter().enumerate().map(row).collect();
-    let columns = "campaign_id, workspace_id, email, event_type, event_time, source, source_offset";
-    let sql = format!("INSERT INTO email_events ({columns}) SETTINGS async_insert = 0 VALUES {}", rows.join(", "));
-    client.query(&sql).execute().await.unwrap();
-    let counters = "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
-                    SELECT toDate(event_time), event_type, campaign_id, workspace_id, source, count(), max(source_offset) + 1 \
-                    FROM email_events GROUP BY ALL";
-    client.query(counters).execute().await.unwrap();
+    store(&client, events.iter().enumerate().map(row).collect()).await;
     for (zone, first, changes) in ZONES {
         let found = json(url, database, &["--zone", zone]);
         let wanted = recount(&events, first, changes);
@@ -640,14 +644,7 @@ pub async fn recipients_are_a_recount(url: &str, database: &str) {
         let email = if *person == 0 { String::new() } else { format!("p{person}@{domain}") };
         format!("('{campaign}', '{}', '{email}', '{event_type}', {time}, 't/0@id', {n})", WORKSPACES[0])
     };
-    let rows: Vec<String> = events.iter().enumerate().map(row).collect();
-    let columns = "campaign_id, workspace_id, email, event_type, event_time, source, source_offset";
-    let sql = format!("INSERT INTO email_events ({columns}) SETTINGS async_insert = 0 VALUES {}", rows.join(", "));
-    client.query(&sql).execute().await.unwrap();
-    let counters = "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
-                    SELECT toDate(event_time), event_type, campaign_id, workspace_id, source, count(), max(source_offset) + 1 \
-                    FROM email_events GROUP BY ALL";
-    client.query(counters).execute().await.unwrap();
+    store(&client, events.iter().enumerate().map(row).collect()).await;
     for arguments in [&["--dry-run"][..], &[], &["--campaign", CAMPAIGNS[1]], &[]] {
         let mut command = Command::new(crate::program());
         command.env_clear().current_dir(std::env::temp_dir()).args(["repair", "recipients"]).args(arguments);

@@ -128,17 +128,16 @@ pub async fn rows(reader: &Reader, span: &Span, limit: usize) -> Result<[Outcome
 async fn duplicates(reader: &Reader, span: &Span, limit: usize) -> Result<Outcome, AuditError> {
     let mut outcome = Outcome::new(Check::Duplicates, "the tables with offsets".to_owned());
     let (found, all) = tables::duplicates(reader.client(), span, limit as u64).await?;
-    let listed = found.len() as u64;
-    for duplicate in found {
+    let finding = |duplicate: tables::Duplicate| {
         let message = format!(
             "offset {} has {} rows in the table of its stream and {} in rejected_events instead of one",
             duplicate.offset, duplicate.raw, duplicate.rejected
         );
         let mut finding = Finding::new(Code::Duplicate, message).of(duplicate.source);
         finding.rows = Some(duplicate.raw + duplicate.rejected);
-        outcome.add(finding.at(duplicate.offset, duplicate.offset + 1), limit);
-    }
-    outcome.violations += all - listed;
+        finding.at(duplicate.offset, duplicate.offset + 1)
+    };
+    outcome.add_first(found.into_iter().map(finding), all, limit);
     Ok(outcome)
 }
 
@@ -180,9 +179,7 @@ async fn daily(
     }
     let bounds = counters::Bounds::new(&config.kafka.topics.events, positions);
     let (found, all) = counters::differences(reader.client(), &span, &bounds, limit as u64).await?;
-    let listed = found.len() as u64;
-    found.iter().for_each(|difference| outcome.add(difference.finding(), limit));
-    outcome.violations += all - listed;
+    outcome.add_first(found.iter().map(counters::Difference::finding), all, limit);
     Ok(outcome)
 }
 
@@ -201,9 +198,7 @@ async fn recipients(
     let (span, _) = span.split_at(retention.first_kept_day().unwrap_or(Day(0)));
     let bounds = counters::Bounds::new(&config.kafka.topics.events, positions);
     let (found, all) = recipients::missing(reader.client(), &span, &bounds, limit as u64).await?;
-    let listed = found.len() as u64;
-    found.iter().for_each(|missing| outcome.add(missing.finding(), limit));
-    outcome.violations += all - listed;
+    outcome.add_first(found.iter().map(recipients::Missing::finding), all, limit);
     Ok(outcome)
 }
 

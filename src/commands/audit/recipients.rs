@@ -7,10 +7,11 @@ use super::counters::Bounds;
 use super::finding::{Code, Finding};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
-use crate::clickhouse::recipients::{COLUMNS, recount, stored};
+use crate::clickhouse::recipients::{COLUMNS, FIRSTS, recount, stored};
 use clickhouse::Row;
 use serde::Deserialize;
 use tallyhouse_core::days::Span;
+use tallyhouse_core::recipients::NEVER;
 
 /// A campaign of which recipients are missing, or show less than the rows.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
@@ -46,16 +47,11 @@ pub async fn missing(
     bounds: &Bounds,
     limit: u64,
 ) -> Result<(Vec<Missing>, u64), ClickHouseError> {
-    // What rows and recipients show of one recipient are two rows here; without rows, or without recipients, it is one.
-    let fewer = COLUMNS.map(|column| match column {
-        "flags" => "bitAnd(row.1, bitNot(stored.1)) != 0".to_owned(),
-        column => {
-            let place = COLUMNS.iter().position(|other| *other == column).unwrap_or_default() + 1;
-            format!("row.{place} < stored.{place}")
-        }
-    });
+    // A recipient is one row here for its raw rows, and one for its rows of `recipients`. The first figure is the flags.
+    let later = (2..).zip(FIRSTS).map(|(place, _)| format!("row.{place} < stored.{place}"));
+    let fewer: Vec<String> = std::iter::once("bitAnd(row.1, bitNot(stored.1)) != 0".to_owned()).chain(later).collect();
     let figures = format!("tuple({})", COLUMNS.join(", "));
-    let none = format!("tuple(toUInt16(0){})", ", toDateTime(4294967295, 'UTC')".repeat(COLUMNS.len() - 1));
+    let none = format!("tuple(toUInt16(0){})", format!(", toDateTime({NEVER}, 'UTC')").repeat(FIRSTS.len()));
     let sql = format!(
         "SELECT toString(campaign_id) AS campaign_id, count() AS recipients, count() OVER () AS all FROM \
          (SELECT campaign_id, recipient, anyIf(figures, is_row) AS row, if(countIf(NOT is_row) = 0, {none}, anyIf(figures, NOT is_row)) AS stored \

@@ -75,9 +75,13 @@ impl Outcome {
             self.findings.push(finding);
         }
     }
-}
 
-impl Outcome {
+    /// Adds the violations that a query has listed, and counts `all` that there are.
+    pub fn add_first(&mut self, findings: impl ExactSizeIterator<Item = Finding>, all: u64, limit: usize) {
+        self.violations += all - findings.len() as u64;
+        findings.for_each(|finding| self.add(finding, limit));
+    }
+
     /// Adds what the same check has found of a lifecycle topic.
     pub fn absorb(&mut self, of: Outcome, topic: &str, limit: usize) {
         let (violations, notices) = (self.violations + of.violations, self.notices + of.notices);

@@ -228,24 +228,21 @@ impl LineRecipients {
     fn values(&self) -> Vec<String> {
         match self {
             LineRecipients::Campaign { numbers, rates } => {
-                let shares = rates.shares().map(|share| share.map_or(String::new(), |share| share.to_string()));
-                numbers.numbers().map(|number| number.to_string()).into_iter().chain(shares).collect()
+                let shares = rates.shares().iter().map(|share| share.map_or(String::new(), |share| share.to_string()));
+                numbers.numbers().iter().map(u64::to_string).chain(shares).collect()
             }
             LineRecipients::Day(firsts) => firsts.numbers().map(|number| number.to_string()).to_vec(),
         }
     }
 
-    /// Returns the values for people.
+    /// Returns the values for people, without the number of all recipients of a campaign.
     fn cells(&self) -> Vec<String> {
         match self {
             LineRecipients::Campaign { numbers, rates } => {
-                let [_, delivered, opened, clicked, either, bounced, unsubscribed, complained, undelivered] =
-                    numbers.numbers();
-                let counts = [delivered, opened, clicked, either, bounced, unsubscribed, complained, undelivered];
-                let rates = rates.shares().map(percent);
-                counts.map(|count| count.to_string()).into_iter().chain(rates).collect()
+                let rates = rates.shares().iter().copied().map(percent);
+                numbers.numbers()[1..].iter().map(u64::to_string).chain(rates).collect()
             }
-            LineRecipients::Day(firsts) => firsts.numbers().map(|number| number.to_string()).to_vec(),
+            LineRecipients::Day(_) => self.values(),
         }
     }
 }

@@ -7,63 +7,22 @@ use super::Filter;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::condition::Condition;
 use crate::clickhouse::error::ClickHouseError;
+use crate::clickhouse::recipients::FIRSTS;
 use clickhouse::Row;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 use tallyhouse_core::days::Day;
 use tallyhouse_core::recipients::NEVER;
 
-/// Numbers of recipients of one campaign, or the sum of several.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Recipients {
-    /// Recipients with any event.
-    pub recipients: u64,
-    /// Recipients with a delivered event.
-    pub delivered: u64,
-    /// Recipients with an open.
-    pub opened: u64,
-    /// Recipients with a click.
-    pub clicked: u64,
-    /// Recipients with an open or a click: who clicks has read, even if images are blocked.
-    pub opened_or_clicked: u64,
-    /// Recipients with a bounce.
-    pub bounced: u64,
-    /// Recipients with an unsubscription.
-    pub unsubscribed: u64,
-    /// Recipients with a report as spam.
-    pub complained: u64,
-    /// Of `opened_or_clicked`: those without a delivered event. They are in no rate.
-    pub opened_or_clicked_undelivered: u64,
-    #[serde(skip)]
-    parts: Parts,
-}
-
-/// The recipients that rates count: each has the flag of the rate's denominator too.
+/// Numbers of recipients of one campaign, or the sum of several: those of [`Recipients::NAMES`], and then those that only rates need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Parts {
-    opened_of_delivered: u64,
-    clicked_of_delivered: u64,
-    opened_or_clicked_of_delivered: u64,
-    clicked_of_opened: u64,
-    unsubscribed_of_delivered: u64,
-    complained_of_delivered: u64,
-    delivered_or_bounced: u64,
-}
+pub struct Recipients([u64; 1 + CONDITIONS.len()]);
 
-/// Shares of recipients; `None` where the denominator is 0. None is above 1.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[expect(missing_docs, reason = "the names are the documentation's own")]
-pub struct RecipientRates {
-    pub open_rate_of_delivered: Option<f64>,
-    pub click_rate_of_delivered: Option<f64>,
-    pub open_or_click_rate_of_delivered: Option<f64>,
-    pub click_rate_of_opened: Option<f64>,
-    pub unsubscribe_rate_of_delivered: Option<f64>,
-    pub complaint_rate_of_delivered: Option<f64>,
-    pub bounce_rate_of_delivered_or_bounced: Option<f64>,
-}
+/// Shares of recipients in the order of [`RecipientRates::NAMES`]; `None` where the denominator is 0. None is above 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RecipientRates([Option<f64>; RecipientRates::NAMES.len()]);
 
-/// The conditions on a recipient's flags, in the order of the fields of [`Recipients`] and [`Parts`] after the first one.
+/// The conditions on a recipient's flags, in the order of the numbers of [`Recipients`] after the first one.
 const CONDITIONS: [&str; 15] = [
     "bitTest(bits, 0)",
     "bitTest(bits, 1)",
@@ -83,7 +42,7 @@ const CONDITIONS: [&str; 15] = [
 ];
 
 impl Recipients {
-    /// Names of the numbers, as in JSON.
+    /// Names of the numbers, as in JSON. `opened_or_clicked_undelivered` are in no rate.
     pub const NAMES: [&str; 9] = [
         "recipients",
         "delivered",
@@ -96,89 +55,29 @@ impl Recipients {
         "opened_or_clicked_undelivered",
     ];
 
-    fn of(all: u64, counts: [u64; CONDITIONS.len()]) -> Recipients {
-        let [delivered, opened, clicked, opened_or_clicked, bounced, unsubscribed, complained, undelivered, parts @ ..] =
-            counts;
-        let [opened_of, clicked_of, either_of, clicked_of_opened, unsubscribed_of, complained_of, attempted] = parts;
-        Recipients {
-            recipients: all,
-            delivered,
-            opened,
-            clicked,
-            opened_or_clicked,
-            bounced,
-            unsubscribed,
-            complained,
-            opened_or_clicked_undelivered: undelivered,
-            parts: Parts {
-                opened_of_delivered: opened_of,
-                clicked_of_delivered: clicked_of,
-                opened_or_clicked_of_delivered: either_of,
-                clicked_of_opened,
-                unsubscribed_of_delivered: unsubscribed_of,
-                complained_of_delivered: complained_of,
-                delivered_or_bounced: attempted,
-            },
-        }
-    }
-
     /// Returns the numbers in the order of [`Recipients::NAMES`].
-    pub fn numbers(&self) -> [u64; 9] {
-        let Recipients { recipients, delivered, opened, clicked, opened_or_clicked, .. } = *self;
-        let Recipients { bounced, unsubscribed, complained, opened_or_clicked_undelivered, .. } = *self;
-        [
-            recipients,
-            delivered,
-            opened,
-            clicked,
-            opened_or_clicked,
-            bounced,
-            unsubscribed,
-            complained,
-            opened_or_clicked_undelivered,
-        ]
+    pub fn numbers(&self) -> &[u64] {
+        &self.0[..Recipients::NAMES.len()]
     }
 
     fn plus(self, other: &Recipients) -> Recipients {
-        let Recipients { parts: a, .. } = self;
-        let Recipients { parts: b, .. } = *other;
-        let numbers = self.numbers();
-        let sum: [u64; 9] = std::array::from_fn(|n| numbers[n] + other.numbers()[n]);
-        Recipients {
-            recipients: sum[0],
-            delivered: sum[1],
-            opened: sum[2],
-            clicked: sum[3],
-            opened_or_clicked: sum[4],
-            bounced: sum[5],
-            unsubscribed: sum[6],
-            complained: sum[7],
-            opened_or_clicked_undelivered: sum[8],
-            parts: Parts {
-                opened_of_delivered: a.opened_of_delivered + b.opened_of_delivered,
-                clicked_of_delivered: a.clicked_of_delivered + b.clicked_of_delivered,
-                opened_or_clicked_of_delivered: a.opened_or_clicked_of_delivered + b.opened_or_clicked_of_delivered,
-                clicked_of_opened: a.clicked_of_opened + b.clicked_of_opened,
-                unsubscribed_of_delivered: a.unsubscribed_of_delivered + b.unsubscribed_of_delivered,
-                complained_of_delivered: a.complained_of_delivered + b.complained_of_delivered,
-                delivered_or_bounced: a.delivered_or_bounced + b.delivered_or_bounced,
-            },
-        }
+        Recipients(std::array::from_fn(|n| self.0[n] + other.0[n]))
     }
 
-    /// Returns the rates of these recipients.
+    /// Returns the rates. What they count has the flag of the rate's denominator too.
     pub fn rates(&self) -> RecipientRates {
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
-        let Recipients { delivered, opened, bounced, parts, .. } = *self;
-        RecipientRates {
-            open_rate_of_delivered: share(parts.opened_of_delivered, delivered),
-            click_rate_of_delivered: share(parts.clicked_of_delivered, delivered),
-            open_or_click_rate_of_delivered: share(parts.opened_or_clicked_of_delivered, delivered),
-            click_rate_of_opened: share(parts.clicked_of_opened, opened),
-            unsubscribe_rate_of_delivered: share(parts.unsubscribed_of_delivered, delivered),
-            complaint_rate_of_delivered: share(parts.complained_of_delivered, delivered),
-            bounce_rate_of_delivered_or_bounced: share(bounced, parts.delivered_or_bounced),
-        }
+        let [_, delivered, opened, _, _, bounced, _, _, _, of_delivered @ ..] = self.0;
+        let [opens, clicks, either, clicks_of_opened, unsubscribed, complained, delivered_or_bounced] = of_delivered;
+        RecipientRates([
+            share(opens, delivered),
+            share(clicks, delivered),
+            share(either, delivered),
+            share(clicks_of_opened, opened),
+            share(unsubscribed, delivered),
+            share(complained, delivered),
+            share(bounced, delivered_or_bounced),
+        ])
     }
 }
 
@@ -195,16 +94,20 @@ impl RecipientRates {
     ];
 
     /// Returns the rates in the order of [`RecipientRates::NAMES`].
-    pub fn shares(&self) -> [Option<f64>; 7] {
-        [
-            self.open_rate_of_delivered,
-            self.click_rate_of_delivered,
-            self.open_or_click_rate_of_delivered,
-            self.click_rate_of_opened,
-            self.unsubscribe_rate_of_delivered,
-            self.complaint_rate_of_delivered,
-            self.bounce_rate_of_delivered_or_bounced,
-        ]
+    pub fn shares(&self) -> &[Option<f64>] {
+        &self.0
+    }
+}
+
+impl Serialize for Recipients {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(Recipients::NAMES.iter().zip(self.numbers()))
+    }
+}
+
+impl Serialize for RecipientRates {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(RecipientRates::NAMES.iter().zip(self.shares()))
     }
 }
 
@@ -247,8 +150,7 @@ pub type ByDay = BTreeMap<Day, FirstEvents>;
 #[derive(Row, Deserialize)]
 struct OfCampaign {
     campaign: String,
-    recipients: u64,
-    counts: [u64; CONDITIONS.len()],
+    counts: [u64; 1 + CONDITIONS.len()],
 }
 
 #[derive(Row, Deserialize)]
@@ -275,13 +177,13 @@ pub async fn by_campaign(client: &Client, filter: &Filter) -> Result<ByCampaign,
     let condition = condition(filter);
     let counts = CONDITIONS.map(|condition| format!("countIf({condition})")).join(", ");
     let sql = format!(
-        "SELECT toString(campaign_id) AS campaign, count() AS recipients, tuple({counts}) AS counts FROM \
+        "SELECT toString(campaign_id) AS campaign, tuple(count(), {counts}) AS counts FROM \
          (SELECT campaign_id, recipient, groupBitOr(flags) AS bits FROM recipients WHERE {} GROUP BY campaign_id, recipient) \
          GROUP BY campaign_id",
         condition.sql()
     );
     let rows = condition.bind(client.query(&sql)).rows::<OfCampaign>().await?;
-    Ok(rows.into_iter().map(|row| (row.campaign, Recipients::of(row.recipients, row.counts))).collect())
+    Ok(rows.into_iter().map(|row| (row.campaign, Recipients(row.counts))).collect())
 }
 
 /// Reads the recipients by the days of a zone on which they had their first event of each type.
@@ -290,8 +192,7 @@ pub async fn by_campaign(client: &Client, filter: &Filter) -> Result<ByCampaign,
 /// Any of [`ClickHouseError`].
 pub async fn by_day(client: &Client, filter: &Filter, zone: &str) -> Result<ByDay, ClickHouseError> {
     let condition = condition(filter);
-    let firsts = ["first_delivered", "first_open", "first_click", "first_bounce", "first_unsubscribe"];
-    let firsts: Vec<String> = (1..).zip(firsts).map(|(n, first)| format!("({n}, min({first}))")).collect();
+    let firsts: Vec<String> = (1..).zip(FIRSTS).map(|(n, first)| format!("({n}, min({first}))")).collect();
     let counts: Vec<String> = (1..=5).map(|n| format!("countIf(first.1 = {n})")).collect();
     let sql = format!(
         "SELECT toUInt16(toDate(first.2, ?)) AS day, tuple({}) AS counts FROM \
