@@ -162,7 +162,7 @@ async fn lines(bench: &Bench) -> Vec<Line> {
 /// still counted.
 pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
-    for table in ["email_events", "rejected_events", "campaign_lifecycle"] {
+    for table in ["email_events", "rejected_events", "campaign_lifecycle", "recipients"] {
         bench.execute(&format!("ALTER TABLE {table} MODIFY SETTING old_parts_lifetime = 1")).await;
     }
     produce(&bench);
@@ -247,7 +247,8 @@ pub async fn a_person_is_erased_and_counts_stay(url: &str, database: &str) {
 
     let deadline = Instant::now() + DEADLINE;
     let old = format!("SELECT count() FROM system.parts WHERE database = '{database}' AND NOT active");
-    while bench.count(&old).await > 0 {
+    // A part leaves system.parts a moment before its files leave the disk.
+    while bench.count(&old).await > 0 || files("unique4711") > 0 {
         assert!(Instant::now() < deadline, "old parts are not removed");
         tokio::time::sleep(POLL_INTERVAL).await;
     }
