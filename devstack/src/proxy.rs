@@ -120,7 +120,8 @@ impl Proxy {
         self.address
     }
 
-    /// Begins a trouble that hits this percentage of the chunks. Returns the number to [`Proxy::end`] it with.
+    /// Begins a trouble that hits this percentage of the chunks. It comes before those that began earlier. Returns the number to
+    /// [`Proxy::end`] it with.
     pub fn begin(&self, trouble: Trouble, percent: u64) -> u64 {
         let number = self.shared.begun.fetch_add(1, Ordering::Relaxed);
         self.shared.troubles().push((number, trouble, percent));
@@ -130,6 +131,11 @@ impl Proxy {
     /// Ends the trouble with this number.
     pub fn end(&self, number: u64) {
         self.shared.troubles().retain(|(other, ..)| *other != number);
+    }
+
+    /// Ends all troubles.
+    pub fn end_all(&self) {
+        self.shared.troubles().clear();
     }
 
     /// Returns the number of chunks that any trouble has hit so far.
@@ -174,7 +180,7 @@ impl Shared {
             Trouble::Hold(_) => to_server && is_request(bytes) && contains(bytes, b"query=INSERT"),
         };
         let troubles = self.troubles();
-        let drawn = troubles.iter().find(|(_, trouble, percent)| applies(*trouble) && dice.percent(*percent));
+        let drawn = troubles.iter().rev().find(|(_, trouble, percent)| applies(*trouble) && dice.percent(*percent));
         drawn.map(|(_, trouble, _)| {
             // An answer from memory counts only once it is given.
             if !matches!(trouble, Trouble::Remember(_)) {
@@ -386,15 +392,15 @@ mod tests {
         (address, inbox)
     }
 
-    /// Sends "question" through a proxy with this trouble. Returns the bytes that the server got and the client got,
+    /// Sends "question" through a proxy with these troubles, the oldest first. Returns the bytes that the server got and the client got,
     /// and the hits.
-    fn ask(trouble: Option<Trouble>) -> (Vec<u8>, Vec<u8>, u64) {
+    fn ask(troubles: &[Trouble]) -> (Vec<u8>, Vec<u8>, u64) {
         let (address, inbox) = server();
         let proxy = Proxy::new(1).unwrap();
         proxy.lead_to(address);
-        trouble.into_iter().for_each(|trouble| {
-            proxy.begin(trouble, 100);
-        });
+        for trouble in troubles {
+            proxy.begin(*trouble, 100);
+        }
         let mut client = TcpStream::connect(proxy.address()).unwrap();
         client.write_all(b"question").unwrap();
         client.shutdown(Shutdown::Write).unwrap();
@@ -405,12 +411,13 @@ mod tests {
 
     #[test]
     fn each_trouble_does_what_it_says() {
-        assert_eq!(ask(None), (b"question".to_vec(), b"answer".to_vec(), 0));
-        assert_eq!(ask(Some(Trouble::Cut)), (vec![], vec![], 1));
-        assert_eq!(ask(Some(Trouble::Half)), (b"ques".to_vec(), vec![], 1));
-        assert_eq!(ask(Some(Trouble::LoseAnswer)), (b"question".to_vec(), vec![], 1));
+        assert_eq!(ask(&[]), (b"question".to_vec(), b"answer".to_vec(), 0));
+        assert_eq!(ask(&[Trouble::Cut]), (vec![], vec![], 1));
+        assert_eq!(ask(&[Trouble::Half]), (b"ques".to_vec(), vec![], 1));
+        assert_eq!(ask(&[Trouble::LoseAnswer]), (b"question".to_vec(), vec![], 1));
         let late = Trouble::Delay(Duration::from_millis(1));
-        assert_eq!(ask(Some(late)), (b"question".to_vec(), b"answer".to_vec(), 2));
+        assert_eq!(ask(&[late]), (b"question".to_vec(), b"answer".to_vec(), 2));
+        assert_eq!(ask(&[late, Trouble::Cut]), (vec![], vec![], 1), "the newest trouble comes first");
     }
 
     /// Starts a server that answers with the number of the connection and ends it.

@@ -30,6 +30,17 @@ struct Shard {
     _turn: MutexGuard<'static, ()>,
 }
 
+/// A test that fails leaves no trouble to the next one.
+impl Drop for Shard {
+    fn drop(&mut self) {
+        for number in [0, 1] {
+            let replica = self.replicas.replica(0, number);
+            let proxies = [replica.fetches(), replica.keeper()];
+            proxies.into_iter().flatten().for_each(Proxy::end_all);
+        }
+    }
+}
+
 impl Shard {
     async fn new(database: &str) -> Shard {
         let _turn = TURN.lock().await;
