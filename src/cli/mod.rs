@@ -34,6 +34,7 @@ use crate::platform::signals;
 use crate::platform::telemetry;
 use crate::service::{self, LeftOpen, RunError};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -390,6 +391,17 @@ async fn run(sources: Sources) -> Result<String, CliError> {
     let reload = Arc::new(move || Some(config::load(&sources).ok()?.config));
     let summary = service::run(config, &clickhouse_options(config), stop, left_open, reload).await?;
     Ok(format!("{summary}\n"))
+}
+
+/// Asks on a terminal, and returns true after a yes. Elsewhere nobody can answer, so it returns false.
+fn is_confirmed() -> Result<bool, CliError> {
+    if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        return Ok(false);
+    }
+    output::note("Carry it out? Type yes:");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim() == "yes")
 }
 
 /// Makes the tables. `form` says their form where the server is not to say it. `keep` says for how long raw or rejected rows are

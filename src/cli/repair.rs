@@ -1,6 +1,6 @@
 //! `tallyhouse repair` on the command line.
 
-use super::{CliError, Done, EXIT_VIOLATIONS, audit};
+use super::{CliError, Done, EXIT_VIOLATIONS, audit, is_confirmed};
 use crate::commands::repair::{self, Interrupts, Options, Standing};
 use crate::config::Config;
 use crate::platform::output;
@@ -14,6 +14,14 @@ const DAILY_HELP: &str = "\
 A signal ends the repair in order, and members can count again. A second signal, a second later or more, ends it at once.
 
 Exit status: 0 no counter differs any more. 2 a counter differs. 1 the repair was not done. 74 as 0, but standard output was lost.";
+
+const RECIPIENTS_HELP: &str = "\
+Exit status: 0 done, or nothing to do. 1 not done. With --remove-wrong: 2 recipients that no row shows are left.
+
+Examples:
+  tallyhouse repair recipients                                     adds what the rows show
+  tallyhouse repair recipients --remove-wrong                      prints the campaigns with recipients that no row shows
+  tallyhouse repair recipients --remove-wrong --campaign ID --yes  deletes the recipients of one, and adds those of its rows";
 
 /// Longest wait, after a second signal, until members can count the month again.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
@@ -45,14 +53,21 @@ pub(super) enum Command {
     /// Add the recipients that the rows of email_events show, while the service runs.
     ///
     /// Use it after an upgrade from a version without recipients, after a time with clickhouse.recipients = false, or where `audit`
-    /// reports recipients_missing. It removes nothing, and it may be interrupted and run again.
+    /// reports recipients_missing. It may be interrupted and run again. Without --remove-wrong it removes nothing.
+    #[command(after_help = RECIPIENTS_HELP)]
     Recipients {
-        /// Add the recipients of this campaign alone.
+        /// Work on this campaign alone.
         #[arg(long, value_name = "UUID")]
         campaign: Option<Uuid>,
         /// Print the statement and the number of days, and change nothing.
         #[arg(long)]
         dry_run: bool,
+        /// Instead, replace the recipients of campaigns that have some which no row shows. Only where the rows of the whole life are kept.
+        #[arg(long, conflicts_with = "dry_run")]
+        remove_wrong: bool,
+        /// Carry the removal out. Without it the plan is printed, and a terminal is asked.
+        #[arg(long, requires = "remove_wrong")]
+        yes: bool,
         /// Maximum seconds for one query.
         #[arg(long, value_name = "SECONDS", default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
         query_timeout_s: u64,
@@ -79,7 +94,24 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
             repair::clean(reader.client(), &say).await?;
             Ok("clean\n".to_owned().into())
         }
-        Command::Recipients { campaign, dry_run, query_timeout_s } => {
+        Command::Recipients { campaign, remove_wrong: true, yes, query_timeout_s, .. } => {
+            let reader = audit::reader(config, query_timeout_s).await?;
+            let (client, schema) = (reader.client(), reader.schema());
+            let found = repair::recipients::find_wrong(client, schema, campaign, &say).await?;
+            let kept = found.iter().filter(|wrong| !wrong.is_removable()).count();
+            let (done, left) = match kept < found.len() && (yes || is_confirmed()?) {
+                true => (true, repair::recipients::remove(client, schema, &found, &say).await?),
+                false => (false, 0),
+            };
+            let output = match (kept < found.len(), done) {
+                (true, true) => format!("removed; {left} wrong recipients are left in these campaigns\n"),
+                (true, false) => "nothing was changed; --yes carries it out\n".to_owned(),
+                (false, _) => "nothing to remove\n".to_owned(),
+            };
+            let is_clean = found.is_empty() || done && kept == 0 && left == 0;
+            Ok(Done { output, status: if is_clean { 0 } else { EXIT_VIOLATIONS } })
+        }
+        Command::Recipients { campaign, dry_run, query_timeout_s, .. } => {
             let reader = audit::reader(config, query_timeout_s).await?;
             repair::recipients::add(reader.client(), reader.schema(), campaign, dry_run, &say).await?;
             Ok(if dry_run { String::new() } else { "added\n".to_owned() }.into())

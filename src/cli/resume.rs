@@ -1,12 +1,11 @@
 //! `tallyhouse resume` on the command line.
 
-use super::{CliError, Done, EXIT_WRONG, audit};
+use super::{CliError, Done, EXIT_WRONG, audit, is_confirmed};
 use crate::commands::resume::{self, Choice, Plan};
 use crate::config::Config;
 use crate::platform::output;
 use clap::Args;
 use serde::Serialize;
-use std::io::IsTerminal as _;
 
 pub(super) const HELP: &str = "\
 Examples:
@@ -91,15 +90,4 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
         (false, false) => "nothing was changed; --yes carries it out\n".to_owned(),
     };
     Ok(Done { output, status: if done { 0 } else { EXIT_WRONG } })
-}
-
-/// Asks on a terminal, and returns true after a yes. Elsewhere nobody can answer, so it returns false.
-fn is_confirmed() -> Result<bool, CliError> {
-    if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
-        return Ok(false);
-    }
-    output::note("Carry it out? Type yes:");
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    Ok(answer.trim() == "yes")
 }

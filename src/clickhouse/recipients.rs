@@ -43,6 +43,30 @@ pub fn stored(condition: &str) -> String {
     )
 }
 
+/// Returns the statement for the campaign and hash of each recipient that has a type or an earlier first time in `more` than in `less`.
+/// One of them is `rows`, which are the raw rows with this condition, and the other is `stored`.
+pub fn ahead(more: &str, less: &str, of_rows: &str, of_stored: &str) -> String {
+    // A recipient is one row here for its raw rows, and one for its rows of `recipients`. The first figure is the flags.
+    let earlier = (2..).zip(FIRSTS).map(|(place, _)| format!("{more}.{place} < {less}.{place}"));
+    let differs: Vec<String> =
+        std::iter::once(format!("bitAnd({more}.1, bitNot({less}.1)) != 0")).chain(earlier).collect();
+    let figures = format!("tuple({})", COLUMNS.join(", "));
+    let none = format!("tuple(toUInt16(0){})", format!(", toDateTime({NEVER}, 'UTC')").repeat(FIRSTS.len()));
+    let side = |is_row: &str| format!("if(countIf({is_row}) = 0, {none}, anyIf(figures, {is_row}))");
+    format!(
+        "SELECT campaign_id, recipient FROM \
+         (SELECT campaign_id, recipient, {row} AS rows, {other} AS stored \
+         FROM (SELECT campaign_id, recipient, true AS is_row, {figures} AS figures FROM ({recount}) \
+         UNION ALL SELECT campaign_id, recipient, false, {figures} FROM ({stored})) \
+         GROUP BY campaign_id, recipient HAVING {differs})",
+        row = side("is_row"),
+        other = side("NOT is_row"),
+        recount = recount(of_rows),
+        stored = stored(of_stored),
+        differs = differs.join(" OR "),
+    )
+}
+
 /// Makes the key if there is none. Of several attempts at the same time, the first one counts: all have the same token.
 pub(super) async fn make_key(client: &Client, schema: &Schema) -> Result<(), ClickHouseError> {
     if client.query("SELECT count() FROM recipient_key").scalar_u64().await? > 0 {

@@ -230,6 +230,7 @@ fn main() -> ExitCode {
         report::a_browser_shows_the_figures_of_the_json,
         report::days_of_any_zone_are_a_recount,
         report::recipients_are_a_recount,
+        report::wrong_recipients_are_removed_where_all_rows_are_kept,
         report::the_views_count_as_the_report_does,
         report::a_report_that_cannot_be_made_says_why,
         rejects::what_is_mended_counts_once,

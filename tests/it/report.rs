@@ -646,11 +646,8 @@ pub async fn recipients_are_a_recount(url: &str, database: &str) {
     };
     store(&client, events.iter().enumerate().map(row).collect()).await;
     for arguments in [&["--dry-run"][..], &[], &["--campaign", CAMPAIGNS[1]], &[]] {
-        let mut command = Command::new(crate::program());
-        command.env_clear().current_dir(std::env::temp_dir()).args(["repair", "recipients"]).args(arguments);
-        command.env("TALLYHOUSE__CLICKHOUSE__URL", url).env("TALLYHOUSE__CLICKHOUSE__DATABASE", database);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let (status, said) = repair_recipients(url, database, arguments, None);
+        assert_eq!(status, Some(0), "{said}");
         let added = client.query("SELECT count() FROM recipients").scalar_u64().await.unwrap();
         assert_eq!(added == 0, arguments == ["--dry-run"], "{arguments:?}");
     }
@@ -724,4 +721,79 @@ pub async fn recipients_are_a_recount(url: &str, database: &str) {
         "report_recipients_zone",
         printed(&["--zone", "Europe/Paris", "--since", "2026-10-24", "--until", "2026-10-25"])
     );
+}
+
+/// Runs `tallyhouse repair recipients`, which dies at the failpoint if there is one. Returns its status, and all that it printed.
+fn repair_recipients(url: &str, database: &str, arguments: &[&str], failpoint: Option<&str>) -> (Option<i32>, String) {
+    let mut command = Command::new(crate::program());
+    command.env_clear().current_dir(std::env::temp_dir()).args(["repair", "recipients"]).args(arguments);
+    command.env("TALLYHOUSE__CLICKHOUSE__URL", url).env("TALLYHOUSE__CLICKHOUSE__DATABASE", database);
+    command.envs(failpoint.map(|name| ("TALLYHOUSE_FAILPOINT", name)));
+    let output = command.output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Recipients that no row shows are removed where all rows of the campaign are kept, and nowhere else. A removal that was cut short is
+/// completed by adding.
+pub async fn wrong_recipients_are_removed_where_all_rows_are_kept(url: &str, database: &str) {
+    let client = migrated(url, database).await;
+    let row = |n: usize, campaign: usize, email: &str| {
+        let (time, campaign) = (1_764_115_200 + n, CAMPAIGNS[campaign]);
+        format!("('{campaign}', '{}', '{email}', '{}', {time}, 't/0@id', {n})", WORKSPACES[0], TYPES[n % 3].0)
+    };
+    let mut rows: Vec<String> = (0..30).map(|n| row(n, n % 3, &format!("p{}@example.com", n % 7))).collect();
+    // An erasure has blanked a row of the second campaign, and a row of the third has expired.
+    rows.push(row(30, 1, ""));
+    store(&client, rows).await;
+    let expired = "INSERT INTO daily (day, event_type, campaign_id, workspace_id, source, total, end_offset) SETTINGS async_insert = 0 \
+                   VALUES ('2025-11-26', 'open', ?, ?, 't/0@id', 1, 32)";
+    client.query(expired).bind(CAMPAIGNS[2]).bind(WORKSPACES[0]).execute().await.unwrap();
+    assert_eq!(repair_recipients(url, database, &[], None).0, Some(0));
+    let stored = async || -> Vec<(String, u64, u16, u32)> {
+        let sql = "SELECT toString(campaign_id) AS campaign, recipient, groupBitOr(flags) AS flags, toUInt32(min(first_open)) FROM recipients \
+                   GROUP BY campaign, recipient ORDER BY campaign, recipient";
+        client.query(sql).rows().await.unwrap()
+    };
+    let right = stored().await;
+    let damage = async || {
+        let columns = "campaign_id, recipient, flags, first_open";
+        for sql in [
+            "SELECT DISTINCT campaign_id, toUInt64(7), toUInt16(2), toDateTime(9, 'UTC') FROM recipients",
+            "SELECT campaign_id, max(recipient), toUInt16(16), toDateTime(10, 'UTC') FROM recipients GROUP BY campaign_id",
+        ] {
+            let sql = format!("INSERT INTO recipients ({columns}) SETTINGS async_insert = 0 {sql}");
+            client.query(&sql).execute().await.unwrap();
+        }
+    };
+    damage().await;
+    let damaged = stored().await;
+    let wrong = ["--remove-wrong"];
+    let (status, said) = repair_recipients(url, database, &wrong, None);
+    assert!(status == Some(2) && said.contains("nothing was changed; --yes carries it out"), "{said}");
+    for (campaign, what) in [(0, "would be deleted"), (1, "left as it is"), (2, "left as it is")] {
+        assert!(
+            said.contains(&format!("campaign {}: 2 recipients; ", CAMPAIGNS[campaign])) && said.contains(what),
+            "{said}"
+        );
+    }
+    assert_eq!(stored().await, damaged);
+
+    let carry_out = ["--remove-wrong", "--yes"];
+    let of_first = |rows: &[(String, u64, u16, u32)]| -> Vec<_> {
+        rows.iter().filter(|row| row.0 == CAMPAIGNS[0]).cloned().collect()
+    };
+    let (status, said) = repair_recipients(url, database, &carry_out, Some("repair_recipients_deleted"));
+    assert!(status != Some(0) && of_first(&stored().await).is_empty(), "{said}");
+    assert_eq!(repair_recipients(url, database, &[], None).0, Some(0));
+    assert_eq!(of_first(&stored().await), of_first(&right));
+
+    damage().await;
+    let (status, said) = repair_recipients(url, database, &carry_out, None);
+    assert!(status == Some(2) && said.contains("removed; 0 wrong recipients are left"), "{said}");
+    let repaired = stored().await;
+    assert_eq!(of_first(&repaired), of_first(&right));
+    assert_eq!(repaired.len(), damaged.len() - 1, "the other campaigns stay as they are");
+    let (status, said) = repair_recipients(url, database, &["--remove-wrong", "--campaign", CAMPAIGNS[0]], None);
+    assert!(status == Some(0) && said.contains("nothing to remove"), "{said}");
 }

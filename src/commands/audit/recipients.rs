@@ -7,11 +7,10 @@ use super::counters::Bounds;
 use super::finding::{Code, Finding};
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
-use crate::clickhouse::recipients::{COLUMNS, FIRSTS, recount, stored};
+use crate::clickhouse::recipients;
 use clickhouse::Row;
 use serde::Deserialize;
 use tallyhouse_core::days::Span;
-use tallyhouse_core::recipients::NEVER;
 
 /// A campaign of which recipients are missing, or show less than the rows.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
@@ -47,21 +46,10 @@ pub async fn missing(
     bounds: &Bounds,
     limit: u64,
 ) -> Result<(Vec<Missing>, u64), ClickHouseError> {
-    // A recipient is one row here for its raw rows, and one for its rows of `recipients`. The first figure is the flags.
-    let later = (2..).zip(FIRSTS).map(|(place, _)| format!("row.{place} < stored.{place}"));
-    let fewer: Vec<String> = std::iter::once("bitAnd(row.1, bitNot(stored.1)) != 0".to_owned()).chain(later).collect();
-    let figures = format!("tuple({})", COLUMNS.join(", "));
-    let none = format!("tuple(toUInt16(0){})", format!(", toDateTime({NEVER}, 'UTC')").repeat(FIRSTS.len()));
+    let missing = recipients::ahead("rows", "stored", &format!("{} AND {}", span.of_rows(), Bounds::FINISHED), "true");
     let sql = format!(
-        "SELECT toString(campaign_id) AS campaign_id, count() AS recipients, count() OVER () AS all FROM \
-         (SELECT campaign_id, recipient, anyIf(figures, is_row) AS row, if(countIf(NOT is_row) = 0, {none}, anyIf(figures, NOT is_row)) AS stored \
-         FROM (SELECT campaign_id, recipient, true AS is_row, {figures} AS figures FROM ({rows}) \
-         UNION ALL SELECT campaign_id, recipient, false, {figures} FROM ({stored})) \
-         GROUP BY campaign_id, recipient HAVING countIf(is_row) > 0 AND ({fewer})) \
-         GROUP BY campaign_id ORDER BY recipients DESC, campaign_id LIMIT {limit}",
-        rows = recount(&format!("{} AND {}", span.of_rows(), Bounds::FINISHED)),
-        stored = stored("true"),
-        fewer = fewer.join(" OR "),
+        "SELECT toString(campaign_id) AS campaign_id, count() AS recipients, count() OVER () AS all FROM ({missing}) \
+         GROUP BY campaign_id ORDER BY recipients DESC, campaign_id LIMIT {limit}"
     );
     let found: Vec<Missing> = bounds.bind(client.query(&sql)).rows().await?;
     let all = found.first().map_or(0, |missing| missing.all);
