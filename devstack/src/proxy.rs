@@ -133,7 +133,7 @@ impl Proxy {
         self.shared.troubles().retain(|(other, ..)| *other != number);
     }
 
-    /// Ends all troubles.
+    /// Ends all troubles, as a test does before the next one.
     pub fn end_all(&self) {
         self.shared.troubles().clear();
     }

@@ -5,6 +5,7 @@
 use super::cluster::Topic;
 use super::feed::{Feed, SharedLedger};
 use super::letters::Letters;
+use super::lifecycle::Lifecycle;
 use super::plan::{MEMBERS, Membership, REBALANCE_GRACE_MS, SESSION_TIMEOUT_MS};
 use super::store::Tables;
 use super::verify::metric;
@@ -102,9 +103,10 @@ impl Slot {
         read.map(|_| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    /// Returns the number of partitions that the member reports as its own.
-    pub fn assigned(&self) -> f64 {
-        self.http("/metrics").map_or(0.0, |page| metric(&page, "tallyhouse_assigned_partitions"))
+    /// Returns the number of partitions of a topic that the member reports as its own.
+    pub fn assigned(&self, topic: &str) -> f64 {
+        let name = format!("tallyhouse_assigned_partitions{{topic=\"{topic}\"");
+        self.http("/metrics").map_or(0.0, |page| metric(&page, &name))
     }
 
     /// Returns the answer of the member's endpoint.
@@ -125,6 +127,8 @@ pub struct Lane<'a> {
     pub topic: Topic,
     /// The dead-letter topic, which receives rejected records once more.
     pub dead_letters: Topic,
+    /// The lifecycle topic and its messages.
+    lifecycle: Mutex<Lifecycle>,
     /// The proxies between the members and ClickHouse, one in front of each server.
     pub clickhouse_proxies: Vec<Proxy>,
     /// The members, one in each slot.
@@ -176,6 +180,7 @@ impl<'a> Lane<'a> {
             is_large,
             topic: Topic::create(bootstrap, &name, if is_large { PARTITIONS_LARGE } else { PARTITIONS })?,
             dead_letters: Topic::create(bootstrap, &format!("{name}.dead"), 1)?,
+            lifecycle: Mutex::new(Lifecycle::create(bootstrap, &format!("{name}.ready"), seed)?),
             clickhouse_proxies,
             slots: Vec::new(),
             feed: Mutex::new(Feed::new(bootstrap, &name, seed, is_large, &ledger)?),
@@ -208,6 +213,8 @@ impl<'a> Lane<'a> {
             ("KAFKA__BROKERS", brokers.join(",")),
             ("KAFKA__GROUP_ID", self.name.clone()),
             ("KAFKA__TOPICS__EVENTS", self.name.clone()),
+            ("KAFKA__TOPICS__AUDIENCE_READY", format!("{}.ready", self.name)),
+            ("KAFKA__TOPICS__TEMPLATE_READY", String::new()),
             ("KAFKA__TOPICS__DEAD_LETTER", format!("{}.dead", self.name)),
             ("KAFKA__SESSION_TIMEOUT_MS", session_timeout_ms),
             ("REBALANCE__GRACE_MS", REBALANCE_GRACE_MS.to_string()),
@@ -323,7 +330,7 @@ impl<'a> Lane<'a> {
     pub fn await_balance(&self) -> Result<(), AnyError> {
         let partitions = self.topic.partitions()?;
         self.await_within_bounds(|| {
-            let assigned: Vec<f64> = self.slots.iter().map(Slot::assigned).collect();
+            let assigned: Vec<f64> = self.slots.iter().map(|slot| slot.assigned(&self.name)).collect();
             Ok(assigned.iter().all(|&count| count > 0.0) && assigned.iter().sum::<f64>() >= f64::from(partitions))
         })?;
         let have_begun = || Ok(self.topic.committed()?.len() >= partitions.unsigned_abs() as usize);
@@ -383,6 +390,11 @@ impl<'a> Lane<'a> {
         self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Locks the lifecycle topic, even after a thread panicked with the lock.
+    pub fn lifecycle(&self) -> MutexGuard<'_, Lifecycle> {
+        self.lifecycle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps the members' logs from growing without end.
     pub fn trim_logs(&self) {
         for slot in &self.slots {
@@ -407,6 +419,7 @@ impl<'a> Lane<'a> {
         }
         self.topic.delete()?;
         self.dead_letters.delete()?;
+        self.lifecycle().delete()?;
         fs::remove_dir_all(&self.folder)?;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Faults of large groups: a backlog that fills the members' memory, and large batches that one member inherits from others.
 
 use super::AnyError;
-use super::lane::{Lane, Slot};
+use super::lane::Lane;
 use super::plan::{Fault, LARGE_BATCH, SESSION_TIMEOUT_MS};
 use crate::proxy::Trouble;
 use std::thread::sleep;
@@ -47,7 +47,7 @@ pub fn slow_consumers(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> 
 pub fn inherit_batches(fault: &Fault, lane: &Lane<'_>) -> Result<bool, AnyError> {
     let mut members = lane.lock_all();
     // This is the member with the fewest partitions, so that there is most to inherit.
-    let assigned: Vec<f64> = lane.slots.iter().map(Slot::assigned).collect();
+    let assigned: Vec<f64> = lane.slots.iter().map(|slot| slot.assigned(&lane.name)).collect();
     let turns = (0..assigned.len()).map(|number| (fault.victim + number) % assigned.len());
     let heir = turns.min_by(|&one, &other| assigned[one].total_cmp(&assigned[other])).unwrap_or(0);
     let troubles = lane.begin_everywhere(Trouble::Delay(STANDSTILL));

@@ -22,6 +22,7 @@ mod lane;
 mod large;
 mod ledger;
 mod letters;
+mod lifecycle;
 pub mod plan;
 mod replicas;
 mod report;
@@ -306,7 +307,7 @@ fn hurt_and_check(plan: &Plan, lane: &Lane<'_>, log_lengths: &[u64]) -> Result<(
                 partitions = lane.topic.partitions().unwrap_or(partitions);
                 vitals.look(lane);
             }
-            produced = lane.feed().send(BURST, partitions);
+            produced = lane.feed().send(BURST, partitions).and_then(|()| lane.lifecycle().send());
             bursts += 1;
             thread::sleep(if bursts < BURSTS_FAST { BURST_INTERVAL } else { BURST_INTERVAL_SLOW });
         }
@@ -345,7 +346,7 @@ fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
     let mut ended = Ended::default();
     let mut violations = revive(lane, &mut ended)?;
     let sent = lane.feed().settle()?;
-    let ends = verify::ends(lane)?;
+    let (ends, ready) = (verify::ends(&lane.topic, &lane.ledger)?, lane.lifecycle().settle()?);
     verify::resolve(lane, &ends)?;
     let may_lose = if lane.servers.clickhouse.is_cluster() { still::AFTER_LOSS } else { Duration::ZERO };
     let within = verify::PROGRESS_TIMEOUT + may_lose;
@@ -357,6 +358,7 @@ fn check(lane: &Lane<'_>) -> Result<Checked, AnyError> {
         found.extend(verify::counters(&tables)?);
         found.extend(verify::recipients(&tables)?);
         found.extend(letters::check(lane, &stored)?);
+        found.extend(lane.lifecycle().check(&tables, &ready, within)?);
         violations.extend(tables.named(found));
     }
     violations.extend(revive(lane, &mut ended)?);

@@ -22,7 +22,7 @@ const QUERY_LOG: &str = "<query_log><database>system</database><table>query_log<
     <engine>ENGINE = Memory SETTINGS max_rows_to_keep = 100000</engine>\
     <flush_interval_milliseconds>1000</flush_interval_milliseconds></query_log>";
 /// The tables that members write to.
-const WRITTEN: [&str; 4] = ["email_events", "rejected_events", "daily", "recipients"];
+const WRITTEN: [&str; 5] = ["email_events", "rejected_events", "daily", "recipients", "campaign_lifecycle"];
 
 /// The ClickHouse of a run.
 pub enum Store {

@@ -1,6 +1,8 @@
 //! Checks that must hold after a round. Each check returns the violations it found, in words with the offsets.
 
 use super::AnyError;
+use super::cluster::Topic;
+use super::feed::SharedLedger;
 use super::lane::Lane;
 use super::ledger::{ABSENT, EVENT, Fate, Ledger, PRESENT, REJECT, UNKNOWN};
 use super::store::Tables;
@@ -11,7 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Time after the last fault within which every record must be stored.
 pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(90);
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two looks at the number of stored records.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum number of offsets that a message lists.
 const LISTED: usize = 8;
 
@@ -20,13 +23,13 @@ pub type Ends = BTreeMap<i32, i64>;
 
 /// Returns the end of the log. A broker that was stopped believes itself the leader until it hears otherwise, and
 /// reports an old end. So an end before a record that Kafka has acknowledged is not believed at once.
-pub fn ends(lane: &Lane<'_>) -> Result<Ends, AnyError> {
+pub fn ends(topic: &Topic, ledger: &SharedLedger) -> Result<Ends, AnyError> {
     let deadline = Instant::now() + PROGRESS_TIMEOUT;
     loop {
-        let ends: Ends = (0..lane.topic.partitions()?)
-            .map(|partition| Ok((partition, lane.topic.bounds(partition)?.1)))
+        let ends: Ends = (0..topic.partitions()?)
+            .map(|partition| Ok((partition, topic.bounds(partition)?.1)))
             .collect::<Result<_, AnyError>>()?;
-        let ledger = lane.ledger.lock();
+        let ledger = ledger.lock();
         let is_stale =
             ledger.partitions().any(|partition| ends.get(&partition).is_none_or(|&end| ledger.end(partition) > end));
         drop(ledger);
@@ -148,20 +151,33 @@ fn describe<T: std::fmt::Debug>(what: &str, places: &[T], found: &mut Vec<String
 const DOUBLED: Fate = 9;
 /// Size of a row of the answer, in bytes: partition, offset, fate.
 const ROW_BYTES: usize = 6;
+/// The partition and the offset of a row.
+const PLACE: &str = "toUInt8(extract(source, '/(\\d+)@')), toUInt32(source_offset)";
 
 /// The table and type that each offset is stored as.
 #[derive(Debug, Default)]
 pub struct Stored(BTreeMap<i32, Vec<Fate>>);
 
 impl Stored {
-    /// Reads every row of both tables.
+    /// Reads every row of events and rejects.
     pub fn of(tables: &Tables<'_>) -> Result<Stored, AnyError> {
-        let place = "toUInt8(extract(source, '/(\\d+)@')), toUInt32(source_offset)";
         let types = "['delivered', 'open', 'click', 'bounce', 'unsubscribe']";
-        let answer = tables.ask_bytes(&format!(
-            "SELECT {place}, toUInt8(indexOf({types}, toString(event_type))) FROM {{db}}.email_events{{local}} \
-             UNION ALL SELECT {place}, toUInt8({REJECT}) FROM {{db}}.rejected_events{{local}} FORMAT RowBinary"
-        ))?;
+        Stored::read(
+            tables,
+            &format!(
+                "SELECT {PLACE}, toUInt8(indexOf({types}, toString(event_type))) FROM {{db}}.email_events{{local}} \
+                 UNION ALL SELECT {PLACE}, toUInt8({REJECT}) FROM {{db}}.rejected_events{{local}}"
+            ),
+        )
+    }
+
+    /// Reads every row of lifecycle topics.
+    pub fn of_lifecycle(tables: &Tables<'_>) -> Result<Stored, AnyError> {
+        Stored::read(tables, &format!("SELECT {PLACE}, toUInt8({EVENT}) FROM {{db}}.campaign_lifecycle{{local}}"))
+    }
+
+    fn read(tables: &Tables<'_>, sql: &str) -> Result<Stored, AnyError> {
+        let answer = tables.ask_bytes(&format!("{sql} FORMAT RowBinary"))?;
         let mut stored = Stored::default();
         let rows = answer.chunks_exact(ROW_BYTES);
         if !rows.remainder().is_empty() {

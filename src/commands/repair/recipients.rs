@@ -3,8 +3,8 @@
 //! A row of `recipients` that is written twice changes nothing. So the repair needs no fence, may be interrupted anywhere, and may
 //! run again.
 //!
-//! Rows expire and erasures blank addresses, so a recipient without rows may be right. [`find_wrong`] looks only at campaigns of which
-//! the rows of the whole life are there: no counter of `daily` has more events than rows, and no row is without an address.
+//! Rows expire and erasures blank addresses, so a recipient without rows may be right. Only a campaign with the rows of its whole life is
+//! removable: no counter of `daily` has more events than rows, and no row is without an address.
 //! [`remove`] deletes all recipients of such a campaign, and then adds those of its rows. A member writes raw rows before recipients. So
 //! what it writes meanwhile is added too, and a removal that is cut short is completed by adding.
 
@@ -147,8 +147,8 @@ async fn wrong(client: &Client, schema: &Schema, campaign: Option<Uuid>) -> Resu
         first_day.0
     );
     let sql = format!(
-        "SELECT toString(campaign_id) AS campaign_id, count() AS recipients, campaign_id IN ({whole}) AS is_whole FROM ({}) AS wrong \
-         GROUP BY wrong.campaign_id AS campaign_id ORDER BY campaign_id",
+        "SELECT toString(id) AS campaign_id, recipients, id IN ({whole}) AS is_whole FROM \
+         (SELECT campaign_id AS id, count() AS recipients FROM ({}) GROUP BY id) ORDER BY campaign_id",
         recipients::ahead("stored", "rows", of_campaign, of_campaign)
     );
     Ok(bind(client.query(&sql), campaign, 4).rows().await?)
