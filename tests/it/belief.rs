@@ -179,8 +179,8 @@ pub async fn a_profile_or_policy_that_falsifies_ends_the_start(_url: &str, datab
     bench.assert_exact(&ledger, "nothing was inserted by the others").await;
 }
 
-/// A TTL that takes rows away as soon as they are written stops the partition after one repeat (tried 5). It also
-/// does so where answers take a while. The remedy of the page makes the tables exact.
+/// A TTL that takes rows away as soon as they are written stops the partition after one repeat (tried 5). The proxy delays answers, so
+/// that ClickHouse has time to take the rows before each look.
 pub async fn rows_that_are_never_shown_stop_their_partition(url: &str, database: &str) {
     let bench = Bench::new(url, database).await;
     bench.execute("ALTER TABLE daily MODIFY TTL day + INTERVAL 1 YEAR").await;
@@ -192,7 +192,7 @@ pub async fn rows_that_are_never_shown_stop_their_partition(url: &str, database:
     let ledger = producer.finish().unwrap();
     let proxy = Proxy::new(1).unwrap();
     proxy.lead_to(server(url));
-    proxy.begin(Trouble::Delay(Duration::from_millis(10)), 100);
+    proxy.begin(Trouble::Delay(Duration::from_millis(100)), 100);
     let member = bench.start(&[(URL, &format!("http://{}", proxy.address()))]);
     await_stop(&member, "not_shown", "acknowledged 2 times").await;
     end(&member);
