@@ -2,6 +2,10 @@
 //!
 //! `TALLYHOUSE_FAILPOINT=name` or `name:n` kills the process at the n-th passing. `name:n:stop` stops it there as SIGSTOP does,
 //! until SIGCONT. Fail points are compiled into debug builds only. In a release build [`hit`] is empty.
+//!
+//! `TALLYHOUSE_RECEIVE_TIMEOUT_MS` shortens a wait of 30 s, also in debug builds only.
+
+use std::time::Duration;
 
 /// Dies or stops here if the environment requests it.
 #[cfg(debug_assertions)]
@@ -29,3 +33,16 @@ pub fn hit(name: &str) {
 /// Does nothing in a release build.
 #[cfg(not(debug_assertions))]
 pub fn hit(_name: &str) {}
+
+/// Returns the time for which ClickHouse waits for a sender, or the one that the environment requests in its place.
+#[cfg(debug_assertions)]
+pub fn receive_timeout(usual: Duration) -> Duration {
+    let wanted = std::env::var("TALLYHOUSE_RECEIVE_TIMEOUT_MS").ok().and_then(|text| text.parse().ok());
+    wanted.map_or(usual, Duration::from_millis)
+}
+
+/// Returns the usual time in a release build.
+#[cfg(not(debug_assertions))]
+pub fn receive_timeout(usual: Duration) -> Duration {
+    usual
+}

@@ -288,7 +288,7 @@ impl Partition {
     /// revoked before that.
     async fn await_quiet(&mut self) -> bool {
         let sent = self.unanswered.max(self.assigned + self.shared.session_timeout);
-        let quiet_at = sent + self.shared.sink.insert_timeout() + RECEIVE_TIMEOUT;
+        let quiet_at = sent + self.shared.sink.insert_timeout() + failpoint::receive_timeout(RECEIVE_TIMEOUT);
         let left = quiet_at.saturating_sub(boot_time());
         tracing::warn!(
             partition = self.source.partition,

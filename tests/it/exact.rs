@@ -211,6 +211,8 @@ const LARGE: [(&str, &str); 3] = [(MEMORY_LIMIT, "512MiB"), (BYTES_MAX, "100MiB"
 const SMALL: [(&str, &str); 2] = [(MEMORY_LIMIT, "64MiB"), (BYTES_MAX, "30MiB")];
 /// Time limit of an insert, in ms. A member waits that long for an insert of which it knows nothing.
 const INSERT_TIMEOUT: (&str, &str) = ("TALLYHOUSE__CLICKHOUSE__INSERT_TIMEOUT_MS", "2000");
+/// Time in ms that a member adds to this. It is 30 s for people. Here no sender is stopped.
+const RECEIVE_TIMEOUT: (&str, &str) = ("TALLYHOUSE_RECEIVE_TIMEOUT_MS", "1000");
 
 /// A larger member announced a batch and died before it inserted anything. A member without room for the batch waits
 /// until nothing of it can arrive any more. It then announces the same events in smaller batches.
@@ -221,7 +223,7 @@ pub async fn a_batch_that_does_not_fit_is_announced_smaller(url: &str, database:
     let dying = [(ROWS_MAX, "100"), (FAILPOINT, "intent_committed")];
     bench.die(&[&LARGE[..], &dying].concat());
     assert_eq!(bench.open_batches(3).len(), 1);
-    let member = bench.start(&[&SMALL[..], &[INSERT_TIMEOUT]].concat());
+    let member = bench.start(&[&SMALL[..], &[INSERT_TIMEOUT, RECEIVE_TIMEOUT]].concat());
     bench.await_stored(EVENTS, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
     assert!(member.stderr().contains("waiting until nothing of it can arrive"), "{}", member.stderr());
@@ -287,7 +289,8 @@ pub async fn a_batch_that_is_refused_for_its_size_is_announced_smaller(url: &str
     }
     ToPartition::new(&bench, 1_000).send(0, events(EVENTS));
     let proxy = narrow_proxy(url, 20_000).await;
-    let settings = [(ROWS_MAX, "1000"), INSERT_TIMEOUT, ("TALLYHOUSE__CLICKHOUSE__URL", proxy.as_str())];
+    let url = ("TALLYHOUSE__CLICKHOUSE__URL", proxy.as_str());
+    let settings = [(ROWS_MAX, "1000"), INSERT_TIMEOUT, RECEIVE_TIMEOUT, url];
     let member = bench.start(&[&settings[..], &[("TALLYHOUSE__CLICKHOUSE__COMPRESSION", "none")]].concat());
     bench.await_stored(EVENTS, &[&member]).await;
     await_http(&member, "/readyz", "\"ready\":true").await;
@@ -354,7 +357,7 @@ pub async fn one_partition_that_waits_stops_no_other(url: &str, database: &str) 
 /// the while. `status` names both partitions; asked with `--member`, it names the refusal.
 pub async fn a_refused_insert_is_tried_with_growing_pauses(url: &str, database: &str) {
     const EVENTS: u64 = 300;
-    const WATCHED: Duration = Duration::from_secs(20);
+    const WATCHED: Duration = Duration::from_secs(10);
     let bench = Bench::new(url, database).await;
     let producer = ToPartition::new(&bench, 100);
     [0, 1].into_iter().for_each(|partition| producer.send(partition, events(EVENTS)));
