@@ -14,7 +14,7 @@ use devstack::proxy::{Proxy, Trouble};
 use devstack::{ClickHouse, ClickHouseOptions, Replicas, Server, Stack};
 use std::time::{Duration, Instant};
 use tallyhouse::clickhouse::client::Client;
-use tallyhouse::clickhouse::schema::Schema;
+use tallyhouse::clickhouse::schema::{Form, Schema};
 use tokio::sync::{Mutex, MutexGuard};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -43,10 +43,18 @@ impl Drop for Shard {
 
 impl Shard {
     async fn new(database: &str) -> Shard {
+        Shard::of(database, Form::Cluster(CLUSTER.to_owned())).await
+    }
+
+    /// Makes tables of this form.
+    async fn of(database: &str, form: Form) -> Shard {
         let _turn = TURN.lock().await;
         let replicas = Stack::shared().replicas().unwrap();
         let url = replicas.replica(0, 0).clickhouse().url();
-        Schema::cluster(CLUSTER).unwrap().migrate(&crate::schema::client(url, database)).await.unwrap();
+        if form == Form::ReplicatedDatabase {
+            replicas.make_replicated_database(database).unwrap();
+        }
+        Schema::of(&form).unwrap().migrate(&crate::schema::client(url, database)).await.unwrap();
         let bench = Bench::with(kafka(), url, database, Shard::client(url, database).await);
         Shard { bench, replicas, database: database.to_owned(), _turn }
     }
@@ -267,6 +275,39 @@ pub async fn a_member_changes_to_the_next_server_and_back(_url: &str, database: 
     shard.bench.await_stored(ledger.produced, &[&member]).await;
     end(&member);
     shard.assert_exact(&ledger, "after a replica died twice").await;
+}
+
+/// `migrate`, `run` and the other commands work in a database with the engine Replicated. The preferred server dies in the middle of
+/// batches and comes back.
+pub async fn a_replicated_database_is_exact(_url: &str, database: &str) {
+    let mut shard = Shard::of(database, Form::ReplicatedDatabase).await;
+    let (key, urls) = in_order(&shard);
+    let a = shard.replicas.replica(0, 0).clickhouse();
+    let (status, said, error) = shard.bench.run(&["migrate"], &[]);
+    assert!(status == Some(0) && said.contains("in a Replicated database"), "{said}{error}");
+    let (status, report) = json(&shard.bench, "check", &[(key, &urls)]);
+    let seen = ["schema", "replicas", "settings", "one_server"].map(|code| check(&report, code).0);
+    assert_eq!((status, seen), (Some(0), ["ok"; 4].map(str::to_owned)), "{report:#}");
+    let mut producer = shard.bench.producer();
+    producer.send_events(&Events::default(), 0..2_000).unwrap();
+    let member = shard.bench.start(&[(key, &urls), ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "3000")]);
+    await_use(&shard, &member, 0).await;
+    shard.bench.await_stored(1_000, &[&member]).await;
+    shard.bench.client = Shard::client(shard.replicas.replica(0, 1).clickhouse().url(), database).await;
+    a.server().unwrap().kill9().unwrap();
+    producer.send_events(&Events::default(), 2_000..4_000).unwrap();
+    await_use(&shard, &member, 1).await;
+    a.server().unwrap().restart().unwrap();
+    a.server().unwrap().wait_healthy(DEADLINE).unwrap();
+    await_use(&shard, &member, 0).await;
+    producer.send_events(&Events::default(), 4_000..6_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    shard.bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    shard.assert_exact(&ledger, "in a Replicated database").await;
+    assert_clean(&shard.bench, "in a Replicated database");
+    let (status, report) = json(&shard.bench, "status", &[(key, &urls)]);
+    assert!(status == Some(0) && report.to_string().contains("\"outlook\""), "{report:#}");
 }
 
 /// Two members write through different replicas, which lag behind each other. One dies in a batch. The other completes it on its own

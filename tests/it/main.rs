@@ -17,6 +17,7 @@ mod audit;
 mod belief;
 mod chaos;
 mod cli;
+mod cloud;
 mod cluster;
 mod erase;
 mod exact;
@@ -54,10 +55,11 @@ use std::time::{Duration, Instant};
 const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
 
 /// Tests that need replicas, which not every machine can run.
-const ON_REPLICAS: [&str; 5] = [
+const ON_REPLICAS: [&str; 6] = [
     "cluster::replicas_get_the_same_tables",
     "cluster::a_member_counts_on_replicas",
     "cluster::a_member_changes_to_the_next_server_and_back",
+    "cluster::a_replicated_database_is_exact",
     "cluster::members_on_different_replicas_are_exact",
     "cluster::a_lost_disk_loses_nothing_that_was_committed",
 ];
@@ -130,6 +132,7 @@ fn main() -> ExitCode {
         cluster::replicas_get_the_same_tables,
         cluster::a_member_counts_on_replicas,
         cluster::a_member_changes_to_the_next_server_and_back,
+        cluster::a_replicated_database_is_exact,
         cluster::members_on_different_replicas_are_exact,
         cluster::a_lost_disk_loses_nothing_that_was_committed,
         peers::a_steady_rate_is_counted_alike,
@@ -217,6 +220,7 @@ fn main() -> ExitCode {
         belief::two_servers_behind_one_address_end_the_member,
         belief::a_server_that_is_renamed_is_the_same,
         versions::every_command_works_on_older_lines,
+        cloud::shared_tables_are_exact,
         erase::a_person_is_erased_and_counts_stay,
         erase::only_the_address_itself_is_found,
         erase::an_erasure_that_was_killed_is_completed,
