@@ -55,13 +55,14 @@ use std::time::{Duration, Instant};
 const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
 
 /// Tests that need replicas, which not every machine can run.
-const ON_REPLICAS: [&str; 6] = [
+const ON_REPLICAS: [&str; 7] = [
     "cluster::replicas_get_the_same_tables",
     "cluster::a_member_counts_on_replicas",
     "cluster::a_member_changes_to_the_next_server_and_back",
     "cluster::a_replicated_database_is_exact",
     "cluster::members_on_different_replicas_are_exact",
     "cluster::a_lost_disk_loses_nothing_that_was_committed",
+    "cluster::a_repair_on_replicas_is_exact",
 ];
 
 /// Seconds of each test that passed, in the order in which they ended.
@@ -135,6 +136,7 @@ fn main() -> ExitCode {
         cluster::a_replicated_database_is_exact,
         cluster::members_on_different_replicas_are_exact,
         cluster::a_lost_disk_loses_nothing_that_was_committed,
+        cluster::a_repair_on_replicas_is_exact,
         peers::a_steady_rate_is_counted_alike,
         service::what_is_produced_is_counted,
         service::sigterm_flushes_what_was_consumed,
