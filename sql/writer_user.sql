@@ -19,7 +19,7 @@ GRANT SELECT ON campaigns.campaign_recipients TO tallyhouse;
 GRANT SELECT ON campaigns.campaign_recipients_daily TO tallyhouse;
 GRANT SELECT ON campaigns.campaign_timeline TO tallyhouse;
 GRANT SELECT ON campaigns.erasures TO tallyhouse;
--- On Replicated tables (migrate --cluster), also these:
+-- In a database with the engine Replicated, also SYSTEM SYNC REPLICA, and with migrate --cluster all of these:
 -- GRANT SELECT, INSERT ON campaigns.email_events_local TO tallyhouse;
 -- GRANT SELECT, INSERT ON campaigns.daily_local TO tallyhouse;
 -- GRANT SELECT, INSERT ON campaigns.rejected_events_local TO tallyhouse;

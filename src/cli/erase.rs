@@ -36,7 +36,7 @@ pub(super) struct Arguments {
     /// Print JSON; its field names are stable.
     #[arg(long)]
     json: bool,
-    /// Name of the cluster whose tables `migrate --cluster` made.
+    /// Name of the cluster whose tables `migrate --cluster` made. Only several shards need it.
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
     /// Maximum seconds for one query or change.
@@ -57,10 +57,14 @@ pub(super) async fn run(config: &Config, arguments: Arguments) -> Result<Done, C
         return Err(CliError::Reference);
     }
     telemetry::start(&config.log);
-    let schema = cluster.as_deref().map_or_else(|| Ok(Schema::single()), Schema::cluster)?;
     let mut options = clickhouse_options(config);
     options.query_timeout_ms = query_timeout_s * 1_000;
     let client = Servers::answering(&options).await?;
+    let (client, schema) = match &cluster {
+        // It may have several shards, which are read through the Distributed tables.
+        Some(name) => (client, Schema::cluster(name)?),
+        None => Schema::found(&client).await?,
+    };
     let say = |line: &str| {
         if !json {
             output::line(line);

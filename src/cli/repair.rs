@@ -1,7 +1,7 @@
 //! `tallyhouse repair` on the command line.
 
 use super::{CliError, Done, EXIT_VIOLATIONS, audit, is_confirmed};
-use crate::commands::repair::{self, Interrupts, Options, Standing};
+use crate::commands::repair::{self, Interrupts, Options, Shard, Standing};
 use crate::config::Config;
 use crate::platform::output;
 use crate::platform::signals::{self, Signal};
@@ -91,7 +91,8 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
     match command {
         Command::Clean { query_timeout_s } => {
             let reader = audit::reader(config, query_timeout_s).await?;
-            repair::clean(reader.client(), &say).await?;
+            let shard = Shard::of(config, reader.client(), reader.schema())?;
+            repair::clean(reader.client(), &shard, &say).await?;
             Ok("clean\n".to_owned().into())
         }
         Command::Recipients { campaign, remove_wrong: true, yes, query_timeout_s, .. } => {

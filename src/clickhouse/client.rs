@@ -97,6 +97,8 @@ pub struct Client {
     pins: Arc<OnceCell<Pins>>,
     identity: Arc<Identity>,
     replica: Option<Arc<Replica>>,
+    /// True if the tables are Shared ones of ClickHouse Cloud, where several servers answer at one address.
+    is_shared: bool,
     peer: Arc<Peer>,
     query_timeout: Duration,
     insert_timeout: Duration,
@@ -141,6 +143,7 @@ impl Client {
             pins: Arc::default(),
             identity: Arc::default(),
             replica: None,
+            is_shared: false,
             peer: Arc::new(Peer { url: url.to_string(), user: options.user.clone(), database: database.to_owned() }),
             query_timeout: Duration::from_millis(options.query_timeout_ms),
             insert_timeout: Duration::from_millis(options.insert_timeout_ms),
@@ -150,9 +153,13 @@ impl Client {
     /// Returns a client for tables of this form. On a cluster, it reads and writes the tables of its own server, and never through
     /// the Distributed ones: they ask any replica.
     pub fn for_form(&self, form: &Form) -> Client {
+        let replica = |replica| Client { pins: Arc::default(), replica: Some(Arc::new(replica)), ..self.clone() };
         match form {
-            Form::Cluster(_) if self.replica.is_none() => {
-                Client { pins: Arc::default(), replica: Some(Arc::default()), ..self.clone() }
+            Form::Cluster(_) if self.replica.is_none() => replica(Replica::with_local_tables()),
+            Form::ReplicatedDatabase if self.replica.is_none() => replica(Replica::default()),
+            Form::Shared if !self.is_shared => {
+                let identity = Arc::new(Identity::of_service());
+                Client { pins: Arc::default(), identity, is_shared: true, ..self.clone() }
             }
             Form::Cluster(_) | Form::Single | Form::ReplicatedDatabase | Form::Shared => self.clone(),
         }
@@ -163,6 +170,11 @@ impl Client {
         self.replica.is_some()
     }
 
+    /// True if the tables are Shared ones of ClickHouse Cloud.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     /// Returns the state of this server as a replica; `None` if the tables are not replicated.
     pub(super) fn replica(&self) -> Option<&Replica> {
         self.replica.as_deref()
@@ -170,11 +182,11 @@ impl Client {
 
     /// Returns the name of the table on this server that has the rows of a table of the schema.
     pub fn stored(&self, table: &str) -> String {
-        if self.replica.is_some() { replica::local_name(table) } else { table.to_owned() }
+        self.replica().map_or_else(|| table.to_owned(), |replica| replica.stored(table))
     }
 
     fn sql<'s>(&self, sql: &'s str) -> Cow<'s, str> {
-        if self.replica.is_some() { replica::local(sql).into() } else { sql.into() }
+        if self.replica().is_some_and(Replica::has_local_tables) { replica::local(sql).into() } else { sql.into() }
     }
 
     /// Returns the configured database: a valid identifier.
@@ -300,6 +312,15 @@ impl Client {
         self.identity.acknowledged(answer.server.as_deref(), asked).map_err(|doubt| self.peer.doubted(doubt))
     }
 
+    /// Waits for any answer, for this time at most. Later statements judge the server.
+    pub async fn await_answer(&self, limit: Duration) {
+        let parameters = [("log_comment", LOG_COMMENT)];
+        let answer = self.exchange.send("SELECT 1 FORMAT Null", &parameters, Vec::new(), limit, || true).await;
+        if let Err(error) = answer {
+            tracing::debug!("the first question failed: {error}");
+        }
+    }
+
     /// Returns the time limit of a query.
     pub(super) fn query_timeout(&self) -> Duration {
         self.query_timeout
@@ -334,7 +355,7 @@ impl Client {
     /// Those of both.
     pub async fn prove(&self) -> Result<(), ClickHouseError> {
         self.prove_settings().await?;
-        if !self.prove_one_server(identity::LOOKS).await? {
+        if !self.prove_one_server(identity::LOOKS).await? && !self.is_shared {
             tracing::warn!("acknowledgements of inserts do not name their server: {}", identity::NO_NAME);
         }
         Ok(())
@@ -467,8 +488,8 @@ impl Client {
             answer => answer?,
         };
         let (query_timeout, insert_timeout) = (self.query_timeout, self.insert_timeout);
-        let replicated = self.replica.is_some();
-        Ok(settings::judge(&found, Own { replicated, query_timeout, insert_timeout, log_comment: LOG_COMMENT }))
+        let (shared, replicated) = (self.is_shared, self.is_shared || self.replica.is_some());
+        Ok(settings::judge(&found, Own { replicated, shared, query_timeout, insert_timeout, log_comment: LOG_COMMENT }))
     }
 
     fn statement(&self, query: Query) -> Statement<'_> {

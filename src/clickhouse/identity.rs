@@ -10,6 +10,9 @@
 //! reads and the looks of [`INTERVAL`] notice the second one. `check` and the log say so. A look also compares the ids of the tables:
 //! an embedded server has no id of its own, and tables may be created again. In each read that would double the time of a small one.
 //!
+//! ClickHouse Cloud answers from several servers of one service at one address, by design. Each of them shows all rows to a read that
+//! asks for it (`select_sequential_consistency`). So there only the ids of the tables count ([`Identity::of_service`]).
+//!
 //! An address of several named servers needs a [`Client`](super::client::Client), and so an [`Identity`], for each of them. Tables that
 //! are made with ON CLUSTER have the same ids everywhere; the server's id tells these apart.
 
@@ -92,11 +95,18 @@ struct Known {
 /// The server that answers at one address.
 #[derive(Debug, Default)]
 pub(super) struct Identity {
+    /// True if any server with the same tables may answer.
+    is_service: bool,
     known: Mutex<Known>,
     other: watch::Sender<Option<String>>,
 }
 
 impl Identity {
+    /// Returns the identity of a service of ClickHouse Cloud, whose servers share their tables.
+    pub(super) fn of_service() -> Identity {
+        Identity { is_service: true, ..Identity::default() }
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         locked(&self.known)
     }
@@ -125,7 +135,10 @@ impl Identity {
     /// Judges the answer to a read that was sent at `asked`.
     pub(super) fn read(&self, server: Server, asked: Instant) -> Result<(), Doubt> {
         self.refuse()?;
-        let judged = self.known().read(server, asked);
+        let judged = match self.is_service {
+            true => self.known().read_of_service(server),
+            false => self.known().read(server, asked),
+        };
         if let Err(Doubt::Other(message)) = &judged {
             self.other.send_replace(Some(message.clone()));
         }
@@ -135,6 +148,9 @@ impl Identity {
     /// Judges the acknowledgement of an insert that was sent at `asked`.
     pub(super) fn acknowledged(&self, name: Option<&str>, asked: Instant) -> Result<(), Doubt> {
         self.refuse()?;
+        if self.is_service {
+            return Ok(());
+        }
         self.known().acknowledged(name.unwrap_or_default(), asked)
     }
 
@@ -145,6 +161,19 @@ impl Identity {
 }
 
 impl Known {
+    /// Judges an answer of a service. Other tables are those of another service, or were created again.
+    fn read_of_service(&mut self, seen: Server) -> Result<(), Doubt> {
+        let tables = self.server.as_ref().and_then(|server| server.tables.clone());
+        if let (Some(known), Some(now)) = (&tables, &seen.tables)
+            && known != now
+        {
+            let before = self.server.as_ref().map_or_else(String::new, Server::described);
+            return Err(Doubt::Other(format!("first {before}, then {}", seen.described())));
+        }
+        self.server = Some(Server { tables: seen.tables.clone().or(tables), ..seen });
+        Ok(())
+    }
+
     fn read(&mut self, seen: Server, asked: Instant) -> Result<(), Doubt> {
         let Some(server) = &self.server else {
             (self.server, self.asked) = (Some(seen), Some(asked));
@@ -231,6 +260,18 @@ mod tests {
         assert_eq!(read(&identity, server("a", "1", HOUR)), Ok(()), "it does not say which tables it has");
         assert_eq!(read(&identity, look("x y z")), Ok(()));
         assert!(matches!(read(&identity, look("x y w")), Err(Doubt::Other(_))));
+    }
+
+    #[test]
+    fn servers_of_a_service_are_one_while_their_tables_are() {
+        let identity = Identity::of_service();
+        let look = |name: &str, tables: &str| Server { tables: Some(tables.to_owned()), ..server(name, name, HOUR) };
+        assert_eq!(read(&identity, look("a", "x y z")), Ok(()));
+        assert_eq!(read(&identity, server("b", "2", Duration::ZERO)), Ok(()));
+        assert_eq!(identity.acknowledged(Some("c"), Instant::now()), Ok(()));
+        assert_eq!(read(&identity, look("b", "x y z")), Ok(()));
+        assert!(matches!(read(&identity, look("a", "x y w")), Err(Doubt::Other(_))));
+        assert!(matches!(identity.acknowledged(Some("a"), Instant::now()), Err(Doubt::Other(_))));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A server whose tables are replicated: the names of its own tables, and the sync before its rows are believed.
+//! A server whose tables are replicated: the names of its own tables, and the sync before its rows are believed. They are tables of a
+//! cluster or of a Replicated database.
 //!
 //! A replica shows a part only after it has fetched it. It acknowledges a repeated insert at once, because the token is in Keeper.
 //! So a replica that lags acknowledges an insert and does not show its rows. Another token would then double them. `SYSTEM SYNC
@@ -19,6 +20,8 @@ use tokio::sync::Mutex;
 /// The facts about a server as a replica that its client keeps.
 #[derive(Debug, Default)]
 pub(super) struct Replica {
+    /// Ending of the names of the tables that have the rows. Where it is not empty, Distributed tables have the names without it.
+    suffix: &'static str,
     /// Time at which the last sync began, and its result.
     last: Mutex<Option<(Instant, Result<u64, ClickHouseError>)>>,
     /// Paths of the tables in Keeper with the names of the replicas, as they were seen first.
@@ -28,7 +31,7 @@ pub(super) struct Replica {
 /// A row of `system.replicas`: the state of one table on one replica.
 #[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
 pub struct TableState {
-    /// Name of the local table.
+    /// Name of the table that has the rows.
     pub table: String,
     /// Path in Keeper, which all replicas of the table have in common.
     pub path: String,
@@ -46,9 +49,24 @@ pub struct TableState {
     pub token_life_s: u64,
 }
 
-/// Returns the name of the local table of a table of the schema.
-pub(super) fn local_name(table: &str) -> String {
-    format!("{table}_local")
+/// Ending of the names of the local tables on a cluster.
+const LOCAL: &str = "_local";
+
+impl Replica {
+    /// Returns a replica of a cluster, on which Distributed tables have the names of the schema.
+    pub(super) fn with_local_tables() -> Replica {
+        Replica { suffix: LOCAL, ..Replica::default() }
+    }
+
+    /// True if other tables than those with the names of the schema have the rows.
+    pub(super) fn has_local_tables(&self) -> bool {
+        !self.suffix.is_empty()
+    }
+
+    /// Returns the name of the table that has the rows of a table of the schema.
+    pub(super) fn stored(&self, table: &str) -> String {
+        format!("{table}{}", self.suffix)
+    }
 }
 
 /// Returns a statement of this program with the local tables in place of the Distributed ones. Values are bound to it later.
@@ -58,7 +76,7 @@ pub(super) fn local(sql: &str) -> String {
         let name = word.trim_end_matches(')');
         let is_table = words.last().is_some_and(|last| last == "FROM")
             && tables::NAMES.iter().chain([&tables::RECIPIENT_KEY_NAME]).any(|table| *table == name);
-        words.push(if is_table { word.replacen(name, &local_name(name), 1) } else { word.to_owned() });
+        words.push(if is_table { word.replacen(name, &format!("{name}{LOCAL}"), 1) } else { word.to_owned() });
     }
     words.join(" ")
 }
@@ -95,7 +113,7 @@ pub fn problem(states: &[TableState]) -> Option<Advice> {
         return Some(Advice::new(format!("the replica lags by more than {DELAY_MAX_S} s: {names}"), fix));
     }
     // Recipients are written without tokens.
-    let has_tokens = |state: &TableState| state.table != local_name(tables::RECIPIENTS_NAME);
+    let has_tokens = |state: &TableState| !state.table.starts_with(tables::RECIPIENTS_NAME);
     wrong(&|state| has_tokens(state) && state.token_life_s < TOKEN_LIFE_LEAST_S).map(|names| {
         let fix = "ALTER TABLE … MODIFY SETTING replicated_deduplication_window_seconds = 604800";
         Advice::new(format!("tokens of inserts are forgotten within a day: {names}"), fix)
@@ -118,7 +136,7 @@ impl Client {
              FROM system.replicas AS r INNER JOIN system.tables AS t ON t.database = r.database AND t.name = r.table \
              WHERE r.database = ? AND r.table IN ? ORDER BY table"
         );
-        let tables = tables::NAMES.map(local_name);
+        let tables = tables::NAMES.map(|table| self.stored(table));
         let states: Vec<TableState> = self.query(&sql).bind(self.database()).bind(&tables).rows().await?;
         if states.len() < tables.len() {
             let message = format!("system.replicas on {} does not have all of {}", self.url(), tables.join(", "));
@@ -176,7 +194,7 @@ impl Client {
     }
 
     async fn sync_table(&self, table: &str) -> Result<(), ClickHouseError> {
-        let table = format!("{}.{}", self.database(), local_name(table));
+        let table = format!("{}.{}", self.database(), self.stored(table));
         // The server ends first, so that its error arrives.
         let limit_s = self.query_timeout().saturating_sub(Duration::from_secs(1)).as_secs().max(1).to_string();
         let sql = format!("SYSTEM SYNC REPLICA {table} LIGHTWEIGHT");

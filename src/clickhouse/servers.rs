@@ -253,14 +253,13 @@ async fn look(client: &Client) -> Result<(), ClickHouseError> {
 /// Any [`SchemaProblem`].
 pub async fn fit(client: &Client) -> Result<(Client, Schema, u64), SchemaProblem> {
     // Statements have to arrive whole before any answer is believed.
-    client.prove().await?;
+    client.prove_settings().await?;
     let (client, schema) = Schema::found(client).await?;
+    // The form decides which settings are needed, and which servers may answer.
+    client.prove().await?;
     schema.check(&client).await?;
     // Where that is not known now, a row that is not shown stops its partition.
     sight::refuse_filters(&client).await?;
-    if client.is_replica() {
-        client.prove_settings().await?;
-    }
     let lost = client.sync().await?;
     Ok((client, schema, lost))
 }

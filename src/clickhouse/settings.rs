@@ -37,8 +37,10 @@ enum Need {
     Free,
     /// It cannot be sent, so the user has to have it already.
     Had,
-    /// As `Right`, for inserts into Replicated tables alone. Other servers do not look at it.
+    /// As `Right`, for inserts into Replicated and Shared tables alone. Other servers do not look at it.
     OnReplicas,
+    /// As `Right`, for Shared tables of ClickHouse Cloud alone, and the server has to know it.
+    OnShared,
 }
 
 /// A setting, its value, the statements that need it, the kind of need, and the effect of another value.
@@ -52,7 +54,7 @@ const WITHDRAWN: &str = "rows could be taken away after they were shown";
 const SPLIT: &str = "the rows of a batch would not be taken whole or not at all";
 
 #[rustfmt::skip]
-const WANTED: [Wanted; 38] = [
+const WANTED: [Wanted; 39] = [
     ("readonly", "0", Statements::Inserts, Need::Had, "nothing may be written"),
     ("timeout_overflow_mode", "throw", Statements::Both, Need::Right, LIMIT),
     ("timeout_overflow_mode_leaf", "throw", Statements::Both, Need::Right, LIMIT),
@@ -78,6 +80,7 @@ const WANTED: [Wanted; 38] = [
     ("empty_result_for_aggregation_by_empty_set", "0", Statements::Reads, Need::Right, EMPTY),
     ("aggregate_functions_null_for_empty", "0", Statements::Reads, Need::Right, EMPTY),
     ("enable_named_columns_in_function_tuple", "0", Statements::Reads, Need::Right, "answers could not be read"),
+    ("select_sequential_consistency", "1", Statements::Reads, Need::OnShared, FEWER),
     ("force_primary_key", "0", Statements::Reads, Need::Right, "reads would be refused"),
     ("force_index_by_date", "0", Statements::Reads, Need::Right, "reads would be refused"),
     ("async_insert", "0", Statements::Inserts, Need::Right, "an insert would be acknowledged before its token is looked at"),
@@ -189,9 +192,11 @@ impl Pins {
 /// The longest times of statements, their comment, and the kind of tables.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Own<'a> {
-    /// True if inserts go into Replicated tables. Such an insert must end by its time. If it ended by its number of attempts at
+    /// True if inserts go into Replicated or Shared tables. Such an insert must end by its time. If it ended by its number of attempts at
     /// Keeper, its rows could be shown and be taken away minutes later.
     pub(super) replicated: bool,
+    /// True if the tables are Shared ones of ClickHouse Cloud. Another server than the one that answers may have inserted.
+    pub(super) shared: bool,
     pub(super) query_timeout: Duration,
     pub(super) insert_timeout: Duration,
     pub(super) log_comment: &'a str,
@@ -207,7 +212,8 @@ pub(super) fn judge(found: &[Found], own: Own<'_>) -> Pins {
         match of(name) {
             _ if need == Need::Before26_2 && of(DEDUPLICATE).is_some() => {}
             _ if need == Need::OnReplicas && !own.replicated => {}
-            None if matches!(need, Need::Before26_2 | Need::Free) => {
+            _ if need == Need::OnShared && !own.shared => {}
+            None if matches!(need, Need::Before26_2 | Need::Free | Need::OnShared) => {
                 pins.problems.push(format!(
                     "this ClickHouse does not know the setting {name}, so {why}: upgrade ClickHouse to 25.3 or later"
                 ));
@@ -286,6 +292,7 @@ mod tests {
 
     const OWN: Own<'_> = Own {
         replicated: false,
+        shared: false,
         query_timeout: Duration::from_secs(30),
         insert_timeout: Duration::from_secs(60),
         log_comment: "tallyhouse",
@@ -337,9 +344,8 @@ mod tests {
     #[test]
     fn what_is_fixed_to_a_wrong_value_is_named_with_its_profile() {
         let of_others = [INSERT_DEDUPLICATE, "readonly"];
-        for (name, ..) in
-            WANTED.iter().filter(|(name, _, _, need, _)| *need != Need::OnReplicas && !of_others.contains(name))
-        {
+        let of_form = |need: &Need| matches!(need, Need::OnReplicas | Need::OnShared);
+        for (name, ..) in WANTED.iter().filter(|(name, _, _, need, _)| !of_form(need) && !of_others.contains(name)) {
             let problem = with(name, |found| found.readonly = 1).problem().unwrap().problem;
             assert!(problem.contains(name) && problem.contains("profile th"), "{problem}");
         }
@@ -374,6 +380,20 @@ mod tests {
             }
         };
         assert_eq!(of(true, &shorter).problem(), None);
+    }
+
+    #[test]
+    fn reads_of_shared_tables_show_what_other_servers_inserted() {
+        let sent = ("select_sequential_consistency", "1".to_owned());
+        let shared = Own { replicated: true, shared: true, ..OWN };
+        let pins = judge(&server(), shared);
+        assert!(pins.problem().is_none() && pins.reads.contains(&sent) && !pins.inserts.contains(&sent));
+        assert!(!judge(&server(), Own { replicated: true, ..OWN }).reads.contains(&sent));
+        let mut fixed = server();
+        fixed.iter_mut().filter(|found| found.name == sent.0).for_each(|found| found.readonly = 1);
+        assert!(judge(&fixed, shared).problem().unwrap().problem.contains(sent.0));
+        fixed.retain(|found| found.name != sent.0);
+        assert!(judge(&fixed, shared).problem().unwrap().problem.contains("does not know"));
     }
 
     #[test]

@@ -18,11 +18,18 @@ use crate::service::health::Health;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use std::sync::Arc;
+use std::time::Duration;
 use tallyhouse_core::recipients::RecipientKey;
 use tokio_util::sync::CancellationToken;
 
 /// Kafka's default of `group.consumer.heartbeat.interval.ms`.
 const HEARTBEAT_MS: u64 = 5_000;
+
+/// Longest wait for the first answer of the only server. An idle service of ClickHouse Cloud wakes up meanwhile.
+const WAKE_MAX: Duration = Duration::from_secs(90);
+
+/// Time without the first answer after which people should know why nothing happens.
+const SLOW: Duration = Duration::from_secs(6);
 
 /// ClickHouse, found fit: its servers, the form of the tables, and the key of recipients if they are written.
 pub(super) type Fit = (Arc<Servers>, Schema, Option<RecipientKey>);
@@ -35,6 +42,13 @@ pub(super) async fn await_schema(
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<Option<Fit>, RunError> {
+    // With several servers, the next one is asked instead.
+    if let [client] = clients {
+        tokio::select! {
+            () = await_awake(client, health) => {}
+            () = stop.cancelled() => return Ok(None),
+        }
+    }
     let mut backoff = Backoff::new(&config.retry);
     loop {
         let checked = tokio::select! {
@@ -59,11 +73,31 @@ pub(super) async fn await_schema(
     }
 }
 
+/// Waits for the first answer of a server, for longer than a query may take.
+async fn await_awake(client: &Client, health: &Health) {
+    let mut answer = std::pin::pin!(client.await_answer(WAKE_MAX));
+    if tokio::time::timeout(SLOW, &mut answer).await.is_err() {
+        let (url, slow_s, wake_s) = (client.url(), SLOW.as_secs(), WAKE_MAX.as_secs());
+        let message = format!(
+            "the ClickHouse server at {url} has not answered for {slow_s} s. An idle service of ClickHouse Cloud takes up to a minute to \
+             wake up, so this member waits for up to {wake_s} s"
+        );
+        tracing::warn!("{message}");
+        health.set("clickhouse", message);
+        answer.await;
+    }
+}
+
 /// Returns the servers, with the first fit one in use. The error of one that may be fit later comes before that of another.
 async fn first_fit(clients: &[Client], config: &Config) -> Result<Fit, SchemaProblem> {
     let mut problems = Vec::new();
     for (number, client) in clients.iter().enumerate() {
         match servers::fit(client).await {
+            Ok((fit, ..)) if fit.is_shared() && (clients.len() > 1 || config.clickhouse.replicas_confirmed > 1) => {
+                let problem = "ClickHouse Cloud stores an insert on several servers before it acknowledges it, so clickhouse.url names one address and \
+                               clickhouse.replicas_confirmed is 1";
+                return Err(fit.unfit(Advice::new(problem, "Set both so")).into());
+            }
             Ok((fit, ..)) if clients.len() > 1 && !fit.is_replica() => {
                 let problem = "its tables are not replicated, and clickhouse.url names several servers";
                 return Err(fit.unfit(Advice::new(problem, "Name one server there")).into());

@@ -228,8 +228,9 @@ pub async fn a_kill_leaves_an_open_intent_that_is_told(url: &str, database: &str
 /// Doubles one counter of a month, as a person might.
 pub async fn double_a_counter(bench: &Bench, month: u32) {
     let columns = "day, event_type, campaign_id, workspace_id, source";
+    let daily = bench.client.stored("daily");
     let sql = format!(
-        "INSERT INTO daily ({columns}, total, end_offset) SELECT {columns}, sum(total), max(end_offset) FROM daily \
+        "INSERT INTO {daily} ({columns}, total, end_offset) SELECT {columns}, sum(total), max(end_offset) FROM daily \
          WHERE toYYYYMM(day) = {month} GROUP BY ALL ORDER BY ALL LIMIT 1"
     );
     bench.execute(&sql).await;

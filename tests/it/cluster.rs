@@ -4,7 +4,7 @@
 //! Replicated ones without replication. The Distributed tables and the views are those of `sql/cluster/`, word for word.
 //! A test of its own runs `sql/cluster/` as it stands on real replicas.
 
-use crate::audit::assert_clean;
+use crate::audit::{assert_clean, double_a_counter};
 use crate::group::await_log;
 use crate::operate::{check, json};
 use crate::service::{Bench, await_http, end, kafka};
@@ -14,7 +14,7 @@ use devstack::proxy::{Proxy, Trouble};
 use devstack::{ClickHouse, ClickHouseOptions, Replicas, Server, Stack};
 use std::time::{Duration, Instant};
 use tallyhouse::clickhouse::client::Client;
-use tallyhouse::clickhouse::schema::Schema;
+use tallyhouse::clickhouse::schema::{Form, Schema};
 use tokio::sync::{Mutex, MutexGuard};
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -43,10 +43,18 @@ impl Drop for Shard {
 
 impl Shard {
     async fn new(database: &str) -> Shard {
+        Shard::of(database, Form::Cluster(CLUSTER.to_owned())).await
+    }
+
+    /// Makes tables of this form.
+    async fn of(database: &str, form: Form) -> Shard {
         let _turn = TURN.lock().await;
         let replicas = Stack::shared().replicas().unwrap();
         let url = replicas.replica(0, 0).clickhouse().url();
-        Schema::cluster(CLUSTER).unwrap().migrate(&crate::schema::client(url, database)).await.unwrap();
+        if form == Form::ReplicatedDatabase {
+            replicas.make_replicated_database(database).unwrap();
+        }
+        Schema::of(&form).unwrap().migrate(&crate::schema::client(url, database)).await.unwrap();
         let bench = Bench::with(kafka(), url, database, Shard::client(url, database).await);
         Shard { bench, replicas, database: database.to_owned(), _turn }
     }
@@ -269,6 +277,39 @@ pub async fn a_member_changes_to_the_next_server_and_back(_url: &str, database: 
     shard.assert_exact(&ledger, "after a replica died twice").await;
 }
 
+/// `migrate`, `run` and the other commands work in a database with the engine Replicated. The preferred server dies in the middle of
+/// batches and comes back.
+pub async fn a_replicated_database_is_exact(_url: &str, database: &str) {
+    let mut shard = Shard::of(database, Form::ReplicatedDatabase).await;
+    let (key, urls) = in_order(&shard);
+    let a = shard.replicas.replica(0, 0).clickhouse();
+    let (status, said, error) = shard.bench.run(&["migrate"], &[]);
+    assert!(status == Some(0) && said.contains("in a Replicated database"), "{said}{error}");
+    let (status, report) = json(&shard.bench, "check", &[(key, &urls)]);
+    let seen = ["schema", "replicas", "settings", "one_server"].map(|code| check(&report, code).0);
+    assert_eq!((status, seen), (Some(0), ["ok"; 4].map(str::to_owned)), "{report:#}");
+    let mut producer = shard.bench.producer();
+    producer.send_events(&Events::default(), 0..2_000).unwrap();
+    let member = shard.bench.start(&[(key, &urls), ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "3000")]);
+    await_use(&shard, &member, 0).await;
+    shard.bench.await_stored(1_000, &[&member]).await;
+    shard.bench.client = Shard::client(shard.replicas.replica(0, 1).clickhouse().url(), database).await;
+    a.server().unwrap().kill9().unwrap();
+    producer.send_events(&Events::default(), 2_000..4_000).unwrap();
+    await_use(&shard, &member, 1).await;
+    a.server().unwrap().restart().unwrap();
+    a.server().unwrap().wait_healthy(DEADLINE).unwrap();
+    await_use(&shard, &member, 0).await;
+    producer.send_events(&Events::default(), 4_000..6_000).unwrap();
+    let ledger = producer.finish().unwrap();
+    shard.bench.await_stored(ledger.produced, &[&member]).await;
+    end(&member);
+    shard.assert_exact(&ledger, "in a Replicated database").await;
+    assert_clean(&shard.bench, "in a Replicated database");
+    let (status, report) = json(&shard.bench, "status", &[(key, &urls)]);
+    assert!(status == Some(0) && report.to_string().contains("\"outlook\""), "{report:#}");
+}
+
 /// Two members write through different replicas, which lag behind each other. One dies in a batch. The other completes it on its own
 /// replica, once that has all rows.
 pub async fn members_on_different_replicas_are_exact(_url: &str, database: &str) {
@@ -345,4 +386,95 @@ pub async fn a_lost_disk_loses_nothing_that_was_committed(_url: &str, database: 
     shard.bench.assert_exact(&ledger, "after a disk was lost").await;
     a.server().unwrap().restart().unwrap();
     a.server().unwrap().wait_healthy(DEADLINE).unwrap();
+}
+
+/// Runs the program beside other work. Returns its exit status and all that it says.
+async fn run(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut command = bench.command(arguments);
+    command.envs(settings.iter().copied());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+/// `repair daily` counts a month again through one replica, beside a member that inserts through the other one. A second repair changes
+/// nothing. On a cluster, another repair dies after its swap and is taken over through the other replica.
+pub async fn a_repair_on_replicas_is_exact(_url: &str, database: &str) {
+    let mut shard = Shard::of(database, Form::ReplicatedDatabase).await;
+    let replicas = shard.replicas;
+    let [a, b] = [0, 1].map(|number| replicas.replica(0, number).clickhouse());
+    let insert_timeout = ("TALLYHOUSE__CLICKHOUSE__INSERT_TIMEOUT_MS", "1000");
+    let [through_a, through_b] = [a, b].map(|server| [("TALLYHOUSE__CLICKHOUSE__URL", server.url()), insert_timeout]);
+    let killed_database = format!("{database}_killed");
+    Schema::cluster(CLUSTER).unwrap().migrate(&crate::schema::client(a.url(), &killed_database)).await.unwrap();
+    let client = Shard::client(a.url(), &killed_database).await;
+    let mut killed = Bench::with(kafka(), a.url(), &killed_database, client);
+    let fetches = replicas.replica(0, 1).fetches().unwrap();
+    let month = async |bench: &Bench| bench.count("SELECT toUInt64(max(toYYYYMM(day))) FROM daily").await as u32;
+
+    let beside_a_member = async {
+        let bench = &shard.bench;
+        let mut producer = bench.producer();
+        producer.send_events(&Events::default(), 0..600).unwrap();
+        let member = bench.start(&through_b);
+        bench.await_stored(600, &[&member]).await;
+        let month = month(bench).await;
+        double_a_counter(bench, month).await;
+        // The repair counts on `a`, which gets the rows of the member late.
+        let lag = fetches.begin(Trouble::Delay(Duration::from_millis(200)), 100);
+        producer.send_events(&Events::default(), 600..1_200).unwrap();
+        let repair = ["repair", "daily", "--month", &month.to_string()];
+        let (status, said) = run(bench, &repair, &through_a).await;
+        let is_repaired = said.contains("stands for another 37 s") && said.contains("0 counters differ now");
+        assert!(status == Some(0) && is_repaired, "{status:?} {said}");
+        fetches.end(lag);
+        let ledger = producer.finish().unwrap();
+        bench.await_stored(ledger.produced, &[&member]).await;
+        end(&member);
+        let (status, said) = run(bench, &repair, &through_a).await;
+        assert!(status == Some(0) && said.contains(": 0 counters differ") && !said.contains("stands"), "{said}");
+        ledger
+    };
+    let taken_over = async {
+        let ledger = killed.produce(600);
+        killed.consume_with(ledger.produced, &through_a).await;
+        let month = month(&killed).await;
+        double_a_counter(&killed, month).await;
+        let repair = ["repair", "daily", "--month", &month.to_string()];
+        let [url, timeout] = through_a;
+        let (status, said) = run(&killed, &repair, &[url, timeout, ("TALLYHOUSE_FAILPOINT", "repair_swapped")]).await;
+        assert_eq!(status, None, "{said}");
+        let late = format!("INSERT INTO {killed_database}.daily_local (day, total) SELECT toDate('{month}01'), 1");
+        let refused = b.query(&late).unwrap_err().to_string();
+        assert!(refused.contains("VIOLATED_CONSTRAINT"), "{refused}");
+        let (status, said) = run(&killed, &repair, &through_b).await;
+        let is_clean = said.contains("dropped the table") && said.contains("dropped the constraint");
+        assert!(status == Some(0) && is_clean && said.contains(": 0 counters differ"), "{status:?} {said}");
+        ledger
+    };
+    let (ledger, killed_ledger) = tokio::join!(beside_a_member, taken_over);
+    for bench in [&shard.bench, &killed] {
+        let (status, said) = run(bench, &["audit"], &through_b).await;
+        assert_eq!(status, Some(0), "{said}");
+    }
+    shard.assert_exact(&ledger, "after a repair").await;
+    for server in [a, b] {
+        killed.client = Shard::client(server.url(), &killed_database).await;
+        killed.client.sync().await.unwrap();
+        killed.assert_exact(&killed_ledger, "after a repair that was killed").await;
+    }
+
+    // A replica that is away could come back without the constraint.
+    let keeper = replicas.replica(0, 1).keeper().unwrap();
+    let cut = keeper.begin(Trouble::Cut, 100);
+    let repair = ["repair", "daily", "--month", &month(&killed).await.to_string()];
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let (status, said) = run(&killed, &repair, &through_a).await;
+        if said.contains("1 of the 2 replicas of daily are active") {
+            assert_eq!(status, Some(1), "{said}");
+            break;
+        }
+        assert!(status == Some(0) && Instant::now() < deadline, "{status:?} {said}");
+    }
+    keeper.end(cut);
 }

@@ -17,6 +17,7 @@ mod audit;
 mod belief;
 mod chaos;
 mod cli;
+mod cloud;
 mod cluster;
 mod erase;
 mod exact;
@@ -54,12 +55,14 @@ use std::time::{Duration, Instant};
 const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
 
 /// Tests that need replicas, which not every machine can run.
-const ON_REPLICAS: [&str; 5] = [
+const ON_REPLICAS: [&str; 7] = [
     "cluster::replicas_get_the_same_tables",
     "cluster::a_member_counts_on_replicas",
     "cluster::a_member_changes_to_the_next_server_and_back",
+    "cluster::a_replicated_database_is_exact",
     "cluster::members_on_different_replicas_are_exact",
     "cluster::a_lost_disk_loses_nothing_that_was_committed",
+    "cluster::a_repair_on_replicas_is_exact",
 ];
 
 /// Seconds of each test that passed, in the order in which they ended.
@@ -168,6 +171,7 @@ fn main() -> ExitCode {
         group::a_zombie_before_the_lease_check,
         group::a_zombie_after_the_lease_check,
         group::a_static_member_comes_back_without_a_rebalance,
+        cluster::a_replicated_database_is_exact,
         group::a_fenced_static_member_ends,
         group::a_second_static_member_ends_in_the_consumer_protocol,
         group::the_consumer_protocol_is_exact,
@@ -207,6 +211,8 @@ fn main() -> ExitCode {
         belief::two_servers_behind_one_address_end_the_member,
         belief::a_server_that_is_renamed_is_the_same,
         versions::every_command_works_on_older_lines,
+        cloud::shared_tables_are_exact,
+        cluster::a_repair_on_replicas_is_exact,
         erase::a_person_is_erased_and_counts_stay,
         erase::only_the_address_itself_is_found,
         erase::an_erasure_that_was_killed_is_completed,

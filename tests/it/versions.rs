@@ -18,15 +18,16 @@ const SINCE: &str = include_str!("settings_since.tsv");
 const LINES: [&str; 3] = ["25.3", "25.8", "26.3"];
 
 /// A server of an older line, behind a proxy.
-#[derive(Clone)]
 struct Older {
     line: &'static str,
-    unknown: Arc<HashSet<&'static str>>,
-    there: SocketAddr,
+    unknown: HashSet<&'static str>,
 }
 
+/// Returns the head and the body of a request as the server gets them.
+pub type Rewrite = dyn Fn(&str, &str) -> (String, String) + Send + Sync;
+
 impl Older {
-    fn new(line: &'static str, url: &str) -> Older {
+    fn new(line: &'static str) -> Older {
         let number = |line: &str| -> (u32, u32) {
             let (major, minor) = line.split_once('.').unwrap();
             (major.parse().unwrap(), minor.parse().unwrap())
@@ -35,8 +36,7 @@ impl Older {
         let unknown: HashSet<&str> =
             since.filter(|(since, _)| number(since) > number(line)).map(|(_, name)| name).collect();
         assert!(unknown.len() > 100, "{line}");
-        let there = url.trim_start_matches("http://").trim_end_matches('/').to_socket_addrs().unwrap().next().unwrap();
-        Older { line, unknown: Arc::new(unknown), there }
+        Older { line, unknown }
     }
 
     /// Returns the text with other names for unknown settings, and another version for the server's.
@@ -53,57 +53,65 @@ impl Older {
         rewritten.replace("SELECT version()", &format!("SELECT '{}.1.1'", self.line))
     }
 
-    /// Passes one request on. Data of inserts comes in chunks and is passed on as it is.
-    async fn pass(&self, mut client: TcpStream) -> std::io::Result<()> {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(client.read_u8().await?);
-        }
-        let head =
-            self.rewrite(&String::from_utf8_lossy(&head)).replacen("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1);
-        let length =
-            head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
-        let mut server = TcpStream::connect(self.there).await?;
-        match length {
-            Some(length) => {
-                let mut body = vec![0; length];
-                client.read_exact(&mut body).await?;
-                let body = String::from_utf8(body)
-                    .map(|sql| self.rewrite(&sql).into_bytes())
-                    .unwrap_or_else(|e| e.into_bytes());
-                let line = |line: &str| match line.to_ascii_lowercase().starts_with("content-length: ") {
-                    true => format!("content-length: {}\r\n", body.len()),
-                    false => format!("{line}\r\n"),
-                };
-                server.write_all(head.trim_end().lines().map(line).collect::<String>().as_bytes()).await?;
-                server.write_all(b"\r\n").await?;
-                server.write_all(&body).await?;
-            }
-            None => server.write_all(head.as_bytes()).await?,
-        }
-        copy_bidirectional(&mut client, &mut server).await.map(drop)
-    }
-
     /// Starts the proxy and returns its URL.
-    async fn start(self) -> String {
+    async fn start(self, url: &str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let here = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let older = self.clone();
-                // A connection that breaks is the client's to notice.
-                tokio::spawn(async move { drop(older.pass(client).await) });
-            }
-        });
+        pass_all(listener, url, Arc::new(move |head, body| (self.rewrite(head), self.rewrite(body))));
         format!("http://{here}")
     }
+}
+
+/// Passes one request on. Data of inserts comes in chunks and is passed on as it is.
+async fn pass(mut client: TcpStream, there: SocketAddr, rewrite: &Rewrite) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await?);
+    }
+    let head = String::from_utf8_lossy(&head).replacen("\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1);
+    let length = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
+    let mut server = TcpStream::connect(there).await?;
+    match length {
+        Some(length) => {
+            let mut body = vec![0; length];
+            client.read_exact(&mut body).await?;
+            let (head, body) = match String::from_utf8(body) {
+                Ok(sql) => {
+                    let (head, sql) = rewrite(&head, &sql);
+                    (head, sql.into_bytes())
+                }
+                Err(data) => (rewrite(&head, "").0, data.into_bytes()),
+            };
+            let line = |line: &str| match line.to_ascii_lowercase().starts_with("content-length: ") {
+                true => format!("content-length: {}\r\n", body.len()),
+                false => format!("{line}\r\n"),
+            };
+            server.write_all(head.trim_end().lines().map(line).collect::<String>().as_bytes()).await?;
+            server.write_all(b"\r\n").await?;
+            server.write_all(&body).await?;
+        }
+        None => server.write_all(rewrite(&head, "").0.as_bytes()).await?,
+    }
+    copy_bidirectional(&mut client, &mut server).await.map(drop)
+}
+
+/// Passes the requests that come to a listener on to a server.
+pub fn pass_all(listener: TcpListener, url: &str, rewrite: Arc<Rewrite>) {
+    let there = url.trim_start_matches("http://").trim_end_matches('/').to_socket_addrs().unwrap().next().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let rewrite = Arc::clone(&rewrite);
+            // A connection that breaks is the client's to notice.
+            tokio::spawn(async move { drop(pass(client, there, &*rewrite).await) });
+        }
+    });
 }
 
 /// `migrate`, `run`, `check`, `audit`, `repair` and `erase` work against each line, and none sends a setting that it does not
 /// know.
 pub async fn every_command_works_on_older_lines(url: &str, database: &str) {
     for line in LINES {
-        let proxy = Older::new(line, url).start().await;
+        let proxy = Older::new(line).start(url).await;
         let database = format!("{database}_{}", line.replace('.', "_"));
         let bench = Bench::new(&proxy, &database).await;
         let unknown = "SELECT 1 SETTINGS use_strict_insert_block_limits = 0";

@@ -9,7 +9,8 @@
 //! Each replica is a process of its own, as [`crate::clickhouse`] describes. The library cannot replicate by itself, so
 //! [`patch`] changes it in memory. This works for one build on x86-64; [`unavailable`] says so elsewhere.
 //!
-//! Not in it: `system.zookeeper`, databases with the engine Replicated, and ClickHouse Keeper.
+//! Not in it: `system.zookeeper`, and ClickHouse Keeper. [`Replicas::make_replicated_database`] says how a database with the engine
+//! Replicated is made.
 //!
 //! Must never listen on anything but 127.0.0.1.
 
@@ -20,7 +21,7 @@ mod zookeeper;
 use crate::{
     clickhouse::{self, CLUSTER, ClickHouse, ClickHouseOptions},
     data::DataFolder,
-    error::{Error, Result},
+    error::{Context, Error, Result},
     ports::PortBlock,
     process::Server,
     proxy::Proxy,
@@ -133,6 +134,26 @@ impl Replicas {
     /// Returns one replica; both numbers are counted from 0. Panics when there is none.
     pub fn replica(&self, shard: usize, number: usize) -> &Replica {
         &self.shards[shard][number]
+    }
+
+    /// Makes a database with the engine Replicated on all replicas.
+    ///
+    /// A new replica of such a database first copies what the others have. The threads for that are made by ClickHouse's own main
+    /// program, and not by the library. A new database has nothing to copy, so the replicas are marked as complete in ZooKeeper.
+    /// They see it at their next attempt, within five seconds. Fails as [`ClickHouse::query`] does.
+    pub fn make_replicated_database(&self, name: &str) -> Result<()> {
+        let path = format!("/clickhouse/databases/{name}");
+        for replica in self.shards.iter().flatten() {
+            let allowed = format!("{}/?allow_experimental_database_replicated=1", replica.clickhouse.url());
+            let create = format!("CREATE DATABASE {name} ENGINE = Replicated('{path}', '{{shard}}', '{{replica}}')");
+            ClickHouse::external(allowed).query(&create)?;
+        }
+        let Some(zookeeper) = &self.zookeeper else { return Ok(()) };
+        for replica in self.shards.iter().flatten() {
+            let node = format!("{path}/replicas/{}/log_ptr", replica.name.replace('-', "|"));
+            zookeeper.set(&node, "1").context("set", Path::new(&node))?;
+        }
+        Ok(())
     }
 
     /// Returns ZooKeeper's process. Fails for an external cluster.

@@ -21,6 +21,12 @@ use std::{
 /// Time limit for the start. Starting takes about a second; a machine that also compiles takes longer.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for which a session of ours lives, in milliseconds.
+const SESSION_MS: i32 = 5_000;
+/// ZooKeeper's number of the request that gives a node a value.
+const SET_DATA: i32 = 5;
+/// Maximum size of an answer to such a request.
+const ANSWER_BYTES_MAX: u32 = 1 << 10;
 
 /// A running ZooKeeper. Dropping it kills the server.
 #[derive(Debug)]
@@ -55,6 +61,39 @@ impl ZooKeeper {
     pub(super) fn address(&self) -> SocketAddr {
         address(&self.ports)
     }
+
+    /// Gives a node that exists a value.
+    pub(super) fn set(&self, path: &str, value: &str) -> io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&self.address(), CHECK_TIMEOUT)?;
+        stream.set_read_timeout(Some(CHECK_TIMEOUT))?;
+        // A session begins with version, last transaction, timeout, id and password.
+        let session = [&[0; 12][..], &SESSION_MS.to_be_bytes(), &[0; 8], &text(&[0; 16])].concat();
+        ask(&mut stream, &session)?;
+        let (number, any_version) = (1_i32.to_be_bytes(), (-1_i32).to_be_bytes());
+        let request =
+            [&number, &SET_DATA.to_be_bytes()[..], &text(path.as_bytes()), &text(value.as_bytes()), &any_version];
+        let answer = ask(&mut stream, &request.concat())?;
+        // The request's number, a transaction's number and the error come first.
+        match answer.get(12..16) {
+            Some([0, 0, 0, 0]) => Ok(()),
+            error => Err(io::Error::other(format!("ZooKeeper does not set {path}: {error:?}"))),
+        }
+    }
+}
+
+/// Returns a text of ZooKeeper's protocol: its length, then its bytes.
+fn text(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as i32).to_be_bytes()[..], bytes].concat()
+}
+
+/// Sends one message and returns the next one.
+fn ask(stream: &mut TcpStream, message: &[u8]) -> io::Result<Vec<u8>> {
+    stream.write_all(&text(message))?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut answer = vec![0; u32::from_be_bytes(length).min(ANSWER_BYTES_MAX) as usize];
+    stream.read_exact(&mut answer)?;
+    Ok(answer)
 }
 
 fn address(ports: &PortBlock) -> SocketAddr {

@@ -46,6 +46,16 @@ struct Engines {
 }
 
 impl Form {
+    /// Returns the name of the cluster in `system.clusters` that has all replicas of the tables. A Replicated database is its own
+    /// cluster.
+    pub fn cluster<'a>(&'a self, database: &'a str) -> Option<&'a str> {
+        match self {
+            Form::Cluster(name) => Some(name),
+            Form::ReplicatedDatabase => Some(database),
+            Form::Single | Form::Shared => None,
+        }
+    }
+
     /// Returns the form of the tables in the database, or the form that `migrate` gives them there.
     ///
     /// # Errors
@@ -93,20 +103,24 @@ impl Schema {
     /// [`SchemaProblem::Unsupported`] for a form whose batches this binary cannot read or write, or any [`ClickHouseError`].
     pub async fn found(client: &Client) -> Result<(Client, Schema), SchemaProblem> {
         let form = Form::found(client).await?;
-        let mut found = form.to_string();
-        let is_supported = match &form {
-            Form::Single => true,
-            Form::Cluster(name) => {
-                let sql = "SELECT toUInt64(uniqExact(shard_num)) FROM system.clusters WHERE cluster = ?";
-                let shards = client.server_query(sql).bind(name).scalar_u64().await?;
-                found = format!("{found} of {shards} shards");
-                shards == 1
-            }
-            Form::ReplicatedDatabase | Form::Shared => false,
+        let Some(cluster) = form.cluster(client.database()) else {
+            return Ok((client.for_form(&form), Schema { form }));
         };
-        match is_supported {
-            true => Ok((client.for_form(&form), Schema { form })),
-            false => Err(SchemaProblem::Unsupported { database: client.database().to_owned(), found }),
+        let sql = "SELECT toUInt64(uniqExact(shard_num)) FROM system.clusters WHERE cluster = ?";
+        match client.server_query(sql).bind(cluster).scalar_u64().await? {
+            1 => Ok((client.for_form(&form), Schema { form })),
+            // The server reads the replicas of such a database from Keeper.
+            0 if form == Form::ReplicatedDatabase => Err(ClickHouseError::NoKeeper {
+                url: client.url().to_owned(),
+                code: 999,
+                name: "KEEPER_EXCEPTION".to_owned(),
+                message: format!("system.clusters does not have the replicas of the database {cluster}"),
+            }
+            .into()),
+            shards => {
+                let found = format!("{form} of {shards} shards");
+                Err(SchemaProblem::Unsupported { database: client.database().to_owned(), found })
+            }
         }
     }
 

@@ -119,10 +119,7 @@ impl SchemaProblem {
                 "Set clickhouse.database to another one and run: tallyhouse migrate",
             ),
             Self::Unsupported { database, found } => Advice::new(
-                format!(
-                    "the database {database} has {found}, but this binary works with tables on one server, or with replicated tables of one \
-                     shard that `migrate --cluster` made"
-                ),
+                format!("the database {database} has {found}, but this binary works with tables of one shard only"),
                 "Set clickhouse.database to another one and run: tallyhouse migrate",
             ),
             Self::NoDatabase { database } => {

@@ -150,7 +150,7 @@ async fn daily(
     limit: usize,
 ) -> Result<Outcome, AuditError> {
     let mut outcome = Outcome::new(Check::Daily, "per day, type, campaign, workspace and source".to_owned());
-    let (fences, stagings) = tables::leftovers(reader.client()).await?;
+    let (fences, stagings) = tables::leftovers(reader.client(), "system.tables").await?;
     for name in fences {
         let message = format!(
             "daily has the constraint {name}: a repair runs now, or was interrupted, and until it is gone members cannot count \

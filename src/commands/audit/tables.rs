@@ -144,15 +144,19 @@ pub async fn counted(client: &Client, span: &Span) -> Result<(u64, String), Clic
     Ok(client.query(&sql).rows().await?.into_iter().next().unwrap_or_default())
 }
 
-/// Returns the names of what repairs have left: constraints on `daily` and staging tables.
+/// Returns the names of what repairs have left: constraints on `daily` and staging tables. `tables` is `system.tables`, of one server or
+/// of all.
 ///
 /// # Errors
 /// Any of [`ClickHouseError`].
-pub async fn leftovers(client: &Client) -> Result<(Vec<String>, Vec<String>), ClickHouseError> {
-    let fences = "SELECT arrayJoin(extractAll(create_table_query, 'CONSTRAINT (tallyhouse_repair_[0-9a-f]+) CHECK')) \
-                  FROM system.tables WHERE database = ? AND name = 'daily'";
-    let tables = "SELECT name FROM system.tables WHERE database = ? AND match(name, '^daily_repair_[0-9a-f]+$')";
-    let fences = client.query(fences).bind(client.database()).rows().await?;
-    let tables = client.query(tables).bind(client.database()).rows().await?;
-    Ok((fences, tables))
+pub async fn leftovers(client: &Client, tables: &str) -> Result<(Vec<String>, Vec<String>), ClickHouseError> {
+    let fences = format!(
+        "SELECT DISTINCT arrayJoin(extractAll(create_table_query, 'CONSTRAINT (tallyhouse_repair_[0-9a-f]+) CHECK')) \
+         FROM {tables} WHERE database = ? AND name = ?"
+    );
+    let stagings =
+        format!("SELECT DISTINCT name FROM {tables} WHERE database = ? AND match(name, '^daily_repair_[0-9a-f]+$')");
+    let fences = client.query(&fences).bind(client.database()).bind(client.stored("daily")).rows().await?;
+    let stagings = client.query(&stagings).bind(client.database()).rows().await?;
+    Ok((fences, stagings))
 }

@@ -60,13 +60,14 @@ async fn made(client: &Client) -> Vec<Outcome> {
     made.push(Outcome::ok(Code::Clickhouse, "answers, and lets the user in"));
     let fails = |code, error: ClickHouseError| Outcome::failed_with(code, error.advice());
     made.push(judge::version(&version));
+    let found = Schema::found(client).await;
+    // The form of the tables decides which servers may answer, and which settings are needed.
+    let client = found.as_ref().map_or(client, |(client, _)| client);
     made.push(match client.prove_one_server(identity::LOOKS_OF_CHECK).await {
+        Ok(_) if client.is_shared() => Outcome::ok(Code::OneServer, "servers with the same shared tables answer"),
         Ok(is_named) => judge::one_server(is_named),
         Err(error) => fails(Code::OneServer, error),
     });
-    let found = Schema::found(client).await;
-    // A client for the form of the tables needs more settings.
-    let client = found.as_ref().map_or(client, |(client, _)| client);
     made.push(match client.prove_settings().await {
         Ok(()) => Outcome::ok(Code::Settings, "what exactness needs can be set, and arrives"),
         Err(error) => fails(Code::Settings, error),
@@ -117,6 +118,7 @@ async fn made(client: &Client) -> Vec<Outcome> {
         Err(error) => fails(Code::DedupWindows, error),
     });
     made.push(match client.is_replica() {
+        false if client.is_shared() => Outcome::ok(Code::Replicas, "ClickHouse Cloud replicates the tables"),
         false => Outcome::ok(Code::Replicas, "the tables are not replicated"),
         true => match client.table_states().await {
             Ok(states) => judge::replicas(&states),

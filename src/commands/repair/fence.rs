@@ -1,11 +1,13 @@
 //! The constraint that keeps members from counting one month during its swap, and the removal of the constraint.
 
 use super::error::RepairError;
+use super::shard::Shard;
 use super::staging::Staging;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use crate::commands::audit::tables;
 use crate::platform::output::ProgressFn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -39,44 +41,62 @@ impl Standing {
 }
 
 /// The constraint of one repair.
-pub(super) struct Fence {
+pub(super) struct Fence<'a> {
     name: String,
     month: u32,
+    /// Name of the table that has the counters.
+    daily: String,
+    shard: &'a Shard,
     standing: Standing,
+    /// True if the swap was sent.
+    swaps: AtomicBool,
 }
 
-impl Fence {
+impl<'a> Fence<'a> {
     /// Makes the fence that belongs to a staging table.
-    pub(super) fn new(staging: &Staging<'_>, standing: &Standing) -> Fence {
+    pub(super) fn new(staging: &Staging<'_>, shard: &'a Shard, standing: &Standing) -> Fence<'a> {
         let name = format!("tallyhouse_repair_{}", staging.id());
-        Fence { name, month: staging.month(), standing: standing.clone() }
+        let (month, daily) = (staging.month(), staging.client().stored("daily"));
+        Fence { name, month, daily, shard, standing: standing.clone(), swaps: AtomicBool::new(false) }
+    }
+
+    /// Swaps the counted month in.
+    pub(super) async fn swap(&self, staging: &Staging<'_>) -> Result<(), ClickHouseError> {
+        // This comes before the statement: the swap may succeed although the answer is lost.
+        self.swaps.store(true, Ordering::Relaxed);
+        staging.swap(self.shard).await
     }
 
     /// Returns the statements, in order.
     pub(super) fn statements(&self) -> [String; 2] {
-        [self.add(), drop_constraint(&self.name)]
+        [self.add(), drop_constraint(&self.daily, &self.name)]
     }
 
     fn add(&self) -> String {
-        format!("ALTER TABLE daily ADD CONSTRAINT {} CHECK toYYYYMM(day) NOT IN ({})", self.name, self.month)
+        let Fence { name, month, daily, .. } = self;
+        format!("ALTER TABLE {daily} ADD CONSTRAINT {name} CHECK toYYYYMM(day) NOT IN ({month})")
     }
 
-    /// Puts the fence up. After its return no insert into the month begins any more.
-    pub(super) async fn put_up(&self, client: &Client) -> Result<(), ClickHouseError> {
+    /// Puts the fence up. After its return no insert into the month begins any more, on any server.
+    pub(super) async fn put_up(&self, client: &Client) -> Result<(), RepairError> {
         // This comes before the statement: the fence may go up although the answer is lost.
         self.standing.0.send_replace(Some(self.name.clone()));
-        client.query(&self.add()).execute().await
+        self.shard.here(client.query(&self.add())).execute().await?;
+        self.shard.await_seen(client, &self.name).await
     }
 
     /// Waits for the inserts that began before the fence was up. A later insert is refused, so it does no harm to
     /// wait for too many.
     pub(super) async fn drain(&self, client: &Client) -> Result<(), RepairError> {
-        let running = "SELECT query_id FROM system.processes WHERE query_kind != 'Select' AND query_kind != 'Alter' \
-                       AND position(query, 'daily') > 0 AND position(query, 'daily_repair_') = 0";
-        let begun: Vec<String> = client.query(running).rows().await?;
+        let processes = self.shard.system("processes");
+        let running = format!(
+            "SELECT query_id FROM {processes} WHERE query_kind != 'Select' AND query_kind != 'Alter' \
+             AND position(query, 'daily') > 0 AND position(query, 'daily_repair_') = 0"
+        );
+        let begun: Vec<String> = client.query(&running).rows().await?;
         let deadline = Instant::now() + client.insert_timeout() + DRAIN_MARGIN;
-        let sql = "SELECT count() FROM system.processes WHERE query_id IN ?";
-        while !begun.is_empty() && client.query(sql).bind(&begun).scalar_u64().await? > 0 {
+        let sql = format!("SELECT count() FROM {processes} WHERE query_id IN ?");
+        while !begun.is_empty() && client.query(&sql).bind(&begun).scalar_u64().await? > 0 {
             if Instant::now() > deadline {
                 let why = format!("inserts into daily do not end: {}", begun.join(", "));
                 return Err(RepairError::Refused(why));
@@ -93,13 +113,16 @@ impl Fence {
 /// repair waits for it.
 pub(super) async fn take_down(
     staging: &Staging<'_>,
-    fence: &Fence,
+    fence: &Fence<'_>,
     result: Result<(), RepairError>,
     say: ProgressFn<'_>,
 ) -> Result<(), RepairError> {
     let client = staging.client();
     if fence.standing.fence().is_some() {
-        if let Err(error) = unfence(client, staging.id(), &fence.name).await {
+        if fence.swaps.load(Ordering::Relaxed) {
+            fence.shard.await_late_inserts(say).await;
+        }
+        if let Err(error) = unfence(client, staging.id(), fence).await {
             let first = result.err().map(Box::new);
             return Err(RepairError::FenceStands { fence: fence.name.clone(), error, first });
         }
@@ -116,13 +139,14 @@ pub(super) async fn take_down(
 }
 
 /// Takes the fence down within [`DOWN_MAX`], or gives the reason why it stands.
-async fn unfence(client: &Client, id: &str, name: &str) -> Result<(), String> {
+async fn unfence(client: &Client, id: &str, fence: &Fence<'_>) -> Result<(), String> {
     let mut reason = format!("the swap has not ended within {} s", DOWN_MAX.as_secs());
     let down = async {
         loop {
             let attempt = async {
-                await_unused(client, id).await?;
-                client.query(&drop_constraint(name)).execute().await
+                // All statements of this repair are on this server.
+                await_unused(client, "system.processes", id).await?;
+                client.query(&drop_constraint(&fence.daily, &fence.name)).execute().await
             };
             match attempt.await {
                 Ok(()) => return true,
@@ -146,31 +170,36 @@ async fn unfence(client: &Client, id: &str, name: &str) -> Result<(), String> {
 ///
 /// # Errors
 /// Any of [`ClickHouseError`]; then run it again.
-pub async fn clean(client: &Client, say: ProgressFn<'_>) -> Result<(), RepairError> {
-    let (fences, stagings) = tables::leftovers(client).await?;
+pub async fn clean(client: &Client, shard: &Shard, say: ProgressFn<'_>) -> Result<(), RepairError> {
+    shard.refuse_absent(client).await?;
+    let (fences, stagings) = tables::leftovers(client, &shard.system("tables")).await?;
     for table in stagings {
-        client.query(&format!("DROP TABLE IF EXISTS {table} SYNC")).execute().await?;
+        shard.drop_everywhere(client, &table).execute().await?;
         // A swap that had begun when the table was dropped still goes through: the fence must stand until then.
-        await_unused(client, table.trim_start_matches("daily_repair_")).await?;
+        await_unused(client, &shard.system("processes"), table.trim_start_matches("daily_repair_")).await?;
         say(&format!("dropped the table {table}"));
     }
+    if !fences.is_empty() {
+        // Nobody knows how far that repair came.
+        shard.await_late_inserts(say).await;
+    }
     for fence in fences {
-        client.query(&drop_constraint(&fence)).execute().await?;
+        client.query(&drop_constraint(&client.stored("daily"), &fence)).execute().await?;
         say(&format!("dropped the constraint {fence}"));
     }
     Ok(())
 }
 
 /// Waits until neither the swap nor the making of the fence of the repair with this number runs any more. The
-/// repair's other statements touch only its own table.
-async fn await_unused(client: &Client, id: &str) -> Result<(), ClickHouseError> {
-    let sql = "SELECT count() FROM system.processes WHERE query_kind = 'Alter' AND position(query, ?) > 0";
-    while client.query(sql).bind(id).scalar_u64().await? > 0 {
+/// repair's other statements touch only its own table. `processes` is `system.processes`, of one server or of all.
+async fn await_unused(client: &Client, processes: &str, id: &str) -> Result<(), ClickHouseError> {
+    let sql = format!("SELECT count() FROM {processes} WHERE query_kind = 'Alter' AND position(query, ?) > 0");
+    while client.query(&sql).bind(id).scalar_u64().await? > 0 {
         tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
-fn drop_constraint(name: &str) -> String {
-    format!("ALTER TABLE daily DROP CONSTRAINT IF EXISTS {name}")
+fn drop_constraint(daily: &str, name: &str) -> String {
+    format!("ALTER TABLE {daily} DROP CONSTRAINT IF EXISTS {name}")
 }

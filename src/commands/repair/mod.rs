@@ -31,18 +31,22 @@
 //! the first step of each repair) drops the staging table first. A repair that used it cannot swap any more, even if
 //! it was only stopped and wakes up. Only then does `clean` drop the constraint.
 //!
+//! **On replicas** the fence stands on all of them before the drain, which asks all of them. The repair counts on one named server,
+//! after a sync. The fence stays for a while after the swap ([`shard`]).
+//!
 //! It must never swap without its fence standing, nor leave a fence behind without saying so.
 
 mod error;
 mod fence;
 pub mod recipients;
+mod shard;
 mod staging;
 
 pub use error::RepairError;
 pub use fence::{Standing, clean};
+pub use shard::Shard;
 
 use crate::clickhouse::retention::Retention;
-use crate::clickhouse::schema::Schema;
 use crate::clickhouse::sight;
 use crate::commands::audit::counters::{self, Bounds, Difference};
 use crate::commands::audit::finding::Severity;
@@ -98,20 +102,22 @@ pub async fn daily(
 ) -> Result<u64, RepairError> {
     // Rows that a profile or a row policy hides would not be counted.
     reader.client().prove().await?;
-    Schema::single().check(reader.client()).await?;
+    reader.schema().check(reader.client()).await?;
     sight::refuse_filters(reader.client()).await?;
-    let leftovers = tables::leftovers(reader.client()).await?;
+    let shard = Shard::of(config, reader.client(), reader.schema())?;
+    shard.refuse_absent(reader.client()).await?;
+    let leftovers = tables::leftovers(reader.client(), &shard.system("tables")).await?;
     if leftovers != Default::default() {
         say(
             "an earlier repair was interrupted (or another one runs, and will fail): its constraint and table go first",
         );
         if !options.dry_run {
-            clean(reader.client(), say).await?;
+            clean(reader.client(), &shard, say).await?;
         }
     }
     let mut left = 0;
     for &month in &options.months {
-        left += repair_month(config, reader, month, options, interrupts, say).await?;
+        left += repair_month(config, reader, &shard, month, options, interrupts, say).await?;
     }
     Ok(left)
 }
@@ -119,6 +125,7 @@ pub async fn daily(
 async fn repair_month(
     config: &Config,
     reader: &Reader,
+    shard: &Shard,
     month: Month,
     options: &Options,
     interrupts: &Interrupts,
@@ -126,7 +133,7 @@ async fn repair_month(
 ) -> Result<u64, RepairError> {
     let stop = &interrupts.stop;
     let number = month.number();
-    let retention = Retention::read(reader.client(), &Schema::single()).await?;
+    let retention = Retention::read(reader.client(), reader.schema()).await?;
     let (kept, expired) = month.span().split_at(retention.first_kept_day().unwrap_or(Day(0)));
     let (gone, last_day) = tables::counted(reader.client(), &expired).await?;
     let span = if options.trust_rows { month.span() } else { kept };
@@ -150,7 +157,7 @@ async fn repair_month(
         unless(stop, refuse_damaged_rows(reader, month)).await?;
     }
     let staging = Staging::new(reader.client(), month);
-    let fence = Fence::new(&staging, &interrupts.standing);
+    let fence = Fence::new(&staging, shard, &interrupts.standing);
     if options.dry_run {
         say("would run, with the offsets of that moment:");
         let [create, insert, replace, drop_table] = staging.statements();
@@ -227,7 +234,7 @@ fn show(differences: &[Difference], all: u64, say: ProgressFn<'_>) {
 async fn rebuild(
     reader: &Reader,
     staging: &Staging<'_>,
-    fence: &Fence,
+    fence: &Fence<'_>,
     options: &Options,
     stop: &CancellationToken,
     say: ProgressFn<'_>,
@@ -253,10 +260,10 @@ async fn rebuild(
     if stop.is_cancelled() {
         return Err(RepairError::Interrupted);
     }
-    staging.swap().await?;
+    fence.swap(staging).await?;
     failpoint::hit("repair_swapped");
     staging.verify().await?;
-    say(&format!("swapped and verified; members waited {:.1} s", fenced_at.elapsed().as_secs_f64()));
+    say(&format!("swapped and verified; members have waited {:.1} s", fenced_at.elapsed().as_secs_f64()));
     Ok(())
 }
 
@@ -285,6 +292,8 @@ async fn borders(reader: &Reader, staging: &Staging<'_>, options: &Options) -> R
         };
         ends.push((found.source, end));
     }
+    // A member may have stored rows before these borders on another replica.
+    reader.client().sync().await?;
     Ok(Borders::new(ends, needed))
 }
 

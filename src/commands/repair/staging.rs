@@ -1,12 +1,14 @@
 //! The table into which a month is counted before it replaces the old counters.
 
 use super::error::RepairError;
+use super::shard::Shard;
 use crate::clickhouse::client::Client;
 use crate::clickhouse::error::ClickHouseError;
 use clickhouse::Row;
 use serde::Deserialize;
 use tallyhouse_core::days::Month;
 use tallyhouse_core::source::Table;
+use tallyhouse_core::tables::Definition;
 
 /// A month being counted.
 pub(super) struct Staging<'a> {
@@ -87,11 +89,21 @@ impl<'a> Staging<'a> {
     }
 
     fn create_table(&self) -> String {
-        format!("CREATE TABLE {} AS daily", self.table)
+        let daily = self.client.stored("daily");
+        // On replicas its rows are on this server alone. The other replicas fetch what is swapped in.
+        let engine = match self.client.is_replica() {
+            true => {
+                let Definition { engine, partition_key, sorting_key, .. } = Table::Daily.definition();
+                format!(" ENGINE = {engine} PARTITION BY {partition_key} ORDER BY ({sorting_key})")
+            }
+            false => String::new(),
+        };
+        format!("CREATE TABLE {} AS {daily}{engine}", self.table)
     }
 
     fn replace(&self) -> String {
-        format!("ALTER TABLE daily REPLACE PARTITION {} FROM {}", self.month(), self.table)
+        let daily = self.client.stored("daily");
+        format!("ALTER TABLE {daily} REPLACE PARTITION {} FROM {}", self.month(), self.table)
     }
 
     /// Counts as a member does: one counter of each source has its name and its mark, all others are summed over the sources.
@@ -169,8 +181,8 @@ impl<'a> Staging<'a> {
     }
 
     /// Replaces the old month with the counted one, in one step.
-    pub(super) async fn swap(&self) -> Result<(), ClickHouseError> {
-        self.client.query(&self.replace()).execute().await
+    pub(super) async fn swap(&self, shard: &Shard) -> Result<(), ClickHouseError> {
+        shard.here(self.client.query(&self.replace())).execute().await
     }
 
     /// Checks that the month is now what was counted.
