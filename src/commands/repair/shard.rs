@@ -11,6 +11,7 @@ use crate::clickhouse::client::{Client, Statement};
 use crate::clickhouse::schema::{Form, Schema};
 use crate::clickhouse::sink::RECEIVE_TIMEOUT;
 use crate::config::Config;
+use crate::platform::failpoint;
 use crate::platform::output::ProgressFn;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -54,7 +55,7 @@ impl Shard {
         };
         let cluster = schema.form().cluster(&database).map(str::to_owned);
         let sends = Duration::from_millis(config.kafka.session_timeout_ms);
-        let quarantine = sends + RECEIVE_TIMEOUT + client.insert_timeout();
+        let quarantine = sends + failpoint::receive_timeout(RECEIVE_TIMEOUT) + client.insert_timeout();
         Ok(Shard { database, cluster, on_cluster, quarantine })
     }
 
