@@ -3,8 +3,8 @@
 //! A row of `recipients` that is written twice changes nothing. So the repair needs no fence, may be interrupted anywhere, and may
 //! run again.
 //!
-//! Rows expire and erasures blank addresses, so a recipient without rows may be right. Only a campaign with the rows of its whole life is
-//! removable: no counter of `daily` has more events than rows, and no row is without an address.
+//! Rows expire and erasures blank addresses, so a recipient without rows may be right. A campaign is removable only if the rows of its
+//! whole life are there. Then no counter of `daily` has more events than rows, and no row is without an address.
 //! [`remove`] deletes all recipients of such a campaign, and then adds those of its rows. A member writes raw rows before recipients. So
 //! what it writes meanwhile is added too, and a removal that is cut short is completed by adding.
 
