@@ -392,15 +392,21 @@ mod tests {
         (address, inbox)
     }
 
-    /// Sends "question" through a proxy with these troubles, the oldest first. Returns the bytes that the server got and the client got,
-    /// and the hits.
-    fn ask(troubles: &[Trouble]) -> (Vec<u8>, Vec<u8>, u64) {
+    /// Returns a proxy with these troubles, the oldest first, and what its server gets.
+    fn troubled(troubles: &[Trouble]) -> (Proxy, Receiver<Vec<u8>>) {
         let (address, inbox) = server();
         let proxy = Proxy::new(1).unwrap();
         proxy.lead_to(address);
         for trouble in troubles {
             proxy.begin(*trouble, 100);
         }
+        (proxy, inbox)
+    }
+
+    /// Sends "question" through a proxy with these troubles, the oldest first. Returns the bytes that the server got and the client got,
+    /// and the hits.
+    fn ask(troubles: &[Trouble]) -> (Vec<u8>, Vec<u8>, u64) {
+        let (proxy, inbox) = troubled(troubles);
         let mut client = TcpStream::connect(proxy.address()).unwrap();
         client.write_all(b"question").unwrap();
         client.shutdown(Shutdown::Write).unwrap();
@@ -471,10 +477,7 @@ mod tests {
 
     #[test]
     fn a_request_is_answered_without_the_server_and_other_bytes_are_not() {
-        let (address, inbox) = server();
-        let proxy = Proxy::new(1).unwrap();
-        proxy.lead_to(address);
-        proxy.begin(Trouble::Answer, 100);
+        let (proxy, inbox) = troubled(&[Trouble::Answer]);
         assert!(request(&proxy, &read_of("daily", 1)).starts_with("HTTP/1.1 200 OK"));
         assert_eq!((inbox.recv_timeout(Duration::from_secs(60)).unwrap(), proxy.hits()), (Vec::new(), 1));
         assert_eq!((request(&proxy, "question"), proxy.hits()), ("answer".to_owned(), 1));
@@ -482,10 +485,7 @@ mod tests {
 
     #[test]
     fn a_commit_reaches_keeper_and_its_answer_is_lost() {
-        let (address, inbox) = server();
-        let proxy = Proxy::new(1).unwrap();
-        proxy.lead_to(address);
-        proxy.begin(Trouble::LoseCommit, 100);
+        let (proxy, inbox) = troubled(&[Trouble::LoseCommit]);
         let of_type = |code: u8| format!("\0\0\0\x40\0\0\0\x07\0\0\0{}/replicas/log/log-", char::from(code));
         assert_eq!((request(&proxy, &of_type(1)), proxy.hits()), ("answer".to_owned(), 0));
         assert_eq!(inbox.recv_timeout(Duration::from_secs(60)).unwrap(), of_type(1).as_bytes());
@@ -495,10 +495,7 @@ mod tests {
 
     #[test]
     fn an_insert_is_held_whole_and_arrives_without_its_sender() {
-        let (address, inbox) = server();
-        let proxy = Proxy::new(1).unwrap();
-        proxy.lead_to(address);
-        proxy.begin(Trouble::Hold(Duration::from_millis(300)), 100);
+        let (proxy, inbox) = troubled(&[Trouble::Hold(Duration::from_millis(300))]);
         let sent = "POST /?query=INSERT+INTO+daily HTTP/1.1\r\n\r\nrows";
         let mut client = TcpStream::connect(proxy.address()).unwrap();
         client.write_all(sent.as_bytes()).unwrap();

@@ -99,18 +99,16 @@ pub(super) async fn run(config: &Config, command: Command) -> Result<Done, CliEr
             let reader = audit::reader(config, query_timeout_s).await?;
             let (client, schema) = (reader.client(), reader.schema());
             let found = repair::recipients::find_wrong(client, schema, campaign, &say).await?;
-            let kept = found.iter().filter(|wrong| !wrong.is_removable()).count();
-            let (done, left) = match kept < found.len() && (yes || is_confirmed()?) {
-                true => (true, repair::recipients::remove(client, schema, &found, &say).await?),
-                false => (false, 0),
+            let (output, left) = if !found.iter().any(|wrong| wrong.is_removable) {
+                ("nothing to remove\n".to_owned(), found.len() as u64)
+            } else if yes || is_confirmed()? {
+                let left = repair::recipients::remove(client, schema, &found, &say).await?;
+                let kept = found.iter().filter(|wrong| !wrong.is_removable).count() as u64;
+                (format!("removed; {left} wrong recipients are left in these campaigns\n"), left + kept)
+            } else {
+                ("nothing was changed; --yes carries it out\n".to_owned(), found.len() as u64)
             };
-            let output = match (kept < found.len(), done) {
-                (true, true) => format!("removed; {left} wrong recipients are left in these campaigns\n"),
-                (true, false) => "nothing was changed; --yes carries it out\n".to_owned(),
-                (false, _) => "nothing to remove\n".to_owned(),
-            };
-            let is_clean = found.is_empty() || done && kept == 0 && left == 0;
-            Ok(Done { output, status: if is_clean { 0 } else { EXIT_VIOLATIONS } })
+            Ok(Done { output, status: if left > 0 { EXIT_VIOLATIONS } else { 0 } })
         }
         Command::Recipients { campaign, dry_run, query_timeout_s, .. } => {
             let reader = audit::reader(config, query_timeout_s).await?;

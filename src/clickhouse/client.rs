@@ -355,6 +355,14 @@ impl Client {
     /// Those of both.
     pub async fn prove(&self) -> Result<(), ClickHouseError> {
         self.prove_settings().await?;
+        self.prove_server().await
+    }
+
+    /// Checks that one server answers, and warns if its acknowledgements do not name it.
+    ///
+    /// # Errors
+    /// Those of [`Self::prove_one_server`].
+    pub(super) async fn prove_server(&self) -> Result<(), ClickHouseError> {
         if !self.prove_one_server(identity::LOOKS).await? && !self.is_shared {
             tracing::warn!("acknowledgements of inserts do not name their server: {}", identity::NO_NAME);
         }

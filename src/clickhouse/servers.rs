@@ -255,8 +255,11 @@ pub async fn fit(client: &Client) -> Result<(Client, Schema, u64), SchemaProblem
     // Statements have to arrive whole before any answer is believed.
     client.prove_settings().await?;
     let (client, schema) = Schema::found(client).await?;
-    // The form decides which settings are needed, and which servers may answer.
-    client.prove().await?;
+    // The form decides which servers may answer, and tables that are not on one server need more settings.
+    if client.is_replica() || client.is_shared() {
+        client.prove_settings().await?;
+    }
+    client.prove_server().await?;
     schema.check(&client).await?;
     // Where that is not known now, a row that is not shown stops its partition.
     sight::refuse_filters(&client).await?;

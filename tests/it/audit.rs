@@ -331,10 +331,8 @@ pub async fn a_fence_waits_for_inserts_under_way_and_refuses_later_ones(url: &st
     let repairing = async {
         await_insert(&bench, database).await;
         let repair = ["repair", "daily", "--month", "202611", "--trust-rows"];
-        let mut command = bench.command(&repair);
-        command.env("TALLYHOUSE_FAILPOINT", "repair_fenced");
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        assert_eq!(output.status.code(), None, "{output:?}");
+        let (status, said) = bench.run_beside(&repair, &[("TALLYHOUSE_FAILPOINT", "repair_fenced")]).await;
+        assert_eq!(status, None, "{said}");
         bench.count("SELECT count() FROM daily WHERE source = 'elsewhere/0'").await
     };
     let ((), inserted) = tokio::join!(inserting, repairing);
@@ -367,11 +365,10 @@ pub async fn repair_counts_what_is_inserted_meanwhile(url: &str, database: &str)
                 SETTINGS function_sleep_max_microseconds_per_block = 60000000";
     let repairing = async {
         await_insert(&bench, database).await;
-        let mut command = bench.command(&["repair", "daily", "--month", "202611"]);
-        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+        bench.run_beside(&["repair", "daily", "--month", "202611"], &[]).await
     };
-    let ((), output) = tokio::join!(bench.execute(slow), repairing);
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let ((), (status, said)) = tokio::join!(bench.execute(slow), repairing);
+    assert_eq!(status, Some(0), "{said}");
     let counted = bench.count("SELECT sum(total) FROM daily WHERE toYYYYMM(day) = 202611").await;
     assert_eq!(counted, bench.count("SELECT count() FROM email_events WHERE toYYYYMM(event_time) = 202611").await);
     assert_eq!(bench.count("SELECT max(end_offset) FROM daily WHERE toYYYYMM(day) = 202611").await, 508);

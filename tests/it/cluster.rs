@@ -388,14 +388,6 @@ pub async fn a_lost_disk_loses_nothing_that_was_committed(_url: &str, database: 
     a.server().unwrap().wait_healthy(DEADLINE).unwrap();
 }
 
-/// Runs the program beside other work. Returns its exit status and all that it says.
-async fn run(bench: &Bench, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
-    let mut command = bench.command(arguments);
-    command.envs(settings.iter().copied());
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
-}
-
 /// `repair daily` counts a month again through one replica, beside a member that inserts through the other one. A second repair changes
 /// nothing. On a cluster, another repair dies after its swap and is taken over through the other replica.
 pub async fn a_repair_on_replicas_is_exact(_url: &str, database: &str) {
@@ -426,14 +418,14 @@ pub async fn a_repair_on_replicas_is_exact(_url: &str, database: &str) {
         let lag = fetches.begin(Trouble::Delay(Duration::from_millis(200)), 100);
         producer.send_events(&Events::default(), 600..1_200).unwrap();
         let repair = ["repair", "daily", "--month", &month.to_string()];
-        let (status, said) = run(bench, &repair, &through_a).await;
+        let (status, said) = bench.run_beside(&repair, &through_a).await;
         let is_repaired = said.contains("stands for another 8 s") && said.contains("0 counters differ now");
         assert!(status == Some(0) && is_repaired, "{status:?} {said}");
         fetches.end(lag);
         let ledger = producer.finish().unwrap();
         bench.await_stored(ledger.produced, &[&member]).await;
         end(&member);
-        let (status, said) = run(bench, &repair, &through_a).await;
+        let (status, said) = bench.run_beside(&repair, &through_a).await;
         assert!(status == Some(0) && said.contains(": 0 counters differ") && !said.contains("stands"), "{said}");
         ledger
     };
@@ -444,19 +436,19 @@ pub async fn a_repair_on_replicas_is_exact(_url: &str, database: &str) {
         double_a_counter(&killed, month).await;
         let repair = ["repair", "daily", "--month", &month.to_string()];
         let dying = [&through_a[..], &[("TALLYHOUSE_FAILPOINT", "repair_swapped")]].concat();
-        let (status, said) = run(&killed, &repair, &dying).await;
+        let (status, said) = killed.run_beside(&repair, &dying).await;
         assert_eq!(status, None, "{said}");
         let late = format!("INSERT INTO {killed_database}.daily_local (day, total) SELECT toDate('{month}01'), 1");
         let refused = b.query(&late).unwrap_err().to_string();
         assert!(refused.contains("VIOLATED_CONSTRAINT"), "{refused}");
-        let (status, said) = run(&killed, &repair, &through_b).await;
+        let (status, said) = killed.run_beside(&repair, &through_b).await;
         let is_clean = said.contains("dropped the table") && said.contains("dropped the constraint");
         assert!(status == Some(0) && is_clean && said.contains(": 0 counters differ"), "{status:?} {said}");
         ledger
     };
     let (ledger, killed_ledger) = tokio::join!(beside_a_member, taken_over);
     for bench in [&shard.bench, &killed] {
-        let (status, said) = run(bench, &["audit"], &through_b).await;
+        let (status, said) = bench.run_beside(&["audit"], &through_b).await;
         assert_eq!(status, Some(0), "{said}");
     }
     shard.assert_exact(&ledger, "after a repair").await;
@@ -472,7 +464,7 @@ pub async fn a_repair_on_replicas_is_exact(_url: &str, database: &str) {
     let repair = ["repair", "daily", "--month", &month(&killed).await.to_string()];
     let deadline = Instant::now() + DEADLINE;
     loop {
-        let (status, said) = run(&killed, &repair, &through_a).await;
+        let (status, said) = killed.run_beside(&repair, &through_a).await;
         if said.contains("1 of the 2 replicas of daily are active") {
             assert_eq!(status, Some(1), "{said}");
             break;

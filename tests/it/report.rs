@@ -41,9 +41,15 @@ async fn known_set(client: &Client) {
 
 /// Returns status, standard output and standard error.
 fn report(url: &str, database: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
+    run(url, database, &[&["report"], arguments].concat(), None)
+}
+
+/// Runs the program, which dies at the failpoint if there is one. Returns status, standard output and standard error.
+fn run(url: &str, database: &str, arguments: &[&str], failpoint: Option<&str>) -> (Option<i32>, String, String) {
     let mut command = Command::new(crate::program());
-    command.env_clear().current_dir(std::env::temp_dir()).arg("report").args(arguments);
+    command.env_clear().current_dir(std::env::temp_dir()).args(arguments);
     command.env("TALLYHOUSE__CLICKHOUSE__URL", url).env("TALLYHOUSE__CLICKHOUSE__DATABASE", database);
+    command.envs(failpoint.map(|name| ("TALLYHOUSE_FAILPOINT", name)));
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code(), text(output.stdout), text(output.stderr))
@@ -723,15 +729,10 @@ pub async fn recipients_are_a_recount(url: &str, database: &str) {
     );
 }
 
-/// Runs `tallyhouse repair recipients`, which dies at the failpoint if there is one. Returns its status, and all that it printed.
+/// Runs `tallyhouse repair recipients`. Returns its status, and all that it printed.
 fn repair_recipients(url: &str, database: &str, arguments: &[&str], failpoint: Option<&str>) -> (Option<i32>, String) {
-    let mut command = Command::new(crate::program());
-    command.env_clear().current_dir(std::env::temp_dir()).args(["repair", "recipients"]).args(arguments);
-    command.env("TALLYHOUSE__CLICKHOUSE__URL", url).env("TALLYHOUSE__CLICKHOUSE__DATABASE", database);
-    command.envs(failpoint.map(|name| ("TALLYHOUSE_FAILPOINT", name)));
-    let output = command.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    let (status, output, error) = run(url, database, &[&["repair", "recipients"], arguments].concat(), failpoint);
+    (status, output + &error)
 }
 
 /// Recipients that no row shows are removed where all rows of the campaign are kept, and nowhere else. A removal that was cut short is

@@ -98,6 +98,14 @@ impl Bench {
         (output.status.code(), text(output.stdout), text(output.stderr))
     }
 
+    /// Runs the program beside other work. Returns its exit status and all that it says.
+    pub async fn run_beside(&self, arguments: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
+        let mut command = self.command(arguments);
+        command.envs(settings.iter().copied());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    }
+
     pub async fn execute(&self, sql: &str) {
         self.try_execute(sql).await.unwrap();
     }

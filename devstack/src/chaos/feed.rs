@@ -75,7 +75,8 @@ pub struct Feed {
     events: Events,
     /// Payloads of a backlog with their fates.
     pool: Vec<(Vec<u8>, Fate)>,
-    sent: u64,
+    /// Number of records sent so far.
+    pub sent: u64,
 }
 
 impl Feed {

@@ -19,7 +19,6 @@ pub struct Lifecycle {
     topic: Topic,
     feed: Feed,
     ledger: SharedLedger,
-    sent: u64,
 }
 
 impl Lifecycle {
@@ -30,7 +29,7 @@ impl Lifecycle {
     pub fn create(bootstrap: &str, name: &str, seed: u64) -> Result<Lifecycle, AnyError> {
         let ledger = SharedLedger::default();
         let topic = Topic::create(bootstrap, name, PARTITIONS)?;
-        Ok(Lifecycle { topic, feed: Feed::new(bootstrap, name, seed, false, &ledger)?, ledger, sent: 0 })
+        Ok(Lifecycle { topic, feed: Feed::new(bootstrap, name, seed, false, &ledger)?, ledger })
     }
 
     /// Sends the message of the next campaign; does not wait for the acknowledgement.
@@ -38,9 +37,9 @@ impl Lifecycle {
     /// # Errors
     /// The producer does not take it.
     pub fn send(&mut self) -> Result<(), AnyError> {
-        let message = Events::default().announcement(self.sent, 30, "{\"size\": 3}");
-        let partition = i32::try_from(self.sent % u64::from(PARTITIONS.unsigned_abs()))?;
-        self.sent += 1;
+        let number = self.feed.sent;
+        let message = Events::default().announcement(number, 30, "{\"size\": 3}");
+        let partition = i32::try_from(number % u64::from(PARTITIONS.unsigned_abs()))?;
         self.feed.send_one(partition, message.as_bytes(), EVENT)
     }
 
@@ -65,6 +64,7 @@ impl Lifecycle {
         while count()? < wanted && Instant::now() < deadline {
             std::thread::sleep(LOOK_INTERVAL);
         }
+        tables.sync()?;
         let stored = Stored::of_lifecycle(tables)?;
         let found = verify::rows(&self.ledger.lock(), ends, &stored);
         Ok(found.into_iter().map(|violation| format!("of the lifecycle topic: {violation}")).collect())

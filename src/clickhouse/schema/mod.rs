@@ -197,10 +197,14 @@ impl Schema {
 
     /// Returns the target of an ALTER of a table of the schema: the table that has the rows, on every server.
     pub fn alter_target(&self, database: &str, table: &str) -> String {
-        let table = self.insert_target(table);
+        format!("{database}.{}{}", self.insert_target(table), self.on_cluster())
+    }
+
+    /// Returns the words behind a table's name that make DDL run on every server, where servers do not do so by themselves.
+    pub fn on_cluster(&self) -> String {
         match &self.form {
-            Form::Cluster(cluster) => format!("{database}.{table} ON CLUSTER `{cluster}`"),
-            Form::Single | Form::ReplicatedDatabase | Form::Shared => format!("{database}.{table}"),
+            Form::Cluster(cluster) => format!(" ON CLUSTER `{cluster}`"),
+            Form::Single | Form::ReplicatedDatabase | Form::Shared => String::new(),
         }
     }
 

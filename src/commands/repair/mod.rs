@@ -46,7 +46,9 @@ pub use error::RepairError;
 pub use fence::{Standing, clean};
 pub use shard::Shard;
 
+use crate::clickhouse::client::Client;
 use crate::clickhouse::retention::Retention;
+use crate::clickhouse::schema::Schema;
 use crate::clickhouse::sight;
 use crate::commands::audit::counters::{self, Bounds, Difference};
 use crate::commands::audit::finding::Severity;
@@ -100,10 +102,7 @@ pub async fn daily(
     interrupts: &Interrupts,
     say: ProgressFn<'_>,
 ) -> Result<u64, RepairError> {
-    // Rows that a profile or a row policy hides would not be counted.
-    reader.client().prove().await?;
-    reader.schema().check(reader.client()).await?;
-    sight::refuse_filters(reader.client()).await?;
+    prove(reader.client(), reader.schema()).await?;
     let shard = Shard::of(config, reader.client(), reader.schema())?;
     shard.refuse_absent(reader.client()).await?;
     let leftovers = tables::leftovers(reader.client(), &shard.system("tables")).await?;
@@ -120,6 +119,13 @@ pub async fn daily(
         left += repair_month(config, reader, &shard, month, options, interrupts, say).await?;
     }
     Ok(left)
+}
+
+/// Checks the tables, and that no profile or row policy hides rows. These would not be counted.
+async fn prove(client: &Client, schema: &Schema) -> Result<(), RepairError> {
+    client.prove().await?;
+    schema.check(client).await?;
+    Ok(sight::refuse_filters(client).await?)
 }
 
 async fn repair_month(

@@ -8,12 +8,11 @@
 //! [`remove`] deletes all recipients of such a campaign, and then adds those of its rows. A member writes raw rows before recipients. So
 //! what it writes meanwhile is added too, and a removal that is cut short is completed by adding.
 
-use super::RepairError;
+use super::{RepairError, prove};
 use crate::clickhouse::client::{Client, Statement};
 use crate::clickhouse::recipients::{self, COLUMNS};
 use crate::clickhouse::retention::{Retention, Ttl};
 use crate::clickhouse::schema::Schema;
-use crate::clickhouse::sight;
 use crate::platform::failpoint;
 use crate::platform::output::ProgressFn;
 use clickhouse::Row;
@@ -27,14 +26,8 @@ use uuid::Uuid;
 pub struct Wrong {
     campaign_id: String,
     recipients: u64,
-    is_whole: bool,
-}
-
-impl Wrong {
     /// True if the rows of the campaign's whole life are there, so that its recipients can be counted again.
-    pub fn is_removable(&self) -> bool {
-        self.is_whole
-    }
+    pub is_removable: bool,
 }
 
 /// Adds the recipients of all raw rows, or of those of one campaign, day by day.
@@ -50,6 +43,17 @@ pub async fn add(
 ) -> Result<(), RepairError> {
     prove(client, schema).await?;
     recipients::key(client).await?;
+    add_shown(client, schema, campaign.map(|id| id.to_string()).as_deref(), dry_run, say).await
+}
+
+/// Adds what the rows show, once all is proven that [`add`] needs.
+async fn add_shown(
+    client: &Client,
+    schema: &Schema,
+    campaign: Option<&str>,
+    dry_run: bool,
+    say: ProgressFn<'_>,
+) -> Result<(), RepairError> {
     let of_campaign = of_campaign(campaign);
     let days = format!(
         "SELECT DISTINCT toYYYYMMDD(event_time) AS day FROM email_events WHERE email != '' AND {of_campaign} ORDER BY day"
@@ -84,10 +88,11 @@ pub async fn find_wrong(
     say: ProgressFn<'_>,
 ) -> Result<Vec<Wrong>, RepairError> {
     prove(client, schema).await?;
-    let found = wrong(client, schema, campaign).await?;
+    recipients::key(client).await?;
+    let found = wrong(client, schema, campaign.map(|id| id.to_string()).as_deref()).await?;
     say(&format!("{} campaigns have recipients, types or first times that their rows do not show", found.len()));
-    for Wrong { campaign_id, recipients, is_whole } in &found {
-        let what = match is_whole {
+    for Wrong { campaign_id, recipients, is_removable } in &found {
+        let what = match is_removable {
             true => "its recipients would be deleted, and those of its rows added",
             false => {
                 "left as it is: rows of its life have expired or are about to, or some have no address, as after an erasure"
@@ -111,7 +116,7 @@ pub async fn remove(
 ) -> Result<u64, RepairError> {
     let target = schema.alter_target(client.database(), RECIPIENTS_NAME);
     let mut left = 0;
-    for Wrong { campaign_id, .. } in found.iter().filter(|wrong| wrong.is_whole) {
+    for Wrong { campaign_id, .. } in found.iter().filter(|wrong| wrong.is_removable) {
         say(&format!(
             "campaign {campaign_id}: deleting its recipients; its figures are too low until they are added again"
         ));
@@ -119,15 +124,15 @@ pub async fn remove(
         delete.bind(campaign_id).setting("mutations_sync", "2").execute().await?;
         failpoint::hit("repair_recipients_deleted");
         client.sync().await?;
-        let campaign = campaign_id.parse().ok();
-        add(client, schema, campaign, false, say).await?;
+        let campaign = Some(campaign_id.as_str());
+        add_shown(client, schema, campaign, false, say).await?;
         left += wrong(client, schema, campaign).await?.iter().map(|wrong| wrong.recipients).sum::<u64>();
     }
     Ok(left)
 }
 
 /// Returns the campaigns with recipients that their rows do not show.
-async fn wrong(client: &Client, schema: &Schema, campaign: Option<Uuid>) -> Result<Vec<Wrong>, RepairError> {
+async fn wrong(client: &Client, schema: &Schema, campaign: Option<&str>) -> Result<Vec<Wrong>, RepairError> {
     client.sync().await?;
     let retention = Retention::read(client, schema).await?;
     if let Ttl::Other(ttl) = &retention.raw {
@@ -147,29 +152,18 @@ async fn wrong(client: &Client, schema: &Schema, campaign: Option<Uuid>) -> Resu
         first_day.0
     );
     let sql = format!(
-        "SELECT toString(id) AS campaign_id, recipients, id IN ({whole}) AS is_whole FROM \
+        "SELECT toString(id) AS campaign_id, recipients, id IN ({whole}) AS is_removable FROM \
          (SELECT campaign_id AS id, count() AS recipients FROM ({}) GROUP BY id) ORDER BY campaign_id",
         recipients::ahead("stored", "rows", of_campaign, of_campaign)
     );
     Ok(bind(client.query(&sql), campaign, 4).rows().await?)
 }
 
-/// Rows that a profile or a row policy hides would be missing.
-async fn prove(client: &Client, schema: &Schema) -> Result<(), RepairError> {
-    client.prove().await?;
-    schema.check(client).await?;
-    Ok(sight::refuse_filters(client).await?)
-}
-
-fn of_campaign(campaign: Option<Uuid>) -> &'static str {
+fn of_campaign(campaign: Option<&str>) -> &'static str {
     if campaign.is_some() { "campaign_id = toUUID(?)" } else { "true" }
 }
 
 /// Binds the campaign for this number of [`of_campaign`] in a statement.
-fn bind<'c>(statement: Statement<'c>, campaign: Option<Uuid>, times: usize) -> Statement<'c> {
-    campaign
-        .iter()
-        .cycle()
-        .take(times * campaign.iter().len())
-        .fold(statement, |statement, id| statement.bind(id.to_string()))
+fn bind<'c>(statement: Statement<'c>, campaign: Option<&str>, times: usize) -> Statement<'c> {
+    std::iter::repeat_n(campaign, times).flatten().fold(statement, |statement, id| statement.bind(id))
 }

@@ -49,14 +49,10 @@ impl Shard {
                 schema.form()
             )));
         }
-        let on_cluster = match schema.form() {
-            Form::Cluster(name) => format!(" ON CLUSTER `{name}`"),
-            Form::Single | Form::ReplicatedDatabase | Form::Shared => String::new(),
-        };
         let cluster = schema.form().cluster(&database).map(str::to_owned);
         let sends = Duration::from_millis(config.kafka.session_timeout_ms);
         let quarantine = sends + failpoint::receive_timeout(RECEIVE_TIMEOUT) + client.insert_timeout();
-        Ok(Shard { database, cluster, on_cluster, quarantine })
+        Ok(Shard { database, cluster, on_cluster: schema.on_cluster(), quarantine })
     }
 
     /// Returns the name of a system table with the rows of all servers.
