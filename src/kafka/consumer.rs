@@ -37,6 +37,24 @@ pub trait Rebalances: Send + Sync {
     fn statistics(&self, statistics: &Statistics);
 }
 
+/// Longest wait for calls under way, as in [`close`].
+const CALLS_END_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time between two looks for calls under way.
+const CALLS_POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Leaves the group, on this thread. A call to Kafka that is under way also holds the consumer. The last holder leaves, so this waits for
+/// two seconds at most to be the last one. A process that ends before its consumer is closed would stay in the group until its session ends.
+pub fn close(mut consumer: Arc<Consumer>) {
+    let begun = Instant::now();
+    while begun.elapsed() < CALLS_END_TIMEOUT {
+        match Arc::try_unwrap(consumer) {
+            Ok(last) => return drop(last),
+            Err(held) => consumer = held,
+        }
+        std::thread::sleep(CALLS_POLL_INTERVAL);
+    }
+}
+
 /// Time after the last report for which a batch still counts as unreadable. librdkafka tries it again twice a second.
 const UNREADABLE_FOR: Duration = Duration::from_secs(10);
 
@@ -321,6 +339,20 @@ mod tests {
             });
         }
         offsets
+    }
+
+    #[test]
+    fn a_consumer_is_closed_when_calls_under_way_have_ended() {
+        let (_, consumer) = member(&MockCluster::new(1).unwrap());
+        let consumer = Arc::new(consumer);
+        let (call, after) = (Arc::clone(&consumer), Arc::downgrade(&consumer));
+        let call = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            drop(call);
+        });
+        close(consumer);
+        assert_eq!(after.strong_count(), 0, "the call closes it later");
+        call.join().unwrap();
     }
 
     /// The brokers answer late. So everything that librdkafka asks at the assignment is answered after the seek.

@@ -493,7 +493,10 @@ fn start(
     let (ended, reader_ended) = oneshot::channel();
     std::thread::spawn(move || {
         let _named = span.enter();
-        let _ = ended.send(reader.run());
+        let consumer = Arc::clone(&reader.consumer);
+        let reason = reader.run();
+        consumer::close(consumer);
+        let _ = ended.send(reason);
     });
     tracing::info!(topic, group = config.kafka.group_id, "consuming");
     Ok(Running { servers, assignment, shared, tally, reader_ended })

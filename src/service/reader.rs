@@ -79,7 +79,7 @@ pub struct Reader {
     pub waker: Waker,
     /// Queue of fetched records.
     pub fetched: FetchQueue,
-    /// Consumer. It is dropped, and so closed, on this thread.
+    /// Consumer. The reader's thread closes it once this reader has ended.
     pub consumer: Arc<Consumer>,
     /// Name of the topic.
     pub topic: String,
@@ -159,7 +159,7 @@ impl PollState {
 }
 
 impl Reader {
-    /// Polls until the command to end comes, then leaves the group. If Kafka ended it, this returns the reason. An error that
+    /// Polls until the command to end comes. If Kafka ended it, this returns the reason. An error that
     /// librdkafka calls fatal never ends (a static member that was fenced, a group protocol that the broker does not speak).
     pub fn run(self) -> Option<String> {
         let mut state = PollState::new(self.intake.clone());
