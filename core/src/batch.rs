@@ -4,7 +4,7 @@
 //! encoding of a block must never depend on what was inserted before.
 
 use crate::days::Day;
-use crate::decode::event::EventType;
+use crate::decode::event::{EventType, UuidBytes};
 use crate::decode::reject::Reason;
 use crate::protocol::Frozen;
 use crate::protocol::group::Size;
@@ -140,6 +140,11 @@ impl Batch {
             rows: day.rows,
             chunks: [&day.campaign_id, &day.email, &day.event_type, &day.event_time].map(Vec::as_slice),
         })
+    }
+
+    /// Returns the number of events of each counter, with the id of its campaign. A campaign may have several.
+    pub(super) fn events_of_campaigns(&self) -> impl Iterator<Item = (&UuidBytes, u64)> {
+        self.counters.iter().map(|(key, totals)| (&key.campaign_id, totals.iter().sum()))
     }
 
     /// Returns the rejected records, in the order of their offsets.

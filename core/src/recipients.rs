@@ -9,12 +9,13 @@
 use crate::batch::Batch;
 use crate::decode::event::EventType;
 use crate::tables;
-use crate::window::native::{Chunks, Column, Reader, native_block};
+use crate::window::native::{Chunks, Column, Reader, native_block, uuid_bytes};
 use bytes::Bytes;
 use foldhash::fast::FixedState;
 use siphasher::sip::SipHasher24;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::ops::Range;
 
 /// Number of rows of one block. All rows of an insert are sorted, and blocks bound the memory for their columns.
 const BLOCK_ROWS: usize = 65_536;
@@ -57,33 +58,39 @@ impl RecipientKey {
     }
 }
 
-/// A campaign id as its column has it: the bytes of each half from the least to the greatest.
-type ColumnId = [u8; 16];
-
 /// One event of a recipient.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Entry {
     recipient: u64,
-    /// Place of the campaign in [`Recipients::campaigns`].
-    campaign: u32,
     event_time: u32,
     type_index: u8,
 }
 
 /// The events of some batches that have an address, in the order of the table.
 pub struct Recipients {
-    campaigns: Vec<ColumnId>,
-    entries: std::iter::Peekable<std::vec::IntoIter<Entry>>,
+    entries: Vec<Entry>,
+    /// Campaigns that are left, each with the range of its entries that are left. A campaign is a number in ClickHouse's order of UUIDs.
+    campaigns: VecDeque<(u128, Range<usize>)>,
 }
 
 impl Recipients {
-    /// Returns the events of these batches. It takes 24 bytes for each.
-    pub fn of<'a>(batches: impl IntoIterator<Item = &'a Batch>, key: RecipientKey) -> Recipients {
-        let mut places: HashMap<ColumnId, u32, FixedState> = HashMap::default();
-        let (mut campaigns, mut entries) = (Vec::new(), Vec::new());
+    /// Returns the events of these batches. It takes 16 bytes for each.
+    pub fn of<'a>(batches: impl IntoIterator<Item = &'a Batch> + Clone, key: RecipientKey) -> Recipients {
+        // The counters say how many events a campaign has. So each event gets a place among those of its campaign at once.
+        let mut ranges: HashMap<u128, Range<usize>, FixedState> = HashMap::default();
+        for (campaign_id, events) in batches.clone().into_iter().flat_map(Batch::events_of_campaigns) {
+            ranges.entry(u128::from_le_bytes(uuid_bytes(campaign_id))).or_default().end += events as usize;
+        }
+        let mut order: Vec<u128> = ranges.keys().copied().collect();
+        order.sort_unstable();
+        let mut room = 0;
+        for campaign in &order {
+            let events = ranges.insert(*campaign, room..room).unwrap_or_default().end;
+            room += events;
+        }
+        let mut entries = vec![Entry::default(); room];
         for columns in batches.into_iter().flat_map(Batch::addressed) {
             let [mut ids, mut emails, mut types, mut times] = columns.chunks.map(Reader::of);
-            entries.reserve(columns.rows as usize);
             for _ in 0..columns.rows {
                 let email = emails.string().filter(|email| !email.is_empty()).map(|email| key.hash(email));
                 let (id, event_type, event_time) = (ids.array(), types.array(), times.array());
@@ -92,28 +99,24 @@ impl Recipients {
                 else {
                     continue;
                 };
-                let campaign = *places.entry(id).or_insert_with(|| {
-                    campaigns.push(id);
-                    campaigns.len() as u32 - 1
-                });
-                let (event_time, type_index) = (u32::from_le_bytes(event_time), event_type - 1);
-                entries.push(Entry { recipient, campaign, event_time, type_index });
+                let range = ranges.get_mut(&u128::from_le_bytes(id)).expect("each event has a counter");
+                let event_time = u32::from_le_bytes(event_time);
+                entries[range.end] = Entry { recipient, event_time, type_index: event_type - 1 };
+                range.end += 1;
             }
         }
-        // ClickHouse sorts by the second half of a UUID first. It need not sort again what comes in that order.
-        let mut order: Vec<u32> = (0..campaigns.len() as u32).collect();
-        order.sort_unstable_by_key(|&place| u128::from_le_bytes(campaigns[place as usize]));
-        let mut ranks = vec![0; order.len()];
-        (0..).zip(&order).for_each(|(rank, &place)| ranks[place as usize] = rank);
-        entries.iter_mut().for_each(|entry| entry.campaign = ranks[entry.campaign as usize]);
-        entries.sort_unstable_by_key(|entry| u128::from(entry.campaign) << 64 | u128::from(entry.recipient));
-        let campaigns = order.into_iter().map(|place| campaigns[place as usize]).collect();
-        Recipients { campaigns, entries: entries.into_iter().peekable() }
+        let of_campaign = |campaign| ranges.remove(&campaign).map(|range| (campaign, range));
+        let mut campaigns: VecDeque<(u128, Range<usize>)> = order.into_iter().filter_map(of_campaign).collect();
+        campaigns.retain(|(_, range)| !range.is_empty());
+        for (_, range) in &campaigns {
+            entries[range.clone()].sort_unstable_by_key(|entry| entry.recipient);
+        }
+        Recipients { entries, campaigns }
     }
 
-    /// True if there are no rows.
+    /// True if no rows are left.
     pub fn is_empty(&self) -> bool {
-        self.entries.len() == 0
+        self.campaigns.is_empty()
     }
 
     /// Returns the next rows as one Native block, with their number; `None` after the last ones.
@@ -122,26 +125,26 @@ impl Recipients {
         let (mut campaign_id, mut recipient, mut flags) = <(Column, Column, Column)>::default();
         let mut firsts: [Column; TIMED.len()] = Default::default();
         while rows < BLOCK_ROWS
-            && let Some(first) = self.entries.next()
+            && let Some((campaign, left)) = self.campaigns.front_mut()
         {
+            let first = self.entries[left.start].recipient;
             let (mut bits, mut times) = (0u16, [NEVER; TIMED.len()]);
-            let mut take = |entry: &Entry| {
+            for entry in self.entries[left.clone()].iter().take_while(|entry| entry.recipient == first) {
+                left.start += 1;
                 bits |= 1 << entry.type_index;
                 // The types with a time come first in the enumeration.
                 if let Some(time) = times.get_mut(usize::from(entry.type_index)) {
                     *time = entry.event_time.min(*time);
                 }
-            };
-            take(&first);
-            let is_same = |entry: &Entry| entry.recipient == first.recipient && entry.campaign == first.campaign;
-            while let Some(entry) = self.entries.next_if(is_same) {
-                take(&entry);
             }
             rows += 1;
-            campaign_id.put(&self.campaigns[first.campaign as usize]);
-            recipient.put(&first.recipient.to_le_bytes());
+            campaign_id.put(&campaign.to_le_bytes());
+            recipient.put(&first.to_le_bytes());
             flags.put(&bits.to_le_bytes());
             firsts.iter_mut().zip(times).for_each(|(column, time)| column.put(&time.to_le_bytes()));
+            if left.start == left.end {
+                self.campaigns.pop_front();
+            }
         }
         let columns = [campaign_id, recipient, flags].into_iter().chain(firsts);
         let definition = tables::RECIPIENTS.columns.iter();

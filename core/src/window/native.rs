@@ -55,12 +55,9 @@ impl Column {
         self.put(&encoded[..=length]);
     }
 
-    /// Appends a `UUID`: two little-endian 64-bit halves, the high one first.
+    /// Appends a `UUID`.
     pub fn put_uuid(&mut self, uuid: &[u8; 16]) {
-        let mut wire = *uuid;
-        wire[..8].reverse();
-        wire[8..].reverse();
-        self.put(&wire);
+        self.put(&uuid_bytes(uuid));
     }
 
     /// Returns the finished chunks.
@@ -180,6 +177,14 @@ impl Values {
         }
         None
     }
+}
+
+/// Returns the bytes of a `UUID` in a column: two little-endian 64-bit halves, the high one first.
+pub fn uuid_bytes(uuid: &[u8; 16]) -> [u8; 16] {
+    let mut bytes = *uuid;
+    bytes[..8].reverse();
+    bytes[8..].reverse();
+    bytes
 }
 
 /// Returns one block in Native format: `columns` are (name, type, chunks), each with `rows` values.
