@@ -48,7 +48,8 @@ pub struct SteadyArguments {
     /// With --steady: how long each run is measured, in seconds; a multiple of the flush age has as many flushes in each run.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=600), requires = "steady")]
     seconds: u64,
-    /// With --steady: how long each run goes on before it is measured, in seconds.
+    /// With --steady: how long each run goes on before it is measured, in seconds. Each partition adds 30 ms: the broker is slow
+    /// until it has written the first entry of each index file.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=600), requires = "steady")]
     warm_up: u64,
     /// With --steady: how long the idle servers are measured before each run, in seconds.
@@ -58,6 +59,10 @@ pub struct SteadyArguments {
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(50..=600_000), requires = "steady")]
     age_ms: u64,
 }
+
+/// Addition to the warm-up for each partition. A fresh topic of 1,000 partitions holds the producer's records back for 20 s: the broker
+/// writes the first entries of 2,000 index files, each in a page of the disk that it has not used before.
+const WARM_UP_OF_A_PARTITION: Duration = Duration::from_millis(30);
 
 /// Time that each contender runs before any figure counts: a fresh Kafka spends as much on compiling its code as on running it.
 const JVM_WARM_UP: Duration = Duration::from_secs(20);
@@ -156,7 +161,7 @@ fn load(arguments: &Arguments, scenario: Scenario, members: usize) -> Load {
         per_second: scenario.per_second,
         members,
         flush_age: Duration::from_millis(steady.age_ms),
-        warm_up: Duration::from_secs(steady.warm_up),
+        warm_up: Duration::from_secs(steady.warm_up) + WARM_UP_OF_A_PARTITION * scenario.partitions.unsigned_abs(),
         measured: Duration::from_secs(steady.seconds),
         idle: Duration::from_secs(steady.idle),
         campaigns: arguments.campaigns,
@@ -255,9 +260,10 @@ fn rows(all: &[Measured]) -> Vec<Vec<String>> {
 fn print(arguments: &Arguments, all: &[Measured]) {
     let steady = &arguments.steady;
     let mut heading = format!(
-        "{} s after {} s of warm-up, flushed every {} ms, campaigns: {}, CPU in cores less the servers' idle share, medians of {}; {}",
+        "{} s after {} s of warm-up and {} ms for each partition, flushed every {} ms, campaigns: {}, CPU in cores less the servers' idle share, medians of {}; {}",
         steady.seconds,
         steady.warm_up,
+        WARM_UP_OF_A_PARTITION.as_millis(),
         steady.age_ms,
         thousands(arguments.campaigns as f64),
         arguments.rounds.unwrap_or(1),
