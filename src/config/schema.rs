@@ -250,9 +250,9 @@ section! {
         /// Number of replicas that have a batch before its end is committed. With 2, a lost disk loses nothing, and members wait while
         /// no second server of url answers.
         replicas_confirmed: u64 = "1", Integer(1..=2);
-        /// Writes the table recipients too, from which unique figures come. It takes ClickHouse and members a little more time for each
-        /// event. After a time without it, `tallyhouse repair recipients` adds what is missing.
-        recipients: bool = "true", Bool;
+        /// Writes the table recipients too, from which unique figures come. An event then takes about a fifth more CPU. All members need the
+        /// same value. After a time without it, `tallyhouse repair recipients` adds what raw rows show.
+        recipients: bool = "false", Bool;
         /// Compression of the data of inserts.
         compression: Compression = "lz4", OneOf(&["lz4", "none"]);
     }

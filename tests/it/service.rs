@@ -81,6 +81,7 @@ impl Bench {
             ("KAFKA__SESSION_TIMEOUT_MS", "6000"),
             ("CLICKHOUSE__URL", self.url.as_str()),
             ("CLICKHOUSE__DATABASE", self.database.as_str()),
+            ("CLICKHOUSE__RECIPIENTS", "true"),
             ("FLUSH__AGE_MS", "300"),
             ("FLUSH__ROWS_MAX", "700"),
             ("ADMIN__LISTEN", "127.0.0.1:0"),

@@ -55,7 +55,7 @@ impl Column {
         self.put(&encoded[..=length]);
     }
 
-    /// Appends a `UUID`.
+    /// Appends a `UUID`, as [`uuid_bytes`] has it.
     pub fn put_uuid(&mut self, uuid: &[u8; 16]) {
         self.put(&uuid_bytes(uuid));
     }

@@ -95,7 +95,8 @@ impl Service {
         command
             .arg(subcommand)
             .env("TALLYHOUSE__KAFKA__BROKERS", &self.brokers)
-            .env("TALLYHOUSE__CLICKHOUSE__URL", &self.url);
+            .env("TALLYHOUSE__CLICKHOUSE__URL", &self.url)
+            .env("TALLYHOUSE__CLICKHOUSE__RECIPIENTS", "true");
         command
     }
 

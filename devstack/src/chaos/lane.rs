@@ -44,6 +44,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("RETRY__BACKOFF_MAX_MS", "500"),
     ("SHUTDOWN__GRACE_MS", "10000"),
     ("CLICKHOUSE__QUERY_TIMEOUT_MS", "2000"),
+    ("CLICKHOUSE__RECIPIENTS", "true"),
     ("KAFKA__PROPERTIES__TOPIC_METADATA_REFRESH_INTERVAL_MS", "2000"),
     ("KAFKA__PROPERTIES__RECONNECT_BACKOFF_MAX_MS", "1000"),
     ("LOG__LEVEL", "info,tallyhouse=trace"),

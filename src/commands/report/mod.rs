@@ -23,6 +23,10 @@ Open rate = opens / delivered. Click rate = clicks / delivered. Click-to-open ra
 Bounce rate = bounces / (delivered + bounces). Unsubscribe rate = unsubscribes / delivered.
 Opens and clicks are all opens and clicks, not distinct recipients: their rates can be above 100 %.";
 
+/// The way to unique figures, where there are none.
+pub const NO_RECIPIENTS: &str = "\
+There are no unique figures. Set clickhouse.recipients = true for all members, and then run `tallyhouse repair recipients` once.";
+
 /// The definitions of the rates of recipients, below their table.
 pub const RECIPIENT_RATES: &str = "\
 Each recipient counts once in a campaign. Open rate, click rate, open-or-click, unsubscribe and complaint rates are shares of delivered.

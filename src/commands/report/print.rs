@@ -5,7 +5,10 @@
 
 use super::recipients::{FirstEvents, RecipientRates, Recipients};
 use super::zone::{ZoneDay, ZoneReport};
-use super::{By, Counts, DENOMINATORS, Filter, Further, Line, LineRecipients, RECIPIENT_RATES, Rates, Report, further};
+use super::{
+    By, Counts, DENOMINATORS, Filter, Further, Line, LineRecipients, NO_RECIPIENTS, RECIPIENT_RATES, Rates, Report,
+    further,
+};
 use crate::commands::table;
 use crate::platform::output;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
@@ -163,6 +166,10 @@ impl Report {
                 write!(text, "\n\nRecipients\n{table}\n\n{about}\n\nEvents\n{}\n\n{DENOMINATORS}\n", self.rows_table());
         } else {
             let _ = write!(text, "\n\n{}\n\n{DENOMINATORS}\n", self.rows_table());
+            // A campaign's recipients are not counted for some of its days.
+            if self.by == By::Day || self.filter.since.is_none() && self.filter.until.is_none() {
+                let _ = writeln!(text, "{NO_RECIPIENTS}");
+            }
         }
         text
     }

@@ -21,8 +21,8 @@ const VIEWS: &str = include_str!("views.sql");
 const ENGINE_CONSUMERS: usize = 2;
 /// Flush age of the Kafka engine, which is ClickHouse's default (`stream_flush_interval_ms`).
 const ENGINE_FLUSH_AGE: Duration = Duration::from_millis(7_500);
-/// Setting of Tallyhouse without recipients.
-pub const WITHOUT_RECIPIENTS: &str = "clickhouse.recipients=false";
+/// Setting of Tallyhouse with recipients.
+pub const WITH_RECIPIENTS: &str = "clickhouse.recipients=true";
 const PLAIN_TABLES: &str = include_str!("tables.sql");
 
 /// A contender, as named on the command line.
@@ -37,9 +37,9 @@ pub enum Contender {
     /// Tallyhouse, as `s`, on a topic half of which is hostile.
     #[value(name = "h")]
     TallyhouseHostile,
-    /// Tallyhouse, as `a`, without recipients.
-    #[value(name = "n")]
-    WithoutRecipients,
+    /// Tallyhouse, as `a`, with recipients.
+    #[value(name = "u")]
+    WithRecipients,
     /// Another build of Tallyhouse, as `a`.
     #[value(name = "o")]
     Other,
@@ -67,7 +67,7 @@ impl Contender {
             Contender::Tallyhouse => "(a) Tallyhouse",
             Contender::TallyhouseStopped => "(s) Tallyhouse, stopped once all is read",
             Contender::TallyhouseHostile => "(h) the same, half of the records hostile",
-            Contender::WithoutRecipients => "(n) Tallyhouse without recipients",
+            Contender::WithRecipients => "(u) Tallyhouse with recipients",
             Contender::Other => "(o) the other Tallyhouse",
             Contender::KafkaEngine => "(b) ClickHouse Kafka engine, two views",
             Contender::KafkaEngineRecipients => "(r) ClickHouse Kafka engine, three views",
@@ -111,9 +111,9 @@ impl Bench<'_> {
             Contender::TallyhouseHostile => {
                 self.tallyhouse(&self.programs.tallyhouse, &self.hostile, Until::Consumed, &[])
             }
-            Contender::WithoutRecipients => {
-                let without = [WITHOUT_RECIPIENTS.to_owned()];
-                self.tallyhouse(&self.programs.tallyhouse, topic, Until::Counted, &without)
+            Contender::WithRecipients => {
+                let with = [WITH_RECIPIENTS.to_owned()];
+                self.tallyhouse(&self.programs.tallyhouse, topic, Until::Counted, &with)
             }
             Contender::Other => match &self.programs.other {
                 Some(program) => self.tallyhouse(program, topic, Until::Counted, &[]),

@@ -91,7 +91,7 @@ Contenders:
   s  The same, but told to stop (SIGTERM) once everything is read: it flushes, commits and ends. The speed of catching up,
      without that wait.
   h  As s, on as many records of which every other one is hostile in one of sixteen ways. Not run unless named: --only s,h.
-  n  As a, without recipients (clickhouse.recipients = false). Not run unless named.
+  u  As a, with recipients (clickhouse.recipients = true), from which unique figures come. Not run unless named.
   b  ClickHouse's Kafka engine, with a materialized view into the raw table and one from there into the daily table.
   r  As b, with a third view that writes a table of recipients with the same columns as Tallyhouse's. Not run unless named.
   c  A bare rdkafka loop that reads the records and does nothing.
@@ -101,7 +101,7 @@ Contenders:
 CPU of ClickHouse includes the merges that follow a run, until they have settled. Kafka's own is not counted. Parts are those
 written by inserts. Ctrl-C ends everything in order.
 
-With --steady, (a) and (b) run in turn at steady rates, (o) too with --against, (n) and (r) if they are named. The producer is an open loop: event n is due n / rate
+With --steady, (a) and (b) run in turn at steady rates, (o) too with --against, (u) and (r) if they are named. The producer is an open loop: event n is due n / rate
 after the start and is sent then, whatever the system does. Both flush at the same age, and their tables have the same columns. The
 engine's have neither index nor tokens, and its counters are not kept by source. CPU is in cores over the measured seconds, less what
 the idle servers took before with the same looks at them. `inserts` are those in both tables, `parts` is the greatest number of active

@@ -3,7 +3,7 @@
 //! Must never print a figure of a run whose counts differ from what was produced.
 
 use crate::Arguments;
-use crate::contenders::{Contender, WITHOUT_RECIPIENTS};
+use crate::contenders::{Contender, WITH_RECIPIENTS};
 use clap::Args;
 use devstack::bench::figures::{machine, median, thousands};
 use devstack::bench::rivals::{Cores, Load, Servers, SteadyRun, System};
@@ -60,8 +60,8 @@ pub struct SteadyArguments {
     age_ms: u64,
 }
 
-/// Addition to the warm-up for each partition. A fresh topic of 1,000 partitions holds the producer's records back for 20 s: the broker
-/// writes the first entries of 2,000 index files, each in a page of the disk that it has not used before.
+/// Addition to the warm-up for each partition. A fresh topic of 1,000 partitions holds the producer's records back for 20 s. The broker
+/// writes the first entries of 2,000 index files then, each on a new page of the disk.
 const WARM_UP_OF_A_PARTITION: Duration = Duration::from_millis(30);
 
 /// Time that each contender runs before any figure counts: a fresh Kafka spends as much on compiling its code as on running it.
@@ -101,11 +101,11 @@ pub fn peers(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), AnyErro
     let options = KafkaOptions { properties, ..KafkaOptions::default() };
     let kafka = progress::during("starting Kafka", || Kafka::start(options))?;
     let servers = Servers { kafka: &kafka, clickhouse, stack, interrupt };
-    let without = [&arguments.set[..], &[WITHOUT_RECIPIENTS.to_owned()]].concat();
+    let with = [&arguments.set[..], &[WITH_RECIPIENTS.to_owned()]].concat();
     let system = |contender| match (contender, &arguments.against) {
         (Contender::KafkaEngine, _) => System::KafkaEngine { recipients: false },
         (Contender::KafkaEngineRecipients, _) => System::KafkaEngine { recipients: true },
-        (Contender::WithoutRecipients, _) => System::Tallyhouse { program: &program, set: &without },
+        (Contender::WithRecipients, _) => System::Tallyhouse { program: &program, set: &with },
         (Contender::Other, Some(other)) => System::Tallyhouse { program: other, set: &[] },
         _ => System::Tallyhouse { program: &program, set: &arguments.set },
     };
@@ -141,10 +141,10 @@ pub fn peers(arguments: &Arguments, interrupt: &Interrupt) -> Result<(), AnyErro
 
 /// Who runs: Tallyhouse, the other Tallyhouse if there is one, and the engine, unless `--only` names some of them.
 fn contenders(arguments: &Arguments) -> Result<Vec<Contender>, AnyError> {
-    let further = [Contender::WithoutRecipients, Contender::KafkaEngineRecipients];
+    let further = [Contender::WithRecipients, Contender::KafkaEngineRecipients];
     let steady = [Contender::Tallyhouse, further[0], Contender::Other, Contender::KafkaEngine, further[1]];
     if let Some(other) = arguments.only.iter().flatten().find(|contender| !steady.contains(contender)) {
-        return Err(format!("{} does not run with --steady; a, n, o, b and r do", other.name()).into());
+        return Err(format!("{} does not run with --steady; a, u, o, b and r do", other.name()).into());
     }
     let has = |contender| match (contender, &arguments.only) {
         (Contender::Other, _) => arguments.against.is_some(),
@@ -175,7 +175,7 @@ impl Measured {
         let contender = match self.contender {
             Contender::KafkaEngine => "Kafka engine, two views",
             Contender::KafkaEngineRecipients => "Kafka engine, three views",
-            Contender::WithoutRecipients => "Tallyhouse without recipients",
+            Contender::WithRecipients => "Tallyhouse with recipients",
             Contender::Other => "the other Tallyhouse",
             _ => "Tallyhouse",
         };
