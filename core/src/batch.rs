@@ -144,7 +144,7 @@ impl Batch {
 
     /// Returns the number of events of each counter, with the id of its campaign. A campaign may have several.
     pub(super) fn events_of_campaigns(&self) -> impl Iterator<Item = (&UuidBytes, u64)> {
-        self.counters.iter().map(|(key, totals)| (&key.campaign_id, totals.iter().sum()))
+        self.counters.iter().map(|(key, totals)| (&key.campaign_id, totals.iter().copied().map(u64::from).sum()))
     }
 
     /// Returns the rejected records, in the order of their offsets.
@@ -298,8 +298,8 @@ fn daily_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
             if marked.replace(month) != Some(month)
                 && let Some(first) = rest.iter_mut().enumerate().find(|(_, count)| **count > 0)
             {
-                let mut mark = Totals::default();
-                mark[first.0] = std::mem::take(first.1);
+                let mut mark = [0; EventType::ALL.len()];
+                mark[first.0] = std::mem::take(first.1).into();
                 marks += rows.put(key, &mark, batch.range.end);
             }
             shared.push((*key, rest));
@@ -309,7 +309,7 @@ fn daily_block(parts: &[Part<'_>]) -> (u64, Vec<Bytes>) {
     // The counters of each part are sorted, and a stable sort merges sorted runs.
     shared.sort_by_key(|(key, _)| *key);
     let of_all = shared.chunk_by(|(a, _), (b, _)| a == b).map(|same| {
-        let sum = |kind: usize| same.iter().map(|(_, totals)| totals[kind]).sum();
+        let sum = |kind: usize| same.iter().map(|(_, totals)| u64::from(totals[kind])).sum();
         rows.put(&same[0].0, &std::array::from_fn(sum), 0)
     });
     let unnamed = of_all.sum();
@@ -340,7 +340,7 @@ struct CounterRows {
 
 impl CounterRows {
     /// Adds one row for each type that has events. Returns their number.
-    fn put(&mut self, key: &CounterKey, totals: &Totals, end_offset: u64) -> u64 {
+    fn put(&mut self, key: &CounterKey, totals: &[u64; EventType::ALL.len()], end_offset: u64) -> u64 {
         let mut rows = 0;
         for (kind, count) in EventType::ALL.into_iter().zip(totals).filter(|(_, count)| **count > 0) {
             rows += 1;
@@ -466,7 +466,7 @@ mod tests {
                 for (key, totals) in &batch.counters {
                     wanted_marks.insert(((*name).to_owned(), key.day.yyyymm()), batch.range.end);
                     for (kind, total) in EventType::ALL.iter().zip(totals).filter(|(_, total)| **total > 0) {
-                        *wanted.entry((key.day.0, *kind as u8, key.campaign_id.to_vec())).or_insert(0) += total;
+                        *wanted.entry((key.day.0, *kind as u8, key.campaign_id.to_vec())).or_insert(0) += u64::from(*total);
                     }
                 }
             }

@@ -4,6 +4,7 @@
 //! never come from `kafka.properties`: they are refused by name. In addition they are written last.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use super::memory;
 use super::schema::{Assignment, Config, GroupProtocol, Mechanism, Topics};
@@ -64,8 +65,8 @@ const FETCH_MIN_BYTES: u64 = 200_000;
 /// librdkafka's default, and the longest time that a broker waits for [`FETCH_MIN_BYTES`].
 const FETCH_WAIT_MS_MAX: u64 = 500;
 
-/// The least `message.max.bytes` that librdkafka allows.
-const MESSAGE_MAX_BYTES_MIN: &str = "1000";
+/// Range of a consumer's `message.max.bytes`: from librdkafka's least value to its default.
+const MESSAGE_MAX_BYTES: RangeInclusive<u64> = 1_000..=1_000_000;
 
 /// Properties that no producer gets: those of a group, and the name of transactions, which replays set themselves.
 const NOT_OF_PRODUCERS: &[&str] = &[
@@ -118,8 +119,11 @@ impl Config {
         let tuning = self.tuning().into_iter().filter(|(name, _)| classic || *name != "heartbeat.interval.ms");
         all.extend(tuning.map(|(name, value)| (name.to_owned(), value.to_string())));
         all.extend(self.kafka.properties.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())));
-        // This is a limit of produced records. librdkafka refuses a consumer whose `fetch.max.bytes` is below it.
-        all.insert("message.max.bytes".to_owned(), MESSAGE_MAX_BYTES_MIN.to_owned());
+        // This is a limit of produced records, and the largest buffer that librdkafka makes at first to unpack a batch with LZ4. With a
+        // small one it copies each batch several times as it grows. librdkafka refuses a consumer whose `fetch.max.bytes` is below it.
+        let fetched = all.get("fetch.max.bytes").and_then(|bytes| bytes.parse().ok()).unwrap_or(u64::MAX);
+        let unpacked = fetched.clamp(*MESSAGE_MAX_BYTES.start(), *MESSAGE_MAX_BYTES.end());
+        all.insert("message.max.bytes".to_owned(), unpacked.to_string());
         all.extend(self.keyed().into_iter().map(|(name, value)| (name.to_owned(), value)));
         all.extend(PROTOCOL.iter().map(|(name, value, _)| (name.to_string(), value.to_string())));
         all.into_iter().collect()

@@ -277,7 +277,11 @@ impl Windows {
                 counters: window.counters(),
                 rejects: window.rejects(),
                 sealed: live.buffer.closed(),
-                events: EventType::ALL.iter().map(|t| t.name()).zip(window.totals().iter().copied()).collect(),
+                events: EventType::ALL
+                    .iter()
+                    .map(|t| t.name())
+                    .zip(window.totals().iter().copied().map(u64::from))
+                    .collect(),
             }
         };
         self.live.iter().map(|live| (*live.key(), snapshot(&live))).collect()
