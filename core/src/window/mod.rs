@@ -62,8 +62,8 @@ impl Hash for CounterKey {
     }
 }
 
-/// Events by type, in the order of [`crate::decode::event::EventType::ALL`]. A window has far fewer records than the type holds, and
-/// the table of counters stays small: to find a counter in it is the largest part of the reader's work.
+/// Events by type, in the order of [`crate::decode::event::EventType::ALL`]. A window has far fewer records than a number of 32 bits
+/// counts. The table of counters stays small, because to find a counter in it is the largest part of the reader's work.
 pub type Totals = [u32; EventType::ALL.len()];
 
 /// The raw rows of one day, one column each.
