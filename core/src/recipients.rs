@@ -105,9 +105,8 @@ impl Recipients {
                 range.end += 1;
             }
         }
-        let of_campaign = |campaign| ranges.remove(&campaign).map(|range| (campaign, range));
-        let mut campaigns: VecDeque<(u128, Range<usize>)> = order.into_iter().filter_map(of_campaign).collect();
-        campaigns.retain(|(_, range)| !range.is_empty());
+        let of_campaign = |campaign| Some((campaign, ranges.remove(&campaign).filter(|range| !range.is_empty())?));
+        let campaigns: VecDeque<(u128, Range<usize>)> = order.into_iter().filter_map(of_campaign).collect();
         for (_, range) in &campaigns {
             entries[range.clone()].sort_unstable_by_key(|entry| entry.recipient);
         }

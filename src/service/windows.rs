@@ -119,7 +119,7 @@ pub struct WindowSnapshot {
     counters: usize,
     rejects: u64,
     sealed: usize,
-    events: BTreeMap<&'static str, u64>,
+    events: BTreeMap<&'static str, u32>,
 }
 
 /// The live windows, by partition.
@@ -277,11 +277,7 @@ impl Windows {
                 counters: window.counters(),
                 rejects: window.rejects(),
                 sealed: live.buffer.closed(),
-                events: EventType::ALL
-                    .iter()
-                    .map(|t| t.name())
-                    .zip(window.totals().iter().copied().map(u64::from))
-                    .collect(),
+                events: EventType::ALL.iter().map(|t| t.name()).zip(window.totals().iter().copied()).collect(),
             }
         };
         self.live.iter().map(|live| (*live.key(), snapshot(&live))).collect()

@@ -57,6 +57,13 @@ pub struct Filter {
     pub until: Option<Day>,
 }
 
+impl Filter {
+    /// True if only some days count.
+    fn has_days(&self) -> bool {
+        self.since.is_some() || self.until.is_some()
+    }
+}
+
 /// Numbers of events by type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
@@ -254,7 +261,7 @@ async fn add_recipients(
     filter: &Filter,
     lines: &mut [Line],
 ) -> Result<Option<Recipients>, ClickHouseError> {
-    if filter.since.is_some() || filter.until.is_some() {
+    if filter.has_days() {
         return Ok(None);
     }
     let of = recipients::by_campaign(client, filter).await?;

@@ -167,7 +167,7 @@ impl Report {
         } else {
             let _ = write!(text, "\n\n{}\n\n{DENOMINATORS}\n", self.rows_table());
             // A campaign's recipients are not counted for some of its days.
-            if self.by == By::Day || self.filter.since.is_none() && self.filter.until.is_none() {
+            if self.by == By::Day || !self.filter.has_days() {
                 let _ = writeln!(text, "{NO_RECIPIENTS}");
             }
         }
