@@ -275,7 +275,7 @@ section! {
         /// partition has had no more for half a second.
         age_ms: u64 = "5000", Integer(50..=600_000);
         /// Rows in one batch. Stays below ClickHouse's max_insert_block_size of 1048449.
-        rows_max: usize = "500000", Integer(1..=1_000_000);
+        rows_max: usize = "300000", Integer(1..=1_000_000);
         /// Bytes in one batch.
         bytes_max: usize = "128MiB", Bytes(1 << 10..=1 << 30);
         /// Distinct days in one batch; the first event of one more day closes it. Each day is a part of email_events.
