@@ -5,6 +5,7 @@
 //! `TALLYHOUSE_MODEL=partitions,records,faults` runs one of them.
 
 use super::log::{Log, Record};
+use super::world::scenarios::drive;
 use super::world::{Move, PLENTY, Rules, World};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 use std::time::Instant;
@@ -97,18 +98,13 @@ fn an_old_announcement_over_two_months() {
 fn a_group_and_two_owners_after_a_death() {
     let rules = Rules { gathers: true, ..Rules::REAL };
     let mut world = world(rules, vec![vec![FIRST], vec![FIRST]], 0);
-    for _ in 0..100 {
-        let moves = world.moves();
-        let gather = moves.iter().find(|chosen| matches!(chosen, Move::Gather(_)));
-        let next =
-            gather.or_else(|| moves.iter().find(|chosen| !matches!(chosen, Move::Assign(_, 1) | Move::Take(..))));
-        world.make(*next.expect("something can happen before a group is taken"));
-        if gather.is_some() {
-            world.faults_left = 1;
-            return check_from(world, &["Crash"]);
-        }
-    }
-    panic!("no group was taken");
+    world.make(Move::Assign(0, 0));
+    world.make(Move::Assign(1, 0));
+    let gather = Move::Gather(0);
+    drive(&mut world, |_, next| !matches!(next, Move::Take(..)), |world| world.moves().contains(&gather));
+    world.make(gather);
+    world.faults_left = 1;
+    check_from(world, &["Crash"]);
 }
 
 #[test]

@@ -14,7 +14,7 @@
 //! offset is lost, or was set back.
 
 mod apply;
-mod scenarios;
+pub mod scenarios;
 
 use super::log::{DAYS, Log};
 use super::server::{Sent, Server};

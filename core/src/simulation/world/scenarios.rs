@@ -8,7 +8,7 @@ use crate::simulation::world::Doing;
 use crate::source::Table;
 
 /// Makes moves that `may` be made, in their order, until `done`.
-fn drive(world: &mut World, may: impl Fn(&World, Move) -> bool, done: impl Fn(&World) -> bool) {
+pub fn drive(world: &mut World, may: impl Fn(&World, Move) -> bool, done: impl Fn(&World) -> bool) {
     for _ in 0..1_000 {
         if done(world) {
             return;
