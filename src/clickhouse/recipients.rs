@@ -85,6 +85,10 @@ pub(super) async fn make_key(client: &Client, schema: &Schema) -> Result<(), Cli
 /// # Errors
 /// [`SchemaProblem::RecipientKey`] if there is not exactly one, or any [`ClickHouseError`].
 pub async fn key(client: &Client) -> Result<RecipientKey, SchemaProblem> {
+    // A replica that lags does not show the key yet.
+    if client.is_replica() {
+        client.sync_table(RECIPIENT_KEY_NAME).await?;
+    }
     let keys = client.deciding("SELECT k0, k1 FROM recipient_key").rows::<(u64, u64)>().await?;
     match keys[..] {
         [(k0, k1)] => Ok(RecipientKey { k0, k1 }),

@@ -193,7 +193,8 @@ impl Client {
         }
     }
 
-    async fn sync_table(&self, table: &str) -> Result<(), ClickHouseError> {
+    /// Waits until this server shows all rows of one table that Keeper knew of at the call. Tables must be replicated.
+    pub(super) async fn sync_table(&self, table: &str) -> Result<(), ClickHouseError> {
         let table = format!("{}.{}", self.database(), self.stored(table));
         // The server ends first, so that its error arrives.
         let limit_s = self.query_timeout().saturating_sub(Duration::from_secs(1)).as_secs().max(1).to_string();

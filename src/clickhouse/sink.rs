@@ -8,6 +8,7 @@ use super::error::ClickHouseError;
 use super::retention::Retention;
 use super::schema::{Schema, SchemaProblem};
 use super::servers::Servers;
+use crate::platform::failpoint;
 use crate::platform::lock::locked;
 use crate::platform::metrics::{FLUSHED_ROWS, INSERT_SECONDS};
 use metrics::{counter, histogram};
@@ -27,7 +28,12 @@ use tallyhouse_core::tables::{Definition, RECIPIENTS, RECIPIENTS_NAME};
 const ENDED_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// ClickHouse's default of `http_receive_timeout`: it gives up a sender that sends nothing for this time.
-pub const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Returns the time after which ClickHouse gives up a sender that sends nothing.
+pub fn receive_timeout() -> Duration {
+    failpoint::receive_timeout(RECEIVE_TIMEOUT)
+}
 
 /// Greatest number of rows of a batch. A batch is one block, which has at most `max_insert_block_size` rows.
 const BATCH_ROWS_MAX: u64 = 1_048_449;
@@ -97,7 +103,7 @@ impl Sink {
     /// its last commit. `replicas_confirmed`: see [`Sink::confirm`].
     pub fn of_servers(servers: Arc<Servers>, schema: Schema, sends: Duration, replicas_confirmed: u64) -> Sink {
         let client = servers.in_use().clone();
-        let quarantine = sends + RECEIVE_TIMEOUT + client.insert_timeout();
+        let quarantine = sends + receive_timeout() + client.insert_timeout();
         let confirms = replicas_confirmed > 1;
         Sink { servers: Some(servers), quarantine, confirms, ..Sink::new(client, schema) }
     }

@@ -9,7 +9,7 @@ use super::reader::Command;
 use super::windows::{Due, ReservedBatch};
 use super::{Drain, Shared, gauges};
 use crate::clickhouse::error::UNCONFIRMED;
-use crate::clickhouse::sink::{OpenBatch, RECEIVE_TIMEOUT};
+use crate::clickhouse::sink::{self, OpenBatch};
 use crate::config::memory::{limit_for_lifecycle, limit_for_replay};
 use crate::kafka::dead_letters::Letters;
 use crate::kafka::{self, KAFKA_TIMEOUT, refusal};
@@ -288,7 +288,7 @@ impl Partition {
     /// revoked before that.
     async fn await_quiet(&mut self) -> bool {
         let sent = self.unanswered.max(self.assigned + self.shared.session_timeout);
-        let quiet_at = sent + self.shared.sink.insert_timeout() + failpoint::receive_timeout(RECEIVE_TIMEOUT);
+        let quiet_at = sent + self.shared.sink.insert_timeout() + sink::receive_timeout();
         let left = quiet_at.saturating_sub(boot_time());
         tracing::warn!(
             partition = self.source.partition,

@@ -341,6 +341,30 @@ pub async fn members_on_different_replicas_are_exact(_url: &str, database: &str)
     shard.assert_exact(&ledger, "members on both replicas").await;
 }
 
+/// A replica that lags does not show the last migration nor the recipients' key yet. A member waits for it, and does not ask for `migrate`.
+pub async fn a_replica_that_lacks_the_last_migration_is_waited_for(_url: &str, database: &str) {
+    let mut shard = Shard::new(database).await;
+    let [a, b] = [0, 1].map(|number| shard.replicas.replica(0, number).clickhouse());
+    for table in ["schema_migrations", "recipient_key"] {
+        a.query(&format!("TRUNCATE TABLE {database}.{table}_local SETTINGS alter_sync = 2")).unwrap();
+    }
+    let fetches = shard.replicas.replica(0, 1).fetches().unwrap();
+    let cut = fetches.begin(Trouble::Cut, 100);
+    let (status, said, error) = shard.bench.run(&["migrate"], &[]);
+    assert!(status == Some(0) && said.contains("applied "), "{said}{error}");
+    let settings = [("TALLYHOUSE__CLICKHOUSE__URL", b.url()), ("TALLYHOUSE__CLICKHOUSE__QUERY_TIMEOUT_MS", "2000")];
+    let member = shard.bench.start(&settings);
+    await_log(&member, "schema_migrations_local").await;
+    fetches.end(cut);
+    let mut producer = shard.bench.producer();
+    producer.send_events(&Events::default(), 0..300).unwrap();
+    let ledger = producer.finish().unwrap();
+    shard.bench.await_stored(ledger.produced, &[&member]).await;
+    assert!(!member.stderr().contains("tallyhouse migrate"), "{}", member.stderr());
+    end(&member);
+    shard.assert_exact(&ledger, "after a migration came late").await;
+}
+
 /// With `clickhouse.replicas_confirmed = 2`, the end of a batch is not committed while only one replica has its rows. The disk of
 /// that replica is lost then, and the member inserts nothing before older inserts are over. The batch is inserted again on the other one.
 pub async fn a_lost_disk_loses_nothing_that_was_committed(_url: &str, database: &str) {

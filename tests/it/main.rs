@@ -55,12 +55,13 @@ use std::time::{Duration, Instant};
 const PROGRAM_VARIABLE: &str = "TALLYHOUSE_TEST_PROGRAM";
 
 /// Tests that need replicas, which not every machine can run.
-const ON_REPLICAS: [&str; 7] = [
+const ON_REPLICAS: [&str; 8] = [
     "cluster::replicas_get_the_same_tables",
     "cluster::a_member_counts_on_replicas",
     "cluster::a_member_changes_to_the_next_server_and_back",
     "cluster::a_replicated_database_is_exact",
     "cluster::members_on_different_replicas_are_exact",
+    "cluster::a_replica_that_lacks_the_last_migration_is_waited_for",
     "cluster::a_lost_disk_loses_nothing_that_was_committed",
     "cluster::a_repair_on_replicas_is_exact",
 ];
@@ -201,6 +202,7 @@ fn main() -> ExitCode {
         audit::repair_counts_what_is_inserted_meanwhile,
         audit::a_repair_that_was_killed_is_taken_over,
         cluster::members_on_different_replicas_are_exact,
+        cluster::a_replica_that_lacks_the_last_migration_is_waited_for,
         belief::an_answer_of_somebody_else_is_no_acknowledgement,
         belief::a_proxy_that_changes_requests_ends_the_start,
         belief::a_profile_or_policy_that_falsifies_ends_the_start,

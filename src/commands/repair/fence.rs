@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// Beginning of a fence's name. The repair's number follows.
+const FENCE: &str = "tallyhouse_repair_";
+
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Time, beyond `clickhouse.insert_timeout_ms`, for which the repair waits for an insert.
@@ -55,7 +58,7 @@ pub(super) struct Fence<'a> {
 impl<'a> Fence<'a> {
     /// Makes the fence that belongs to a staging table.
     pub(super) fn new(staging: &Staging<'_>, shard: &'a Shard, standing: &Standing) -> Fence<'a> {
-        let name = format!("tallyhouse_repair_{}", staging.id());
+        let name = format!("{FENCE}{}", staging.id());
         let (month, daily) = (staging.month(), staging.client().stored("daily"));
         Fence { name, month, daily, shard, standing: standing.clone(), swaps: AtomicBool::new(false) }
     }
@@ -169,14 +172,13 @@ async fn unfence(client: &Client, id: &str, fence: &Fence<'_>) -> Result<(), Str
 /// harm.
 ///
 /// # Errors
-/// Any of [`ClickHouseError`]; then run it again.
+/// Any of [`ClickHouseError`], or a repair's statements that do not end; then run it again.
 pub async fn clean(client: &Client, shard: &Shard, say: ProgressFn<'_>) -> Result<(), RepairError> {
     shard.refuse_absent(client).await?;
     let (fences, stagings) = tables::leftovers(client, &shard.system("tables")).await?;
     for table in stagings {
         shard.drop_everywhere(client, &table).execute().await?;
-        // A swap that had begun when the table was dropped still goes through: the fence must stand until then.
-        await_unused(client, &shard.system("processes"), table.trim_start_matches("daily_repair_")).await?;
+        await_ended(client, shard, table.trim_start_matches("daily_repair_")).await?;
         say(&format!("dropped the table {table}"));
     }
     if !fences.is_empty() {
@@ -184,10 +186,22 @@ pub async fn clean(client: &Client, shard: &Shard, say: ProgressFn<'_>) -> Resul
         shard.await_late_inserts(say).await;
     }
     for fence in fences {
+        // A swap that had begun when its table was dropped still goes through: the fence must stand until then.
+        await_ended(client, shard, fence.trim_start_matches(FENCE)).await?;
         client.query(&drop_constraint(&client.stored("daily"), &fence)).execute().await?;
         say(&format!("dropped the constraint {fence}"));
     }
     Ok(())
+}
+
+/// Waits on all servers of the shard, at most [`DOWN_MAX`], until the repair with this number does not change `daily` any more.
+async fn await_ended(client: &Client, shard: &Shard, id: &str) -> Result<(), RepairError> {
+    let processes = shard.system("processes");
+    let Ok(ended) = tokio::time::timeout(DOWN_MAX, await_unused(client, &processes, id)).await else {
+        let error = format!("the statements of its repair have not ended within {} s", DOWN_MAX.as_secs());
+        return Err(RepairError::FenceStands { fence: format!("{FENCE}{id}"), error, first: None });
+    };
+    Ok(ended?)
 }
 
 /// Waits until neither the swap nor the making of the fence of the repair with this number runs any more. The

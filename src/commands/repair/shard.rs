@@ -9,9 +9,8 @@
 use super::error::RepairError;
 use crate::clickhouse::client::{Client, Statement};
 use crate::clickhouse::schema::{Form, Schema};
-use crate::clickhouse::sink::RECEIVE_TIMEOUT;
+use crate::clickhouse::sink;
 use crate::config::Config;
-use crate::platform::failpoint;
 use crate::platform::output::ProgressFn;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -51,7 +50,7 @@ impl Shard {
         }
         let cluster = schema.form().cluster(&database).map(str::to_owned);
         let sends = Duration::from_millis(config.kafka.session_timeout_ms);
-        let quarantine = sends + failpoint::receive_timeout(RECEIVE_TIMEOUT) + client.insert_timeout();
+        let quarantine = sends + sink::receive_timeout() + client.insert_timeout();
         Ok(Shard { database, cluster, on_cluster: schema.on_cluster(), quarantine })
     }
 

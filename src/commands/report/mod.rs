@@ -62,6 +62,11 @@ impl Filter {
     fn has_days(&self) -> bool {
         self.since.is_some() || self.until.is_some()
     }
+
+    /// True if this day counts.
+    fn has(&self, day: Day) -> bool {
+        self.since.is_none_or(|since| since <= day) && self.until.is_none_or(|until| until >= day)
+    }
 }
 
 /// Numbers of events by type.

@@ -203,9 +203,8 @@ pub async fn by_day(client: &Client, filter: &Filter, zone: &str) -> Result<ByDa
         condition.sql()
     );
     let rows = condition.bind(client.query(&sql).bind(zone)).rows::<OfDay>().await?;
-    let asked_for = |day: &Day| filter.since.is_none_or(|s| s <= *day) && filter.until.is_none_or(|u| u >= *day);
     let days = rows.into_iter().map(|OfDay { day, counts: [delivered, opened, clicked, bounced, unsubscribed] }| {
         (Day(day), FirstEvents { delivered, opened, clicked, bounced, unsubscribed })
     });
-    Ok(days.filter(|(day, _)| asked_for(day)).collect())
+    Ok(days.filter(|(day, _)| filter.has(*day)).collect())
 }

@@ -167,8 +167,7 @@ fn days(filter: &Filter, counted: &[Counted], found: &[Found]) -> Vec<ZoneDay> {
     }
     let missing = counted.iter().filter(|of| of.events > rows.get(&of.utc_day).copied().unwrap_or(0));
     let not_kept: BTreeSet<u16> = missing.flat_map(|of| of.first..=of.last).collect();
-    let asked_for = |day: &u16| filter.since.is_none_or(|s| s.0 <= *day) && filter.until.is_none_or(|u| u.0 >= *day);
-    let all: BTreeSet<u16> = sums.keys().chain(&not_kept).copied().filter(asked_for).collect();
+    let all: BTreeSet<u16> = sums.keys().chain(&not_kept).copied().filter(|&day| filter.has(Day(day))).collect();
     let counts = |day: u16| sums.get(&day).copied().filter(|_| !not_kept.contains(&day));
     all.into_iter().map(|day| ZoneDay { day: Day(day), counts: counts(day), recipients: None }).collect()
 }
