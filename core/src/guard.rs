@@ -54,6 +54,8 @@ pub enum Guard {
     Quiet,
     /// A member that completes a batch of a group tries the group's token first.
     GroupToken,
+    /// A batch leaves its group by a commit, before it inserts under tokens of its own into later tables.
+    Leave,
     /// The acknowledgement of a group's insert counts only while every source of the group is still in it.
     WholeGroup,
     /// The acknowledgement of a group's insert counts only while the lease holds.

@@ -41,6 +41,11 @@ impl Table {
     /// All tables, in the order of writing.
     pub const ALL: [Table; 4] = [Table::Raw, Table::Rejected, Table::Lifecycle, Table::Daily];
 
+    /// Returns the table with this name in ClickHouse.
+    pub fn of_name(name: &str) -> Option<Table> {
+        Table::ALL.into_iter().find(|table| table.name() == name)
+    }
+
     /// Returns the table's name in ClickHouse.
     pub const fn name(self) -> &'static str {
         match self {
@@ -76,8 +81,8 @@ impl Source {
     }
 
     /// Returns the `insert_deduplication_token` of one batch's insert into one table. It is the same for every attempt at the same
-    /// batch, by any member. All batches of a group have one token. `attempt` is 0 until the server has acknowledged the insert
-    /// and left no rows of it. Then the batch gets tokens of its own.
+    /// batch, by any member. All batches of a group have one token. `attempt` is the number of tokens of the insert
+    /// that are used up or not to be used. From 1 on the batch has tokens of its own.
     pub fn token(&self, range: OffsetRange, group: Option<GroupId>, table: Table, attempt: u32) -> String {
         match group {
             _ if !guard::is_on(Guard::Token) => String::new(),

@@ -173,7 +173,7 @@ async fn plan_of(reader: &Reader, position: &Position, choice: Choice) -> Result
         let range = OffsetRange { start: committed.offset, end };
         let cluster = if old.cluster_id.is_empty() { &position.log.cluster_id } else { &old.cluster_id }.clone();
         let source = Source { cluster, topic_id: old.id_of_rows().to_owned(), ..position.source.clone() };
-        let marks = reader.marks(range, old.group, &source).await?;
+        let marks = reader.marks(range, old.group.map(|group| group.id), &source).await?;
         left_open = Some((range, OpenBatch::new(range, &marks, marks.show_applied(range, counts))));
     }
     let (offset, metadata) = decide(position, &old, &reason, left_open, choice).map_err(&no_remedy)?;

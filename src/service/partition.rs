@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tallyhouse_core::batch::Part;
-use tallyhouse_core::protocol::group::GroupId;
+use tallyhouse_core::protocol::group::{GroupId, OfGroup};
 use tallyhouse_core::protocol::lease::Lease;
 use tallyhouse_core::protocol::marks::Insert;
 use tallyhouse_core::protocol::stop::StopReason;
@@ -408,7 +408,7 @@ impl Partition {
     }
 
     fn frozen(&mut self, held: Arc<ReservedBatch>, seat: Option<Seat>) -> Outcome {
-        let frozen = Frozen { group: seat.as_ref().map(Seat::group), ..held.batch.frozen() };
+        let frozen = Frozen { group: seat.as_ref().map(Seat::group).map(OfGroup::whole), ..held.batch.frozen() };
         self.replaying = false;
         self.seat = seat.or(self.seat.take());
         self.batches.push_back((held, Instant::now()));

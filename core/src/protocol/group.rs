@@ -19,6 +19,28 @@ use uuid::Uuid;
 /// Id of a group. It is a hash of the sources and ranges of the batches, so no other set of batches has it.
 pub type GroupId = Uuid;
 
+/// The group of a batch, as the batch's announcement names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OfGroup {
+    /// Id of the group.
+    pub id: GroupId,
+    /// Table at which the batch has left the group. Nothing of the batch is in later tables, and nobody has sent an insert of it there
+    /// under the group's token. So its inserts into them have tokens of its own.
+    pub left_at: Option<Table>,
+}
+
+impl OfGroup {
+    /// Returns the group of a batch that is still in it.
+    pub fn whole(id: GroupId) -> OfGroup {
+        OfGroup { id, left_at: None }
+    }
+
+    /// True if the batch has left the group before its insert into this table.
+    pub fn has_left_before(&self, table: Table) -> bool {
+        self.left_at.is_some_and(|left_at| left_at < table)
+    }
+}
+
 const NAMESPACE: Uuid = Uuid::from_bytes(*b"tallyhouse-group");
 
 /// Returns the id of the group of these batches. Each is a source's name with a range, in the order of the names.

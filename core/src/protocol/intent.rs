@@ -9,7 +9,8 @@
 //! tallyhouse/2 topic=6Qm1BxsOTtuMW2AoMKb6XQ cluster=5L6g3nShT-eMCtK--X86sw marked=1200 end=1300 rows=95 rejects=5
 //! ```
 //!
-//! `group=ID` names the group of the batch, if one insert writes it together with batches of other partitions.
+//! `group=ID` names the group of the batch, if one insert writes it together with batches of other partitions. `left=TABLE` says that the
+//! batch has left the group at this table ([`OfGroup`]).
 //!
 //! Two more words are rare. `source=plain`: rows carry a `source` without the topic's id, because the brokers reported no id when
 //! the first row was stored. `again=N`: records before offset N may have been stored before, and their rows or their offset were
@@ -20,8 +21,8 @@
 //! build reads it and does not write it.
 
 use crate::guard::{self, Guard};
-use crate::protocol::group::GroupId;
-use crate::source::OffsetRange;
+use crate::protocol::group::{GroupId, OfGroup};
+use crate::source::{OffsetRange, Table};
 use std::fmt::Write as _;
 
 /// Version of the metadata format that this build writes. This build reads version 1 as well.
@@ -38,7 +39,14 @@ pub struct Intent {
     /// committed offset was lost.
     pub counts: Option<Counts>,
     /// The group of the batch. Its inserts may have used the group's token.
-    pub group: Option<GroupId>,
+    pub group: Option<OfGroup>,
+}
+
+impl Intent {
+    /// Returns the id of the batch's group.
+    pub fn group_id(&self) -> Option<GroupId> {
+        self.group.map(|group| group.id)
+    }
 }
 
 /// Numbers of rows of a batch.
@@ -75,7 +83,7 @@ pub struct Metadata {
     /// Batch that is about to be inserted, if there is one: its end and its counts.
     pub next: Option<(u64, Counts)>,
     /// Group of that batch, if it is inserted together with batches of other partitions.
-    pub group: Option<GroupId>,
+    pub group: Option<OfGroup>,
 }
 
 /// Reasons why a commit's metadata cannot be used.
@@ -125,7 +133,10 @@ impl Metadata {
         if let Some((end, counts)) = self.next {
             let _ = write!(text, " end={end} rows={} rejects={}", counts.rows, counts.rejects);
             if let Some(group) = self.group {
-                let _ = write!(text, " group={}", group.simple());
+                let _ = write!(text, " group={}", group.id.simple());
+                if let Some(table) = group.left_at {
+                    let _ = write!(text, " left={}", table.name());
+                }
             }
         }
         text
@@ -187,7 +198,11 @@ impl Metadata {
                 "end" => end = number,
                 "rows" => rows = number,
                 "rejects" => rejects = number,
-                "group" => metadata.group = value.parse().ok(),
+                "group" => metadata.group = value.parse().ok().map(OfGroup::whole),
+                "left" => {
+                    let Some(group) = &mut metadata.group else { return Ok(None) };
+                    group.left_at = Table::of_name(value);
+                }
                 _ => return Err(MetadataError::Word((*word).to_owned())),
             }
         }
@@ -211,7 +226,10 @@ mod tests {
         ("[A-Za-z0-9_-]{0,22}", "[A-Za-z0-9_-]{0,22}", (any::<bool>(), offsets.clone(), offsets), next).prop_map(
             |(topic_id, cluster_id, (is_plain, marked, again), next)| Metadata {
                 is_plain: is_plain && !topic_id.is_empty(),
-                group: next.filter(|(_, rows, _)| rows % 2 == 1).map(|(end, ..)| GroupId::from_u128(end.into())),
+                group: next.filter(|(_, rows, _)| rows % 2 == 1).map(|(end, _, rejects)| OfGroup {
+                    id: GroupId::from_u128(end.into()),
+                    left_at: Table::ALL.get((rejects % 8) as usize).copied(),
+                }),
                 topic_id,
                 cluster_id,
                 marked,
@@ -286,9 +304,12 @@ mod tests {
             "tallyhouse/1 topic=a source=plain",
             "tallyhouse/2 group=00000000000000000000000000000007",
             "tallyhouse/2 end=5 rows=1 rejects=0 group=7",
+            "tallyhouse/2 end=5 rows=1 rejects=0 left=daily",
             "tallyhouse/2 x-new",
         ] {
             assert_eq!(Metadata::decode(damaged.as_bytes()), Err(MetadataError::Corrupt(damaged.into())));
         }
+        let of_no_table = "tallyhouse/2 end=5 rows=1 rejects=0 group=00000000000000000000000000000007 left=other";
+        assert!(matches!(Metadata::decode(of_no_table.as_bytes()), Err(MetadataError::Corrupt(_))));
     }
 }

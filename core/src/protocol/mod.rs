@@ -18,8 +18,9 @@
 //! a commit of the same intent, and then the protocol reads the marks. A batch that is refused for its size is announced smaller,
 //! if nothing of it is applied. After each insert that follows a reading of the marks the protocol reads them again, as the
 //! acknowledgement of a repeat proves nothing. If rows are acknowledged and not shown, it looks for them again with growing
-//! pauses. Then it inserts them once more under another token, and then it stops the partition. [`Step::Stop`] is for decisions
-//! that only an operator can make.
+//! pauses. Then it inserts them once more under another token, and then it stops the partition. Before that token, a batch of a
+//! group leaves it by a commit, so that its later tables need no such looks. [`Step::Stop`] is for decisions that only an operator
+//! can make.
 //!
 //! Exactly one action is outstanding at a time. The machine must never ask for an insert without an intent that it knows to be
 //! committed. It must never write counters before the batch's rows and rejects. It must never commit an end before all inserts of
@@ -36,11 +37,11 @@ pub mod outlook;
 pub mod stop;
 
 use crate::guard::{self, Guard};
-use crate::protocol::group::GroupId;
+use crate::protocol::group::{GroupId, OfGroup};
 use crate::protocol::intent::{Counts, Intent, Metadata};
 use crate::protocol::marks::{Expected, Insert, Marks, Progress, down_to_mark, missing};
 use crate::protocol::stop::StopReason;
-use crate::source::OffsetRange;
+use crate::source::{OffsetRange, Table};
 
 /// A committed offset as Kafka keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -122,12 +123,27 @@ pub struct Frozen {
     /// Rows that it leaves in the tables.
     pub expected: Expected,
     /// The group with which it is inserted; `None` if it is inserted alone.
-    pub group: Option<GroupId>,
+    pub group: Option<OfGroup>,
 }
 
 impl Frozen {
     fn is_empty(&self) -> bool {
         self.expected.is_empty()
+    }
+
+    fn group_id(&self) -> Option<GroupId> {
+        self.group.map(|group| group.id)
+    }
+
+    /// Returns the batch without its group from this table on. It is possible if the batch is in its group and these are the inserts that
+    /// are left. Everything later than the table is missing then. So nobody has seen the table's rows, and nobody has gone on to
+    /// a later table.
+    fn leaving_at(&self, table: Table, left: &[Insert]) -> Option<Frozen> {
+        let group = self.group.filter(|group| group.left_at.is_none())?;
+        let all = self.expected.inserts();
+        let later = all.iter().skip_while(|insert| insert.table != table).skip(1);
+        let goes_on = left.len() > 1 && later.eq(&left[1..]);
+        goes_on.then(|| Frozen { group: Some(OfGroup { left_at: Some(table), ..group }), ..self.clone() })
     }
 
     fn counts(&self) -> Counts {
@@ -183,8 +199,8 @@ pub enum Action {
         group: Option<GroupId>,
         /// Part of the batch to insert.
         insert: Insert,
-        /// Number of earlier times that the same insert was acknowledged and left no rows. It is part of the token. From 1 on
-        /// the batch is inserted alone.
+        /// Number of tokens of the insert that are used up or not to be used. It is part of the token. From 1 on the batch is
+        /// inserted alone.
         attempt: u32,
     },
     /// Wait until no insert of this batch runs any more, then read the tables. Answer: [`Outcome::Marks`].
@@ -425,15 +441,10 @@ impl Protocol {
             ) => Step::Release,
             (State::Announcing { batch, applied_unknown, repeated }, Outcome::CommitDone) => {
                 self.known = self.wanted.take();
-                match (applied_unknown, repeated) {
-                    (false, _) => self.insert_all(batch),
-                    (true, None) => self.ask(batch, None, None),
-                    // Its rows were looked for often enough. A second series of looks could last longer than each lease.
-                    (true, repeated @ Some(_)) => {
-                        let (range, group) = (batch.range, batch.group);
-                        let asking = State::Asking { batch, differs: None, repeated, look: LOOKS_FOR_ROWS };
-                        self.enter(asking, Action::ReadMarks { range, group, quiet: false, look: 0 })
-                    }
+                match applied_unknown {
+                    false => self.insert_all(batch),
+                    // A repeated insert was looked for often enough. A second series of looks could last longer than each lease.
+                    true => self.ask(batch, None, repeated, LOOKS_FOR_ROWS),
                 }
             }
             (State::Asking { batch, differs, repeated, look }, Outcome::Marks(marks)) => {
@@ -446,7 +457,7 @@ impl Protocol {
             (State::Inserting { batch, mut left, attempt }, Outcome::Inserted | Outcome::InsertUnproven) => {
                 let insert = left.remove(0);
                 match guard::is_on(Guard::Verify) {
-                    true => self.ask(batch, None, Some((insert, attempt.unwrap_or(0) + 1))),
+                    true => self.ask(batch, None, Some((insert, attempt.unwrap_or(0) + 1)), 0),
                     false => self.insert(batch, left, attempt),
                 }
             }
@@ -457,11 +468,12 @@ impl Protocol {
             (State::Refused { batch, insert, quiet }, Outcome::Marks(marks)) => {
                 self.on_refused(batch, insert, quiet, &marks)
             }
-            (State::Inserting { batch, .. }, Outcome::InsertUnknown) => self.ask(batch, None, None),
-            (State::Inserting { batch, left, attempt }, Outcome::LeaseExpired) => {
-                let inserts = attempt.filter(|&inserts| inserts > 0);
-                let repeated = left.first().cloned().zip(inserts);
-                self.announce(batch, true, repeated)
+            (State::Inserting { batch, left, attempt }, seen @ (Outcome::InsertUnknown | Outcome::LeaseExpired)) => {
+                let repeated = left.first().cloned().zip(attempt.filter(|&inserts| inserts > 0));
+                match seen {
+                    Outcome::LeaseExpired => self.announce(batch, true, repeated),
+                    _ => self.ask(batch, None, repeated, LOOKS_FOR_ROWS),
+                }
             }
             (State::Applied { .. }, Outcome::Batch(next)) if next.is_empty() => self.finish(next.range.end, None),
             (State::Applied { batch }, Outcome::Batch(next)) => self.finish(batch.range.end, Some(next)),
@@ -476,7 +488,7 @@ impl Protocol {
             (State::Finishing { next }, Outcome::CommitDone) => {
                 self.known = self.wanted.take();
                 match next {
-                    Some(batch) if self.is_read_again(&batch) => self.ask(batch, None, None),
+                    Some(batch) if self.is_read_again(&batch) => self.ask(batch, None, None, 0),
                     Some(batch) => self.insert_all(batch),
                     None => self.enter(State::Filling { first: false }, Action::AwaitBatch),
                 }
@@ -593,7 +605,7 @@ impl Protocol {
         }
         let counted = progress.counted_end == Some(end) && progress.uncounted.is_none();
         if counted {
-            let group = intent.group;
+            let group = intent.group_id();
             let checking = State::CheckingCounted { log, intent, progress };
             return self.enter(checking, Action::ReadMarks { range, group, quiet: false, look: 0 });
         }
@@ -608,7 +620,7 @@ impl Protocol {
         }
         self.doubts = 0;
         if low > range.start {
-            let group = intent.group;
+            let group = intent.group_id();
             let asking = Action::ReadMarks { range, group, quiet: false, look: 0 };
             return self.enter(State::CheckingGone { intent, low }, asking);
         }
@@ -688,7 +700,7 @@ impl Protocol {
                     false => Step::Stop(StopReason::RebuiltDiffers { range, rebuilt, intent }),
                 }
             }
-            Some(intent) => self.ask(batch, Some(intent), None),
+            Some(intent) => self.ask(batch, Some(intent), None, 0),
             // A second commit of the intent shows that this member owns the partition before it inserts anything.
             None => self.announce(batch, true, None),
         }
@@ -696,7 +708,7 @@ impl Protocol {
 
     /// Reads the marks to see if a batch that a member with more memory has announced may be announced smaller.
     fn shrink(&mut self, intent: Intent, limit_bytes: u64, quiet: bool) -> Step {
-        let (range, group) = (intent.range, intent.group);
+        let (range, group) = (intent.range, intent.group_id());
         self.enter(State::Shrinking { intent, limit_bytes, quiet }, Action::ReadMarks { range, group, quiet, look: 0 })
     }
 
@@ -707,7 +719,7 @@ impl Protocol {
 
     /// Reads the marks to see if a batch that was refused for its size may be announced smaller.
     fn look_at_refused(&mut self, batch: Frozen, insert: Insert, quiet: bool) -> Step {
-        let (range, group) = (batch.range, batch.group);
+        let (range, group) = (batch.range, batch.group_id());
         self.enter(State::Refused { batch, insert, quiet }, Action::ReadMarks { range, group, quiet, look: 0 })
     }
 
@@ -741,7 +753,7 @@ impl Protocol {
         look: u32,
         marks: &Marks,
     ) -> Step {
-        let (range, group) = (batch.range, batch.group);
+        let (range, group) = (batch.range, batch.group_id());
         match (missing(&batch.expected, range, marks), differs) {
             (Ok(left), None) => {
                 let same = |(insert, _): &(Insert, u32)| left.first().is_some_and(|first| first.table == insert.table);
@@ -764,7 +776,14 @@ impl Protocol {
                     true if inserts >= INSERTS_MAX || insert != left[0] => {
                         Step::Stop(StopReason::NotShown { range, table, inserts })
                     }
-                    _ => self.insert(batch, left, Some(inserts)),
+                    // Otherwise such a series of looks would follow for each table.
+                    _ => match batch.leaving_at(table, &left) {
+                        Some(batch) if guard::is_on(Guard::Leave) => {
+                            self.announce(batch, true, Some((insert, inserts)))
+                        }
+                        Some(batch) => self.insert(batch, left, Some(inserts)),
+                        None => self.insert(batch, left, Some(inserts)),
+                    },
                 }
             }
             (Err(conflict), None) => Step::Stop(StopReason::Conflict { range, conflict }),
@@ -800,10 +819,11 @@ impl Protocol {
         self.commit(State::Announcing { batch, applied_unknown, repeated }, wanted)
     }
 
-    fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Insert, u32)>) -> Step {
-        let (range, group) = (batch.range, batch.group);
+    /// Reads the marks. `look`: as in `Asking`, without a pause before this one.
+    fn ask(&mut self, batch: Frozen, differs: Option<Counts>, repeated: Option<(Insert, u32)>, look: u32) -> Step {
+        let (range, group) = (batch.range, batch.group_id());
         self.enter(
-            State::Asking { batch, differs, repeated, look: 0 },
+            State::Asking { batch, differs, repeated, look },
             Action::ReadMarks { range, group, quiet: false, look: 0 },
         )
     }
@@ -820,8 +840,10 @@ impl Protocol {
     fn insert(&mut self, batch: Frozen, left: Vec<Insert>, attempt: Option<u32>) -> Step {
         match left.first().cloned() {
             Some(insert) => {
-                let (range, group) = (batch.range, batch.group);
-                let action = Action::Insert { range, group, insert, attempt: attempt.unwrap_or(0) };
+                let (range, group) = (batch.range, batch.group_id());
+                let left_before = batch.group.is_some_and(|group| group.has_left_before(insert.table));
+                let attempt_of_token = attempt.unwrap_or(0) + u32::from(left_before);
+                let action = Action::Insert { range, group, insert, attempt: attempt_of_token };
                 self.enter(State::Inserting { batch, left, attempt }, action)
             }
             None => {
@@ -901,6 +923,46 @@ mod tests {
             assert!(matches!(short(&mut protocol), Step::Do(Action::LookAgain(_))));
         }
         assert!(matches!(short(&mut protocol), Step::Stop(StopReason::AheadOfLog { .. })));
+    }
+
+    /// Others have used all tokens of a dead member's group. The next owner of a batch looks for its rows in the first table, and then
+    /// no more: a series of looks for each table would let the partition stand still for several sessions.
+    #[test]
+    fn rows_of_a_group_are_looked_for_in_one_table_only() {
+        let group = Some(OfGroup::whole(GroupId::from_u128(7)));
+        let next = Some((4, Counts { rows: 3, rejects: 1 }));
+        let metadata = Metadata { topic_id: "id".into(), next, group, ..Metadata::default() }.encode().into_bytes();
+        let committed = Some(Committed { offset: 0, metadata });
+        let (mut protocol, _) = Protocol::start();
+        protocol.on_outcome(Outcome::Log(LogView { committed, ..announced(4, 3, 4) }));
+        protocol.on_outcome(Outcome::Progress(Progress::default()));
+        let expected = Expected { raw: [(20_261_031, 3)].into(), daily: vec![202_610], rejected: 1, lifecycle: 0 };
+        let range = OffsetRange { start: 0, end: 4 };
+        let mut step = protocol.on_outcome(Outcome::Batch(Frozen { range, expected, group: None }));
+        let (mut shown, mut looks, mut inserts) = (Marks::default(), 0, Vec::new());
+        let last = loop {
+            step = protocol.on_outcome(match &step {
+                Step::Do(Action::ReadMarks { look, .. }) => {
+                    looks += u32::from(*look > 0);
+                    Outcome::Marks(shown.clone())
+                }
+                Step::Do(Action::Insert { insert, attempt, .. }) => {
+                    inserts.push((insert.table, *attempt));
+                    match insert.table {
+                        _ if *attempt == 0 => {}
+                        Table::Raw => shown.raw = [(20_261_031, 3)].into(),
+                        Table::Rejected => shown.rejected = 1,
+                        _ => shown.daily = [(202_610, 4)].into(),
+                    }
+                    Outcome::InsertUnproven
+                }
+                Step::Do(Action::Commit { .. }) => Outcome::CommitDone,
+                _ => break step,
+            });
+        };
+        assert_eq!(last, Step::Do(Action::TakeBatch));
+        let own = [Table::Raw, Table::Rejected, Table::Daily].map(|table| (table, 1));
+        assert_eq!((looks, inserts), (LOOKS_FOR_ROWS, [&[(Table::Raw, 0)], &own[..]].concat()));
     }
 
     fn plain(metadata: Metadata, cluster_id: &str) -> LogView {

@@ -194,7 +194,7 @@ fn without_any_one_guard_a_violation_is_found() {
     let confirms = Rules { confirms: true, ..replicas };
     let for_good = Rules { hides: Hides::ForGood, ..real };
     let lifecycle = Rules { stream: Stream::Lifecycle(Stage::AudienceReady), ..real };
-    let ours: [(Guard, Rules, &'static [&'static str]); 37] = [
+    let ours: [(Guard, Rules, &'static [&'static str]); 38] = [
         (Guard::Mark, lifecycle, &[]),
         (Guard::Behind, lifecycle, &["Restore", "Crash"]),
         (Guard::CountersLast, lifecycle, &["LoseCommitted", "Crash"]),
@@ -227,6 +227,7 @@ fn without_any_one_guard_a_violation_is_found() {
         (Guard::Identity, real, &["TellIds", "Crash"]),
         (Guard::Quiet, unequal, &["Crash", "Expire", "ForgetTokens"]),
         (Guard::GroupToken, groups, &["Revoke"]),
+        (Guard::Leave, groups, &["Revoke", "Crash"]),
         (Guard::WholeGroup, groups, &["Revoke"]),
         (Guard::Sync, replicas, &["Switch", "Crash"]),
         (Guard::OneReplica, replicas, &["Switch", "Crash"]),
@@ -307,6 +308,13 @@ fn every_seed_is_exact_with_groups() {
 fn every_seed_is_exact_on_replicas() {
     let rules = Rules { replicas: 2, ..Rules::REAL };
     assert_every_seed_is_exact(rules, "every_seed_is_exact_on_replicas");
+}
+
+/// Groups of members that use any of two replicas.
+#[test]
+fn every_seed_is_exact_with_groups_on_replicas() {
+    let rules = Rules { memory: Memory::Plenty, gathers: true, replicas: 2, ..Rules::REAL };
+    assert_every_seed_is_exact(rules, "every_seed_is_exact_with_groups_on_replicas");
 }
 
 /// A replica loses its disk at any moment, and each end was confirmed by the other one before.

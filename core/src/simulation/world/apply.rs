@@ -3,7 +3,7 @@
 use super::{Commit, Doing, Fault, Grouped, Held, Hides, Move, PLENTY, Partition, SESSION, Task, World};
 use crate::batch::Batch;
 use crate::guard::{self, Guard};
-use crate::protocol::group::{Group, GroupId, JointInsert, id_of};
+use crate::protocol::group::{Group, GroupId, JointInsert, OfGroup, id_of};
 use crate::protocol::lease::Lease;
 use crate::protocol::marks::{Insert, Marks, PartitionId, Progress};
 use crate::protocol::stop::StopReason;
@@ -509,7 +509,7 @@ impl World {
             if self.partitions[p].tasks[t].group != Some(id) {
                 continue;
             }
-            parts.extend(self.part(p, t, |held| held.frozen.group == Some(id), insert));
+            parts.extend(self.part(p, t, |held| held.frozen.group.is_some_and(|group| group.id == id), insert));
             self.partitions[p].tasks[t].doing = Doing::Inserting;
         }
         let left: BTreeSet<PartitionId> = parts.iter().flat_map(|part| part.insert.partitions.clone()).collect();
@@ -567,7 +567,7 @@ impl World {
     fn freeze(&mut self, p: usize, t: usize, batch: &Batch, group: Option<GroupId>) {
         let task = &mut self.partitions[p].tasks[t];
         let (rows, rejects) = batch.offsets();
-        let frozen = Frozen { group, ..batch.frozen() };
+        let frozen = Frozen { group: group.map(OfGroup::whole), ..batch.frozen() };
         task.frozen.push(Held { frozen: frozen.clone(), content: Content { rows, rejects }, bytes: batch.bytes() });
         task.group = group.or(task.group);
         task.replaying = false;
