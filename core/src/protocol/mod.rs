@@ -135,9 +135,8 @@ impl Frozen {
         self.group.map(|group| group.id)
     }
 
-    /// Returns the batch without its group from this table on. It is possible if the batch is in its group and these are the inserts that
-    /// are left. Everything later than the table is missing then. So nobody has seen the table's rows, and nobody has gone on to
-    /// a later table.
+    /// Returns the batch as it leaves its group at this table, which is the first of the inserts that are `left`. Returns `None` if it has
+    /// left before, or if not all later inserts are left. Nobody has seen the table's rows, so nobody has gone on to a later one.
     fn leaving_at(&self, table: Table, left: &[Insert]) -> Option<Frozen> {
         let group = self.group.filter(|group| group.left_at.is_none())?;
         let all = self.expected.inserts();
@@ -781,8 +780,7 @@ impl Protocol {
                         Some(batch) if guard::is_on(Guard::Leave) => {
                             self.announce(batch, true, Some((insert, inserts)))
                         }
-                        Some(batch) => self.insert(batch, left, Some(inserts)),
-                        None => self.insert(batch, left, Some(inserts)),
+                        leaving => self.insert(leaving.unwrap_or(batch), left, Some(inserts)),
                     },
                 }
             }
