@@ -923,8 +923,8 @@ mod tests {
         assert!(matches!(short(&mut protocol), Step::Stop(StopReason::AheadOfLog { .. })));
     }
 
-    /// Others have used all tokens of a dead member's group. The next owner of a batch looks for its rows in the first table, and then
-    /// no more: a series of looks for each table would let the partition stand still for several sessions.
+    /// Others have used all tokens of a dead member's group. The next owner of a batch looks for its rows in the first table only. With a
+    /// series of looks for each table the partition would stand still for too long.
     #[test]
     fn rows_of_a_group_are_looked_for_in_one_table_only() {
         let group = Some(OfGroup::whole(GroupId::from_u128(7)));
