@@ -41,7 +41,7 @@ use crate::protocol::group::{GroupId, OfGroup};
 use crate::protocol::intent::{Counts, Intent, Metadata};
 use crate::protocol::marks::{Expected, Insert, Marks, Progress, down_to_mark, missing};
 use crate::protocol::stop::StopReason;
-use crate::source::{OffsetRange, Table};
+use crate::source::OffsetRange;
 
 /// A committed offset as Kafka keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -135,14 +135,15 @@ impl Frozen {
         self.group.map(|group| group.id)
     }
 
-    /// Returns the batch as it leaves its group at this table, which is the first of the inserts that are `left`. Returns `None` if it has
-    /// left before, or if not all later inserts are left. Nobody has seen the table's rows, so nobody has gone on to a later one.
-    fn leaving_at(&self, table: Table, left: &[Insert]) -> Option<Frozen> {
+    /// Returns the batch as it leaves its group at the first of the inserts that are `left`. Returns `None` if it has left before, or if
+    /// not all later inserts are left. Nobody has seen the first one's rows, so nobody has gone on to a later table.
+    fn leaving(&self, left: &[Insert]) -> Option<Frozen> {
         let group = self.group.filter(|group| group.left_at.is_none())?;
+        let (Insert { table, .. }, later) = left.split_first().filter(|(_, later)| !later.is_empty())?;
         let all = self.expected.inserts();
-        let later = all.iter().skip_while(|insert| insert.table != table).skip(1);
-        let goes_on = left.len() > 1 && later.eq(&left[1..]);
-        goes_on.then(|| Frozen { group: Some(OfGroup { left_at: Some(table), ..group }), ..self.clone() })
+        let all_later = all.iter().skip_while(|insert| insert.table != *table).skip(1);
+        let group = OfGroup { left_at: Some(*table), ..group };
+        all_later.eq(later).then(|| Frozen { group: Some(group), ..self.clone() })
     }
 
     fn counts(&self) -> Counts {
@@ -776,7 +777,7 @@ impl Protocol {
                         Step::Stop(StopReason::NotShown { range, table, inserts })
                     }
                     // Otherwise such a series of looks would follow for each table.
-                    _ => match batch.leaving_at(table, &left) {
+                    _ => match batch.leaving(&left) {
                         Some(batch) if guard::is_on(Guard::Leave) => {
                             self.announce(batch, true, Some((insert, inserts)))
                         }
